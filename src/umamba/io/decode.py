@@ -1,0 +1,163 @@
+"""Decode one file with SimpleITK, quietly, and refuse what it would half read.
+
+ITK fills the missing end of a truncated NIfTI file with zeros and reports success, turns NaN in it into zeros, and some
+of its readers print to the terminal. So the length of uncompressed files is compared with the header first, gzip
+streams are run through to their checksum, and floating-point voxels of NIfTI files are looked at on the way.
+"""
+
+import gzip
+import os
+import re
+import struct
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from umamba.io.errors import UserError
+
+# Compressed bytes read at once; deflate expands at most about 1000 times, so this bounds the memory to 64 MB.
+_CHUNK = 1 << 16
+_SWAPPED_348 = int.from_bytes((348).to_bytes(4, "big"), "little")
+_REMEDY = "Copy or export the file again, or take the case out of the data set."
+
+
+def decode(path: Path) -> sitk.Image:
+    """Read one image file. Raises UserError naming the file if it is missing, empty, undecodable or truncated."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Check the name and the file ending.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty. {_REMEDY}")
+    if path.name.lower().endswith((".gz", ".nii")):
+        _check_stream(path)
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(os.fspath(path))
+    try:
+        reader.ReadImageInformation()
+        _check_length(path, reader)
+        return reader.Execute()
+    except RuntimeError as error:
+        raise UserError(f"{path}: cannot be decoded ({_reason(error)}). {_REMEDY}") from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return the telling line of an ITK exception, without its source-code positions."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "ERROR" in line] or lines[-1:]
+    reason = telling[0].split("ERROR:")[-1].strip().rstrip(".:") if telling else "unknown reason"
+    return re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", reason)
+
+
+def _check_stream(path: Path) -> None:
+    """Run through a gzip or NIfTI file; raise UserError if it is cut short or damaged, or holds NaN or infinity."""
+    parts = _inflated(path) if path.name.lower().endswith(".gz") else _parts(path)
+    header = b""
+    for part in parts:
+        header += part
+        if len(header) >= 352:
+            break
+    kind, offset = _float_voxels(header)
+    if kind is None:
+        deque(parts, maxlen=0)  # on to the end
+        return
+    spoilt, rest = 0, header[offset:]
+    for part in chain([b""], parts):
+        rest += part
+        whole = len(rest) - len(rest) % kind.itemsize
+        voxels = np.frombuffer(rest[:whole], kind)
+        spoilt += len(voxels) - int(np.count_nonzero(np.isfinite(voxels)))
+        rest = rest[whole:]
+    if spoilt:
+        raise UserError(f"{path}: {spoilt} voxels are NaN or infinite. Replace them by a real intensity.")
+
+
+def _float_voxels(header: bytes) -> tuple[np.dtype | None, int]:
+    """Return the type of a NIfTI-1 file's voxels and where they begin; None if they are no floating-point numbers."""
+    if len(header) < 352 or header[344:347] not in (b"n+1", b"ni1"):
+        return None, 0
+    order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
+    (code,) = struct.unpack(f"{order}h", header[70:72])
+    (offset,) = struct.unpack(f"{order}f", header[108:112])
+    width = {16: 4, 64: 8}.get(code)
+    return (None if width is None else np.dtype(f"{order}f{width}")), max(352, int(offset))
+
+
+def _parts(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+
+
+def _inflated(path: Path) -> Iterator[bytes]:
+    """Yield a gzip file's content up to the checksum of its last member."""
+    inflate = zlib.decompressobj(wbits=31)
+    try:
+        for chunk in _parts(path):
+            while chunk:
+                yield inflate.decompress(chunk)
+                chunk = inflate.unused_data.lstrip(b"\0")  # a further member, or padding of zeros
+                if chunk:
+                    inflate = zlib.decompressobj(wbits=31)
+    except zlib.error as error:
+        raise UserError(f"{path}: not a sound gzip file ({error}). {_REMEDY}") from None
+    if not inflate.eof:
+        raise UserError(f"{path}: the file is truncated (its gzip stream has no end). {_REMEDY}")
+
+
+def _check_length(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Compare an uncompressed NIfTI, MHA or BMP file's length with the size its header declares."""
+    suffix = path.suffix.lower()
+    if suffix not in (".nii", ".mha", ".bmp", ".gipl") or (suffix == ".mha" and _compressed_mha(path)):
+        return
+    voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
+    expected = voxel.GetSizeOfPixelComponent() * reader.GetNumberOfComponents()
+    for length in reader.GetSize():
+        expected *= length
+    expected += _header_bytes(path, suffix)
+    actual = path.stat().st_size
+    if actual < expected:
+        raise UserError(f"{path}: the file is truncated ({actual} bytes, its header declares {expected}). {_REMEDY}")
+
+
+def _header_bytes(path: Path, suffix: str) -> int:
+    """Return where the voxels begin, as far as it is easily known."""
+    with open(path, "rb") as stream:
+        start = stream.read(4096)
+    if suffix == ".nii":
+        return 352
+    local = re.search(rb"ElementDataFile\s*=\s*LOCAL\r?\n", start) if suffix == ".mha" else None
+    return local.end() if local else 0
+
+
+def _compressed_mha(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        header = stream.read(4096).split(b"ElementDataFile", 1)[0].lower().replace(b" ", b"")
+    return b"compresseddata=true" in header
+
+
+def stored_spacing(path: Path) -> tuple[float, ...] | None:
+    """Return the spacing (X, Y, Z) a NIfTI-1 or MHA header really holds; None for other formats.
+
+    ITK replaces a zero, negative or NaN spacing by a plausible one without a word, so checks have to look at the file.
+    """
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        with gzip.open(path) if name.endswith(".gz") else open(path, "rb") as stream:
+            header = stream.read(348)
+        if len(header) < 348 or struct.unpack("<i", header[:4])[0] not in (348, _SWAPPED_348):
+            return None
+        order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
+        dimension = struct.unpack(f"{order}h", header[40:42])[0]
+        return struct.unpack(f"{order}3f", header[80:92])[: max(1, min(3, dimension))]
+    if name.endswith(".mha"):
+        with open(path, "rb") as stream:
+            header = stream.read(4096).split(b"ElementDataFile", 1)[0]
+        match = re.search(rb"^Element(?:Spacing|Size)\s*=\s*(.+?)\s*$", header, re.MULTILINE)
+        return tuple(float(word) for word in match[1].split()) if match else None
+    return None

@@ -1,0 +1,51 @@
+"""What a result was made with: versions, machine and revision, kept beside every checkpoint and store."""
+
+import platform
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "lightning", "torchio", "monai", "numpy", "scipy", "SimpleITK", "numba", "mamba-ssm", "blosc2")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return revision and dirty flag of the checkout that holds this package; None outside one (an installed wheel)."""
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    revision, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return None if revision is None else {"revision": revision, "dirty": bool(status)}
+
+
+def provenance() -> dict[str, Any]:
+    """Return a JSON-able record: package versions (None if absent), Python, platform, git revision, host, command line.
+
+    Reads package metadata only; imports none of the packages. Missing git, or no repository, gives `git: None`.
+    """
+    return {
+        "umamba": _version("umamba"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "hostname": socket.gethostname(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "git": _git_state(),
+    }

@@ -1,0 +1,132 @@
+"""Atomic files, locks, leftovers and provenance."""
+
+import hashlib
+import json
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from umamba.io import (
+    UserError,
+    atomic_directory,
+    atomic_path,
+    exclusive,
+    file_digest,
+    provenance,
+    read_json,
+    remove_stale,
+    write_json,
+)
+
+
+def test_file_appears_on_success_only(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.nii.gz"
+    with atomic_path(target) as temporary:
+        assert temporary.parent == target.parent
+        assert temporary.name.startswith(".")
+        assert temporary.name.endswith(".nii.gz")
+        temporary.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:
+        temporary.write_text(str(1 / 0))
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_folder_appears_on_success_only(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    for content in ("first", "second"):
+        with atomic_directory(target) as temporary:
+            (temporary / "sub").mkdir()
+            (temporary / "sub" / content).write_text(content)
+        assert [path.name for path in (target / "sub").iterdir()] == [content]
+    with pytest.raises(ZeroDivisionError), atomic_directory(target) as temporary:
+        (temporary / "half").write_text(str(1 / 0))
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_leftovers_of_dead_writers_go(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom umamba.io import atomic_directory, atomic_path\n"
+        "with atomic_path(Path(sys.argv[1]) / 'a.nii.gz') as f, atomic_directory(Path(sys.argv[1]) / 'b') as d:\n"
+        "    f.write_text('half')\n    (d / 'x').write_text('half')\n    os._exit(1)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / ".hidden").touch()
+    with atomic_path(tmp_path / "living.json") as mine:
+        mine.touch()
+        remove_stale(tmp_path, "b")
+        assert len(list(tmp_path.iterdir())) == 3
+        remove_stale(tmp_path, "a.nii.gz")
+        remove_stale(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".hidden", mine.name])
+    remove_stale(tmp_path / "none")
+
+
+def test_json(tmp_path: Path) -> None:
+    value = {"pi": 0.1 + 0.2, "list": [1, None, "ä"]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    with pytest.raises(ValueError, match="nan"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert read_json(tmp_path / "a.json") == value
+    (tmp_path / "bad.json").write_text('{\n "a": 1,\n "b" 2}')
+    with pytest.raises(UserError, match=r"bad\.json: not valid JSON .*line 3"):
+        read_json(tmp_path / "bad.json")
+    with pytest.raises(UserError, match="no such file"):
+        read_json(tmp_path / "none.json")
+
+
+def _hold_and_die(lock: Path, ready: multiprocessing.synchronize.Event) -> None:
+    with exclusive(lock, "nothing"):
+        ready.set()
+        os._exit(1)
+
+
+def test_lock_excludes_and_outlives_no_holder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    order: list[str] = []
+
+    def other() -> None:
+        with exclusive(tmp_path / "a.lock", "the other"):
+            order.append("other")
+
+    with exclusive(tmp_path / "a.lock", "me"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(timeout=0.3)
+        order.append("me")
+    thread.join()
+    assert order == ["me", "other"]
+    assert sum("Waiting for the other" in message for message in caplog.messages) == 1
+
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold_and_die, args=(tmp_path / "b.lock", ready))
+    holder.start()
+    assert ready.wait(60)
+    holder.join()
+    with exclusive(tmp_path / "b.lock", "the dead"):
+        pass
+
+
+def test_digest_is_blake2b(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_digest(tmp_path / "a") == hashlib.blake2b(b"abc", digest_size=16).hexdigest()
+
+
+def test_provenance_is_json_and_imports_nothing_heavy() -> None:
+    record = json.loads(json.dumps(provenance()))
+    assert record["packages"]["numpy"]
+    assert record["git"] is None or len(record["git"]["revision"]) == 40
+    script = "import sys; from umamba.io.provenance import provenance; provenance(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
