@@ -1,0 +1,48 @@
+"""A hash of a data set's training files, so that what was derived from them is derived again when one changes."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from umamba.datasets.nnunet_raw import RawDataset, relative
+from umamba.io import UserError, file_digest, read_json, write_json
+
+
+def dataset_digest(dataset: RawDataset, cache: Path | None) -> str:
+    """Return the hash over dataset.json, all training images and labels, and their names below the data set's folder.
+
+    `cache` is a JSON file with the digest of each file and its size and time of change; files that have kept both are
+    not read again. It is made if missing and made anew if damaged.
+    """
+    paths = [dataset.root / "dataset.json"]
+    for case in dataset.training:
+        paths += [*case.images, *([] if case.label is None else [case.label])]
+    known = _read_cache(cache)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        entries = list(pool.map(lambda path: _entry(path, known.get(str(path))), paths))
+    current = {str(path): entry for path, entry in zip(paths, entries, strict=True)}
+    if cache is not None and current != known:
+        write_json(cache, current)
+    total = hashlib.blake2b(digest_size=16)
+    for path, (_, _, digest) in zip(paths, entries, strict=True):
+        total.update(f"{relative(path, dataset.root)}\0{digest}\n".encode())
+    return total.hexdigest()
+
+
+def _entry(path: Path, known: Any) -> list[Any]:
+    """Return [size, mtime_ns, digest] of a file, the known digest if the others are unchanged."""
+    status = path.stat()
+    if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns]:
+        return known
+    return [status.st_size, status.st_mtime_ns, file_digest(path)]
+
+
+def _read_cache(cache: Path | None) -> dict[str, Any]:
+    if cache is None or not cache.exists():
+        return {}
+    try:
+        found = read_json(cache)
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,126 @@
+"""Check the voxels and geometry of one case, decoding each file once.
+
+Covers what nnU-Net's `--verify_dataset_integrity` checks (label values, shapes and spacing of image and label, origin
+and direction, number of channels), and what else silently spoils a training: NaN, spacing that is not positive, skewed
+axes, fractional or empty labels, files that do not decode.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from umamba.datasets.findings import Finding
+from umamba.datasets.nnunet_raw import RawCase, RawDataset, Severity, relative
+from umamba.io import Geometry, Image, UserError, geometry_difference, read_image, read_label, stored_spacing
+from umamba.labels import LabelSet
+
+# Origins further apart than this (mm) are worth a warning; float32 headers lose less.
+_ORIGIN_TOLERANCE_MM = 1e-2
+_ORTHONORMAL_TOLERANCE = 1e-3
+
+Report = Callable[[Path, Severity, str], None]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Findings of one case, and what was decoded on the way (None where a file does not decode or fit)."""
+
+    findings: tuple[Finding, ...]
+    image: Image | None
+    label: Image | None
+
+
+def inspect_case(dataset: RawDataset, case: RawCase) -> Inspection:
+    """Decode a case once and check it; nothing is raised for bad data. Image (C, Z, Y, X), label (1, Z, Y, X)."""
+    findings: list[Finding] = []
+
+    def report(path: Path, severity: Severity, message: str) -> None:
+        findings.append(Finding(case.case_id, relative(path, dataset.root), severity, message))
+
+    parts: list[tuple[Path, Image]] = []
+    for path in case.images:
+        part = _decode(path, False, report)
+        if part is not None:
+            parts.append((path, part))
+            _check_geometry(path, part.geometry, report)
+            _check_intensities(path, part.array, report)
+    image = _join(case, parts, len(dataset.channel_names), report) if len(parts) == len(case.images) else None
+    label = None if case.label is None else _decode(case.label, True, report)
+    if case.label is not None and label is not None:
+        _check_geometry(case.label, label.geometry, report)
+        if parts:
+            _check_same_grid(case.label, label.geometry, parts[0][0], parts[0][1].geometry, report)
+        _check_label_values(case.label, label.array, dataset.labels, report)
+    return Inspection(tuple(findings), image, label)
+
+
+def _decode(path: Path, is_label: bool, report: Report) -> Image | None:
+    try:
+        return read_label(path) if is_label else read_image([path])
+    except UserError as error:
+        report(path, "error", str(error).removeprefix(f"{path}: "))
+        return None
+
+
+def _check_geometry(path: Path, geometry: Geometry, report: Report) -> None:
+    """Spacing positive and axes perpendicular, in the file as well as after ITK's silent repairs."""
+    for spacing in (stored_spacing(path), geometry.spacing):
+        if spacing is not None and not all(np.isfinite(value) and value > 0 for value in spacing):
+            values = ", ".join(f"{value:g}" for value in spacing)
+            report(path, "error", f"spacing ({values}) mm: every entry must be positive. Correct the header.")
+            break
+    size = len(geometry.origin_xyz)
+    direction = np.reshape(geometry.direction_xyz, (size, size))
+    if not np.allclose(direction @ direction.T, np.eye(size), rtol=0, atol=_ORTHONORMAL_TOLERANCE):
+        report(path, "error", "direction: the axes are not perpendicular unit vectors. Resample onto a straight grid.")
+
+
+def _check_intensities(path: Path, array: np.ndarray, report: Report) -> None:
+    if array.min() == array.max():
+        report(path, "warning", f"all voxels are {array.flat[0]}; is the image empty?")
+
+
+def _join(case: RawCase, parts: list[tuple[Path, Image]], num_channels: int, report: Report) -> Image | None:
+    """Put the channels of a case together; report channels on other grids and a wrong number of them."""
+    first_path, first = parts[0]
+    fits = True
+    for path, part in parts[1:]:
+        fits = _check_same_grid(path, part.geometry, first_path, first.geometry, report) and fits
+    if not fits:
+        return None
+    array = first.array if len(parts) == 1 else np.concatenate([part.array for _, part in parts])
+    if len(array) != num_channels:
+        report(case.images[0], "error", f"{len(array)} channel(s) in the files but {num_channels} in channel_names.")
+    return Image(array, first.geometry)
+
+
+def _check_same_grid(path: Path, geometry: Geometry, first_path: Path, first: Geometry, report: Report) -> bool:
+    """Report if two files of a case do not lie on one grid; return whether their voxels correspond."""
+    difference = geometry_difference(first, geometry)
+    if difference:
+        report(path, "error", f"{difference} (first: {first_path.name}). Resample both onto one grid.")
+        return False
+    distance = float(np.linalg.norm(np.subtract(first.origin_xyz, geometry.origin_xyz)))
+    if distance > _ORIGIN_TOLERANCE_MM:
+        report(path, "warning", f"origin is {distance:.3g} mm away from that of {first_path.name}; do they correspond?")
+    return True
+
+
+def _check_label_values(path: Path, array: np.ndarray, labels: LabelSet, report: Report) -> None:
+    found = np.unique(array)
+    if np.issubdtype(array.dtype, np.floating):
+        fractional = [value for value in found if value != np.round(value)]
+        if fractional:
+            examples = ", ".join(f"{value:g}" for value in fractional[:3])
+            report(path, "error", f"holds values that are no integers ({examples}). Was it resampled? Export it again.")
+            return
+    values = {int(value) for value in found}
+    unexpected = sorted(values - set(labels.all_values))
+    if unexpected:
+        shown = ", ".join(map(str, unexpected[:5])) + (", ..." if len(unexpected) > 5 else "")
+        declared = ", ".join(map(str, labels.all_values))
+        report(path, "error", f"holds {shown}, not declared in dataset.json ({declared}). Correct one of the two.")
+    elif values <= {0, labels.ignore}:
+        report(path, "warning", "the label map is empty (background only).")

@@ -1,0 +1,157 @@
+"""A deterministic CT-like abdomen in nnU-Net's raw layout, so that every room can be run without any download.
+
+Cases differ in anatomy, pose, contrast, field of view, spacing and direction. Voxels average what they cover (partial
+volume); a voxel belongs to the organ that fills more than half of it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter
+
+from umamba.datasets.anatomy import ORGANS, Patient, Points, draw_patient, layers
+from umamba.io import UserError, atomic_directory, exclusive, read_json, remove_stale, write_json
+
+_SUBSLICES = 3
+_FIELD_MM = (160.0, 262.0, 318.0)
+_DIRECTIONS = ((1, 1, 1), (-1, -1, 1), (1, 1, -1), (1, 1, 1), (-1, 1, 1), (1, 1, 1))
+
+
+@dataclass(frozen=True)
+class PhantomCase:
+    """Image (Z, Y, X) int16 in HU, label (Z, Y, X) uint8, and spacing, origin and direction as SimpleITK has them."""
+
+    image: np.ndarray
+    label: np.ndarray
+    spacing_xyz: tuple[float, ...]
+    origin_xyz: tuple[float, ...]
+    direction_xyz: tuple[float, ...]
+
+
+def phantom_case(seed: int, index: int, voxel_mm: float = 3.5) -> PhantomCase:
+    """Return case `index`; the same for the same arguments.
+
+    `voxel_mm` is the typical spacing in the plane; slices are about 1.6 times as far apart.
+    """
+    rng = np.random.default_rng([seed, index])
+    patient = draw_patient(rng)
+    spacing = voxel_mm * rng.uniform((0.92, 0.92, 1.45), (1.08, 1.08, 1.75))
+    spacing[1] = spacing[0]
+    size = np.round(np.array(_FIELD_MM[::-1]) * rng.uniform(0.96, 1.04, 3) / spacing).astype(int)
+    tilt = np.deg2rad(rng.uniform(-12, 12)) if index % 3 == 2 else 0.0
+    gantry = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    direction = gantry @ np.diag(np.array(_DIRECTIONS[index % len(_DIRECTIONS)], dtype=float))
+    centre = rng.uniform(-60, 60, 3)
+    origin = centre - direction @ (spacing * (size - 1) / 2)
+
+    to_world = direction * spacing
+    pose = _rotation(np.deg2rad(rng.normal(0, (2.5, 2.5, 5)))) / rng.uniform(0.92, 1.04)
+    matrix = pose @ to_world
+    offset = pose @ (origin - centre - rng.normal(0, 5, 3))
+    image, label = _render(_points(matrix, offset, size), patient, float(spacing[0]), size)
+
+    noise = gaussian_filter(rng.standard_normal(image.shape, dtype=np.float32), (0.3, 0.6, 0.6))
+    texture = gaussian_filter(rng.standard_normal(image.shape, dtype=np.float32), (1.5, 3, 3))
+    image += noise * (rng.uniform(14, 20) / noise.std()) + texture * (4 / texture.std())
+    image = np.clip(np.round(image), -1024, 3071).astype(np.int16)
+    return PhantomCase(image, label, tuple(spacing.tolist()), tuple(origin.tolist()), tuple(direction.ravel().tolist()))
+
+
+def _rotation(angles: np.ndarray) -> np.ndarray:
+    """Return the rotation by three angles (radians) around x, y and z in turn."""
+    total = np.eye(3)
+    for axis, angle in enumerate(angles):
+        step = np.eye(3)
+        first, second = (other for other in range(3) if other != axis)
+        step[first, first] = step[second, second] = np.cos(angle)
+        step[first, second], step[second, first] = -np.sin(angle), np.sin(angle)
+        total = step @ total
+    return total
+
+
+def _points(matrix: np.ndarray, offset: np.ndarray, size: np.ndarray) -> Points:
+    """Return patient coordinates of the grid, each slice split into sub-slices, as fields (Z * sub-slices, Y, X)."""
+    columns, rows = np.arange(size[0]), np.arange(size[1])
+    slices = (np.arange(size[2] * _SUBSLICES) + 0.5) / _SUBSLICES - 0.5
+    k, j, i = np.meshgrid(slices, rows, columns, indexing="ij", sparse=True)
+    x, y, z = ((row[0] * i + row[1] * j + row[2] * k + shift) for row, shift in zip(matrix, offset, strict=True))
+    return x.astype(np.float32), y.astype(np.float32), z.astype(np.float32)
+
+
+def _render(points: Points, patient: Patient, edge_mm: float, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Paint the layers with an edge as wide as a voxel and average the sub-slices: image in HU and label, (Z, Y, X)."""
+    image = np.full(points[0].shape, -1000, dtype=np.float32)
+    share = np.zeros((len(ORGANS), *points[0].shape), dtype=np.float32)
+    for layer in layers(points, patient):
+        cover = np.clip(0.5 - layer.distance / edge_mm, 0, 1)
+        touched = np.flatnonzero(cover.any(axis=(1, 2)))
+        if not len(touched):
+            continue
+        part = slice(touched[0], touched[-1] + 1)
+        cover = cover[part]
+        intensity = layer.intensity[part] if isinstance(layer.intensity, np.ndarray) else np.float32(layer.intensity)
+        image[part] += cover * (intensity - image[part])
+        share[:, part] *= 1 - cover
+        if layer.organ:
+            share[layer.organ - 1, part] += cover
+    grid = (int(size[2]), _SUBSLICES, int(size[1]), int(size[0]))
+    mean_share = share.reshape(len(ORGANS), *grid).mean(axis=2)
+    label = np.where(mean_share.max(axis=0) > 0.5, mean_share.argmax(axis=0) + 1, 0).astype(np.uint8)
+    return image.reshape(grid).mean(axis=1), label
+
+
+def write_phantom(root: Path, *, num_training: int, num_test: int, seed: int, voxel_mm: float = 3.5) -> Path:
+    """Write the phantom data set into `root` and return it; a phantom of the same arguments already there is kept.
+
+    The folder appears complete or not at all, and of several processes one writes while the others wait. Test cases
+    have labels (labelsTs). Raises UserError if `root` holds something else, or for numbers that make no data set.
+    """
+    root = Path(root)
+    if num_training < 1 or num_test < 0 or voxel_mm <= 0:
+        raise UserError("phantom: num_training must be 1 or more, num_test 0 or more, and voxel_mm positive.")
+    made_with: dict[str, float] = {
+        "num_training": num_training,
+        "num_test": num_test,
+        "seed": seed,
+        "voxel_mm": voxel_mm,
+    }
+    with exclusive(root.parent / f".{root.name}.lock", f"the phantom {root.name}"):
+        if root.exists():
+            found = read_json(root / "dataset.json").get("phantom") if (root / "dataset.json").is_file() else None
+            if found == made_with:
+                return root
+            raise UserError(
+                f"{root}: holds another data set, or a phantom made with other settings. Move it or rename this one."
+            )
+        remove_stale(root.parent, root.name)
+        with atomic_directory(root) as folder:
+            for index in range(num_training + num_test):
+                split = "Tr" if index < num_training else "Ts"
+                _write_case(folder, split, f"phantom_{index:03d}", phantom_case(seed, index, voxel_mm))
+            write_json(folder / "dataset.json", _dataset_json(num_training, made_with))
+    return root
+
+
+def _write_case(folder: Path, split: str, case_id: str, case: PhantomCase) -> None:
+    for kind, suffix, array in (("images", "_0000", case.image), ("labels", "", case.label)):
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(case.spacing_xyz)
+        image.SetOrigin(case.origin_xyz)
+        image.SetDirection(case.direction_xyz)
+        target = folder / f"{kind}{split}"
+        target.mkdir(exist_ok=True)
+        sitk.WriteImage(image, str(target / f"{case_id}{suffix}.nii.gz"), useCompression=True)
+
+
+def _dataset_json(num_training: int, made_with: dict[str, float]) -> dict[str, object]:
+    return {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0} | {name: value for value, name in enumerate(ORGANS, start=1)},
+        "numTraining": num_training,
+        "file_ending": ".nii.gz",
+        "description": "Synthetic CT-like abdomen; no patient data.",
+        "licence": "synthetic, CC0",
+        "phantom": made_with,
+    }

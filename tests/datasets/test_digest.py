@@ -1,0 +1,36 @@
+"""The digest follows the content of the training files, and the cache only spares reading them again."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from umamba.datasets import dataset_digest, digest, read_dataset
+
+
+def test_follows_content_and_not_the_place(raw: Path, tmp_path: Path) -> None:
+    before = dataset_digest(read_dataset(raw), None)
+    copy = shutil.copytree(raw, tmp_path / "elsewhere" / "copy")
+    assert dataset_digest(read_dataset(copy), None) == before
+    label = copy / "labelsTr" / "b.nii.gz"
+    label.write_bytes(label.read_bytes() + b"\0")
+    assert dataset_digest(read_dataset(copy), None) != before
+
+
+def test_cache(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = read_dataset(raw)
+    cache = tmp_path / "cache.json"
+    expected = dataset_digest(dataset, None)
+    assert dataset_digest(dataset, cache) == expected
+    read: list[str] = []
+    genuine = digest.file_digest
+    monkeypatch.setattr(digest, "file_digest", lambda path: (read.append(path.name), genuine(path))[1])
+    assert dataset_digest(dataset, cache) == expected
+    assert read == []
+    os.utime(raw / "labelsTr" / "a.nii.gz", ns=(0, 0))
+    assert dataset_digest(dataset, cache) == expected
+    assert read == ["a.nii.gz"]
+    cache.write_text("{")
+    assert dataset_digest(dataset, cache) == expected
+    assert len(read) == 1 + 7

@@ -1,0 +1,76 @@
+"""Label sets against hand-written dataset.json entries (nnU-Net's documented forms)."""
+
+import numpy as np
+import pytest
+
+from umamba.io import UserError
+from umamba.labels import LabelSet, colours
+
+
+def test_plain_labels() -> None:
+    labels = LabelSet.from_json({"background": 0, "liver": 1, "spleen": 2})
+    assert labels.names == ("liver", "spleen")
+    assert labels.values == ((1,), (2,))
+    assert (labels.num_classes, labels.num_entries, labels.all_values) == (3, 3, (0, 1, 2))
+    assert not labels.has_regions
+
+
+def test_ignore_counts_as_an_entry_but_not_as_an_output() -> None:
+    labels = LabelSet.from_json({"background": 0, "liver": 1, "ignore": 2})
+    assert (labels.num_classes, labels.num_entries, labels.all_values, labels.ignore) == (2, 3, (0, 1, 2), 2)
+
+
+def test_regions_of_brats() -> None:
+    regions = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    labels = LabelSet.from_json(regions, [1, 2, 3])
+    assert labels.has_regions
+    assert (labels.num_classes, labels.num_entries, labels.all_values) == (3, 4, (0, 1, 2, 3))
+    assert labels.region_order == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        ({"background": 0, "a": 1, "ignore": 2}, None),
+        ({"background": 0, "all": [1, 2], "b": 2, "ignore": 3}, [1, 2]),
+    ],
+)
+def test_round_trip(labels: dict, order: list[int] | None) -> None:
+    label_set = LabelSet.from_json(labels, order)
+    written = label_set.to_json()
+    assert written == {"labels": labels, "regions_class_order": order}
+    assert LabelSet.from_json(written) == label_set
+    assert LabelSet.from_json(written["labels"], written["regions_class_order"]) == label_set
+
+
+@pytest.mark.parametrize(
+    ("labels", "order", "word"),
+    [
+        ({}, None, "labels"),
+        ({"0": "background", "1": "liver"}, None, "Turn them round"),
+        ({"liver": 1}, None, "background"),
+        ({"background": 1, "liver": 0}, None, "background"),
+        ({"background": 0}, None, "only background"),
+        ({"background": 0, "liver": 0}, None, "covers 0"),
+        ({"background": 0, "a": 1, "b": 1}, None, "both have the value 1"),
+        ({"background": 0, "a": 1, "b": 3}, None, r"\[2\] are not declared"),
+        ({"background": 0, "a": 2, "ignore": 1}, None, "above the others: 3"),
+        ({"background": 0, "a": "1"}, None, "'1'"),
+        ({"background": 0, "a": True}, None, "True"),
+        ({"background": 0, "a": [1, 1]}, None, "twice"),
+        ({"background": 0, "a": [1, 2], "b": 2}, None, "regions_class_order: missing"),
+        ({"background": 0, "a": [1, 2], "b": 2}, [1], "1 values for 2 regions"),
+        ({"background": 0, "a": [1, 2], "b": 2}, [1, 7], r"\[7\]"),
+    ],
+)
+def test_mistakes_are_named(labels: dict, order: list[int] | None, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        LabelSet.from_json(labels, order)
+
+
+def test_colours_are_distinct_and_stable() -> None:
+    table = colours(30)
+    assert table.shape == (30, 3)
+    assert table.dtype == np.uint8
+    assert len(np.unique(table, axis=0)) == 30
+    np.testing.assert_array_equal(colours(7), table[:7])
