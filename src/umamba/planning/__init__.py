@@ -1,0 +1,24 @@
+"""From the statistics of a dataset to its plan: fingerprint, planner, folds, nnU-Net's files."""
+
+from umamba.planning.crop import nonzero_box
+from umamba.planning.describe import plan_table
+from umamba.planning.fingerprint import Fingerprint, compute_fingerprint
+from umamba.planning.folds import fold_cases, split_folds
+from umamba.planning.nnunet_files import read_nnunet_plans, to_nnunet_plans
+from umamba.planning.plan import Configuration, Intensity, Plan
+from umamba.planning.planner import plan_dataset
+
+__all__ = [
+    "Configuration",
+    "Fingerprint",
+    "Intensity",
+    "Plan",
+    "compute_fingerprint",
+    "fold_cases",
+    "nonzero_box",
+    "plan_dataset",
+    "plan_table",
+    "read_nnunet_plans",
+    "split_folds",
+    "to_nnunet_plans",
+]

@@ -1,0 +1,192 @@
+"""What a plan is derived from: sizes, spacings and foreground intensities of the training cases.
+
+nnU-Net: experiment_planning/dataset_fingerprint/fingerprint_extractor.py. Each case is decoded once, and checked then.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from umamba.datasets import Finding, RawCase, RawDataset, findings_table, inspect_case, list_findings, over_cases
+from umamba.io import UserError
+from umamba.planning.crop import nonzero_box
+from umamba.planning.plan import Intensity, axis3, parse_record
+
+log = logging.getLogger(__name__)
+
+_TOTAL_DRAWS = 100_000_000
+_SEED = 1234
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Statistics of the training cases; axes in file order (Z, Y, X).
+
+    Attributes:
+        spacings: of each case, mm.
+        shapes_after_crop: of each case, voxels.
+        intensity: foreground intensities per channel.
+        median_relative_size_after_cropping: median over cases of voxels after / before the crop.
+    """
+
+    spacings: tuple[tuple[float, float, float], ...]
+    shapes_after_crop: tuple[tuple[int, int, int], ...]
+    intensity: tuple[Intensity, ...]
+    median_relative_size_after_cropping: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of nnU-Net's dataset_fingerprint.json."""
+        return {
+            "spacings": [list(spacing) for spacing in self.spacings],
+            "shapes_after_crop": [list(shape) for shape in self.shapes_after_crop],
+            "foreground_intensity_properties_per_channel": {
+                str(index): asdict(channel) for index, channel in enumerate(self.intensity)
+            },
+            "median_relative_size_after_cropping": self.median_relative_size_after_cropping,
+        }
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any]) -> "Fingerprint":
+        """Read the content of nnU-Net's dataset_fingerprint.json.
+
+        Raises:
+            UserError: a key is missing or of another form.
+        """
+        return parse_record("fingerprint", obj, _fingerprint)
+
+
+def _fingerprint(obj: Mapping[str, Any]) -> Fingerprint:
+    return Fingerprint(
+        spacings=tuple((float(z), float(y), float(x)) for z, y, x in obj["spacings"]),
+        shapes_after_crop=tuple(axis3(shape) for shape in obj["shapes_after_crop"]),
+        intensity=read_intensities(obj["foreground_intensity_properties_per_channel"]),
+        median_relative_size_after_cropping=float(obj["median_relative_size_after_cropping"]),
+    )
+
+
+def read_intensities(obj: Mapping[str, Mapping[str, float]]) -> tuple[Intensity, ...]:
+    """Read nnU-Net's statistics, whose keys are "0", "1", ... for the channels."""
+    return tuple(Intensity(**{name: float(value) for name, value in obj[str(i)].items()}) for i in range(len(obj)))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Intensities of a channel, in ascending order, and how often each was drawn."""
+
+    values: np.ndarray
+    counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class CaseStatistics:
+    """What one case contributes; None if it could not be read. `draws` has one entry a channel, or none at all."""
+
+    findings: tuple[Finding, ...]
+    spacing: tuple[float, float, float] | None = None
+    shape_after_crop: tuple[int, int, int] | None = None
+    relative_size: float = 1.0
+    draws: tuple[Draws, ...] = ()
+
+
+def compute_fingerprint(dataset: RawDataset, workers: int) -> Fingerprint:
+    """Decode and check every training case and return the statistics.
+
+    Args:
+        dataset: its listing.
+        workers: processes; 0 or 1 works in this one.
+
+    Raises:
+        UserError: a table of all problems of the dataset, those of its listing included.
+    """
+    _, findings = list_findings(dataset.root)
+    num_draws = _TOTAL_DRAWS // max(1, len(dataset.training))
+    # The workers need the labels and channels only; without its cases the dataset is small to send.
+    inspect = partial(case_statistics, replace(dataset, training=(), test=()), num_draws=num_draws)
+    statistics = over_cases(inspect, dataset.training, workers, f"Fingerprint of {dataset.name}")
+    decoded = [finding for case in statistics for finding in case.findings]
+    if any(finding.severity == "error" for finding in [*findings, *decoded]):
+        raise UserError(f"{dataset.root}: the data set cannot be used.\n{findings_table([*findings, *decoded])}")
+    if decoded:
+        log.warning("%s:\n%s", dataset.root, findings_table(decoded))
+    return summarize(dataset.root.name, statistics)
+
+
+def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseStatistics:
+    """Decode and check one case; draw from its foreground (labels above 0, an ignore label included)."""
+    inspection = inspect_case(dataset, case)
+    image, label = inspection.image, inspection.label
+    if image is None or label is None or any(finding.severity == "error" for finding in inspection.findings):
+        return CaseStatistics(inspection.findings)
+    _, box = nonzero_box(image.array)
+    cropped = image.array[(slice(None), *box)]
+    foreground = label.array[(0, *box)] > 0
+    return CaseStatistics(
+        inspection.findings,
+        image.geometry.spacing,
+        axis3(foreground.shape),
+        foreground.size / label.array.size,
+        tuple(draw_intensities(cropped[:, foreground], num_draws)),
+    )
+
+
+def draw_intensities(voxels: np.ndarray, num_draws: int) -> Iterator[Draws]:
+    """Draw with replacement from each channel's voxels (C, N); nothing is yielded without voxels.
+
+    The draws are those of numpy's RandomState(1234).choice, channel after channel, but kept as counts.
+    """
+    random = np.random.RandomState(_SEED)
+    if voxels.shape[1] == 0:
+        return
+    for channel in voxels:
+        times = np.bincount(random.randint(0, channel.size, size=num_draws), minlength=channel.size)
+        values, place = np.unique(channel.astype(np.float32), return_inverse=True)
+        counts = np.bincount(place.ravel(), weights=times).astype(np.int64)
+        yield Draws(values[counts > 0], counts[counts > 0])
+
+
+def summarize(name: str, statistics: Sequence[CaseStatistics]) -> Fingerprint:
+    """Pool the cases' statistics.
+
+    Raises:
+        UserError: no case has any foreground.
+    """
+    drawn = [case.draws for case in statistics if case.draws]
+    if not drawn:
+        raise UserError(f"{name}: labelsTr holds no labelled voxel in any case, so there is nothing to learn.")
+    return Fingerprint(
+        spacings=tuple(case.spacing for case in statistics if case.spacing is not None),
+        shapes_after_crop=tuple(case.shape_after_crop for case in statistics if case.shape_after_crop is not None),
+        intensity=tuple(describe_draws(channel) for channel in zip(*drawn, strict=True)),
+        median_relative_size_after_cropping=float(np.median([case.relative_size for case in statistics])),
+    )
+
+
+def describe_draws(parts: Iterable[Draws]) -> Intensity:
+    """Return the statistics of a channel over all draws of all cases."""
+    pool = list(parts)
+    values = np.concatenate([part.values for part in pool])
+    counts = np.concatenate([part.counts for part in pool])
+    order = np.argsort(values, kind="stable")
+    values, counts = values[order].astype(np.float64), counts[order]
+    total = int(counts.sum())
+    mean = float(values @ counts) / total
+    last = np.cumsum(counts) - 1  # rank of the last draw of each value
+
+    def percentile(percent: float) -> float:
+        rank = percent / 100 * (total - 1)
+        low, high = (float(values[np.searchsorted(last, np.floor(rank) + step)]) for step in (0, rank > np.floor(rank)))
+        return float(low + (high - low) * (rank - np.floor(rank)))
+
+    return Intensity(
+        mean=mean,
+        median=percentile(50),
+        std=float(np.sqrt(((values - mean) ** 2) @ counts / total)),
+        min=float(values[0]),
+        max=float(values[-1]),
+        percentile_00_5=percentile(0.5),
+        percentile_99_5=percentile(99.5),
+    )

@@ -1,0 +1,174 @@
+"""nnU-Net's own plans files: read those of 2.8 and of the releases before 2.4, write one that 2.8 accepts."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from umamba.io import UserError, read_json
+from umamba.planning.fingerprint import read_intensities
+from umamba.planning.plan import Configuration, Plan, axis3, integers, numbers, parse_record, stages
+
+_CASCADE = "3d_cascade_fullres"
+_RESAMPLE = "resample_data_or_seg_to_shape"
+_NETWORKS = "dynamic_network_architectures.architectures.unet."
+_CLASSES = {"PlainConvUNet": False, "ResidualEncoderUNet": True}  # class -> whether its encoder is residual
+_PLANNERS = {
+    "nnunet": ("ExperimentPlanner", "nnUNetPlans"),
+    "umamba": ("ExperimentPlanner", "nnUNetPlans"),
+    "resenc_m": ("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans"),
+    "resenc_l": ("nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans"),
+    "resenc_xl": ("nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans"),
+}
+
+
+def read_nnunet_plans(path: Path) -> Plan:
+    """Read an nnU-Net plans JSON. Its cascade is left out: the configuration is 3d_fullres with another input.
+
+    Raises:
+        UserError: the file is missing, is no plans file, or plans another network than nnU-Net's two U-Nets.
+    """
+    if not path.is_file():
+        raise UserError(f"plan.from_file={path}: there is no such file.")
+    return parse_record(str(path), read_json(path), _read_plan)
+
+
+def to_nnunet_plans(plan: Plan, image_reader: str = "SimpleITKIO") -> dict[str, Any]:
+    """Return the content of a plans JSON for nnU-Net 2.8.
+
+    Args:
+        plan: the plan.
+        image_reader: nnU-Net's reader: SimpleITKIO, or NaturalImage2DIO for PNG, BMP and TIFF in 2D.
+    """
+    planner, name = _PLANNERS.get(plan.rules, _PLANNERS["nnunet"])
+    configurations = {key: _write_configuration(entry, name) for key, entry in plan.configurations.items()}
+    if "3d_lowres" in configurations:
+        configurations["3d_lowres"]["next_stage"] = _CASCADE
+        configurations[_CASCADE] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    return {
+        "dataset_name": plan.dataset_name,
+        "plans_name": name,
+        "original_median_spacing_after_transp": list(plan.median_spacing),
+        "original_median_shape_after_transp": [round(size) for size in plan.median_shape],
+        "image_reader_writer": image_reader,
+        "transpose_forward": list(plan.transpose_forward),
+        "transpose_backward": list(plan.transpose_backward),
+        "configurations": configurations,
+        "experiment_planner_used": planner,
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {
+            str(index): asdict(channel) for index, channel in enumerate(plan.intensity)
+        },
+    }
+
+
+def _write_configuration(configuration: Configuration, plans_name: str) -> dict[str, Any]:
+    dim, residual = configuration.dim, configuration.residual_encoder
+    network = "ResidualEncoderUNet" if residual else "PlainConvUNet"
+    return {
+        "data_identifier": f"{plans_name}_{configuration.name}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": configuration.batch_size,
+        "patch_size": list(configuration.patch_size),
+        "median_image_size_in_voxels": list(configuration.median_shape),
+        "spacing": list(configuration.spacing),
+        "normalization_schemes": list(configuration.normalization),
+        "use_mask_for_norm": list(configuration.use_mask_for_norm),
+        **_resampling("data", False, 3),
+        **_resampling("seg", True, 1),
+        **_resampling("probabilities", False, 1),
+        "architecture": {
+            "network_class_name": _NETWORKS + network,
+            "arch_kwargs": {
+                "n_stages": configuration.num_stages,
+                "features_per_stage": list(configuration.features_per_stage),
+                "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
+                "kernel_sizes": [list(kernel) for kernel in configuration.kernel_sizes],
+                "strides": [list(stride) for stride in configuration.strides],
+                "n_blocks_per_stage" if residual else "n_conv_per_stage": list(configuration.encoder_blocks),
+                "n_conv_per_stage_decoder": list(configuration.decoder_blocks),
+                "conv_bias": True,
+                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+        "batch_dice": configuration.batch_dice,
+    }
+
+
+def _resampling(what: str, is_label: bool, order: int) -> dict[str, Any]:
+    return {
+        f"resampling_fn_{what}": _RESAMPLE,
+        f"resampling_fn_{what}_kwargs": {"is_seg": is_label, "order": order, "order_z": 0, "force_separate_z": None},
+    }
+
+
+def _read_plan(obj: Mapping[str, Any]) -> Plan:
+    planner = obj.get("experiment_planner_used")
+    rules = next((name for name, (known, _) in _PLANNERS.items() if known == planner), "nnunet")
+    return Plan(
+        dataset_name=str(obj["dataset_name"]),
+        rules=rules,
+        transpose_forward=axis3(obj["transpose_forward"]),
+        transpose_backward=axis3(obj["transpose_backward"]),
+        median_spacing=numbers(obj["original_median_spacing_after_transp"]),
+        median_shape=numbers(obj["original_median_shape_after_transp"]),
+        intensity=read_intensities(obj["foreground_intensity_properties_per_channel"]),
+        configurations={
+            name: _read_configuration(name, _inherited(name, obj["configurations"]))
+            for name, entry in obj["configurations"].items()
+            if "previous_stage" not in entry
+        },
+    )
+
+
+def _inherited(name: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a configuration with the values of those it inherits from."""
+    chain: list[str] = []
+    while True:
+        if name in chain:
+            raise ValueError(f"configuration {name} inherits from itself")
+        chain.append(name)
+        if "inherits_from" not in entries[name]:
+            return {key: value for link in reversed(chain) for key, value in entries[link].items()}
+        name = entries[name]["inherits_from"]
+
+
+def _read_configuration(name: str, entry: Mapping[str, Any]) -> Configuration:
+    network = entry["architecture"]["network_class_name"] if "architecture" in entry else entry["UNet_class_name"]
+    kind = str(network).rsplit(".", 1)[-1]
+    if kind not in _CLASSES:
+        raise ValueError(f"configuration {name} plans a {kind}; {' and '.join(_CLASSES)} are known")
+    residual = _CLASSES[kind]
+    if "architecture" in entry:
+        layers = entry["architecture"]["arch_kwargs"]
+        strides, kernels = layers["strides"], layers["kernel_sizes"]
+        features = integers(layers["features_per_stage"])
+        encoder = layers["n_blocks_per_stage" if residual else "n_conv_per_stage"]
+        decoder = layers["n_conv_per_stage_decoder"]
+    else:  # before 2.4
+        strides, kernels = entry["pool_op_kernel_sizes"], entry["conv_kernel_sizes"]
+        base, most = entry["UNet_base_num_features"], entry["unet_max_num_features"]
+        features = tuple(min(base * 2**stage, most) for stage in range(len(strides)))
+        encoder, decoder = entry["n_conv_per_stage_encoder"], entry["n_conv_per_stage_decoder"]
+    return Configuration(
+        name=name,
+        spacing=numbers(entry["spacing"]),
+        median_shape=numbers(entry["median_image_size_in_voxels"]),
+        patch_size=integers(entry["patch_size"]),
+        batch_size=int(entry["batch_size"]),
+        batch_dice=bool(entry["batch_dice"]),
+        normalization=tuple(str(scheme) for scheme in entry["normalization_schemes"]),
+        use_mask_for_norm=tuple(bool(use) for use in entry["use_mask_for_norm"]),
+        strides=stages(strides),
+        kernel_sizes=stages(kernels),
+        features_per_stage=features,
+        encoder_blocks=integers(encoder),
+        decoder_blocks=integers(decoder),
+        residual_encoder=residual,
+    )

@@ -1,0 +1,73 @@
+"""Folds against scikit-learn's and nnU-Net's rule, and splits files."""
+
+import itertools
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from umamba.io import UserError
+from umamba.planning import fold_cases, split_folds
+
+NAMES = [f"case_{number:03d}" for number in range(23)]
+
+
+def kfold(count: int) -> list[list[int]]:
+    """Return the held-out indices of KFold(5, shuffle=True, random_state=12345), written out."""
+    indices = np.arange(count)
+    np.random.RandomState(12345).shuffle(indices)
+    sizes = [count // 5 + (fold < count % 5) for fold in range(5)]
+    edges = np.cumsum([0, *sizes])
+    return [sorted(indices[a:b].tolist()) for a, b in itertools.pairwise(edges)]
+
+
+def test_folds_are_nnunets() -> None:
+    folds = split_folds(list(reversed(NAMES)))
+    assert [fold["val"] for fold in folds] == [[NAMES[index] for index in held] for held in kfold(len(NAMES))]
+    for fold in folds:
+        assert sorted(fold["train"] + fold["val"]) == NAMES
+    assert sorted(name for fold in folds for name in fold["val"]) == NAMES
+
+
+def test_fold_all_and_a_number_beyond(caplog: pytest.LogCaptureFixture) -> None:
+    assert fold_cases(NAMES, "all") == (NAMES, NAMES)
+    assert fold_cases(NAMES, 2) == (split_folds(NAMES)[2]["train"], split_folds(NAMES)[2]["val"])
+    with caplog.at_level(logging.WARNING):
+        train, val = fold_cases(NAMES, 7)
+    assert "80:20" in caplog.text
+    assert (len(train), len(val)) == (18, 5)
+    assert sorted(train + val) == NAMES
+
+
+def test_a_splits_file_wins(tmp_path: Path) -> None:
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": NAMES[:20], "val": NAMES[20:]}]))
+    assert fold_cases(NAMES, 0, path) == (NAMES[:20], NAMES[20:])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "must be a list of folds"),
+        ([{"train": NAMES}], 'fold 0 has no list of case names under "val"'),
+        ([{"train": NAMES, "val": ["other"]}], "cases the dataset does not have under val: other"),
+    ],
+)
+def test_a_bad_splits_file_is_named(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        fold_cases(NAMES, 0, path)
+
+
+@pytest.mark.parametrize("fold", [-1, True, "first", 1.5])
+def test_folds_that_are_none(fold: object) -> None:
+    with pytest.raises(UserError, match="fold="):
+        fold_cases(NAMES, fold)  # type: ignore[arg-type]
+
+
+def test_too_few_cases() -> None:
+    with pytest.raises(UserError, match=r"3 training case\(s\) cannot be split into 5"):
+        fold_cases(NAMES[:3], 0)
