@@ -1,0 +1,17 @@
+"""Crop, normalise, resample, and the on-disk store of preprocessed cases."""
+
+from umamba.preprocessing.case import CaseProperties, preprocess_case
+from umamba.preprocessing.resample import resample_image, resample_label, resample_logits
+from umamba.preprocessing.store import CaseStore, StoredCase, open_store, prepare_store
+
+__all__ = [
+    "CaseProperties",
+    "CaseStore",
+    "StoredCase",
+    "open_store",
+    "prepare_store",
+    "preprocess_case",
+    "resample_image",
+    "resample_label",
+    "resample_logits",
+]

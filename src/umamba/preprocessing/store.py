@@ -1,0 +1,214 @@
+"""Preprocessed cases on disk, readable patch by patch: two blosc2 files a case, complete or absent.
+
+    <root>/<dataset>/<configuration>_<key>/
+        store.json            plan, configuration, dataset digest, case names; written last, so it marks completeness
+        <case>.label.b2nd     (1, Z, Y, X) int16
+        <case>.image.b2nd     (C, Z, Y, X) float32; its metadata hold the foreground voxels and the case's properties
+
+The key is a hash of all that the voxels depend on, so that an unchanged dataset is found again and a changed one is
+made anew beside the old.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+
+from umamba.datasets import RawCase, RawDataset, over_cases
+from umamba.io import UserError, atomic_path, exclusive, read_image, read_json, read_label, remove_stale, write_json
+from umamba.labels import LabelSet
+from umamba.planning import Configuration, Plan
+from umamba.preprocessing.case import CaseProperties, preprocess_case
+from umamba.preprocessing.foreground import foreground_voxels
+
+FORMAT = 1  # raised whenever the same dataset and plan would give other files
+_STORE = "store.json"
+_BLOCK_VOXELS = 32**3  # decoded at once: fits a core's cache
+_CHUNK_VOXELS = 128**3
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """A preprocessed case, opened.
+
+    Attributes:
+        case_id: its name.
+        image: (C, Z, Y, X) float32, read by slicing.
+        label: (1, Z, Y, X) int16, read by slicing; -1 outside the nonzero mask.
+        foreground: voxels (n, 3) int32 of each class; see `foreground_voxels`.
+        properties: what preprocessing did.
+    """
+
+    case_id: str
+    image: Any
+    label: Any
+    foreground: dict[int, np.ndarray]
+    properties: CaseProperties
+
+
+@dataclass(frozen=True)
+class CaseStore:
+    """The preprocessed training cases of a dataset.
+
+    Attributes:
+        path: the folder.
+        case_ids: names of the cases, sorted.
+    """
+
+    path: Path
+    case_ids: tuple[str, ...]
+
+    def load(self, case_id: str) -> StoredCase:
+        """Open a case; nothing of its voxels is read yet.
+
+        Raises:
+            UserError: the case's files are damaged.
+        """
+        try:
+            image = blosc2.open(str(_file(self.path, case_id, "image")), mmap_mode="r")
+            label = blosc2.open(str(_file(self.path, case_id, "label")), mmap_mode="r")
+            meta = image.schunk.vlmeta
+            voxels = {
+                int(key): np.frombuffer(value, np.int32).reshape(-1, 3) for key, value in meta["foreground"].items()
+            }
+            properties = CaseProperties.from_json(json.loads(meta["properties"]))
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            raise UserError(
+                f"{self.path}: the prepared files of {case_id} cannot be read ({error}). Delete that folder; it is "
+                "made again from the raw dataset."
+            ) from error
+        return StoredCase(case_id, image, label, voxels, properties)
+
+
+def prepare_store(
+    dataset: RawDataset, digest: str, plan: Plan, configuration_name: str, root: Path, workers: int
+) -> CaseStore:
+    """Preprocess the training cases of a dataset, or find them done.
+
+    Any number of processes may ask for the same store at once: one works, the others wait. What an interrupted process
+    finished is kept.
+
+    Args:
+        dataset: its listing.
+        digest: hash of its content.
+        plan: the plan.
+        configuration_name: a configuration of it.
+        root: folder of all preprocessed datasets.
+        workers: processes.
+
+    Raises:
+        UserError: all cases that cannot be preprocessed, together.
+    """
+    configuration = plan.configuration(configuration_name)
+    folder = root / dataset.name / f"{configuration_name}_{store_key(digest, plan, configuration, dataset.labels)}"
+    store = CaseStore(folder, tuple(sorted(case.case_id for case in dataset.training)))
+    if (folder / _STORE).exists():
+        return store
+    with exclusive(folder.parent / f".{folder.name}.lock", f"the preprocessed cases in {folder}"):
+        if (folder / _STORE).exists():
+            return store
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_stale(folder)
+        missing = [case for case in dataset.training if not _file(folder, case.case_id, "image").exists()]
+        prepare = partial(_prepare_case, folder=folder, plan=plan, configuration=configuration, labels=dataset.labels)
+        title = f"Preprocessing {dataset.name} for {configuration_name}"
+        problems = [problem for problem in over_cases(prepare, missing, workers, title) if problem]
+        if problems:
+            raise UserError("\n".join([f"{dataset.root}: these cases cannot be preprocessed.", *problems]))
+        content = {
+            "format": FORMAT,
+            "dataset_digest": digest,
+            "configuration": configuration_name,
+            "plan": plan.to_json(),
+            "labels": dataset.labels.to_json(),
+            "cases": list(store.case_ids),
+        }
+        write_json(folder / _STORE, content)
+    return store
+
+
+def open_store(folder: Path) -> CaseStore:
+    """Open a complete store by its folder. UserError if there is none."""
+    if not (folder / _STORE).exists():
+        raise UserError(f"{folder}: holds no complete set of preprocessed cases. Run prepare.py to make them.")
+    return CaseStore(folder, tuple(read_json(folder / _STORE)["cases"]))
+
+
+def store_key(digest: str, plan: Plan, configuration: Configuration, labels: LabelSet) -> str:
+    """Return eight digits for what the stored voxels depend on: patch and batch size do not belong to it."""
+    content = {
+        "format": FORMAT,
+        "dataset": digest,
+        "transpose": plan.transpose_forward,
+        "spacing": configuration.spacing,
+        "normalization": configuration.normalization,
+        "use_mask_for_norm": configuration.use_mask_for_norm,
+        "intensity": [asdict(channel) for channel in plan.intensity],
+        "labels": labels.to_json(),
+    }
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def _prepare_case(
+    case: RawCase, folder: Path, plan: Plan, configuration: Configuration, labels: LabelSet
+) -> str | None:
+    """Preprocess and write one case; return what is wrong with it, if anything."""
+    try:
+        if case.label is None:
+            raise UserError("has no label file")
+        image, label, properties = preprocess_case(
+            read_image(case.images), read_label(case.label), plan, configuration, labels, case.case_id
+        )
+    except UserError as error:
+        return f"{case.images[0].name}: {error}"
+    assert label is not None
+    voxels = {str(key): found.tobytes() for key, found in foreground_voxels(label, labels).items()}
+    flat = configuration.dim == 2
+    _write(_file(folder, case.case_id, "label"), label, flat)
+    meta = {"foreground": voxels, "properties": json.dumps(properties.to_json())}
+    _write(_file(folder, case.case_id, "image"), image, flat, meta)  # last: its presence says that the case is done
+    return None
+
+
+def _write(path: Path, array: np.ndarray, flat: bool, meta: dict[str, Any] | None = None) -> None:
+    chunks, blocks = chunk_shapes(array.shape, flat)
+    with atomic_path(path) as temporary:
+        written = blosc2.asarray(
+            np.ascontiguousarray(array),
+            urlpath=str(temporary),
+            mode="w",
+            chunks=chunks,
+            blocks=blocks,
+            cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1),
+            dparams=blosc2.DParams(nthreads=1),
+        )
+        for key, value in (meta or {}).items():
+            written.schunk.vlmeta[key] = value
+
+
+def chunk_shapes(shape: Sequence[int], flat: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return chunks and blocks (C, Z, Y, X): cubes of all channels, or squares of one slice if slices are read."""
+    edges = 2 if flat else 3
+
+    def box(voxels: int) -> tuple[int, ...]:
+        edge = max(8, int((voxels / shape[0]) ** (1 / edges)))
+        depth = 1 if flat else edge
+        return (shape[0], *(min(size, most) for size, most in zip(shape[1:], (depth, edge, edge), strict=True)))
+
+    blocks = box(_BLOCK_VOXELS)
+    chunks = tuple(
+        min(size, math.ceil(most / step) * step)
+        for size, most, step in zip(shape, box(_CHUNK_VOXELS), blocks, strict=True)
+    )
+    return chunks, blocks
+
+
+def _file(folder: Path, case_id: str, what: str) -> Path:
+    return folder / f"{case_id}.{what}.b2nd"

@@ -1,0 +1,122 @@
+"""The store: what is in it, when it is made anew, and what an interruption leaves."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from umamba.datasets import dataset_digest, read_dataset
+from umamba.io import UserError, read_image, read_label
+from umamba.planning import Plan
+from umamba.preprocessing import CaseStore, open_store, prepare_store, preprocess_case
+from umamba.preprocessing.store import chunk_shapes
+
+Maker = Callable[..., Plan]
+
+
+def prepare(raw: Path, plan: Plan, root: Path, workers: int = 1) -> CaseStore:
+    """Prepare the dataset with the content it has now."""
+    dataset = read_dataset(raw)
+    return prepare_store(dataset, dataset_digest(dataset, None), plan, next(iter(plan.configurations)), root, workers)
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 0.8, 0.8), (0.8, 0.8)])
+def test_stored_cases_are_the_preprocessed_ones(
+    raw: Path, tmp_path: Path, make_plan: Maker, spacing: tuple[float, ...]
+) -> None:
+    plan = make_plan(spacing)
+    store = prepare(raw, plan, tmp_path / "out")
+    assert store.case_ids == ("a", "b", "c")
+    dataset = read_dataset(raw)
+    image, label, properties = preprocess_case(
+        read_image(dataset.training[1].images),
+        read_label(raw / "labelsTr" / "b.nii.gz"),
+        plan,
+        next(iter(plan.configurations.values())),
+        dataset.labels,
+        "b",
+    )
+    assert label is not None
+    case = store.load("b")
+    assert case.properties == properties
+    assert case.image.shape == image.shape
+    assert np.array_equal(case.image[:], image)
+    assert np.array_equal(case.label[:], label)
+    assert np.array_equal(case.image[:, 1:3, 2:9, 4:5], image[:, 1:3, 2:9, 4:5])
+    for value in (1, 2):
+        voxels = case.foreground[value]
+        assert len(voxels) == len(np.unique(voxels, axis=0)) == np.count_nonzero(label == value)
+        assert (label[0][tuple(voxels.T)] == value).all()
+    assert Plan.from_json(json.loads((store.path / "store.json").read_text())["plan"]) == plan
+
+
+def test_it_is_reused_and_its_key_follows_what_it_depends_on(raw: Path, tmp_path: Path, make_plan: Maker) -> None:
+    plan = make_plan((2.0, 1.0, 1.0))
+    first = prepare(raw, plan, tmp_path / "out", workers=2)
+    before = {path: path.stat().st_mtime_ns for path in first.path.iterdir()}
+    larger = replace(plan.configuration("3d_fullres"), patch_size=(8, 8, 8), batch_size=9)
+    assert prepare(raw, replace(plan, configurations={"3d_fullres": larger}), tmp_path / "out").path == first.path
+    assert {path: path.stat().st_mtime_ns for path in first.path.iterdir()} == before
+    assert prepare(raw, make_plan((2.0, 1.5, 1.5)), tmp_path / "out").path != first.path
+    label = sitk.ReadImage(str(raw / "labelsTr" / "a.nii.gz"))
+    label[7, 7, 3] = 2
+    sitk.WriteImage(label, str(raw / "labelsTr" / "a.nii.gz"))
+    assert prepare(raw, plan, tmp_path / "out").path != first.path
+    assert open_store(first.path) == first
+
+
+def test_all_cases_that_fail_are_named_and_the_others_kept(raw: Path, tmp_path: Path, make_plan: Maker) -> None:
+    for case_id in "ac":
+        label = sitk.ReadImage(str(raw / "labelsTr" / f"{case_id}.nii.gz"))
+        sitk.WriteImage(label[:-1], str(raw / "labelsTr" / f"{case_id}.nii.gz"))
+    with pytest.raises(UserError, match=r"(?s)a_0000.nii.gz: .*differs.*c_0000.nii.gz: .*differs"):
+        prepare(raw, make_plan((2.0, 1.0, 1.0)), tmp_path / "out")
+    (folder,) = [path for path in (tmp_path / "out" / raw.name).iterdir() if path.is_dir()]
+    assert sorted(path.name for path in folder.iterdir()) == ["b.image.b2nd", "b.label.b2nd"]
+    with pytest.raises(UserError, match="no complete set"):
+        open_store(folder)
+
+
+def test_a_killed_preparation_is_continued(raw: Path, tmp_path: Path, make_plan: Maker) -> None:
+    plan = make_plan((2.0, 0.3, 0.3))
+    process = multiprocessing.get_context("spawn").Process(target=prepare, args=(raw, plan, tmp_path / "out"))
+    process.start()
+    limit = time.monotonic() + 60
+    while not list((tmp_path / "out").rglob("a.image.b2nd")) and time.monotonic() < limit:
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    (done,) = (tmp_path / "out").rglob("a.image.b2nd")
+    before = done.stat().st_mtime_ns
+    store = prepare(raw, plan, tmp_path / "out")
+    assert done.stat().st_mtime_ns == before
+    names = sorted(path.name for path in store.path.iterdir())
+    assert names == [*(f"{case}.{what}.b2nd" for case in "abc" for what in ("image", "label")), "store.json"]
+    whole = prepare(raw, plan, tmp_path / "whole")
+    for case_id in "abc":
+        assert np.array_equal(store.load(case_id).image[:], whole.load(case_id).image[:])
+
+
+def test_a_damaged_file_is_named(raw: Path, tmp_path: Path, make_plan: Maker) -> None:
+    store = prepare(raw, make_plan((2.0, 1.0, 1.0)), tmp_path / "out")
+    (store.path / "a.image.b2nd").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="prepared files of a cannot be read"):
+        store.load("a")
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("shape", [(1, 100, 512, 512), (3, 1, 1000, 900), (4, 5, 6, 7), (1, 300, 20, 20)])
+def test_blocks_are_small_and_divide_chunks(shape: tuple[int, ...], flat: bool) -> None:
+    chunks, blocks = chunk_shapes(shape, flat)
+    assert all(b <= c <= s for b, c, s in zip(blocks, chunks, shape, strict=True))
+    assert np.prod(blocks) <= 40_000
+    assert blocks[1] == 1 or not flat
