@@ -1,0 +1,144 @@
+"""Patches by number: a dataset, a sampler that numbers them through all epochs, and how they become a batch."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torchio as tio
+from torch.utils.data import Dataset, DistributedSampler
+
+from umamba.labels import LabelSet
+from umamba.patches.sampling import OUTSIDE, draw_start, draw_voxel, is_forced, read_box
+from umamba.patches.seeding import generator_of, seeded_torch
+
+if TYPE_CHECKING:
+    from umamba.preprocessing import CaseStore, StoredCase
+
+
+class OpenCases:
+    """The cases used last, kept open; at most `capacity`. Workers start with none of their parent's."""
+
+    def __init__(self, store: "CaseStore", capacity: int = 64) -> None:
+        self.store = store
+        self.capacity = capacity
+        self.cases: OrderedDict[str, StoredCase] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files behind when sent to another process."""
+        return {**self.__dict__, "cases": OrderedDict()}
+
+    def load(self, case_id: str) -> "StoredCase":
+        """Return a case, opened now or earlier."""
+        if case_id in self.cases:
+            self.cases.move_to_end(case_id)
+            return self.cases[case_id]
+        case = self.store.load(case_id)
+        self.cases[case_id] = case
+        if len(self.cases) > self.capacity:
+            self.cases.popitem(last=False)
+        return case
+
+
+class PatchDataset(Dataset[tio.Subject]):
+    """Patch number epoch * len(self) + i is patch i of that epoch, a function of (seed, stream, epoch, i).
+
+    Args:
+        store: the preprocessed cases.
+        case_ids: those that patches are drawn from, with replacement and equal chance.
+        labels: the label set.
+        transforms: what a patch goes through; ends with size `patch_size` and without -1 in the label.
+        read_size: size (Z, Y, X) of the box that is read.
+        patch_size: size (Z, Y, X) of the result.
+        batch_size: patches of a batch over all ranks.
+        iterations: batches of an epoch.
+        oversample_foreground: share of a batch that must contain foreground.
+        seed: the run's.
+        stream: separates training from validation.
+    """
+
+    def __init__(
+        self,
+        store: "CaseStore",
+        case_ids: Sequence[str],
+        labels: LabelSet,
+        transforms: tio.Transform,
+        *,
+        read_size: Sequence[int],
+        patch_size: Sequence[int],
+        batch_size: int,
+        iterations: int,
+        oversample_foreground: float,
+        seed: int,
+        stream: str,
+    ) -> None:
+        self.cases = OpenCases(store)
+        self.case_ids = tuple(case_ids)
+        self.labels = labels
+        self.transforms = transforms
+        self.read_size = tuple(read_size)
+        self.patch_size = tuple(patch_size)
+        self.batch_size = batch_size
+        self.iterations = iterations
+        self.oversample_foreground = oversample_foreground
+        self.seed = seed
+        self.stream = stream
+
+    def __len__(self) -> int:
+        """Return the patches of one epoch, over all ranks."""
+        return self.batch_size * self.iterations
+
+    def __getitem__(self, number: int) -> tio.Subject:
+        """Return a subject with `image` (C, Z, Y, X) float32, `label` (1, Z, Y, X) and `case_id`."""
+        epoch, index = divmod(number, len(self))
+        key = (self.seed, self.stream, epoch, index)
+        generator = generator_of(*key, "place")
+        case_id = self.case_ids[generator.integers(len(self.case_ids))]
+        case = self.cases.load(case_id)
+        forced = is_forced(index % self.batch_size, self.batch_size, self.oversample_foreground)
+        voxel = draw_voxel(case.foreground, self.labels, forced, generator)
+        start = draw_start(case.image.shape[1:], self.read_size, self.patch_size, voxel, generator)
+        subject = tio.Subject(
+            image=tio.ScalarImage(tensor=torch.from_numpy(read_box(case.image, start, self.read_size, 0))),
+            label=tio.LabelMap(tensor=torch.from_numpy(read_box(case.label, start, self.read_size, OUTSIDE))),
+            case_id=case_id,
+        )
+        with seeded_torch(*key, "augmentation"):
+            return self.transforms(subject)
+
+
+class PatchSampler(DistributedSampler[int]):
+    """Yields this rank's patch numbers of an epoch: its stride of every batch.
+
+    A DistributedSampler because Lightning then leaves it in place under DDP, and calls `set_epoch` before each epoch.
+
+    Args:
+        dataset: the patches.
+        rank: this process.
+        world_size: all processes.
+    """
+
+    def __init__(self, dataset: PatchDataset, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=False)
+        self.patches = dataset
+        self.positions = range(rank, dataset.batch_size, world_size)
+
+    def __len__(self) -> int:
+        """Return the patches of one epoch on this rank."""
+        return len(self.positions) * self.patches.iterations
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the numbers batch by batch."""
+        first = self.epoch * len(self.patches)
+        for iteration in range(self.patches.iterations):
+            for position in self.positions:
+                yield first + iteration * self.patches.batch_size + position
+
+
+def collate_patches(subjects: Sequence[tio.Subject], dim: int) -> dict[str, Any]:
+    """Return "image" float32 (B, C, *patch), "label" int64 (B, 1, *patch), "case_id"; 2D: without the first axis."""
+    image = torch.stack([subject.get_image("image").data for subject in subjects])
+    label = torch.stack([subject.get_image("label").data for subject in subjects]).long()
+    if dim == 2:
+        image, label = image.squeeze(2), label.squeeze(2)
+    return {"image": image, "label": label, "case_id": [subject["case_id"] for subject in subjects]}

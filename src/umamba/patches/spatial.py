@@ -1,0 +1,173 @@
+"""Rotation, scaling and the crop to the network's patch, resampled once (nnU-Net's spatial transform, without elastic).
+
+TorchIO's RandomAffine resamples labels by nearest neighbour and does not crop; here images are interpolated linearly
+with zeros outside, and every label's indicator votes linearly, with -1 outside.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import torch
+import torchio as tio
+from torch import Tensor
+from torch.nn import functional
+from torchio.transforms.augmentation import RandomTransform
+
+from umamba.patches.sampling import OUTSIDE
+from umamba.patches.settings import Rotation, Scaling
+
+
+class RotateScaleCrop(RandomTransform):
+    """Rotate, scale and crop `image` and `label` of a subject to the centre patch.
+
+    Args:
+        patch_size: (Z, Y, X), the size of the result.
+        in_plane: leave the first axis as it is: 2D patches (size 1) and flat 3D patches ("dummy 2D").
+        max_degrees: largest angle about each axis.
+        rotation: its probability.
+        scaling: its probability and factors.
+    """
+
+    def __init__(
+        self, patch_size: Sequence[int], in_plane: bool, max_degrees: float, rotation: Rotation, scaling: Scaling
+    ) -> None:
+        super().__init__(copy=False)
+        self.patch_size = tuple(patch_size)
+        self.axes = 2 if in_plane else 3
+        self.max_degrees = max_degrees
+        self.rotation = rotation
+        self.scaling = scaling
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        """Return the subject at the size of the patch; without rotation and scaling the centre is cut out."""
+        image, label = subject.get_image("image"), subject.get_image("label")
+        matrix = self.draw_matrix()
+        if matrix is None:
+            image.set_data(crop_centre(image.data, self.patch_size))
+            label.set_data(crop_centre(label.data, self.patch_size))
+        else:
+            image.set_data(resample_image_patch(image.data, matrix, self.patch_size))
+            voted = vote_label_patch(label.data.numpy(), matrix, self.patch_size)
+            label.set_data(torch.from_numpy(voted))
+        return subject
+
+    def draw_matrix(self) -> np.ndarray | None:
+        """Return the (n, n) matrix that takes an offset from the patch centre to one in the source; None: identity."""
+        rotate, scale = (torch.rand(2) < torch.tensor([self.rotation.p, self.scaling.p])).tolist()
+        if not rotate and not scale:
+            return None
+        matrix = np.eye(self.axes)
+        if rotate:
+            angles = [
+                np.deg2rad(self.sample_uniform(-self.max_degrees, self.max_degrees))
+                for _ in range(3 if self.axes == 3 else 1)
+            ]
+            matrix = rotation_matrix(angles)
+        return matrix * self.sample_uniform(*self.scaling.factor) if scale else matrix
+
+
+def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
+    """Return the rotation by one angle (2, 2), or by three about the axes in turn (3, 3); radians."""
+    if len(angles) == 1:
+        cosine, sine = np.cos(angles[0]), np.sin(angles[0])
+        return np.array([[cosine, -sine], [sine, cosine]])
+    matrix = np.eye(3)
+    for axis, angle in enumerate(angles):
+        first, second = (other for other in range(3) if other != axis)
+        about = np.eye(3)
+        about[first, first] = about[second, second] = np.cos(angle)
+        about[first, second], about[second, first] = -np.sin(angle), np.sin(angle)
+        matrix = about @ matrix
+    return matrix
+
+
+def crop_centre(tensor_CZYX: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a view of the centre (C, *size)."""
+    for axis, length in enumerate(size, start=1):
+        tensor_CZYX = tensor_CZYX.narrow(axis, (tensor_CZYX.shape[axis] - length) // 2, length)
+    return tensor_CZYX
+
+
+def resample_image_patch(image_CZYX: Tensor, matrix: np.ndarray, size: Sequence[int]) -> Tensor:
+    """Interpolate linearly at `matrix` times the offsets from the centre of a patch of `size`; zero outside.
+
+    A (2, 2) matrix acts on the last two axes; the first is cropped.
+    """
+    if len(matrix) == 2:
+        image_CZYX = crop_centre(image_CZYX, (size[0], *image_CZYX.shape[2:]))
+    source, target = image_CZYX.shape[-len(matrix) :], size[-len(matrix) :]
+    # grid_sample counts from -1 to 1 over the whole extent, and its axes run the other way round.
+    relative = matrix * np.asarray(target)[None] / np.asarray(source)[:, None]
+    theta = torch.zeros(1, len(matrix), len(matrix) + 1)
+    theta[0, :, :-1] = torch.from_numpy(relative[::-1, ::-1].copy())
+    stacked = image_CZYX.reshape(1, -1, *source)
+    grid = functional.affine_grid(theta, [1, 1, *target], align_corners=False)
+    sampled = functional.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled.reshape(len(image_CZYX), *size)
+
+
+def vote_label_patch(label_CZYX: np.ndarray, matrix: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Return the label with the largest linear weight at `matrix` times the offsets from the patch centre; -1 outside.
+
+    The corners of a source cell mostly agree, and then there is nothing to vote on: only the others are counted.
+    """
+    dims = len(matrix)
+    if dims == 2:
+        surplus = label_CZYX.shape[1] - size[0]
+        label_CZYX = label_CZYX[:, surplus // 2 : surplus // 2 + size[0]]
+    source, target = label_CZYX.shape[-dims:], size[-dims:]
+    stack = label_CZYX.reshape(-1, *source)
+    padded = np.pad(stack, [(0, 0), *[(1, 1)] * dims], constant_values=OUTSIDE)
+    strides = [int(np.prod(padded.shape[axis + 2 :])) for axis in range(dims)]
+
+    coordinates = _source_coordinates(matrix, source, target)
+    lower = [
+        np.minimum(coordinate.astype(np.int32), extent) for coordinate, extent in zip(coordinates, source, strict=True)
+    ]
+    index = sum(low * stride for low, stride in zip(lower, strides, strict=True)).ravel()
+    flat = padded.reshape(len(padded), -1)
+    result = flat[:, index]
+
+    which, where = np.nonzero(~_agreeing_cells(padded).reshape(len(padded), -1)[:, index])
+    fractions = [
+        (coordinate.ravel()[where] - low.ravel()[where]) for coordinate, low in zip(coordinates, lower, strict=True)
+    ]
+    corners = list(product((0, 1), repeat=dims))
+    labels = np.stack([flat[which, index[where] + np.dot(corner, strides)] for corner in corners])
+    weights = np.stack(
+        [
+            np.prod([part if on else 1 - part for part, on in zip(fractions, corner, strict=True)], axis=0)
+            for corner in corners
+        ]
+    )
+    votes = np.stack([np.where(labels == candidate, weights, 0).sum(axis=0) for candidate in labels])
+    result[which, where] = np.take_along_axis(labels, votes.argmax(axis=0)[None], axis=0)[0]
+    return result.reshape(label_CZYX.shape[0], *size)
+
+
+def _source_coordinates(matrix: np.ndarray, source: Sequence[int], target: Sequence[int]) -> list[np.ndarray]:
+    """Return per axis the coordinates (*target) in the source padded by one voxel, held within the padding."""
+    offsets = np.meshgrid(
+        *[np.arange(length, dtype=np.float32) - np.float32((length - 1) / 2) for length in target],
+        indexing="ij",
+        sparse=True,
+    )
+    coordinates = []
+    for row, extent in zip(matrix.astype(np.float32), source, strict=True):
+        coordinate = sum(factor * offset for factor, offset in zip(row, offsets, strict=True))
+        coordinates.append(np.clip(coordinate + np.float32((extent - 1) / 2 + 1), 0, extent + 1))
+    return coordinates
+
+
+def _agreeing_cells(padded: np.ndarray) -> np.ndarray:
+    """Return where the cell that begins at a voxel has the same label at all its corners; False at the far ends."""
+    dims = padded.ndim - 1
+    agreeing = np.zeros(padded.shape, dtype=bool)
+    first = padded[(slice(None), *[slice(None, -1)] * dims)]
+    same = np.ones(first.shape, dtype=bool)
+    for corner in product((0, 1), repeat=dims):
+        if any(corner):
+            same &= padded[(slice(None), *(slice(1, None) if on else slice(None, -1) for on in corner))] == first
+    agreeing[(slice(None), *[slice(None, -1)] * dims)] = same
+    return agreeing

@@ -1,0 +1,290 @@
+"""Batches: shapes, determinism for any number of workers and ranks and after a resume, and what never gets out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+
+from umamba.io import UserError
+from umamba.labels import LabelSet
+from umamba.patches.dataset import OpenCases, PatchSampler
+
+Make = Callable[..., Any]
+
+
+def take(loader: Any, count: int) -> list[dict[str, Any]]:
+    """Return the first batches."""
+    batches = []
+    for _, batch in zip(range(count), loader, strict=False):
+        batches.append(batch)
+    return batches
+
+
+def assert_same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
+    """Check that batches are bit-identical."""
+    assert len(first) == len(second) > 0
+    for one, other in zip(first, second, strict=True):
+        assert one["case_id"] == other["case_id"]
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["label"], other["label"])
+
+
+def test_3d_batches(make_module: Make, store: Any, nnunet_group: dict[str, Any]) -> None:
+    module = make_module(store, augmentation=nnunet_group)
+    for loader, length in ((module.train_dataloader(), 4), (module.val_dataloader(), 2)):
+        batches = list(loader)
+        assert len(batches) == len(loader) == length
+        for batch in batches:
+            assert set(batch) == {"image", "label", "case_id"}
+            assert batch["image"].shape == (3, 1, 8, 10, 6)
+            assert batch["label"].shape == (3, 1, 8, 10, 6)
+            assert batch["image"].dtype == torch.float32
+            assert batch["label"].dtype == torch.int64
+            assert batch["image"].is_contiguous()
+            assert len(batch["case_id"]) == 3
+
+
+@pytest.mark.parametrize("shapes", [[(1, 40, 30)], [(5, 20, 24), (7, 40, 12)]], ids=["images", "slices"])
+def test_2d_batches(make_module: Make, make_cases: Make, nnunet_group: dict[str, Any], shapes: Any) -> None:
+    module = make_module(make_cases(shapes, 3), (16, 12), augmentation=nnunet_group, mask=(False,) * 3)
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        for batch in loader:
+            assert batch["image"].shape == (3, 3, 16, 12)
+            assert batch["label"].shape == (3, 1, 16, 12)
+
+
+def test_workers_make_no_difference(make_module: Make, store: Any, nnunet_group: dict[str, Any]) -> None:
+    def batches(workers: int) -> list[dict[str, Any]]:
+        module = make_module(store, iterations=5, augmentation=nnunet_group, num_workers=workers)
+        return take(module.train_dataloader(), 5) + take(module.val_dataloader(), 2)
+
+    expected = batches(0)
+    for workers in (1, 2):
+        assert_same(batches(workers), expected)
+
+
+def test_larger_patches_do_not_depend_on_threads(make_module: Make, make_cases: Make) -> None:
+    """Sums over a patch of this size are split between threads and then round differently."""
+    group = {"contrast": {"p": 1}, "gamma": {"p": 1}}
+    module = make_module(make_cases([(48, 64, 64)]), (40, 56, 56), iterations=1, augmentation=group)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        several = list(module.train_dataloader())
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        assert_same(list(module.train_dataloader()), several)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_epochs_seeds_and_streams_differ(make_module: Make, store: Any) -> None:
+    module = make_module(store)
+    loader = module.train_dataloader()
+    first = list(loader)
+    assert_same(list(loader), first)
+    loader.sampler.set_epoch(1)
+    second = list(loader)
+    assert not any(torch.equal(one["image"], other["image"]) for one in first for other in second)
+    assert not torch.equal(next(iter(make_module(store, seed=2).train_dataloader()))["image"], first[0]["image"])
+    assert not torch.equal(next(iter(module.val_dataloader()))["image"], first[0]["image"])
+
+
+def test_patches_do_not_depend_on_their_order(make_module: Make, store: Any, nnunet_group: dict[str, Any]) -> None:
+    patches = make_module(store, augmentation=nnunet_group).train_patches
+    forward = [patches[number]["image"].data for number in range(12)]
+    for number in reversed(range(12)):
+        assert torch.equal(patches[number]["image"].data, forward[number])
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_each_batch(make_module: Make, store: Any, world_size: int) -> None:
+    patches = make_module(store, batch_size=5).train_patches
+    alone = PatchSampler(patches)
+    alone.set_epoch(7)
+    numbers = np.array(list(alone)).reshape(4, 5)
+    parts = []
+    for rank in range(world_size):
+        sampler = PatchSampler(patches, rank, world_size)
+        sampler.set_epoch(7)
+        part = np.array(list(sampler)).reshape(4, -1)
+        assert part.size == len(sampler)
+        assert np.array_equal(part, numbers[:, rank::world_size])
+        parts.append(part)
+    assert np.array_equal(np.sort(np.concatenate(parts, axis=1)), numbers)
+    assert numbers.min() == 7 * len(patches)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_global_generators_are_left_alone(
+    make_module: Make, store: Any, nnunet_group: dict[str, Any], workers: int
+) -> None:
+    module = make_module(store, augmentation=nnunet_group, num_workers=workers)
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr] # noqa: NPY002
+    list(module.train_dataloader())
+    list(module.val_dataloader())
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index] # noqa: NPY002
+
+
+def total_of(batch: dict[str, Any]) -> float:
+    """Return a number that tells batches apart."""
+    return float(batch["image"].double().sum() + batch["label"].double().sum())
+
+
+class Recorder(lightning.LightningModule):
+    """Keeps what it is fed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.fed: dict[tuple[str, int], list[float]] = {}
+
+    def record(self, kind: str, batch: dict[str, Any]) -> None:
+        self.fed.setdefault((kind, self.current_epoch), []).append(total_of(batch))
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
+        self.record("train", batch)
+        return self.weight * batch["image"].mean()
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        self.record("val", batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(module: Any, epochs: int, resume: Path | None, save: Path | None) -> dict[tuple[str, int], list[float]]:
+    """Train with Lightning and return what was fed."""
+    recorder = Recorder()
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(recorder, datamodule=module, ckpt_path=resume)
+    if save:
+        trainer.save_checkpoint(save)
+    return recorder.fed
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(
+    make_module: Make, store: Any, nnunet_group: dict[str, Any], tmp_path: Path, workers: int
+) -> None:
+    def module() -> Any:
+        return make_module(store, augmentation=nnunet_group, num_workers=workers)
+
+    whole = fit(module(), 3, None, None)
+    expected: dict[tuple[str, int], list[float]] = {}
+    alone = make_module(store, augmentation=nnunet_group)
+    for kind, loader in (("train", alone.train_dataloader()), ("val", alone.val_dataloader())):
+        for epoch in range(3):
+            loader.sampler.set_epoch(epoch)
+            expected[kind, epoch] = [total_of(batch) for batch in loader]
+    assert whole == expected
+    assert len({total for totals in whole.values() for total in totals}) == 18, "every epoch has patches of its own"
+    start = fit(module(), 1, None, tmp_path / "one.ckpt")
+    rest = fit(module(), 3, tmp_path / "one.ckpt", None)
+    assert start | rest == whole
+
+
+def test_padding_and_no_negative_label(make_module: Make, make_cases: Make, nnunet_group: dict[str, Any]) -> None:
+    """No voxel of these images is 0, so that 0 means padding; their corners have the label -1."""
+    store = make_cases([(5, 6, 7)])
+    original = set(np.unique(store.cases["case_0"].label))
+    assert -1 in original
+    module = make_module(store, (8, 10, 10), augmentation=nnunet_group, iterations=20)
+    batch = next(iter(module.val_dataloader()))
+    inside = batch["image"][:, 0] != 0
+    assert inside.sum(dim=(1, 2, 3)).le(5 * 6 * 7).all()
+    assert (batch["label"][:, 0][~inside] == 0).all()
+    for batch in [*module.val_dataloader(), *module.train_dataloader()]:
+        assert batch["label"].min() >= 0
+        assert batch["label"].max() <= 2
+        assert torch.isfinite(batch["image"]).all()
+    assert set(np.unique(store.cases["case_0"].label)) == original, "the store's arrays are not written to"
+    assert (store.cases["case_0"].image >= 1).all()
+
+
+def test_masked_channels_are_cleared_in_training_only(make_module: Make, make_cases: Make) -> None:
+    store = make_cases([(8, 10, 6)], 2)
+    outside = torch.from_numpy(store.cases["case_0"].label[0] == -1)
+    module = make_module(store, (8, 10, 6), mask=(True, False), oversample_foreground=0.0)
+    for batch in module.train_dataloader():
+        assert (batch["image"][:, 0, outside] == 0).all()
+        assert (batch["image"][:, 0, ~outside] != 0).all()
+        assert (batch["image"][:, 1] != 0).all()
+    for batch in module.val_dataloader():
+        assert (batch["image"] != 0).all()
+
+
+@pytest.mark.parametrize(("batch_size", "forced"), [(2, 1), (12, 4), (30, 10), (9, 3), (1, 0)])
+def test_forced_patches_hold_foreground(make_module: Make, make_cases: Make, batch_size: int, forced: int) -> None:
+    """The last ones of a batch; the image is large and its foreground small, so that others mostly miss it."""
+    module = make_module(make_cases([(64, 64, 64)]), (4, 4, 4), batch_size=batch_size, val_iterations=6)
+    share = []
+    for batch in module.val_dataloader():
+        holds = batch["label"].flatten(1).max(dim=1).values > 0
+        assert holds[batch_size - forced :].all()
+        share.append(holds[: batch_size - forced].float().mean().item())
+    assert forced == batch_size or np.mean(share) < 0.3
+
+
+def test_few_cases_and_unused_val(make_module: Make, make_cases: Make) -> None:
+    module = make_module(make_cases([(9, 9, 9)]), batch_size=7, val_iterations=0, val_cases=())
+    assert next(iter(module.train_dataloader()))["case_id"] == ["case_0"] * 7
+    assert module.val_dataloader() == []
+
+
+def test_open_cases_are_bounded(make_cases: Make) -> None:
+    store = make_cases([(3, 3, 3)] * 3)
+    cases = OpenCases(store, capacity=2)
+    for case_id in ("case_0", "case_1", "case_0", "case_2", "case_0", "case_1"):
+        assert cases.load(case_id).case_id == case_id
+    assert store.loads == ["case_0", "case_1", "case_2", "case_1"]
+    assert cases.__getstate__()["cases"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"batch_size": 0}, "plan.batch_size=0"),
+        ({"iterations": 0}, "data.iterations_per_epoch=0"),
+        ({"val_iterations": -1}, "data.val_iterations=-1"),
+        ({"num_workers": -1}, "data.num_workers=-1"),
+        ({"oversample_foreground": 1.5}, "recipe.oversample_foreground=1.5"),
+        ({"train_cases": ()}, "no training cases"),
+        ({"val_cases": ()}, "no validation cases"),
+        ({"train_cases": ("case_0", "nobody")}, "nobody"),
+        ({"augmentation": {"mirorr": {"p": 1}}}, "augmentation.mirorr"),
+    ],
+)
+def test_mistakes_name_the_key(make_module: Make, store: Any, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_module(store, **arguments)
+
+
+def test_ignore_label_centres_on_labelled_voxels(make_module: Make, make_cases: Make) -> None:
+    store = make_cases([(40, 40, 40)])
+    case = store.cases["case_0"]
+    case.foreground = {**case.foreground, -1: np.array([[20, 20, 20]], dtype=np.int32)}
+    case.image[0, 20, 20, 20] = 100.0
+    labels = LabelSet(("one", "two"), ((1,), (2,)), ignore=3)
+    module = make_module(store, (5, 5, 5), labels=labels, oversample_foreground=0.0)
+    for batch in module.train_dataloader():
+        assert (batch["image"][:, 0, 2, 2, 2] == 100).all()
+    del case.foreground[-1]
+    with pytest.raises(UserError, match="labelled"):
+        next(iter(module.train_dataloader()))

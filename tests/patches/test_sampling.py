@@ -1,0 +1,90 @@
+"""Where patches are taken, against hand arithmetic and slow enumeration."""
+
+import numpy as np
+import pytest
+
+from umamba.labels import LabelSet
+from umamba.patches.augmentation import read_size
+from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_box
+from umamba.patches.seeding import seed_of
+from umamba.patches.settings import Augmentation, Rotation, Scaling
+
+MOVING = Augmentation(rotation=Rotation(p=0.2), scaling=Scaling(p=0.2))
+
+
+@pytest.mark.parametrize(
+    ("patch", "size"),
+    [
+        ((128, 128, 128), (205, 205, 205)),  # 128 (cos 30 + sin 30) / 0.85 = 205.7
+        # 40 cos 30 + 56 sin 30 = 62.6; 56 cos 30 + 40 sin 30 = 68.5; 40 (cos 30 + sin 30) = 54.6
+        ((40, 56, 40), (73, 80, 64)),
+        ((40, 224, 192), (40, 263, 263)),  # flat: in-plane, up to 90 degrees: 224 / 0.85 = 263.5
+        ((512, 512), (1, 602, 602)),
+        ((100, 200), (1, 174, 235)),  # elongated, 15 degrees: 100 cos 15 + 200 sin 15 = 148.4; 200 / 0.85 = 235.3
+    ],
+)
+def test_read_size(patch: tuple[int, ...], size: tuple[int, ...]) -> None:
+    assert read_size(MOVING, patch) == size
+
+
+def test_nothing_more_is_read_without_rotation_and_scaling() -> None:
+    assert read_size(Augmentation(), (40, 56, 40)) == (40, 56, 40)
+    assert read_size(Augmentation(), (56, 40)) == (1, 56, 40)
+    assert read_size(Augmentation(scaling=Scaling(p=0.1)), (128, 128, 128)) == (205, 205, 205)
+
+
+def test_forced_positions() -> None:
+    counts = {batch: sum(is_forced(j, batch, 0.33) for j in range(batch)) for batch in range(1, 31)}
+    assert {2: 1, 12: 4, 30: 10}.items() <= counts.items()
+    assert [j for j in range(12) if is_forced(j, 12, 0.33)] == [8, 9, 10, 11]
+    assert not any(is_forced(j, 12, 0.0) for j in range(12))
+    assert all(is_forced(j, 12, 1.0) for j in range(12))
+
+
+@pytest.mark.parametrize(
+    ("size", "read", "patch", "starts"),
+    [
+        (10, 4, 4, range(0, 7)),  # as much as fits
+        (10, 6, 4, range(-1, 6)),  # one voxel of margin on both sides
+        (10, 7, 4, range(-2, 6)),  # three: two below, two above
+        (3, 8, 4, range(-3, -1)),  # smaller than the patch: 5 are missing, 3 before and 2 after, or 2 and 3
+        (1, 1, 1, range(0, 1)),
+    ],
+)
+def test_random_starts_cover_their_range(size: int, read: int, patch: int, starts: range) -> None:
+    generator = np.random.default_rng(0)
+    drawn = [draw_start((size,), (read,), (patch,), None, generator)[0] for _ in range(400)]
+    assert sorted(set(drawn)) == list(starts)
+
+
+def test_forced_starts_are_clamped_below_only() -> None:
+    generator = np.random.default_rng(0)
+    starts = [draw_start((10,), (6,), (4,), np.array([voxel]), generator)[0] for voxel in range(10)]
+    assert starts == [-1, -1, -1, 0, 1, 2, 3, 4, 5, 6]
+
+
+def test_classes_have_equal_chance_however_rare() -> None:
+    labels = LabelSet(("a", "b", "c"), ((1,), (2,), (3,)))
+    foreground = {1: np.zeros((1000, 3), int), 2: np.ones((1, 3), int), 3: np.zeros((0, 3), int)}
+    generator = np.random.default_rng(0)
+    rare = sum(bool(draw_voxel(foreground, labels, True, generator)[0]) for _ in range(2000))  # type: ignore[index]
+    assert abs(rare - 1000) < 4 * np.sqrt(500)
+    assert draw_voxel(foreground, labels, False, generator) is None
+    assert draw_voxel({}, labels, True, generator) is None
+
+
+def test_boxes_are_copies_padded_outside() -> None:
+    array = np.arange(1, 61, dtype=np.float32).reshape(1, 3, 4, 5)
+    padded = np.pad(array, [(0, 0), (6, 6), (6, 6), (6, 6)], constant_values=-7)
+    for start in [(0, 0, 0), (-2, 1, 3), (2, -3, -4), (1, 1, 1), (5, 0, 0), (0, -6, 0)]:
+        box = read_box(array, start, (2, 4, 6), -7)
+        expected = padded[(slice(None), *(slice(s + 6, s + 6 + n) for s, n in zip(start, (2, 4, 6), strict=True)))]
+        assert np.array_equal(box, expected[:, :2, :4, :6]), start
+        assert not np.shares_memory(box, array)
+
+
+def test_seeds_depend_on_every_part() -> None:
+    seeds = {seed_of(a, b, c) for a in range(10) for b in ("train", "val") for c in range(100)}
+    assert len(seeds) == 2000
+    assert seed_of(1, 12) != seed_of(11, 2)
+    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -1,0 +1,155 @@
+"""Rotation, scaling and crop, against SciPy's interpolation label by label."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+import torchio as tio
+from scipy.ndimage import map_coordinates
+
+from umamba.patches.augmentation import is_flat, max_degrees
+from umamba.patches.settings import Augmentation, Rotation, Scaling
+from umamba.patches.spatial import (
+    RotateScaleCrop,
+    crop_centre,
+    resample_image_patch,
+    rotation_matrix,
+    vote_label_patch,
+)
+
+CASES = [
+    ((13, 17, 14), (8, 9, 7), [0.3, -0.4, 0.2], 1.0),
+    ((9, 10, 11), (8, 9, 10), [0.5, 0.1, -0.5], 1.4),  # reaches outside
+    ((10, 9, 12), (6, 7, 5), [0.0, 0.0, 0.0], 0.7),
+    ((4, 15, 16), (4, 9, 10), [1.2], 1.1),  # in-plane
+    ((1, 15, 12), (1, 15, 12), [2.5], 1.3),
+]
+
+
+def source_points(matrix: np.ndarray, source: Sequence[int], target: Sequence[int]) -> np.ndarray:
+    """Return the coordinates (3, *target) in the source, voxel by voxel."""
+    whole = np.eye(3)
+    whole[3 - len(matrix) :, 3 - len(matrix) :] = matrix
+    centre_in, centre_out = (np.array(source) - 1) / 2, (np.array(target) - 1) / 2
+    points = np.empty((3, *target))
+    for voxel in np.ndindex(*target):
+        points[(slice(None), *voxel)] = whole @ (np.array(voxel) - centre_out) + centre_in
+    return points
+
+
+@pytest.mark.parametrize(("source", "target", "angles", "factor"), CASES)
+def test_image_is_interpolated_linearly(source, target, angles, factor) -> None:  # type: ignore[no-untyped-def]
+    image = np.random.default_rng(0).normal(size=(2, *source)).astype(np.float32)
+    matrix = rotation_matrix(angles) * factor
+    points = source_points(matrix, source, target)
+    expected = np.stack([map_coordinates(c.astype(float), points, order=1, mode="grid-constant") for c in image])
+    result = resample_image_patch(torch.from_numpy(image), matrix, target)
+    assert result.shape == (2, *target)
+    np.testing.assert_allclose(result.numpy(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("source", "target", "angles", "factor"), CASES)
+def test_labels_vote(source, target, angles, factor) -> None:  # type: ignore[no-untyped-def]
+    generator = np.random.default_rng(1)
+    coarse = generator.integers(-1, 4, size=[-(-size // 3) for size in source])
+    label = coarse.repeat(3, 0).repeat(3, 1).repeat(3, 2)[tuple(map(slice, source))].astype(np.int16)
+    matrix = rotation_matrix(angles) * factor
+    points = source_points(matrix, source, target)
+    votes = np.stack(
+        [
+            map_coordinates((label == value).astype(float), points, order=1, mode="grid-constant", cval=value == -1)
+            for value in range(-1, 4)
+        ]
+    )
+    result = vote_label_patch(label[None], matrix, target)
+    assert result.shape == (1, *target)
+    assert result.dtype == np.int16
+    best, second = np.sort(votes, axis=0)[[-1, -2]]
+    clear = best - second > 1e-4  # a tie may fall either way
+    assert clear.mean() > 0.9 if angles != [0.0, 0.0, 0.0] else True
+    assert np.array_equal(result[0][clear], (votes.argmax(axis=0) - 1)[clear])
+
+
+def test_identity_is_the_crop() -> None:
+    image = torch.randn(2, 9, 12, 11)
+    label = torch.randint(-1, 3, (1, 9, 12, 11)).short()
+    size = (5, 6, 7)
+    assert torch.equal(crop_centre(image, size), image[:, 2:7, 3:9, 2:9])
+    torch.testing.assert_close(resample_image_patch(image, np.eye(3), size), image[:, 2:7, 3:9, 2:9])
+    assert np.array_equal(vote_label_patch(label.numpy(), np.eye(3), size), label[:, 2:7, 3:9, 2:9])
+
+
+def test_a_quarter_turn_is_rot90() -> None:
+    image = torch.arange(25.0).reshape(1, 1, 5, 5)
+    matrix = rotation_matrix([np.pi / 2])
+    turned = resample_image_patch(image, matrix, (1, 5, 5))
+    assert any(torch.allclose(turned, torch.rot90(image, k, (2, 3)), atol=1e-4) for k in (1, 3))
+    voted = vote_label_patch(image.numpy().astype(np.int16), matrix, (1, 5, 5))
+    np.testing.assert_array_equal(voted, turned.round().numpy().astype(np.int16))
+
+
+@pytest.mark.parametrize("angles", [[0.4], [0.3, -0.2, 0.5]])
+def test_rotations_are_rotations(angles: list[float]) -> None:
+    matrix = rotation_matrix(angles)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-12)
+    assert np.linalg.det(matrix) == pytest.approx(1)
+
+
+def test_a_factor_above_one_shows_more() -> None:
+    label = np.zeros((1, 20, 20, 20), np.int16)
+    label[:, 6:14, 6:14, 6:14] = 1
+    smaller, larger = (vote_label_patch(label, np.eye(3) * factor, (20, 20, 20)).clip(0).sum() for factor in (1.4, 0.7))
+    assert smaller < 512 < larger
+
+
+@pytest.mark.parametrize(
+    ("patch", "flat", "degrees"),
+    [
+        ((40, 56, 40), False, 30),
+        ((16, 48, 48), False, 30),  # exactly 3 is not flat
+        ((15, 48, 48), True, 180),
+        ((64, 64), False, 180),
+        ((64, 96), False, 180),  # exactly 1.5 is not elongated
+        ((64, 97), False, 15),
+    ],
+)
+def test_angles_by_shape(patch: tuple[int, ...], flat: bool, degrees: float) -> None:
+    assert is_flat(patch) == flat
+    assert max_degrees(Augmentation(), patch) == degrees
+
+
+@pytest.mark.parametrize("in_plane", [False, True])
+def test_probabilities_and_ranges(in_plane: bool) -> None:
+    transform = RotateScaleCrop((4, 4, 4), in_plane, 30.0, Rotation(p=0.2), Scaling(p=0.2))
+    torch.manual_seed(0)
+    dims, draws = (2, 4000) if in_plane else (3, 4000)
+    matrices = [transform.draw_matrix() for _ in range(draws)]
+    moved = [matrix for matrix in matrices if matrix is not None]
+    factors = np.array([np.linalg.det(matrix) ** (1 / dims) for matrix in moved])
+    scaled = np.abs(factors - 1) > 1e-9
+    rotated = np.array([np.abs(m / f - np.eye(dims)).max() > 1e-9 for m, f in zip(moved, factors, strict=True)])
+    for share, expected in (
+        (len(moved), 0.36),
+        (scaled.sum(), 0.2),
+        (rotated.sum(), 0.2),
+        ((scaled & rotated).sum(), 0.04),
+    ):
+        assert abs(share / draws - expected) < 4 * np.sqrt(expected * (1 - expected) / draws)
+    inside = factors[scaled]
+    assert 0.7 <= inside.min() < 0.73
+    assert 1.37 < inside.max() <= 1.4
+    assert inside.mean() == pytest.approx(1.05, abs=4 * 0.202 / np.sqrt(len(inside)))
+    if in_plane:
+        angles = np.rad2deg([np.arctan2(m[1, 0], m[0, 0]) for m in moved])[rotated]
+        assert -30 <= angles.min() < -28
+        assert 28 < angles.max() <= 30
+
+
+def test_it_is_a_torchio_transform() -> None:
+    subject = tio.Subject(
+        image=tio.ScalarImage(tensor=torch.randn(1, 8, 8, 8)),
+        label=tio.LabelMap(tensor=torch.zeros(1, 8, 8, 8, dtype=torch.int16)),
+    )
+    result = RotateScaleCrop((4, 5, 6), False, 30.0, Rotation(p=1), Scaling(p=1))(subject)
+    assert result["image"].data.shape == result["label"].data.shape == (1, 4, 5, 6)
