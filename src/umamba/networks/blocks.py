@@ -1,0 +1,165 @@
+"""Convolutional blocks in 2D and 3D, named and ordered as in nnU-Net's dynamic-network-architectures and in U-Mamba.
+
+Feature maps are (B, C, *S) with S = (Z, Y, X) or (Y, X). All convolutions have a bias except the projections of the
+residual encoder; norms are InstanceNorm with affine weights, activations LeakyReLU of slope 0.01.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SLOPE = 0.01
+
+
+@dataclass(frozen=True)
+class Operators:
+    """The layers of one dimension."""
+
+    conv: Callable[..., nn.Module]
+    transposed: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    average_pool: Callable[..., nn.Module]
+
+
+def operators(dim: int) -> Operators:
+    """Return the layers for `dim` 2 or 3."""
+    if dim == 2:
+        return Operators(nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d, nn.AvgPool2d)
+    return Operators(nn.Conv3d, nn.ConvTranspose3d, nn.InstanceNorm3d, nn.AvgPool3d)
+
+
+def convolution(
+    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], bias: bool = True
+) -> nn.Module:
+    """Return a convolution that keeps the size at stride 1 (odd kernels); the dimension is that of `kernel`."""
+    padding = tuple(size // 2 for size in kernel)
+    return operators(len(kernel)).conv(inputs, outputs, tuple(kernel), tuple(stride), padding, bias=bias)
+
+
+def norm(channels: int, dim: int) -> nn.Module:
+    """Return InstanceNorm with weight and bias."""
+    return operators(dim).norm(channels, eps=1e-5, affine=True)
+
+
+def ones(dim: int) -> tuple[int, ...]:
+    """Return the kernel or stride of one voxel."""
+    return (1,) * dim
+
+
+class ConvNorm(nn.Module):
+    """Convolution and norm, then (if `activate`) LeakyReLU."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        *,
+        bias: bool = True,
+        activate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = convolution(inputs, outputs, kernel, stride, bias)
+        self.norm = norm(outputs, len(kernel))
+        self.activation = nn.LeakyReLU(SLOPE, inplace=True) if activate else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, *S) to (B, outputs, *S / stride)."""
+        return self.activation(self.norm(self.conv(x)))
+
+
+class ConvStack(nn.Module):
+    """`count` times convolution, norm, LeakyReLU; the first one strided (a stage of the plain U-Net)."""
+
+    def __init__(self, count: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        first = ConvNorm(inputs, outputs, kernel, stride)
+        rest = (ConvNorm(outputs, outputs, kernel, ones(len(kernel))) for _ in range(count - 1))
+        self.convs = nn.Sequential(first, *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, *S) to (B, outputs, *S / stride)."""
+        return self.convs(x)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a skip: average pooling where strided, a normalised 1x1 projection where channels change.
+
+    The block of nnU-Net's residual encoder (ResNet-D); without stride and with equal channels the skip is the identity.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        unit = ones(len(kernel))
+        self.conv1 = ConvNorm(inputs, outputs, kernel, stride)
+        self.conv2 = ConvNorm(outputs, outputs, kernel, unit, activate=False)
+        self.skip = nn.Sequential()
+        if any(step != 1 for step in stride):
+            self.skip.append(operators(len(kernel)).average_pool(tuple(stride), tuple(stride)))
+        if inputs != outputs:
+            self.skip.append(ConvNorm(inputs, outputs, unit, unit, bias=False, activate=False))
+        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, *S) to (B, outputs, *S / stride)."""
+        y = self.conv2(self.conv1(x))
+        y += self.skip(x)
+        return self.activation(y)
+
+
+class ProjectionBlock(nn.Module):
+    """U-Mamba's residual block: two convolutions, and a strided 1x1 convolution (no norm) as the skip."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        dim = len(kernel)
+        self.conv1 = convolution(inputs, outputs, kernel, stride)
+        self.norm1 = norm(outputs, dim)
+        self.conv2 = convolution(outputs, outputs, kernel, ones(dim))
+        self.norm2 = norm(outputs, dim)
+        self.conv3 = convolution(inputs, outputs, ones(dim), stride)
+        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, *S) to (B, outputs, *S / stride)."""
+        y = self.activation(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        y += self.conv3(x)
+        return self.activation(y)
+
+
+class NearestUpsample(nn.Module):
+    """Nearest-neighbour upsampling by `stride`, then a 1x1 convolution."""
+
+    def __init__(self, inputs: int, outputs: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        dim = len(stride)
+        self.scale = [float(step) for step in stride]
+        self.conv = convolution(inputs, outputs, ones(dim), ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, *S) to (B, outputs, *S * stride)."""
+        return self.conv(F.interpolate(x, scale_factor=self.scale, mode="nearest"))
+
+
+def transposed_upsample(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:
+    """Return a transposed convolution whose kernel is its stride."""
+    return operators(len(stride)).transposed(inputs, outputs, tuple(stride), tuple(stride))
+
+
+def residual_stack(first: nn.Module, count: int, channels: int, kernel: Sequence[int]) -> list[nn.Module]:
+    """Return `count` blocks: `first`, then residual blocks that keep size and channels."""
+    unit = ones(len(kernel))
+    return [first, *(ResidualBlock(channels, channels, kernel, unit) for _ in range(count - 1))]
+
+
+def initialise_convolutions(network: nn.Module) -> None:
+    """Draw He-normal weights (slope 0.01) and set zero biases in all 2D/3D convolutions; nothing else is touched."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(module.weight, a=SLOPE)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

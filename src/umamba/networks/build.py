@@ -1,0 +1,68 @@
+"""From the plan's configuration and an architecture's options to a network."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from umamba.io import UserError
+from umamba.networks.depth_two import protect_gradients
+from umamba.planning import Configuration
+
+# name -> module and function; imported when chosen, so that MONAI is needed for its own networks only
+BUILDERS = {
+    "umamba_bot": ("umamba.networks.umamba", "build_umamba_bot"),
+    "umamba_enc": ("umamba.networks.umamba", "build_umamba_enc"),
+    "unet": ("umamba.networks.unet", "build_unet"),
+    "resenc_unet": ("umamba.networks.unet", "build_resenc_unet"),
+    "segresnet": ("umamba.networks.monai_nets", "build_segresnet"),
+    "unetr": ("umamba.networks.monai_nets", "build_unetr"),
+    "swinunetr": ("umamba.networks.monai_nets", "build_swinunetr"),
+}
+
+
+def architecture_names() -> tuple[str, ...]:
+    """Return the names that `build_network` knows."""
+    return tuple(BUILDERS)
+
+
+def build_network(
+    architecture: Mapping[str, Any],
+    configuration: Configuration,
+    in_channels: int,
+    num_classes: int,
+    deep_supervision: bool = True,
+) -> nn.Module:
+    """Build a network; a pure function of its arguments and torch's random state.
+
+    Args:
+        architecture: plain dict of `configs/architecture/*.yaml`: `name`, and the options of that architecture.
+        configuration: the plan's configuration (dimension, patch size, strides, kernels, features).
+        in_channels: image channels.
+        num_classes: channels of the logits.
+        deep_supervision: start value of the network's settable attribute of that name.
+
+    Returns:
+        A module that maps images (B, C, *S), S = (Z, Y, X) or (Y, X), to logits (B, num_classes, *S), or, where
+        `supports_deep_supervision` and `deep_supervision` are True, to a list of logits, full resolution first.
+        `fixed_patch_size` is the only S that fits the weights, or None.
+
+    Raises:
+        UserError: unknown architecture or option, or a plan that the architecture cannot be built for.
+    """
+    options = dict(architecture)
+    name = options.pop("name", None)
+    if name not in BUILDERS:
+        raise UserError(f"architecture.name: {name!r} is unknown; give one of {', '.join(BUILDERS)}")
+    module, function = BUILDERS[name]
+    try:
+        builder = getattr(import_module(module), function)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "monai":
+            raise
+        raise UserError(f"architecture.name: {name} needs MONAI, which is not installed: pip install monai") from error
+    network = builder(options, configuration, in_channels, num_classes)
+    protect_gradients(network)
+    network.deep_supervision = deep_supervision and network.supports_deep_supervision
+    return network

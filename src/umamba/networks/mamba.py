@@ -1,0 +1,115 @@
+"""Mamba-1 and the layer that puts it on a feature map (Gu and Dao 2023; mamba_ssm's names and initialisation)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umamba.networks.scan import selective_scan
+
+_DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4  # step sizes at the start
+
+
+class Mamba(nn.Module):
+    """A Mamba block: projection, causal depthwise convolution, selective scan, gate, projection.
+
+    Args:
+        d_model: width of a token.
+        d_state: states of each channel.
+        d_conv: tokens that the convolution sees, itself included.
+        expand: inner width / d_model.
+        scan_backend: see `selective_scan`.
+    """
+
+    def __init__(
+        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, scan_backend: str = "auto"
+    ) -> None:
+        super().__init__()
+        inner = expand * d_model
+        self.d_state = d_state
+        self.dt_rank = math.ceil(d_model / 16)
+        self.scan_backend = scan_backend
+        self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, d_conv, padding=d_conv - 1, groups=inner)
+        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
+        self._initialise_step_sizes()
+
+    def _initialise_step_sizes(self) -> None:
+        """Let softplus(dt_proj.bias) be log-uniform between the two limits."""
+        bound = self.dt_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        low, high = math.log(_DT_MIN), math.log(_DT_MAX)
+        steps = torch.exp(torch.rand(self.dt_proj.out_features) * (high - low) + low).clamp(min=_DT_FLOOR)
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
+
+    def forward(self, tokens_BLC: Tensor) -> Tensor:
+        """Map tokens (B, L, d_model) to (B, L, d_model)."""
+        length = tokens_BLC.shape[1]
+        x, z = (self.in_proj.weight @ tokens_BLC.transpose(1, 2)).chunk(2, dim=1)  # (B, inner, L) each
+        x = F.silu(self.conv1d(x)[..., :length])
+        parameters = F.linear(x.transpose(1, 2), self.x_proj.weight)  # (B, L, dt_rank + 2 d_state)
+        dt, B, C = parameters.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = self.dt_proj.weight @ dt.transpose(1, 2)
+        y = selective_scan(
+            x,
+            delta,
+            -torch.exp(self.A_log),
+            B.transpose(1, 2),
+            C.transpose(1, 2),
+            self.D,
+            z,
+            self.dt_proj.bias,
+            delta_softplus=True,
+            backend=self.scan_backend,
+        )
+        assert isinstance(y, Tensor)
+        return self.out_proj(y.transpose(1, 2))
+
+
+class MambaLayer(nn.Module):
+    """Layer norm and Mamba on a feature map; its voxels in C order, or its channels, are the tokens.
+
+    It computes in float32 whatever the autocast (as the released code means to), float64 where the input is that.
+
+    Args:
+        dim: width of a token: the features, or with `channel_token` the voxels of the map.
+        channel_token: take channels as tokens (the deep stages of U-Mamba_Enc); ties the weights to the map's size.
+        d_state: see `Mamba`.
+        d_conv: see `Mamba`.
+        expand: see `Mamba`.
+        residual: add the input to the output; the released code does not.
+        scan_backend: see `selective_scan`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        channel_token: bool = False,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        residual: bool = False,
+        scan_backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.channel_token = channel_token
+        self.residual = residual
+        self.norm = nn.LayerNorm(dim)
+        self.mamba = Mamba(dim, d_state, d_conv, expand, scan_backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, *S) to (B, C, *S), in float32 (or float64)."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x if x.dtype == torch.float64 else x.float()
+            flat = x.flatten(2)
+            tokens = flat if self.channel_token else flat.transpose(1, 2)
+            mixed = self.mamba(self.norm(tokens))
+            y = (mixed if self.channel_token else mixed.transpose(1, 2)).reshape(x.shape)
+            return x + y if self.residual else y

@@ -1,0 +1,11 @@
+"""Selective scan: one function, several backends that agree (Gu and Dao 2023, section 3.2; mamba_ssm's signature).
+
+For each channel d and state n:
+
+    h[t] = exp(delta[t] A[n]) h[t-1] + delta[t] B[n, t] u[t]
+    y[t] = sum over n of C[n, t] h[t] + D u[t],   out[t] = y[t] silu(z[t])
+"""
+
+from umamba.networks.scan.select import BACKENDS, resolve_backend, selective_scan
+
+__all__ = ["BACKENDS", "resolve_backend", "selective_scan"]

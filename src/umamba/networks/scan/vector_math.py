@@ -1,0 +1,67 @@
+"""exp and log1p that a compiler can vectorise: in float32 polynomials of the type's accuracy, in float64 libm's."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload
+
+# exp(r) for |r| <= ln(2) / 2, minimax coefficients from r^2 on (Cephes, expf)
+_EXP = (5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
+_LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
+_LOWEST, _HIGHEST = -87.0, 88.0  # beyond: the smallest and largest normal float32, nearly
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+    """Return the float32 whose bits an int32 holds."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+
+    return types.float32(types.int32), generate
+
+
+def exp(x: float) -> float:
+    """Return e to the power of x; for compiled code only."""
+    raise NotImplementedError("for compiled code only")
+
+
+def log1p(x: float) -> float:
+    """Return log(1 + x) for x in 0..1; for compiled code only."""
+    raise NotImplementedError("for compiled code only")
+
+
+@overload(exp, inline="always")  # type: ignore[untyped-decorator]
+def _exp(x):  # type: ignore[no-untyped-def]
+    if x != types.float32:
+        return lambda x: math.exp(x)
+    c0, c1, c2, c3, c4, c5 = (np.float32(c) for c in _EXP)
+    log2_e, high, low = np.float32(_LOG2_E), np.float32(_LN2_HIGH), np.float32(_LN2_LOW)
+    lowest, highest, half, one = np.float32(_LOWEST), np.float32(_HIGHEST), np.float32(0.5), np.float32(1)
+
+    def polynomial(x):  # type: ignore[no-untyped-def]
+        x = min(max(x, lowest), highest)
+        k = np.floor(x * log2_e + half)
+        r = (x - k * high) - k * low
+        p = ((((c5 * r + c4) * r + c3) * r + c2) * r + c1) * r + c0
+        return ((p * r) * r + r + one) * _float_of_bits((np.int32(k) + np.int32(127)) << np.int32(23))
+
+    return polynomial
+
+
+@overload(log1p, inline="always")  # type: ignore[untyped-decorator]
+def _log1p(x):  # type: ignore[no-untyped-def]
+    if x != types.float32:
+        return lambda x: math.log1p(x)
+    c3, c5, c7, c9, c11, c13, c15 = (np.float32(1 / odd) for odd in (3, 5, 7, 9, 11, 13, 15))
+    one, two = np.float32(1), np.float32(2)
+
+    def series(x):  # type: ignore[no-untyped-def]  # 2 artanh(x / (2 + x)), whose argument is at most a third
+        s = x / (two + x)
+        q = s * s
+        p = ((((((c15 * q + c13) * q + c11) * q + c9) * q + c7) * q + c5) * q + c3) * q + one
+        return two * s * p
+
+    return series

@@ -1,0 +1,163 @@
+"""Every backend of the selective scan against the official reference's stored results, and where it is used."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from umamba.io import UserError
+from umamba.networks.scan import resolve_backend, selective_scan
+from umamba.networks.scan.select import why_not
+
+INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+FILES = (
+    "scan_L1_D8_B2",
+    "scan_L7_D2_B1_nozD_nosoftplus",
+    "scan_L7_D8_B2_groups2",
+    "scan_L64_D2_B1_constBC",
+    "scan_L64_D8_B1_large_delta",
+)
+BACKENDS = ("reference", "cpu")
+
+
+def relative(found: torch.Tensor, expected: np.ndarray) -> float:
+    """Return the largest difference as a share of the largest expected value."""
+    return float(np.abs(found.detach().double().numpy() - expected).max() / max(np.abs(expected).max(), 1e-30))
+
+
+def check(path: Path, backend: str, dtype: torch.dtype) -> None:
+    """Compare outputs, last state and all gradients with the stored float64 ones."""
+    stored = np.load(path)
+    tensors = {name: torch.tensor(stored[name]).to(dtype).requires_grad_() for name in INPUTS if name in stored}
+    softplus = bool(stored["delta_softplus"])
+    result = selective_scan(**tensors, delta_softplus=softplus, return_last_state=True, backend=backend)
+    out, last = result
+    (out * torch.tensor(stored["grad_out"]).to(dtype)).sum().backward()
+    assert out.dtype == last.dtype == dtype
+    forward, backward = (1e-9, 1e-9) if dtype == torch.float64 else (1e-4, 1e-3)
+    assert relative(out, stored["out64"]) < forward
+    assert relative(last, stored["last_state64"]) < forward
+    errors = {name: relative(tensor.grad, stored[f"grad_{name}64"]) for name, tensor in tensors.items()}
+    assert max(errors.values()) < backward, errors
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", FILES)
+def test_official_results(reference_dir: Path, name: str, backend: str, dtype: torch.dtype) -> None:
+    check(reference_dir / "scan" / f"{name}.npz", backend, dtype)
+
+
+def test_all_official_results(shared_dir: Path) -> None:
+    files = sorted((shared_dir / "reference" / "scan").glob("scan_*.npz"))
+    assert len(files) >= 13
+    for path in files:
+        for backend in BACKENDS:
+            for dtype in (torch.float64, torch.float32):
+                check(path, backend, dtype)
+
+
+def random_inputs(batch: int, channels: int, length: int, states: int) -> dict[str, torch.Tensor]:
+    """Return inputs of a scan whose B and C lie in memory token by token, as a linear layer leaves them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return {
+        "u": draw(batch, channels, length),
+        "delta": draw(batch, channels, length),
+        "A": -draw(channels, states).exp(),
+        "B": draw(batch, length, states).transpose(1, 2),
+        "C": draw(batch, length, states).transpose(1, 2),
+        "D": draw(channels),
+        "z": draw(batch, channels, length),
+        "delta_bias": draw(channels),
+    }
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(1, 5, 300, 16), (3, 4, 130, 20), (2, 3, 128, 1), (1, 1, 129, 33)])
+def test_cpu_equals_the_reference_for_odd_sizes(shape: tuple[int, int, int, int], threads: int) -> None:
+    inputs = random_inputs(*shape)
+    before = torch.get_num_threads()
+    found = {}
+    try:
+        torch.set_num_threads(threads)
+        for backend in BACKENDS:
+            leaves = {name: tensor.double().requires_grad_() for name, tensor in inputs.items()}
+            out = selective_scan(**leaves, delta_softplus=True, backend=backend)
+            out.square().sum().backward()
+            found[backend] = [out, *(leaf.grad for leaf in leaves.values())]
+    finally:
+        torch.set_num_threads(before)
+    for ours, theirs in zip(found["cpu"], found["reference"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_half_precision_inputs_are_scanned_in_float32() -> None:
+    inputs = random_inputs(1, 4, 50, 16)
+    expected = selective_scan(**inputs, delta_softplus=True, backend="cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = selective_scan(**inputs, delta_softplus=True, backend="cpu")
+    assert torch.equal(found, expected)
+    halves = {name: tensor.bfloat16() for name, tensor in inputs.items()}
+    out = selective_scan(**halves, delta_softplus=True, backend="cpu")
+    exact = selective_scan(**{name: half.float() for name, half in halves.items()}, delta_softplus=True, backend="cpu")
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, exact.bfloat16())
+
+
+def test_results_repeat_bit_for_bit() -> None:
+    def gradients() -> list[torch.Tensor]:
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in random_inputs(1, 6, 700, 16).items()}
+        selective_scan(**leaves, delta_softplus=True, backend="cpu").square().sum().backward()
+        return [leaf.grad for leaf in leaves.values()]
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), gradients(), strict=True))
+
+
+def test_gradient_checkpointing_and_the_operators_own_checks() -> None:
+    leaves = {name: tensor.double().requires_grad_() for name, tensor in random_inputs(1, 3, 20, 4).items()}
+
+    def scan(*tensors: torch.Tensor) -> torch.Tensor:
+        return selective_scan(*tensors, delta_softplus=True, backend="cpu")
+
+    plain = scan(*leaves.values())
+    kept = torch.utils.checkpoint.checkpoint(scan, *leaves.values(), use_reentrant=False)
+    first = torch.autograd.grad(plain.sum(), list(leaves.values()))
+    second = torch.autograd.grad(kept.sum(), list(leaves.values()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    torch.library.opcheck(
+        torch.ops.umamba.selective_scan_cpu.default,
+        (*leaves.values(), True, True),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )
+    assert torch.autograd.gradcheck(scan, tuple(leaves.values()))
+
+
+def test_the_backend_is_named_once_and_a_slow_one_loudly(caplog: pytest.LogCaptureFixture) -> None:
+    resolve_backend.cache_clear()
+    with caplog.at_level(logging.INFO, "umamba"):
+        assert resolve_backend("cpu", "auto") == "cpu"
+        assert resolve_backend("cpu", "auto") == "cpu"
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "umamba"):
+        assert resolve_backend("mps", "auto") == "reference"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_probe_in_inference_mode_does_not_refuse_the_backend() -> None:
+    why_not.cache_clear()
+    with torch.inference_mode():
+        assert why_not("cpu", "cpu") is None
+
+
+def test_backends_that_cannot_be_are_refused_with_a_reason() -> None:
+    with pytest.raises(UserError, match=r"scan_backend=fast is unknown.*auto.*reference"):
+        resolve_backend("cpu", "fast")
+    with pytest.raises(UserError, match=r"scan_backend=cuda does not work here"):
+        resolve_backend("cpu", "cuda")
