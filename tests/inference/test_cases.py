@@ -1,0 +1,46 @@
+"""Which files of a folder make a case."""
+
+from pathlib import Path
+
+import pytest
+
+from umamba.inference.cases import list_cases
+from umamba.io import UserError
+
+
+def touch(folder: Path, *names: str) -> Path:
+    """Make empty files; the listing looks at names only."""
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def found(folder: Path, num_channels: int) -> dict[str, list[str]]:
+    """Return the file names of each case."""
+    return {case.case_id: [path.name for path in case.images] for case in list_cases(folder, num_channels)}
+
+
+def test_channels_are_grouped_in_order(tmp_path: Path) -> None:
+    touch(tmp_path, "b_0001.nii.gz", "b_0000.nii.gz", "a_0000.mha", "a_0001.mha", "notes.txt", ".b_0002.nii.gz")
+    assert found(tmp_path, 2) == {"a": ["a_0000.mha", "a_0001.mha"], "b": ["b_0000.nii.gz", "b_0001.nii.gz"]}
+
+
+def test_single_files(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b_0000.png", "scan_2024.png")
+    assert found(tmp_path, 1) == {"a": ["a.png"], "b": ["b_0000.png"], "scan_2024": ["scan_2024.png"]}
+    assert found(tmp_path, 3)["b"] == ["b_0000.png"]  # a colour image in one file
+
+
+def test_all_problems_together(tmp_path: Path) -> None:
+    touch(tmp_path, "a_0000.png", "a_0002.png", "b_0000.png", "b_0000.tif")
+    with pytest.raises(UserError) as raised:
+        list_cases(tmp_path, 3)
+    assert "a_0001" in str(raised.value)
+    assert "b_0000.tif" in str(raised.value)
+
+
+def test_nothing_to_do_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no images"):
+        list_cases(tmp_path, 1)
+    with pytest.raises(UserError, match="no folder"):
+        list_cases(tmp_path / "absent", 1)
