@@ -1,0 +1,1 @@
+"""Training: the LightningModule, losses, schedules, callbacks and the folder of a run."""

@@ -1,0 +1,54 @@
+"""The W&B logger of a run: one W&B run for one run folder, online with an account, offline without."""
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from umamba.training.run_folder import RunFolder
+
+
+def wandb_logger(folder: RunFolder, project: str, entity: str | None, settings: Mapping[str, Any]) -> WandbLogger:
+    """Return a logger that continues the run folder's own W&B run.
+
+    Without a key (`wandb login` or WANDB_API_KEY) it logs offline into the run folder and says so once.
+
+    Args:
+        folder: the run.
+        project: W&B project.
+        entity: W&B entity, None for the account's default.
+        settings: configuration and plan, shown as the run's config.
+    """
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    mode = os.environ.get("WANDB_MODE")
+    if mode is None and not wandb.login(prompt=False, verify=False):
+        mode = "offline"
+        print(
+            f"W&B: no account or key found, logging offline into {folder.path / 'wandb'}. "
+            "`wandb login` before the run logs online; `wandb sync` sends offline runs later."
+        )
+    run_id = folder.status().get("wandb_id") or secrets.token_hex(4)
+    folder.set_status(wandb_id=run_id)
+    return WandbLogger(
+        name="/".join(folder.path.parts[-4:]),
+        save_dir=folder.path,
+        id=run_id,
+        resume="allow",
+        mode=mode or "online",
+        project=project,
+        entity=entity,
+        config=dict(settings),
+    )
+
+
+def log_pictures(loggers: Sequence[Logger], key: str, pictures: Mapping[str, Path]) -> None:
+    """Send pictures (caption -> PNG file) to the loggers that take them."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            for caption, path in pictures.items():
+                logger.log_image(f"{key}/{caption}", [str(path)])

@@ -1,0 +1,145 @@
+"""Dice plus cross-entropy with deep supervision, by nnU-Net's rules (training/loss of nnU-Net 2.8).
+
+Legend: B batch, K channels of the network's output (classes with background, or regions), *S two or three spatial axes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from umamba.labels import LabelSet
+
+SMOOTH = 1e-5  # nnU-Net's smoothing of numerator and denominator
+EPSILON = 1e-8  # lower bound of the denominator
+
+
+def region_targets(label_B1S: Tensor, labels: LabelSet) -> Tensor:
+    """Return one binary channel per region.
+
+    Args:
+        label_B1S: integer labels (B, 1, *S).
+        labels: a label set with regions.
+
+    Returns:
+        (B, K, *S) float32 in {0, 1}; channel k is the union of the label values of region k.
+    """
+    channels = [torch.isin(label_B1S, label_B1S.new_tensor(values)) for values in labels.values]
+    return torch.cat(channels, dim=1).float()
+
+
+def soft_dice_loss(probabilities: Tensor, target: Tensor, mask: Tensor | None, batch_dice: bool) -> Tensor:
+    """Return minus the mean soft Dice over channels (and samples, unless `batch_dice`).
+
+    Args:
+        probabilities: (B, K, *S), foreground channels only.
+        target: same shape, in {0, 1}.
+        mask: (B, 1, *S) of voxels that count, or None for all.
+        batch_dice: sum over the batch before the ratio is taken.
+
+    Returns:
+        Scalar in [-1, 0].
+    """
+    axes = list(range(2, probabilities.ndim))
+    if mask is not None:
+        probabilities, target = probabilities * mask, target * mask
+    intersection = (probabilities * target).sum(axes)
+    total = probabilities.sum(axes) + target.sum(axes)
+    if batch_dice:
+        intersection, total = intersection.sum(0), total.sum(0)
+    return -((2 * intersection + SMOOTH) / (total + SMOOTH).clamp_min(EPSILON)).mean()
+
+
+class DiceCrossEntropy(nn.Module):
+    """Soft Dice plus cross-entropy on one output, in float32 whatever the autocast.
+
+    Plain labels: softmax, background left out of the Dice. Regions: sigmoid and binary cross-entropy, all channels.
+    Voxels with the ignore label count in neither term; a batch with nothing else has a cross-entropy of zero.
+
+    Args:
+        labels: the label set, which decides between the two and names the ignore label.
+        batch_dice: see `soft_dice_loss`.
+        dice_weight: factor of the Dice term.
+        cross_entropy_weight: factor of the cross-entropy term.
+    """
+
+    def __init__(
+        self, labels: LabelSet, batch_dice: bool, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.labels = labels
+        self.batch_dice = batch_dice
+        self.dice_weight = dice_weight
+        self.cross_entropy_weight = cross_entropy_weight
+
+    def forward(self, logits_BKS: Tensor, label_B1S: Tensor) -> Tensor:
+        """Return the scalar loss of logits (B, K, *S) against integer labels (B, 1, *S)."""
+        with torch.autocast(logits_BKS.device.type, enabled=False):
+            logits = logits_BKS.float()
+            ignore = self.labels.ignore
+            mask = None if ignore is None else (label_B1S != ignore)
+            if self.labels.has_regions:
+                target = region_targets(label_B1S, self.labels)
+                cross_entropy = masked_mean(
+                    functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), mask
+                )
+                dice = soft_dice_loss(torch.sigmoid(logits), target, mask, self.batch_dice)
+            else:
+                label = label_B1S if mask is None else label_B1S * mask
+                cross_entropy = masked_mean(
+                    functional.cross_entropy(logits, label[:, 0], reduction="none").unsqueeze(1), mask
+                )
+                one_hot = torch.zeros_like(logits).scatter_(1, label, 1.0)
+                dice = soft_dice_loss(logits.softmax(1)[:, 1:], one_hot[:, 1:], mask, self.batch_dice)
+        return self.cross_entropy_weight * cross_entropy + self.dice_weight * dice
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean of `values` (B, K, *S) over the voxels of `mask` (B, 1, *S); zero if there are none."""
+    if mask is None:
+        return values.mean()
+    return (values * mask).sum() / (mask.sum() * values.shape[1]).clamp_min(1)
+
+
+def deep_supervision_weights(num_outputs: int) -> list[float]:
+    """Return nnU-Net's weights: halved per output, the lowest one zero, summing to one.
+
+    A network with a single output keeps the weight one (nnU-Net would divide zero by zero there).
+    """
+    weights = [0.5**i for i in range(num_outputs)]
+    if num_outputs > 1:
+        weights[-1] = 0.0
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+class DeepSupervisionLoss(nn.Module):
+    """Weighted sum of a loss over the outputs of a network, labels brought to each output's size.
+
+    Labels are reduced by nearest-exact interpolation, which is what nnU-Net's deep-supervision targets are.
+
+    Args:
+        loss: the loss of one output against labels of its size.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: Tensor | Sequence[Tensor], label_B1S: Tensor) -> Tensor:
+        """Return the scalar loss; `outputs` are (B, K, *S_i), full resolution first."""
+        if isinstance(outputs, Tensor):
+            outputs = [outputs]
+        total = label_B1S.new_zeros((), dtype=torch.float32)
+        for output, weight in zip(outputs, deep_supervision_weights(len(outputs)), strict=True):
+            if weight:
+                total = total + weight * self.loss(output, resize_label(label_B1S, output.shape[2:]))
+        return total
+
+
+def resize_label(label_B1S: Tensor, size: Sequence[int]) -> Tensor:
+    """Return labels (B, 1, *S) at another size by nearest-exact interpolation, integer type kept."""
+    if tuple(label_B1S.shape[2:]) == tuple(size):
+        return label_B1S
+    return functional.interpolate(label_B1S.float(), size=tuple(size), mode="nearest-exact").to(label_B1S.dtype)

@@ -1,0 +1,105 @@
+"""The LightningModule: one network, one recipe, and all that a checkpoint must carry to be used alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+from torch import Tensor
+from torch.optim import Optimizer
+
+from umamba.labels import LabelSet
+from umamba.networks import build_network
+from umamba.planning import Configuration
+from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy
+from umamba.training.patch_dice import PatchDice
+from umamba.training.schedules import build_optimizer, learning_rate_factor
+
+
+class SegmentationModule(lightning.LightningModule):
+    """Trains any backbone on patches (paper section 3.2; nnU-Net's training loop).
+
+    Args:
+        architecture: plain dict of the `architecture` group.
+        configuration: the plan's configuration to train.
+        in_channels: image channels.
+        labels: the label set.
+        recipe: plain dict of the `recipe` group.
+        record: what goes into each checkpoint under the key "umamba" (plan, labels, provenance, ...).
+    """
+
+    def __init__(
+        self,
+        architecture: Mapping[str, Any],
+        configuration: Configuration,
+        in_channels: int,
+        labels: LabelSet,
+        recipe: Mapping[str, Any],
+        record: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.network = build_network(
+            architecture, configuration, in_channels, labels.num_classes, deep_supervision=recipe["deep_supervision"]
+        )
+        self.labels = labels
+        self.recipe = recipe
+        self.record = record
+        self.loss = DeepSupervisionLoss(DiceCrossEntropy(labels, configuration.batch_dice, **recipe["loss"]))
+        self.patch_dice = PatchDice(labels)
+        self.ema_patch_dice: float | None = None
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Return the network's output for patches (B, C, *S): logits, or a list of them, full resolution first."""
+        return self.network(image)
+
+    def configure_optimizers(self) -> Optimizer:
+        """Build the recipe's optimiser; the learning rate is set at each epoch's start."""
+        return build_optimizer(self.parameters(), self.recipe["optimizer"])
+
+    def on_train_epoch_start(self) -> None:
+        """Set the epoch's learning rate from its number alone, so that a resumed run needs no scheduler state."""
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise RuntimeError("the schedule needs trainer.max_epochs")
+        factor = learning_rate_factor(self.recipe["schedule"], epochs)(self.current_epoch)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = self.recipe["optimizer"]["lr"] * factor
+        self.log("lr", optimizer.param_groups[0]["lr"])
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Return the loss of a batch of patches."""
+        loss = self.loss(self(batch["image"]), batch["label"])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["image"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        """Add a batch of validation patches to the loss and the patch Dice."""
+        outputs = self(batch["image"])
+        self.log("val/loss", self.loss(outputs, batch["label"]), batch_size=len(batch["image"]), sync_dist=True)
+        self.patch_dice.update(outputs if isinstance(outputs, Tensor) else outputs[0], batch["label"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the patch Dice per class, its mean, and the smoothed mean that picks the best checkpoint."""
+        per_class = self.patch_dice.compute().reshape(-1)  # torchmetrics returns a scalar for a single class
+        self.patch_dice.reset()
+        if self.trainer.sanity_checking:
+            return
+        mean = per_class.nanmean().item()
+        if mean == mean:  # NaN when no class occurred in any patch
+            momentum = self.recipe["ema_momentum"]
+            previous = self.ema_patch_dice
+            self.ema_patch_dice = mean if previous is None else momentum * previous + (1 - momentum) * mean
+        self.log("val/patch_dice", mean, prog_bar=True)
+        if self.ema_patch_dice is not None:
+            self.log("val/ema_patch_dice", self.ema_patch_dice)
+        for name, value in zip(self.labels.names, per_class.tolist(), strict=True):
+            self.log(f"val/patch_dice/{name}", value)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what makes the file self-sufficient."""
+        checkpoint["umamba"] = {**self.record, "scores": {"ema_patch_dice": self.ema_patch_dice}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the smoothed patch Dice up again."""
+        self.ema_patch_dice = checkpoint["umamba"]["scores"]["ema_patch_dice"]

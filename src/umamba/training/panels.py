@@ -1,0 +1,57 @@
+"""Validation patches as overlays while a run trains: files in the run folder, panels in W&B."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from umamba.evaluation import overlay_figure
+from umamba.inference import decide_labels
+from umamba.labels import LabelSet
+from umamba.training.loggers import log_pictures
+
+
+class ValidationPanels(Callback):
+    """Draws the first sample of the first validation batch, image, truth and prediction, every few epochs.
+
+    Args:
+        folder: where the PNG files go, one an epoch that is drawn.
+        labels: the label set.
+        spacing: of the patches, mm, in the plan's axis order; two entries for 2D.
+        every: epochs between drawings; the last epoch is always drawn.
+    """
+
+    def __init__(self, folder: Path, labels: LabelSet, spacing: tuple[float, ...], every: int) -> None:
+        self.folder = folder
+        self.labels = labels
+        self.spacing = spacing if len(spacing) == 3 else (999.0, *spacing)
+        self.every = every
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw once an epoch."""
+        epoch = trainer.current_epoch
+        last = epoch + 1 == trainer.max_epochs
+        due = self.every > 0 and ((epoch + 1) % self.every == 0 or last)
+        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not due:
+            return
+        with torch.no_grad():
+            output = pl_module(batch["image"][-1:])
+        logits = output[0] if isinstance(output, list) else output
+        image, truth = batch["image"][-1].float(), batch["label"][-1, 0]
+        heads = logits[0].float().cpu().numpy()
+        prediction = decide_labels(len(heads), heads.__getitem__, self.labels)
+        if image.ndim == 3:
+            image, truth, prediction = image.unsqueeze(1), truth.unsqueeze(0), prediction[None]
+        path = self.folder / f"epoch_{epoch + 1:04d}.png"
+        overlay_figure(image.cpu().numpy(), truth.cpu().numpy(), prediction, self.spacing, self.labels, path)
+        log_pictures(trainer.loggers, "validation", {"patch": path})

@@ -1,0 +1,52 @@
+"""The running patch Dice: nnU-Net's pseudo-Dice (training/nnUNetTrainer, validation step), from sampled patches only.
+
+It estimates progress and picks the best checkpoint. It is not a validation score: patches are drawn with foreground
+oversampling, and their overlap and borders are not those of a whole case.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from umamba.labels import LabelSet
+from umamba.training.losses import region_targets
+
+
+class PatchDice(Metric):
+    """Dice per foreground class (or region) of hard labels, counts summed over all patches of an epoch and all ranks.
+
+    Args:
+        labels: the label set; background is no class here, voxels with the ignore label do not count.
+    """
+
+    full_state_update = False
+    true_positive: Tensor
+    false_positive: Tensor
+    false_negative: Tensor
+
+    def __init__(self, labels: LabelSet) -> None:
+        super().__init__()
+        self.labels = labels
+        for name in ("true_positive", "false_positive", "false_negative"):
+            self.add_state(name, torch.zeros(len(labels.names), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits_BKS: Tensor, label_B1S: Tensor) -> None:
+        """Add the counts of a batch: logits (B, K, *S) at full resolution, integer labels (B, 1, *S)."""
+        if self.labels.has_regions:
+            prediction, truth = logits_BKS > 0, region_targets(label_B1S, self.labels).bool()
+        else:
+            winner = logits_BKS.argmax(1, keepdim=True)
+            classes = torch.arange(1, logits_BKS.shape[1], device=winner.device)
+            classes = classes.view(1, -1, *[1] * (winner.ndim - 2))
+            prediction, truth = winner == classes, label_B1S == classes
+        if self.labels.ignore is not None:
+            counted = label_B1S != self.labels.ignore
+            prediction, truth = prediction & counted, truth & counted
+        axes = [0, *range(2, truth.ndim)]
+        self.true_positive += (prediction & truth).sum(axes)
+        self.false_positive += (prediction & ~truth).sum(axes)
+        self.false_negative += (~prediction & truth).sum(axes)
+
+    def compute(self) -> Tensor:
+        """Return the Dice of each class, (K,) float64; NaN where a class neither occurred nor was predicted."""
+        return 2 * self.true_positive / (2 * self.true_positive + self.false_positive + self.false_negative)

@@ -1,0 +1,53 @@
+"""What a person sees while a run trains: one line an epoch, and Lightning's bar in a terminal."""
+
+import time
+
+import lightning
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+
+class EpochLines(Callback):
+    """Prints one line an epoch (loss, patch Dice, seconds per iteration, time left) and logs the seconds."""
+
+    def __init__(self) -> None:
+        self.epoch_start = 0.0
+        self.epoch_seconds: list[float] = []
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock."""
+        self.epoch_start = time.perf_counter()
+
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log the seconds per training iteration, validation not counted."""
+        if not trainer.sanity_checking:
+            elapsed = time.perf_counter() - self.epoch_start
+            iterations = max(1, trainer.fit_loop.epoch_loop.batch_idx + 1)
+            pl_module.log("time/iteration_s", elapsed / iterations)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print the epoch's line."""
+        if not trainer.is_global_zero:
+            return
+        self.epoch_seconds.append(time.perf_counter() - self.epoch_start)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
+        mean_seconds = sum(self.epoch_seconds) / len(self.epoch_seconds)
+        print(
+            f"epoch {done}/{total}  loss {metrics.get('train/loss', float('nan')):.4f}"
+            f"  val loss {metrics.get('val/loss', float('nan')):.4f}"
+            f"  patch Dice {metrics.get('val/patch_dice', float('nan')):.4f}"
+            f"  {metrics.get('time/iteration_s', float('nan')):.2f} s/it"
+            f"  {duration(mean_seconds * (total - done))} left",
+            flush=True,
+        )
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as h:mm:ss."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def progress_callbacks(bar: bool) -> list[Callback]:
+    """Return the epoch lines, and Lightning's rich bar if there is to be one."""
+    return [EpochLines(), RichProgressBar(leave=False)] if bar else [EpochLines()]
