@@ -1,0 +1,124 @@
+"""The typed configuration of the entries: every key with its sentence; keys that are not here are errors."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MISSING = "???"  # omegaconf's mark of a value that the user must give
+
+
+@dataclass
+class PathsConfig:
+    """Where things are."""
+
+    raw: str = MISSING  # folder of raw datasets (nnU-Net layout), one folder each
+    preprocessed: str = MISSING  # folder of fingerprints, plans and preprocessed cases
+    runs: str = MISSING  # folder of runs
+
+
+@dataclass
+class DatasetConfig:
+    """What is trained on."""
+
+    kind: str = MISSING  # nnunet (a raw folder) or phantom (made on first use)
+    root: str = MISSING  # the dataset's folder
+    source: str = ""  # where the data are published, for the message when they are absent
+    licence: str = ""  # licence of the data
+    tolerance_mm: float = 2.0  # tolerance of the NSD, mm (pixels for natural 2D images)
+    phantom: dict[str, Any] = field(default_factory=dict)  # arguments of the phantom's writer
+
+
+@dataclass
+class PlannerConfig:
+    """By which rules the plan is derived."""
+
+    rules: str = "nnunet"  # nnunet (2.8.1), umamba (the paper's nnU-Net 2.1.1), resenc_m, resenc_l, resenc_xl
+    gpu_memory_gb: float | None = None  # memory target; null is the rule set's own (8 for nnunet)
+
+
+@dataclass
+class PlanConfig:
+    """Which configuration of the plan is used, and values pinned instead of derived (null: derived)."""
+
+    configuration: str = "3d_fullres"  # 2d, 3d_lowres or 3d_fullres
+    from_file: str | None = None  # take the plan from this nnU-Net plans JSON instead of deriving it
+    spacing: list[float] | None = None  # target spacing, mm, plan axis order
+    patch_size: list[int] | None = None  # voxels, plan axis order
+    batch_size: int | None = None  # patches per batch
+    batch_dice: bool | None = None  # sum the Dice over the batch before the ratio
+    normalization: list[str] | None = None  # one nnU-Net scheme name per channel
+    use_mask_for_norm: list[bool] | None = None  # normalise inside the nonzero mask only, per channel
+    strides: list[list[int]] | None = None  # one entry a stage, the first all 1
+    kernel_sizes: list[list[int]] | None = None  # one entry a stage
+    features_per_stage: list[int] | None = None  # one entry a stage
+    encoder_blocks: list[int] | None = None  # convolutions (or residual blocks) per encoder stage
+    decoder_blocks: list[int] | None = None  # the same per decoder stage, one fewer
+
+    def overrides(self) -> dict[str, dict[str, Any]]:
+        """Return the pinned values as `plan_dataset` takes them."""
+        own = {"configuration", "from_file"}
+        pinned = {name: value for name, value in vars(self).items() if name not in own and value is not None}
+        return {self.configuration: pinned} if pinned else {}
+
+
+@dataclass
+class DataConfig:
+    """How patches are fed."""
+
+    num_workers: int | None = None  # processes that make patches; null: from the allocation (1 on CPU runs)
+    prepare_workers: int | None = None  # processes that prepare the dataset; null: all CPUs of the allocation
+    iterations_per_epoch: int = 250  # training batches an epoch
+    val_iterations: int = 50  # validation batches an epoch
+
+
+@dataclass
+class LoggerConfig:
+    """Where curves and pictures go beside metrics.csv, which is always written."""
+
+    wandb: bool = True  # log to Weights & Biases; offline without an account or key
+    project: str = "umamba"  # W&B project
+    entity: str | None = None  # W&B entity; null: the account's default
+    panels_every: int = 10  # epochs between overlays of validation patches; 0: none
+
+
+@dataclass
+class PredictConfig:
+    """The prediction of the test images after training."""
+
+    checkpoint: str = "last"  # last or best
+    tile_step_size: float = 0.5  # step of the sliding window as a fraction of the patch
+    tta: bool = False  # mirror the input along all axes and average (off in the paper)
+
+
+@dataclass
+class TrainConfig:
+    """Everything `train.py` takes."""
+
+    name: str | None = None  # the experiment's name, first part of the run folder; null: dataset_architecture
+    fold: Any = 0  # 0 to 4, or all (train on every case)
+    seed: int = 0  # seed of weights, patches and augmentation
+    restart: bool = False  # delete what the run folder holds and begin afresh
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    architecture: dict[str, Any] = field(default_factory=dict)  # options of the backbone; see its YAML
+    recipe: dict[str, Any] = field(default_factory=dict)  # optimiser, schedule, loss, clipping; see its YAML
+    augmentation: dict[str, Any] = field(default_factory=dict)  # kinds, probabilities, ranges; see its YAML
+    trainer: dict[str, Any] = field(default_factory=dict)  # arguments of lightning.Trainer
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+
+
+@dataclass
+class PredictionConfig:
+    """Everything `predict.py` takes."""
+
+    checkpoint: str = MISSING  # checkpoint of a run
+    input: str = MISSING  # folder of images
+    output: str = MISSING  # folder of the segmentations
+    tile_step_size: float = 0.5  # step of the sliding window as a fraction of the patch
+    tta: bool = False  # mirror along all axes and average
+    device: str = "auto"  # auto, cpu, cuda, ...
+    overwrite: bool = False  # segment again what is already there
+    workers: int = 2  # processes beside the network

@@ -1,0 +1,69 @@
+"""The rooms of the package import only from rooms before them, and optional dependencies stay in their backends."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOMS = (
+    *("io", "labels", "datasets", "planning", "preprocessing", "patches"),
+    *("networks", "inference", "evaluation", "training", "sweeps", "reporting"),
+)
+# Beside the rooms: what the entry scripts share. Only training's wiring (run) and the entries use them.
+WIRING = {"config", "entry", "pipeline", "run"}
+# A room that is further left than its place in the order allows.
+NARROWER = {"evaluation": {"io", "labels"}, "networks": {"io", "planning"}}
+OPTIONAL = {"mamba_ssm": {"networks/scan/cuda.py"}, "numba": {"networks/scan"}, "monai": {"networks/monai_nets.py"},
+            "wandb": {"training/loggers.py"}, "triton": set(), "hydra": {"entry.py"}}  # fmt: skip
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the absolute names of all modules that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def sources(project_dir: Path) -> list[Path]:
+    """Return the package's files."""
+    return sorted((project_dir / "src" / "umamba").rglob("*.py"))
+
+
+def test_rooms_import_only_from_their_left(project_dir: Path) -> None:
+    wrong = []
+    for path in sources(project_dir):
+        relative = path.relative_to(project_dir / "src" / "umamba")
+        room = relative.parts[0]
+        if room not in ROOMS:
+            continue
+        allowed = NARROWER.get(room, set(ROOMS[: ROOMS.index(room)])) | {room}
+        for module in imported_modules(path):
+            parts = module.split(".")
+            if parts[0] == "umamba" and len(parts) > 1 and parts[1] not in allowed:
+                wrong.append(f"{relative} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("dependency", OPTIONAL)
+def test_optional_dependencies_stay_in_their_backend(project_dir: Path, dependency: str) -> None:
+    root = project_dir / "src" / "umamba"
+    for path in sources(project_dir):
+        if dependency in {module.split(".")[0] for module in imported_modules(path)}:
+            relative = path.relative_to(root).as_posix()
+            assert any(relative.startswith(place) for place in OPTIONAL[dependency]), f"{relative} imports {dependency}"
+
+
+def test_no_module_is_longer_than_five_hundred_lines(project_dir: Path) -> None:
+    long = [path.name for path in sources(project_dir) if len(path.read_text().splitlines()) > 500]
+    assert not long
+
+
+def test_every_top_level_module_is_known(project_dir: Path) -> None:
+    root = project_dir / "src" / "umamba"
+    assert {path.stem for path in root.glob("*.py")} - {"__init__"} == WIRING
+    assert {path.name for path in root.iterdir() if (path / "__init__.py").exists()} <= set(ROOMS)

@@ -1,0 +1,29 @@
+"""Train one network on one dataset, then predict, score and draw its test images.
+
+python train.py experiment=quickstart
+python train.py dataset=nnunet dataset.root=PATH architecture=umamba_enc plan=3d_fullres fold=0
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from umamba.config import TrainConfig
+from umamba.entry import launch, typed
+
+
+def main(composed: DictConfig) -> None:
+    """Prepare the dataset, then do the run."""
+    config = typed(composed, TrainConfig)
+    # Heavy imports come after the configuration is known to be right, so that a mistake answers at once.
+    from umamba.pipeline import prepare, run_folder
+
+    prepared = prepare(config)
+    from umamba.run import run_training
+    from umamba.training.run_folder import RunFolder
+
+    run_training(config, prepared, RunFolder(run_folder(config, prepared)))
+
+
+if __name__ == "__main__":
+    launch(main, "train", Path(__file__).parent / "configs")
