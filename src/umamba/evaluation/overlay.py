@@ -40,12 +40,13 @@ def overlay_figure(
         spacing: (Z, Y, X) in mm.
         labels: names, values and thereby colours.
         path: the file to write, ending in .png.
-        window: grey values drawn black and white; None: 0.5th and 99.5th percentile.
+        window: grey values drawn black and white; None: the range of what is segmented and half of it on both sides,
+            within the 0.5th and 99.5th percentile of the image.
     """
     truth, prediction = np.asarray(truth), np.asarray(prediction)
-    picture = _to_display(np.asarray(image), window)
     axes_shown = (0,) if truth.shape[0] == 1 else (0, 1, 2)
     guide = truth if _foreground(truth, labels).any() else prediction
+    picture = _to_display(np.asarray(image), window, _foreground(guide, labels))
     slices = [_largest_slice(_foreground(guide, labels), axis) for axis in axes_shown]
 
     sizes = [_physical_size(truth.shape, spacing, axis) for axis in axes_shown]
@@ -73,13 +74,22 @@ def overlay_figure(
         figure.savefig(temporary, format="png")
 
 
-def _to_display(image: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
+def _to_display(image: np.ndarray, window: tuple[float, float] | None, segmented: np.ndarray) -> np.ndarray:
     """Return the image as (Z, Y, X) or, for three channels of bytes, (Z, Y, X, 3), scaled to 0..1."""
     if image.shape[0] == 3 and image.dtype == np.uint8:
         return np.moveaxis(image, 0, -1) / 255.0
     grey = image[0].astype(np.float32)
-    low, high = window if window is not None else np.percentile(grey, (0.5, 99.5))
+    low, high = window if window is not None else _window_of(grey, segmented)
     return np.clip((grey - low) / max(high - low, 1e-8), 0.0, 1.0)
+
+
+def _window_of(grey: np.ndarray, segmented: np.ndarray) -> tuple[float, float]:
+    low, high = (float(value) for value in np.percentile(grey, (0.5, 99.5)))
+    if not segmented.any():
+        return low, high
+    darkest, brightest = (float(value) for value in np.percentile(grey[segmented], (0.5, 99.5)))
+    margin = (brightest - darkest) / 2
+    return max(low, darkest - margin), min(high, brightest + margin)
 
 
 def _foreground(segmentation: np.ndarray, labels: LabelSet) -> np.ndarray:
