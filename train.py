@@ -10,11 +10,14 @@ from omegaconf import DictConfig
 
 from umamba.config import TrainConfig
 from umamba.entry import launch, typed
+from umamba.smoke import smoke_test
 
 
 def main(composed: DictConfig) -> None:
     """Prepare the dataset, then do the run."""
     config = typed(composed, TrainConfig)
+    if config.smoke:
+        config = smoke_test(config)
     # Heavy imports come after the configuration is known to be right, so that a mistake answers at once.
     from umamba.pipeline import prepare, run_folder
 

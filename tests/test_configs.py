@@ -93,7 +93,7 @@ def test_a_mistake_is_one_message_without_traceback(project_dir: Path, arguments
 def test_help_lists_groups_and_loads_nothing_heavy(project_dir: Path) -> None:
     result = run(project_dir, "--help")
     assert result.returncode == 0
-    assert "experiment: flare_umamba_enc" in result.stdout
+    assert "flare_umamba_enc" in result.stdout
     code = (
         "import sys; sys.argv=['train.py', '--help']; sys.path.insert(0, '.'); import train; "
         "assert not {'torch', 'lightning', 'torchio', 'monai'} & set(sys.modules)"

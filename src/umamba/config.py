@@ -24,7 +24,7 @@ class DatasetConfig:
     source: str = ""  # where the data are published, for the message when they are absent
     licence: str = ""  # licence of the data
     tolerance_mm: float = 2.0  # tolerance of the NSD, mm (pixels for natural 2D images)
-    phantom: dict[str, Any] = field(default_factory=dict)  # arguments of the phantom's writer
+    phantom: dict[str, Any] = field(default_factory=dict)  # arguments of the phantom's writer, and its scene
 
 
 @dataclass
@@ -39,7 +39,8 @@ class PlannerConfig:
 class PlanConfig:
     """Which configuration of the plan is used, and values pinned instead of derived (null: derived)."""
 
-    configuration: str = "3d_fullres"  # 2d, 3d_lowres or 3d_fullres
+    configuration: str | None = "3d_fullres"  # 2d, 3d_lowres or 3d_fullres; null with paper: the table's
+    paper: bool = False  # pin the dataset's row of the paper's Table 2
     from_file: str | None = None  # take the plan from this nnU-Net plans JSON instead of deriving it
     spacing: list[float] | None = None  # target spacing, mm, plan axis order
     patch_size: list[int] | None = None  # voxels, plan axis order
@@ -53,11 +54,10 @@ class PlanConfig:
     encoder_blocks: list[int] | None = None  # convolutions (or residual blocks) per encoder stage
     decoder_blocks: list[int] | None = None  # the same per decoder stage, one fewer
 
-    def overrides(self) -> dict[str, dict[str, Any]]:
-        """Return the pinned values as `plan_dataset` takes them."""
-        own = {"configuration", "from_file"}
-        pinned = {name: value for name, value in vars(self).items() if name not in own and value is not None}
-        return {self.configuration: pinned} if pinned else {}
+    def pinned(self) -> dict[str, Any]:
+        """Return the values that are given instead of derived."""
+        own = {"configuration", "paper", "from_file"}
+        return {name: value for name, value in vars(self).items() if name not in own and value is not None}
 
 
 @dataclass
@@ -97,6 +97,7 @@ class TrainConfig:
     fold: Any = 0  # 0 to 4, or all (train on every case)
     seed: int = 0  # seed of weights, patches and augmentation
     restart: bool = False  # delete what the run folder holds and begin afresh
+    smoke: bool = False  # +smoke=true: the same run in a minute, on a phantom (see smoke.py)
     paths: PathsConfig = field(default_factory=PathsConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
@@ -111,6 +112,14 @@ class TrainConfig:
 
 
 @dataclass
+class PrepareConfig(TrainConfig):
+    """Everything `prepare.py` takes."""
+
+    explain: bool = False  # print each decision of the planner with the numbers that led to it
+    nnunet_plans: str | None = None  # also write the plan to this file, as nnU-Net's plans JSON
+
+
+@dataclass
 class PredictionConfig:
     """Everything `predict.py` takes."""
 
@@ -122,3 +131,24 @@ class PredictionConfig:
     device: str = "auto"  # auto, cpu, cuda, ...
     overwrite: bool = False  # segment again what is already there
     workers: int = 2  # processes beside the network
+
+
+@dataclass
+class ReportConfig:
+    """Everything `report.py` takes."""
+
+    study: str = MISSING  # a folder of experiments/, or the path of one
+    output: str | None = None  # folder of the report; null: <paths.runs>/reports/<study>
+    overrides: list[str] = field(default_factory=list)  # overrides of every run, as of train.py
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class ConvertConfig:
+    """Everything `convert.py` takes."""
+
+    archive: str = MISSING  # flare, amos, endovis or cell
+    source: str = MISSING  # folder of the unpacked archive, or of several
+    crop: bool = False  # EndoVis: the camera's 1280x1024 picture instead of the whole frame
+    workers: int | None = None  # threads; null: all CPUs of the allocation
+    paths: PathsConfig = field(default_factory=PathsConfig)

@@ -76,6 +76,20 @@ def composition_problem(overrides: list[str], config_name: str, config_dir: Path
     return None
 
 
+def composed(overrides: list[str], config_name: str, config_dir: Path) -> DictConfig:
+    """Return the configuration that overrides compose to.
+
+    Raises:
+        UserError: an override is wrong, with what would be right.
+    """
+    GlobalHydra.instance().clear()  # an entry's own composition, when this is called from its task
+    try:
+        with initialize_config_dir(str(config_dir), version_base="1.3"):
+            return compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(composition_problem(overrides, config_name, config_dir) or str(error)) from error
+
+
 def explain(error: Exception, valid: DictConfig) -> str:
     """Return Hydra's message, with the valid keys beside the one that does not exist."""
     text = str(error).strip()

@@ -1,14 +1,12 @@
 """From a raw dataset to its fingerprint, plan and preprocessed cases: the first half of the flow, as one call."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from umamba.config import DatasetConfig, TrainConfig
-from umamba.datasets import RawDataset, dataset_digest, list_findings, read_dataset, write_phantom
+from umamba.datasets import RawDataset, dataset_digest, list_findings, read_dataset, write_phantom, write_phantom_2d
 from umamba.io import UserError, exclusive, read_json, write_json
 from umamba.io.resources import available_cpus
 from umamba.planning import (
@@ -16,9 +14,11 @@ from umamba.planning import (
     Fingerprint,
     Plan,
     compute_fingerprint,
+    paper_setting,
     plan_dataset,
     plan_table,
     read_nnunet_plans,
+    to_nnunet_plans,
 )
 from umamba.preprocessing import CaseStore, prepare_store
 
@@ -62,24 +62,52 @@ def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[
     return fingerprint, digest
 
 
-def derive_plan(
-    dataset: RawDataset,
-    fingerprint: Fingerprint,
-    rules: str,
-    gpu_memory_gb: float | None,
-    overrides: Mapping[str, Mapping[str, Any]],
-) -> Plan:
-    """Return the plan of a dataset by a rule set, with pinned values taken over."""
-    return plan_dataset(
+def make_plan(config: TrainConfig, dataset: RawDataset, fingerprint: Fingerprint) -> tuple[Plan, str]:
+    """Return the plan that a configuration asks for, and which of its configurations.
+
+    It is read from nnU-Net's file, or derived by the rules with the paper's and the given values pinned.
+
+    Raises:
+        UserError: the file is none or was made for other channels, or pinned values do not fit.
+    """
+    wanted, pinned = config.plan, config.plan.pinned()
+    if wanted.from_file:
+        if pinned or wanted.paper:
+            raise UserError(
+                f"plan.from_file: the file says everything; plan.{next(iter(pinned), 'paper')} cannot be pinned beside "
+                "it. Change it in the file, or leave out one of the two."
+            )
+        plan = read_nnunet_plans(Path(wanted.from_file))
+        found, expected = len(plan.intensity), len(dataset.channel_names)
+        if found != expected:
+            raise UserError(
+                f"plan.from_file={wanted.from_file}: made for {found} channel(s), {dataset.name} has {expected}."
+            )
+        return plan, _named(wanted.configuration)
+    notes: tuple[str, ...] = ()
+    configuration = wanted.configuration
+    if wanted.paper:
+        setting = paper_setting(dataset.name, configuration)
+        configuration, pinned = setting.configuration, {**setting.pinned(), **pinned}
+        notes = (f"{configuration}: {', '.join(setting.pinned())} pinned by Table 2 of the paper, {setting.title}",)
+    configuration = _named(configuration)
+    plan = plan_dataset(
         fingerprint,
         dataset_name=dataset.name,
         channel_names=dataset.channel_names,
         num_training=dataset.num_training,
         num_label_entries=dataset.labels.num_entries,
-        rules=rules,
-        gpu_memory_gb=gpu_memory_gb,
-        overrides=overrides,
+        rules=config.planner.rules,
+        gpu_memory_gb=config.planner.gpu_memory_gb,
+        overrides={configuration: pinned} if pinned else {},
     )
+    return replace(plan, decisions=(*notes, *plan.decisions)), configuration
+
+
+def _named(configuration: str | None) -> str:
+    if configuration is None:
+        raise UserError("plan.configuration is not given. Choose 2d, 3d_fullres or 3d_lowres.")
+    return configuration
 
 
 def preprocess_dataset(
@@ -103,7 +131,11 @@ def locate_dataset(config: DatasetConfig) -> Path:
     """
     root = Path(config.root)
     if config.kind == "phantom":
-        return write_phantom(root, **config.phantom)
+        arguments = {key: value for key, value in config.phantom.items() if key != "scene"}
+        scene = config.phantom.get("scene", "abdomen")
+        if scene == "abdomen":
+            return write_phantom(root, **arguments)
+        return write_phantom_2d(root, scene=scene, **arguments)
     if config.kind != "nnunet":
         raise UserError(f"dataset.kind={config.kind} is unknown. Choose nnunet or phantom.")
     if not root.is_dir():
@@ -128,8 +160,13 @@ def listed_dataset(root: Path, workers: int) -> RawDataset:
     return read_dataset(root)
 
 
-def prepare(config: TrainConfig) -> Prepared:
+def prepare(config: TrainConfig, explain: bool = False, nnunet_plans: Path | None = None) -> Prepared:
     """Take a dataset from its raw folder to preprocessed cases, printing the plan.
+
+    Args:
+        config: what to prepare.
+        explain: print the planner's decisions, too.
+        nnunet_plans: file to which the plan is also written, for nnU-Net.
 
     Raises:
         UserError: all problems of the dataset together, or a value of the configuration that cannot be used.
@@ -140,14 +177,15 @@ def prepare(config: TrainConfig) -> Prepared:
     dataset = listed_dataset(locate_dataset(config.dataset), workers)
     preprocessed = Path(config.paths.preprocessed)
     fingerprint, digest = fingerprint_dataset(dataset, preprocessed, workers)
-    if config.plan.from_file:
-        plan = read_nnunet_plans(Path(config.plan.from_file))
-    else:
-        plan = derive_plan(
-            dataset, fingerprint, config.planner.rules, config.planner.gpu_memory_gb, config.plan.overrides()
-        )
-    Console(soft_wrap=True).print(plan_table(plan))
-    return preprocess_dataset(dataset, digest, plan, config.plan.configuration, preprocessed, workers)
+    plan, configuration = make_plan(config, dataset, fingerprint)
+    console = Console(soft_wrap=True)
+    console.print(plan_table(plan))
+    if explain:
+        console.print("\n".join(["Decisions", *(f"  {decision}" for decision in plan.decisions)]), highlight=False)
+    if nnunet_plans is not None:
+        write_json(nnunet_plans, to_nnunet_plans(plan, dataset.file_ending))
+        print(f"The plan as nnU-Net's plans file: {nnunet_plans.absolute()}")
+    return preprocess_dataset(dataset, digest, plan, configuration, preprocessed, workers)
 
 
 def run_folder(config: TrainConfig, prepared: Prepared) -> Path:

@@ -6,6 +6,7 @@ from umamba.datasets.integrity import Inspection, inspect_case
 from umamba.datasets.nnunet_raw import RawCase, RawDataset, list_findings, list_images, read_dataset
 from umamba.datasets.parallel import over_cases
 from umamba.datasets.phantom import write_phantom
+from umamba.datasets.phantom_2d import write_phantom_2d
 
 __all__ = [
     "Finding",
@@ -20,4 +21,5 @@ __all__ = [
     "over_cases",
     "read_dataset",
     "write_phantom",
+    "write_phantom_2d",
 ]

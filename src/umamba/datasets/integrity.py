@@ -13,7 +13,16 @@ import numpy as np
 
 from umamba.datasets.findings import Finding
 from umamba.datasets.nnunet_raw import RawCase, RawDataset, Severity, relative
-from umamba.io import Geometry, Image, UserError, geometry_difference, read_image, read_label, stored_spacing
+from umamba.io import (
+    Geometry,
+    Image,
+    UserError,
+    geometry_difference,
+    read_image,
+    read_label,
+    stored_axes,
+    stored_spacing,
+)
 from umamba.labels import LabelSet
 
 # Origins further apart than this (mm) are worth a warning; float32 headers lose less.
@@ -72,9 +81,17 @@ def _check_geometry(path: Path, geometry: Geometry, report: Report) -> None:
             report(path, "error", f"spacing ({values}) mm: every entry must be positive. Correct the header.")
             break
     size = len(geometry.origin_xyz)
-    direction = np.reshape(geometry.direction_xyz, (size, size))
-    if not np.allclose(direction @ direction.T, np.eye(size), rtol=0, atol=_ORTHONORMAL_TOLERANCE):
+    if not _orthonormal(np.reshape(geometry.direction_xyz, (size, size))):
         report(path, "error", "direction: the axes are not perpendicular unit vectors. Resample onto a straight grid.")
+    axes = stored_axes(path)
+    if axes is not None and not _orthonormal(axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12)):
+        message = "direction: the sform's axes are not perpendicular; the qform is used. Resample onto a straight grid."
+        report(path, "warning", message)
+
+
+def _orthonormal(axes: np.ndarray) -> bool:
+    """Return whether the columns are perpendicular unit vectors."""
+    return np.allclose(axes.T @ axes, np.eye(len(axes)), rtol=0, atol=_ORTHONORMAL_TOLERANCE)
 
 
 def _check_intensities(path: Path, array: np.ndarray, report: Report) -> None:

@@ -2,10 +2,13 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 from rich.console import Console
@@ -17,7 +20,14 @@ from umamba.io import UserError
 Result = TypeVar("Result")
 
 # One process a core is enough: the libraries' own threads would only take the cores from each other.
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLOSC_NTHREADS",
+    "NUMEXPR_MAX_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
 
 
 def over_cases(
@@ -42,7 +52,7 @@ def over_cases(
                 results.append(function(case))
                 progress.advance(task)
             return results
-        with _pool(min(workers, len(cases))) as pool:
+        with _pool(min(workers, len(cases)), function) as pool:
             futures = [pool.submit(function, case) for case in cases]
             try:
                 for future in as_completed(futures):
@@ -55,11 +65,11 @@ def over_cases(
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(workers: int, function: Callable[..., object]) -> Iterator[ProcessPoolExecutor]:
     before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))  # read by the workers when they start
+    os.environ.update(dict.fromkeys(_THREADS, "1"))  # read by the workers' libraries when they are imported
     try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, _context(function), initializer=_end_with_parent) as pool:
             yield pool
     except BrokenProcessPool as error:
         raise UserError(
@@ -72,3 +82,27 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _context(function: Callable[..., object]) -> BaseContext:
+    """Return how workers are started: from one server process that has imported what they need, where there is one.
+
+    The server is begun by this process's first pool; later ones find it. It has no threads that a fork could lose.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", getattr(function, "func", function).__module__])
+    return context
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the process that started it is gone; a killed one leaves nobody working on its cases."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()

@@ -4,8 +4,10 @@ Cases differ in anatomy, pose, contrast, field of view, spacing and direction. V
 volume); a voxel belongs to the organ that fills more than half of it.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -117,6 +119,22 @@ def write_phantom(root: Path, *, num_training: int, num_test: int, seed: int, vo
         "seed": seed,
         "voxel_mm": voxel_mm,
     }
+
+    def write(folder: Path) -> None:
+        for index in range(num_training + num_test):
+            split = "Tr" if index < num_training else "Ts"
+            _write_case(folder, split, f"phantom_{index:03d}", phantom_case(seed, index, voxel_mm))
+        write_json(folder / "dataset.json", _dataset_json(num_training, made_with))
+
+    return write_once(root, made_with, write)
+
+
+def write_once(root: Path, made_with: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a folder that becomes `root`, unless `root` is a phantom of the same arguments; return `root`.
+
+    dataset.json must say `made_with` under "phantom". Of several processes one writes while the others wait. Raises
+    UserError if `root` holds something else.
+    """
     with exclusive(root.parent / f".{root.name}.lock", f"the phantom {root.name}"):
         if root.exists():
             found = read_json(root / "dataset.json").get("phantom") if (root / "dataset.json").is_file() else None
@@ -127,10 +145,7 @@ def write_phantom(root: Path, *, num_training: int, num_test: int, seed: int, vo
             )
         remove_stale(root.parent, root.name)
         with atomic_directory(root) as folder:
-            for index in range(num_training + num_test):
-                split = "Tr" if index < num_training else "Ts"
-                _write_case(folder, split, f"phantom_{index:03d}", phantom_case(seed, index, voxel_mm))
-            write_json(folder / "dataset.json", _dataset_json(num_training, made_with))
+            write(folder)
     return root
 
 

@@ -1,6 +1,6 @@
 """Images in and out with their geometry, atomic files, locks, user errors, provenance. Nothing else."""
 
-from umamba.io.decode import stored_spacing
+from umamba.io.decode import stored_axes, stored_spacing
 from umamba.io.errors import UserError
 from umamba.io.files import (
     atomic_directory,
@@ -36,6 +36,7 @@ __all__ = [
     "read_json",
     "read_label",
     "remove_stale",
+    "stored_axes",
     "stored_spacing",
     "supported_endings",
     "write_json",

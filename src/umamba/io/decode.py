@@ -33,11 +33,12 @@ def decode(path: Path) -> sitk.Image:
         raise UserError(f"{path}: no such file. Check the name and the file ending.")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty. {_REMEDY}")
-    if path.name.lower().endswith((".gz", ".nii")):
-        _check_stream(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(os.fspath(path))
+    if path.name.lower().endswith((".gz", ".nii")):
+        _check_stream(path)
+        reader.SetImageIO("NiftiImageIO" if path.name.lower().endswith((".nii", ".nii.gz")) else "")  # spares a search
     try:
         reader.ReadImageInformation()
         _check_length(path, reader)
@@ -146,18 +147,38 @@ def stored_spacing(path: Path) -> tuple[float, ...] | None:
 
     ITK replaces a zero, negative or NaN spacing by a plausible one without a word, so checks have to look at the file.
     """
-    name = path.name.lower()
-    if name.endswith((".nii", ".nii.gz")):
-        with gzip.open(path) if name.endswith(".gz") else open(path, "rb") as stream:
-            header = stream.read(348)
-        if len(header) < 348 or struct.unpack("<i", header[:4])[0] not in (348, _SWAPPED_348):
-            return None
-        order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
+    nifti = _nifti_header(path)
+    if nifti is not None:
+        order, header = nifti
         dimension = struct.unpack(f"{order}h", header[40:42])[0]
         return struct.unpack(f"{order}3f", header[80:92])[: max(1, min(3, dimension))]
-    if name.endswith(".mha"):
+    if path.name.lower().endswith(".mha"):
         with open(path, "rb") as stream:
-            header = stream.read(4096).split(b"ElementDataFile", 1)[0]
-        match = re.search(rb"^Element(?:Spacing|Size)\s*=\s*(.+?)\s*$", header, re.MULTILINE)
+            start = stream.read(4096).split(b"ElementDataFile", 1)[0]
+        match = re.search(rb"^Element(?:Spacing|Size)\s*=\s*(.+?)\s*$", start, re.MULTILINE)
         return tuple(float(word) for word in match[1].split()) if match else None
     return None
+
+
+def stored_axes(path: Path) -> np.ndarray | None:
+    """Return the axes (3, 3), one a column, of a NIfTI-1 file's sform; None for other formats and files without one.
+
+    ITK passes over a skewed sform in silence where the file has a qform, too.
+    """
+    nifti = _nifti_header(path)
+    if nifti is None or struct.unpack(f"{nifti[0]}h", nifti[1][254:256])[0] <= 0:
+        return None
+    order, header = nifti
+    return np.array(struct.unpack(f"{order}12f", header[280:328])).reshape(3, 4)[:, :3]
+
+
+def _nifti_header(path: Path) -> tuple[str, bytes] | None:
+    """Return byte order and header of a NIfTI-1 file; None for any other file."""
+    name = path.name.lower()
+    if not name.endswith((".nii", ".nii.gz")):
+        return None
+    with gzip.open(path) if name.endswith(".gz") else open(path, "rb") as stream:
+        header = stream.read(348)
+    if len(header) < 348 or struct.unpack("<i", header[:4])[0] not in (348, _SWAPPED_348):
+        return None
+    return ("<" if struct.unpack("<i", header[:4])[0] == 348 else ">"), header

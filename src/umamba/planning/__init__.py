@@ -5,6 +5,7 @@ from umamba.planning.describe import plan_table
 from umamba.planning.fingerprint import Fingerprint, compute_fingerprint
 from umamba.planning.folds import fold_cases, split_folds
 from umamba.planning.nnunet_files import read_nnunet_plans, to_nnunet_plans
+from umamba.planning.paper import paper_setting
 from umamba.planning.plan import Configuration, Intensity, Plan
 from umamba.planning.planner import plan_dataset
 
@@ -16,6 +17,7 @@ __all__ = [
     "compute_fingerprint",
     "fold_cases",
     "nonzero_box",
+    "paper_setting",
     "plan_dataset",
     "plan_table",
     "read_nnunet_plans",

@@ -4,6 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 Box = tuple[slice, slice, slice]
+_FEW = 0.02  # share of a volume below which its voxels are followed one by one
 
 
 def nonzero_box(array: np.ndarray) -> tuple[np.ndarray, Box]:
@@ -26,14 +27,33 @@ def nonzero_box(array: np.ndarray) -> tuple[np.ndarray, Box]:
     inside = mask[box]
     if not inside.all():
         # Outside the box everything is background, so holes can be told from within it.
-        components, _ = ndimage.label(~inside)
-        open_ones = np.zeros(components.max() + 1, dtype=bool)
-        for axis in range(3):
-            for end in (0, -1):
-                open_ones[np.take(components, end, axis)] = True
-        open_ones[0] = False  # the mask itself
-        mask[box] = ~open_ones[components]
+        mask[box] = ~_reaching_border(~inside)
     return mask, box
+
+
+def _reaching_border(background: np.ndarray) -> np.ndarray:
+    """Return the components (connected by faces) of a mask (Z, Y, X) that touch the border of the volume."""
+    touching = np.zeros_like(background)
+    for axis in range(3):
+        for end in (0, -1):
+            face = tuple(end if other == axis else slice(None) for other in range(3))
+            touching[face] = background[face]
+    if np.count_nonzero(background) > _FEW * background.size:
+        components, count = ndimage.label(background)
+        kept = np.zeros(count + 1, dtype=bool)
+        kept[components[touching]] = True
+        return kept[components]
+    # Few voxels, such as the zeros among a CT's intensities: followed from the border inwards, in a frame of False.
+    padded = np.pad(background, 1)
+    reached, open_ones = np.zeros(padded.size, dtype=bool), padded.ravel()
+    _, height, width = padded.shape
+    steps = np.array([-height * width, -width, -1, 1, width, height * width])
+    front = np.flatnonzero(np.pad(touching, 1))
+    while front.size:
+        reached[front] = True
+        front = np.unique(front[:, None] + steps)
+        front = front[open_ones[front] & ~reached[front]]
+    return reached.reshape(padded.shape)[1:-1, 1:-1, 1:-1]
 
 
 def _box(mask: np.ndarray) -> Box:

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _TOTAL_DRAWS = 100_000_000
 _SEED = 1234
+_DRAWS_AT_ONCE = 1 << 22  # bounds the memory; the draws are the same
+_COUNTABLE = 1 << 20  # integers of a range that a table counts faster than a sort
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,16 @@ def draw_intensities(voxels: np.ndarray, num_draws: int) -> Iterator[Draws]:
     if voxels.shape[1] == 0:
         return
     for channel in voxels:
-        times = np.bincount(random.randint(0, channel.size, size=num_draws), minlength=channel.size)
-        values, place = np.unique(channel.astype(np.float32), return_inverse=True)
+        times = np.zeros(channel.size, dtype=np.int64)
+        for done in range(0, num_draws, _DRAWS_AT_ONCE):
+            drawn = random.randint(0, channel.size, size=min(_DRAWS_AT_ONCE, num_draws - done))
+            times += np.bincount(drawn, minlength=channel.size)
+        lowest = channel.min()
+        if np.issubdtype(channel.dtype, np.integer) and int(channel.max()) - int(lowest) <= _COUNTABLE:
+            place = channel.astype(np.int64) - int(lowest)
+            values = (np.arange(place.max() + 1) + int(lowest)).astype(np.float32)
+        else:
+            values, place = np.unique(channel.astype(np.float32), return_inverse=True)
         counts = np.bincount(place.ravel(), weights=times).astype(np.int64)
         yield Draws(values[counts > 0], counts[counts > 0])
 

@@ -1,7 +1,7 @@
 """nnU-Net's own plans files: read those of 2.8 and of the releases before 2.4, write one that 2.8 accepts."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,16 @@ def read_nnunet_plans(path: Path) -> Plan:
     """
     if not path.is_file():
         raise UserError(f"plan.from_file={path}: there is no such file.")
-    return parse_record(str(path), read_json(path), _read_plan)
+    plan = parse_record(str(path), read_json(path), _read_plan)
+    return replace(plan, decisions=(f"all values: read from {path}",))
 
 
-def to_nnunet_plans(plan: Plan, image_reader: str = "SimpleITKIO") -> dict[str, Any]:
+def to_nnunet_plans(plan: Plan, file_ending: str = ".nii.gz") -> dict[str, Any]:
     """Return the content of a plans JSON for nnU-Net 2.8.
 
     Args:
         plan: the plan.
-        image_reader: nnU-Net's reader: SimpleITKIO, or NaturalImage2DIO for PNG, BMP and TIFF in 2D.
+        file_ending: of the dataset's images; it chooses nnU-Net's reader.
     """
     planner, name = _PLANNERS.get(plan.rules, _PLANNERS["nnunet"])
     configurations = {key: _write_configuration(entry, name) for key, entry in plan.configurations.items()}
@@ -50,7 +51,7 @@ def to_nnunet_plans(plan: Plan, image_reader: str = "SimpleITKIO") -> dict[str, 
         "plans_name": name,
         "original_median_spacing_after_transp": list(plan.median_spacing),
         "original_median_shape_after_transp": [round(size) for size in plan.median_shape],
-        "image_reader_writer": image_reader,
+        "image_reader_writer": _image_reader(file_ending.lower(), "3d_fullres" in configurations),
         "transpose_forward": list(plan.transpose_forward),
         "transpose_backward": list(plan.transpose_backward),
         "configurations": configurations,
@@ -60,6 +61,13 @@ def to_nnunet_plans(plan: Plan, image_reader: str = "SimpleITKIO") -> dict[str, 
             str(index): asdict(channel) for index, channel in enumerate(plan.intensity)
         },
     }
+
+
+def _image_reader(file_ending: str, volumes: bool) -> str:
+    """Return the name of nnU-Net's class that reads such files: TIFF has one for pictures and one for volumes."""
+    if file_ending in (".png", ".bmp") or (file_ending == ".tif" and not volumes):
+        return "NaturalImage2DIO"
+    return "Tiff3DIO" if file_ending in (".tif", ".tiff") else "SimpleITKIO"
 
 
 def _write_configuration(configuration: Configuration, plans_name: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from umamba.planning.rules import (
     RuleSet,
     rule_set,
 )
-from umamba.planning.topology import Topology, derive_topology, fixed_topology
+from umamba.planning.topology import Topology, derive_topology, fixed_topology, topology_reason
 
 _START_EDGE = {2: 2048, 3: 256}  # edge of the square or cube that the first guess of a patch is as large as
 
@@ -207,6 +207,7 @@ def _derive(
             rules.residual_encoder,
         )
 
+    decisions.append(f"{name}: at {_listed(spacing)} mm the median image has {_listed(median_shape)} voxels")
     if "patch_size" in pinned:
         topology = topology_of(pinned["patch_size"])
         check_patch(name, pinned["patch_size"], topology)
@@ -225,6 +226,7 @@ def _derive(
             f"(limit {limit / 1e6:.4g}M; first guess {_listed(first[0])} has {first[1] / 1e6:.4g}M), "
             f"{len(topology.strides)} stages"
         )
+    decisions.append(f"{name}: {topology_reason(spacing, topology)}")
     by_memory = round(reference / estimate * reference_batch)
     by_coverage = round(dataset_voxels * rules.coverage / math.prod(topology.patch_size))
     batch_size = max(min(by_memory, by_coverage), MIN_BATCH)

@@ -64,6 +64,23 @@ def fixed_topology(spacing: Sequence[float], size: Sequence[float], strides: Seq
     return Topology(pad_to(size, total_stride(strides)), tuple(tuple(step) for step in strides), tuple(kernels))
 
 
+def topology_reason(spacing: Sequence[float], topology: Topology) -> str:
+    """Say how often each axis is halved, what is left of the patch then, and from which stage on it is convolved."""
+    poolings = [sum(step > 1 for step in axis) for axis in zip(*topology.strides, strict=True)]
+    left = [edge // step for edge, step in zip(topology.patch_size, topology.divisor, strict=True)]
+    coarse = [mm * step for mm, step in zip(spacing, topology.divisor, strict=True)]
+    flat = sum(1 in kernel for kernel in topology.kernel_sizes)
+    return (
+        f"poolings {_listed(poolings)} leave {_listed(left)} voxels of {_listed(coarse)} mm (halved: axes of at least "
+        f"{2 * MIN_EDGE} voxels, less than twice as coarse as the finest of them); kernels of 1 along a coarser axis "
+        f"in {flat} stage(s)"
+    )
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
 def _axes_to_halve(spacing: Sequence[float], size: Sequence[float]) -> list[int]:
     wide = [axis for axis, edge in enumerate(size) if edge >= 2 * MIN_EDGE]
     if not wide:

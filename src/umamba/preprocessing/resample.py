@@ -206,24 +206,45 @@ def _restrict(blocks: _Bands, box: slice) -> tuple[_Bands, slice]:
 
 
 def _vote(volume: np.ndarray, bands: Sequence[_Bands]) -> np.ndarray:
-    """Resize a label map: the label with the highest resized indicator, each computed only where it can be above 0."""
+    """Resample a label map: the label with the highest resized indicator wins.
+
+    The indicators sum up to 1: the most widespread label has what the others leave, and those are computed only where
+    they can be above 0.
+    """
     nearest = volume
     for axis, blocks in enumerate(bands):
         if blocks is not None:
             nearest = nearest.take(_nearest(volume.shape[axis], blocks[-1].rows.stop), axis)
     lowest = int(volume.min())
-    best = np.zeros(nearest.shape, dtype=np.float32)
-    score_of_nearest = np.zeros_like(best)
-    winner = np.full_like(nearest, lowest)
-    for offset, box in enumerate(ndimage.find_objects(volume.astype(np.int32) - (lowest - 1))):
-        if box is None:
-            continue
-        value = lowest + offset
+    found = ndimage.find_objects(volume.astype(np.int32) - (lowest - 1))
+    boxes = {lowest + offset: box for offset, box in enumerate(found) if box is not None}
+    rest = max(boxes, key=lambda value: math.prod(extent.stop - extent.start for extent in boxes[value]))
+    del boxes[rest]
+    winner = np.full_like(nearest, rest)
+    if not boxes:
+        return winner
+    union = tuple(
+        slice(min(s.start for s in extents), max(s.stop for s in extents))
+        for extents in zip(*boxes.values(), strict=True)
+    )
+    window = tuple(_restrict(blocks, extent)[1] for blocks, extent in zip(bands, union, strict=True))
+    nearest = nearest[window]
+    best, left = np.zeros(nearest.shape, dtype=np.float32), np.ones(nearest.shape, dtype=np.float32)
+    score_of_nearest, other = np.zeros_like(best), np.full_like(nearest, rest)
+    for value, box in boxes.items():
         restricted = [_restrict(blocks, extent) for blocks, extent in zip(bands, box, strict=True)]
-        reached = tuple(rows for _, rows in restricted)
+        reached = tuple(
+            slice(rows.start - frame.start, rows.stop - frame.start)
+            for (_, rows), frame in zip(restricted, window, strict=True)
+        )
         score = _resize((volume[box] == value).astype(np.float32), [cut for cut, _ in restricted])
-        np.copyto(winner[reached], value, where=score > best[reached] + _TIE)
+        left[reached] -= score
+        np.copyto(other[reached], value, where=score > best[reached] + _TIE)
         np.maximum(best[reached], score, out=best[reached])
         np.copyto(score_of_nearest[reached], score, where=nearest[reached] == value)
-    np.copyto(winner, nearest, where=score_of_nearest >= best - _TIE)
+    np.copyto(score_of_nearest, left, where=nearest == rest)
+    # The lowest of level labels, unless the nearest is one of them.
+    np.copyto(other, rest, where=(left > best + _TIE) | ((left >= best - _TIE) & (rest < other)))
+    np.copyto(other, nearest, where=score_of_nearest >= np.maximum(best, left) - _TIE)
+    winner[window] = other
     return winner

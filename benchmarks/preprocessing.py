@@ -1,0 +1,216 @@
+"""How much sooner a dataset is ready than with nnU-Net, and with how much memory: both sides measured in one run.
+
+python benchmarks/preprocessing.py --nnunet-bin ENVIRONMENT/bin --dataset PATH/Dataset004_Hippocampus
+python benchmarks/preprocessing.py --nnunet-bin ENVIRONMENT/bin --phantoms 6
+
+ENVIRONMENT has nnunetv2 2.8.1. Measured for the 3d_fullres configuration, with as many processes on either side:
+
+    whole command       nnUNetv2_plan_and_preprocess, and prepare.py, which checks the dataset's integrity besides
+    preprocessing alone nnU-Net's preprocess_dataset, and prepare_store, timed around the call in a fresh process
+    CPU time            of the whole command's process tree, which other work on the machine disturbs less
+    peak memory         of the whole command's process tree: proportional set size, sampled near its peak (Linux)
+
+The files have been read once before, so that neither side waits for the disk.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from umamba.datasets.phantom import phantom_case
+
+PREPARE = Path(__file__).resolve().parents[1] / "prepare.py"
+NNUNET_ALONE = """
+import sys, time
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+if __name__ == "__main__":
+    start = time.perf_counter()
+    preprocess_dataset(int(sys.argv[1]), "nnUNetPlans", ("3d_fullres",), (int(sys.argv[2]),), show_progress_bar=False)
+    print("seconds", time.perf_counter() - start)
+"""
+OURS_ALONE = """
+import sys, time
+from pathlib import Path
+from umamba.datasets import read_dataset
+from umamba.planning import Plan
+from umamba.io import read_json
+from umamba.preprocessing import prepare_store
+if __name__ == "__main__":
+    root, plan, out, processes = sys.argv[1:]
+    dataset = read_dataset(Path(root))
+    plan = Plan.from_json(read_json(Path(plan))["plan"])
+    start = time.perf_counter()
+    prepare_store(dataset, "benchmark", plan, "3d_fullres", Path(out), int(processes))
+    print("seconds", time.perf_counter() - start)
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Wall time of a command, CPU time and peak memory of its process tree, and what it printed."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_gb: float
+    output: str
+
+
+def children(pid: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [each for child in task.read_text().split() for each in children(int(child))]
+        except OSError:
+            continue
+    return found
+
+
+def usage(pid: int) -> tuple[float, float]:
+    """Return the CPU time (seconds) and resident memory (GB) of a process so far; zeros once it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0, 0.0
+    ticks, pages = int(fields[11]) + int(fields[12]), int(fields[21])
+    return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def proportional_gb(pid: int) -> float:
+    """Return the memory of a process, what it shares counted in parts; slow to find out."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 2**20
+
+
+def measure(command: list[str], environment: dict[str, str]) -> Measured:
+    """Run a command to its end; SystemExit with its output if it fails."""
+    with tempfile.TemporaryFile("w+") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        peak, most, cpu = 0.0, 0.0, dict[int, float]()
+        while process.poll() is None:
+            tree = children(process.pid)
+            used = {pid: usage(pid) for pid in tree}
+            cpu |= {pid: spent for pid, (spent, _) in used.items() if spent}
+            resident = sum(memory for _, memory in used.values())
+            if resident > 0.8 * most:  # looked at closely only near its peak, so that measuring disturbs little
+                most, peak = max(most, resident), max(peak, sum(proportional_gb(pid) for pid in tree))
+            time.sleep(0.05)
+        seconds = time.perf_counter() - start
+        output.seek(0)
+        text = output.read()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{text}")
+    return Measured(seconds, sum(cpu.values()), peak, text)
+
+
+def seconds_said(measured: Measured) -> float:
+    """Return the seconds that one of the two snippets printed."""
+    return float(next(line for line in measured.output.splitlines() if line.startswith("seconds")).split()[1])
+
+
+def write_phantoms(root: Path, count: int) -> None:
+    """Write abdomen phantoms of 512 x 512 x 100 voxels, each with a spacing of its own, so that all are resampled."""
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for index in range(count):
+        coarse = phantom_case(0, index)
+        zoom = np.array((100, 512, 512)) / coarse.image.shape
+        image = ndimage.zoom(coarse.image.astype(np.float32), zoom, order=1)
+        image += np.random.default_rng(index).normal(0, 12, image.shape)
+        label = ndimage.zoom(coarse.label, zoom, order=0)
+        spacing_xyz = (0.7 + 0.04 * index, 0.7 + 0.04 * index, 1.8 + 0.1 * index)
+        for name, array in (
+            (f"imagesTr/phantom_{index}_0000", np.round(image).astype(np.int16)),
+            (f"labelsTr/phantom_{index}", label),
+        ):
+            volume = sitk.GetImageFromArray(array)
+            volume.SetSpacing(spacing_xyz)
+            sitk.WriteImage(volume, str(root / f"{name}.nii.gz"), useCompression=True)
+    labels = {"background": 0, **{f"organ {value}": value for value in range(1, 6)}}
+    content = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": count, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
+def compare(raw: Path, scratch: Path, nnunet_bin: Path, processes: int, python: str) -> None:
+    """Run both sides on a raw dataset and print the figures."""
+    number = str(int(raw.name[7:10]))
+    for path in raw.rglob("*.nii.gz"):
+        path.read_bytes()
+    environment = os.environ | {
+        "nnUNet_raw": str(raw.parent),
+        "nnUNet_preprocessed": str(scratch / "nnunet"),
+        "nnUNet_results": str(scratch / "results"),
+    }
+    plan_and_preprocess = [str(nnunet_bin / "nnUNetv2_plan_and_preprocess"), "-d", number, "-c", "3d_fullres"]
+    theirs = measure([*plan_and_preprocess, "-npfp", str(processes), "-np", str(processes)], environment)
+    alone = [str(nnunet_bin / "python"), "-c", NNUNET_ALONE, number, str(processes)]
+    theirs_alone = seconds_said(measure(alone, environment))
+
+    own = [python, str(PREPARE), f"dataset.root={raw}", f"data.prepare_workers={processes}"]
+    ours = measure([*own, f"paths.preprocessed={scratch / 'ours'}"], dict(os.environ))
+    (store,) = (scratch / "ours" / raw.name).glob("3d_fullres_*/store.json")
+    alone = [python, "-c", OURS_ALONE, str(raw), str(store), str(scratch / "alone"), str(processes)]
+    ours_alone = seconds_said(measure(alone, dict(os.environ)))
+
+    print(f"{raw.name}, {processes} process(es)        nnU-Net      ours     ratio")
+    for title, first, second, unit in (
+        ("whole command", theirs.seconds, ours.seconds, "s"),
+        ("preprocessing alone", theirs_alone, ours_alone, "s"),
+        ("CPU time", theirs.cpu_seconds, ours.cpu_seconds, "s"),
+        ("peak memory", theirs.peak_gb, ours.peak_gb, "GB"),
+    ):
+        print(f"  {title:24} {first:12.2f} {second:9.2f} {unit:2} {first / second:6.1f}")
+
+
+def machine() -> str:
+    """Return the processor, its CPUs and the versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return (
+        f"{model[0] if model else platform.processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
+        f"numpy {np.__version__}"
+    )
+
+
+def main() -> None:
+    """Parse the arguments and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nnunet-bin", type=Path, required=True, help="bin folder of an environment with nnunetv2")
+    parser.add_argument("--dataset", type=Path, help="raw dataset in a folder named DatasetNNN_NAME")
+    parser.add_argument("--phantoms", type=int, default=0, help="compare on so many CT-sized phantoms")
+    parser.add_argument("--processes", type=int, default=2, help="worker processes of each side")
+    arguments = parser.parse_args()
+    if not arguments.dataset and not arguments.phantoms:
+        parser.error("give --dataset, --phantoms, or both")
+    print(machine())
+    scratch = Path(tempfile.mkdtemp(prefix="benchmark_"))
+    try:
+        if arguments.dataset:
+            raw = arguments.dataset.absolute()
+            compare(raw, scratch / "dataset", arguments.nnunet_bin, arguments.processes, sys.executable)
+        if arguments.phantoms:
+            raw = scratch / "raw" / "Dataset901_CTPhantoms"
+            write_phantoms(raw, arguments.phantoms)
+            compare(raw, scratch / "phantoms", arguments.nnunet_bin, arguments.processes, sys.executable)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

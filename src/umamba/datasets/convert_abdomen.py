@@ -1,0 +1,95 @@
+"""Abdomen CT of FLARE22 and abdomen MR of AMOS22, to the paper's 13 organs (section 3.1)."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from umamba.datasets.convert_common import ORGANS, Converter, SourceCase, Split, by_name
+from umamba.io.decode import decode
+
+_ENDING = ".nii.gz"
+_FLARE_TRAINING = "FLARE22_Tr_"
+# AMOS22's values of the 13 organs, in the order of ORGANS; 14 is the bladder and 15 prostate or uterus.
+_AMOS_VALUES = (6, 2, 1, 10, 8, 9, 11, 12, 4, 5, 7, 13, 3)
+_AMOS_NAME = re.compile(r"amos_(\d{4})\.nii\.gz$")
+_AMOS_FIRST_MR = 500
+
+
+def find_flare(source: Path) -> list[SourceCase]:
+    """List FLARE22's cases: images NAME_0000.nii.gz and labels NAME.nii.gz, anywhere below a folder.
+
+    FLARE22_Tr_* are the labelled training cases; other labelled images are test cases. Images without a label are the
+    challenge's unlabelled ones and left out.
+    """
+    files = [path for path in source.rglob(f"*{_ENDING}") if not path.name.startswith(".")]
+    images = by_name((path for path in files if path.name.endswith(f"_0000{_ENDING}")), f"_0000{_ENDING}")
+    labels = by_name((path for path in files if not path.name.endswith(f"_0000{_ENDING}")), _ENDING)
+    cases = []
+    for name, image in images.items():
+        training = name.startswith(_FLARE_TRAINING)
+        if training or name in labels:
+            own = (labels[name],) if name in labels else ()
+            cases.append(SourceCase(name, "Tr" if training else "Ts", image, own))
+    return cases
+
+
+def find_amos(source: Path) -> list[SourceCase]:
+    """List AMOS22's MR cases (numbers from 500 on): imagesTr and imagesVa with labels train, as in the paper.
+
+    The paper's 50 test cases are not part of AMOS22; the authors publish them in their own folder.
+    """
+    cases = []
+    for folder in ("Tr", "Va"):
+        for image in sorted(source.rglob(f"images{folder}/amos_*{_ENDING}")):
+            match = _AMOS_NAME.search(image.name)
+            if match is None or int(match[1]) < _AMOS_FIRST_MR:
+                continue
+            label = image.parent.with_name(f"labels{folder}") / image.name
+            split: Split = "Tr"
+            cases.append(SourceCase(image.name.removesuffix(_ENDING), split, image, (label,) if label.exists() else ()))
+    return cases
+
+
+def read_organs(paths: tuple[Path, ...]) -> sitk.Image:
+    """Read a label map that has the organs' order already."""
+    return sitk.Cast(decode(paths[0]), sitk.sitkUInt8)
+
+
+def read_amos_label(paths: tuple[Path, ...]) -> sitk.Image:
+    """Read a label map of AMOS22 with its 15 values as the 13 organs in the order of the paper's tables."""
+    source = decode(paths[0])
+    values = sitk.GetArrayFromImage(source).astype(np.int64)
+    table = np.zeros(max(16, int(values.max(initial=0)) + 1), dtype=np.uint8)
+    for organ, value in enumerate(_AMOS_VALUES, start=1):
+        table[value] = organ
+    label = sitk.GetImageFromArray(table[values])
+    label.CopyInformation(source)
+    return label
+
+
+FLARE = Converter(
+    folder="Dataset701_AbdomenCT",
+    channel_names=("CT",),
+    labels=ORGANS,
+    file_ending=_ENDING,
+    published=(50, 50),
+    source="zenodo.org/records/7860267 (training) and github.com/bowang-lab/U-Mamba (test)",
+    licence="see flare22.grand-challenge.org",
+    find=find_flare,
+    read_image=decode,
+    read_label=read_organs,
+)
+AMOS = Converter(
+    folder="Dataset702_AbdomenMR",
+    channel_names=("MR",),
+    labels=ORGANS,
+    file_ending=_ENDING,
+    published=(60, 50),
+    source="zenodo.org/records/7262581 (training), and github.com/bowang-lab/U-Mamba (the 50 test cases)",
+    licence="see amos22.grand-challenge.org",
+    find=find_amos,
+    read_image=decode,
+    read_label=read_amos_label,
+)

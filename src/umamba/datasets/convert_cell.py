@@ -1,0 +1,92 @@
+"""NeurIPS 2022 cell segmentation: many formats with numbered cells, to interior and boundary (paper, section 3.1).
+
+Images become RGB of 8 bits: 8-bit values stay as they are, wider ones are stretched between their 1st and 99th
+percentile, each channel for itself as the challenge's baseline does; grey becomes three equal channels.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from umamba.datasets.convert_common import Converter, SourceCase, Split
+from umamba.datasets.phantom_2d import CELL_CLASSES
+from umamba.io import UserError
+from umamba.io.decode import decode
+from umamba.labels.instance_maps import interior_and_boundary
+
+_ENDINGS = (".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
+_LABEL = "_label"
+# Folders of the published archives; the paper's 101 test images are the challenge's tuning set.
+_SPLITS: tuple[tuple[str, Split], ...] = (("train", "Tr"), ("tuning", "Ts"))
+
+
+def find(source: Path) -> list[SourceCase]:
+    """List images/NAME.* with labels/NAME_label.tiff below folders whose names begin with Training or Tuning."""
+    cases = []
+    for image in sorted(source.rglob("images/*")):
+        split = _split(image.relative_to(source))
+        if split is None or image.suffix.lower() not in _ENDINGS:
+            continue
+        folder = image.parent.with_name("labels")
+        labels = [folder / f"{image.stem}{_LABEL}{ending}" for ending in (".tiff", ".tif", ".png")]
+        found = tuple(path for path in labels if path.exists())[:1]
+        if found or split == "Ts":
+            cases.append(SourceCase(image.stem, split, image, found))
+    return cases
+
+
+def _split(relative: Path) -> Split | None:
+    for part in relative.parts[:-2]:
+        for name, split in _SPLITS:
+            if part.lower().startswith(name) and "unlabel" not in part.lower():
+                return split
+    return None
+
+
+def read_picture(path: Path) -> sitk.Image:
+    """Read an image as RGB of 8 bits."""
+    source = decode(path)
+    array = sitk.GetArrayFromImage(source)
+    if source.GetNumberOfComponentsPerPixel() == 1:
+        array = array[..., None]
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 3:
+        raise UserError(f"{path}: has {array.ndim - 1} dimensions; a picture has two.")
+    array = np.repeat(array[..., :1], 3, axis=-1) if array.shape[-1] < 3 else array[..., :3]
+    if array.dtype != np.uint8:
+        array = np.stack([_stretched(array[..., channel]) for channel in range(3)], axis=-1)
+    return sitk.GetImageFromArray(array, isVector=True)
+
+
+def _stretched(channel: np.ndarray) -> np.ndarray:
+    """Return a channel with the percentiles 1 and 99 of its nonzero pixels at 0 and 255, as bytes."""
+    occupied = channel[channel != 0]
+    if not occupied.size:
+        return np.zeros(channel.shape, dtype=np.uint8)
+    low, high = np.percentile(occupied, (1, 99))
+    scaled = (channel.astype(np.float64) - low) / max(float(high - low), 1e-8)
+    return np.round(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+
+
+def read_classes(paths: tuple[Path, ...]) -> sitk.Image:
+    """Read numbered cells as background, interior and boundary."""
+    instances = sitk.GetArrayFromImage(decode(paths[0]))
+    instances = instances[0] if instances.ndim == 3 else instances
+    return sitk.GetImageFromArray(interior_and_boundary(instances.astype(np.int64)))
+
+
+CELL = Converter(
+    folder="Dataset703_NeurIPSCell",
+    channel_names=("R", "G", "B"),
+    labels=CELL_CLASSES,
+    file_ending=".png",
+    published=(1000, 101),
+    source="zenodo.org/records/10719375 (Training-labeled and Tuning), neurips22-cellseg.grand-challenge.org",
+    licence="see neurips22-cellseg.grand-challenge.org",
+    find=find,
+    read_image=read_picture,
+    read_label=read_classes,
+    instances=True,
+)

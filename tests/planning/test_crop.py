@@ -1,0 +1,33 @@
+"""The nonzero mask and its box against scipy's filling of holes."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from umamba.planning import nonzero_box
+
+
+@pytest.mark.parametrize("share", [0.0, 0.005, 0.015, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("shape", [(9, 20, 31), (1, 40, 30)])
+def test_the_mask_is_the_nonzero_voxels_with_holes_filled(shape: tuple[int, ...], share: float) -> None:
+    array = (np.random.default_rng(int(100 * share)).random((2, *shape)) >= share**0.5).astype(np.float32)
+    mask, box = nonzero_box(array)
+    assert np.array_equal(mask, ndimage.binary_fill_holes(array.any(axis=0)))
+    occupied = np.argwhere(array.any(axis=0))
+    if len(occupied):
+        assert [(extent.start, extent.stop) for extent in box] == [
+            (low, high + 1) for low, high in zip(occupied.min(axis=0), occupied.max(axis=0), strict=True)
+        ]
+
+
+def test_a_thin_tunnel_from_the_border_is_no_hole() -> None:
+    array = np.ones((1, 30, 30, 30), np.float32)
+    array[0, 5, 5, :20] = 0  # enters at the face x = 0
+    array[0, 5, 5:12, 19] = 0  # and turns
+    array[0, 20, 20, 20] = 0  # a hole
+    mask, box = nonzero_box(array)
+    assert box == (slice(0, 30),) * 3
+    assert not mask[5, 5, :20].any()
+    assert not mask[5, 5:12, 19].any()
+    assert mask[20, 20, 20]
+    assert mask.sum() == 30**3 - 20 - 6
