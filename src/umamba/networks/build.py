@@ -1,5 +1,6 @@
 """From the plan's configuration and an architecture's options to a network."""
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -22,6 +23,9 @@ BUILDERS = {
 }
 
 
+_OWN = re.compile(r"umamba\.networks\.[a-z][a-z0-9_]*:[a-z][a-z0-9_]*")
+
+
 def architecture_names() -> tuple[str, ...]:
     """Return the names that `build_network` knows."""
     return tuple(BUILDERS)
@@ -37,7 +41,9 @@ def build_network(
     """Build a network; a pure function of its arguments and torch's random state.
 
     Args:
-        architecture: plain dict of `configs/architecture/*.yaml`: `name`, and the options of that architecture.
+        architecture: plain dict of `configs/architecture/*.yaml`: `name` (one of `architecture_names()`, or
+            umamba.networks.MODULE:FUNCTION for one added there), and the options of that architecture. Modules
+            elsewhere are refused: the name may come from a checkpoint, which must not choose what code runs.
         configuration: the plan's configuration (dimension, patch size, strides, kernels, features).
         in_channels: image channels.
         num_classes: channels of the logits.
@@ -53,12 +59,22 @@ def build_network(
     """
     options = dict(architecture)
     name = options.pop("name", None)
-    if name not in BUILDERS:
-        raise UserError(f"architecture.name: {name!r} is unknown; give one of {', '.join(BUILDERS)}")
-    module, function = BUILDERS[name]
+    if name in BUILDERS:
+        module, function = BUILDERS[name]
+    elif isinstance(name, str) and _OWN.fullmatch(name):
+        module, function = name.split(":")
+    else:
+        known = ", ".join(BUILDERS)
+        raise UserError(
+            f"architecture.name: {name!r} is unknown; give one of {known}, or umamba.networks.MODULE:FUNCTION"
+        )
     try:
         builder = getattr(import_module(module), function)
+    except AttributeError as error:
+        raise UserError(f"architecture.name: {name}: {module} has no function {function}") from error
     except ModuleNotFoundError as error:
+        if name not in BUILDERS and error.name in (module, module.split(".")[0]):
+            raise UserError(f"architecture.name: {name}: there is no module {module}; write it there") from error
         if (error.name or "").split(".")[0] != "monai":
             raise
         raise UserError(f"architecture.name: {name} needs MONAI, which is not installed: pip install monai") from error

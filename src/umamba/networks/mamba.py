@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umamba.networks.scan import selective_scan
+from umamba.networks.scan import resolve_backend, selective_scan
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4  # step sizes at the start
 
@@ -51,7 +51,11 @@ class Mamba(nn.Module):
     def forward(self, tokens_BLC: Tensor) -> Tensor:
         """Map tokens (B, L, d_model) to (B, L, d_model)."""
         length = tokens_BLC.shape[1]
-        x, z = (self.in_proj.weight @ tokens_BLC.transpose(1, 2)).chunk(2, dim=1)  # (B, inner, L) each
+        xz = self.in_proj.weight @ tokens_BLC.transpose(1, 2)
+        device = xz.device.type
+        if resolve_backend(device, self.scan_backend) == "triton" and not torch.is_autocast_enabled(device):
+            return self.out_proj(self._fused(xz).transpose(1, 2))
+        x, z = xz.chunk(2, dim=1)  # (B, inner, L) each
         x = F.silu(self.conv1d(x)[..., :length])
         parameters = F.linear(x.transpose(1, 2), self.x_proj.weight)  # (B, L, dt_rank + 2 d_state)
         dt, B, C = parameters.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -70,6 +74,23 @@ class Mamba(nn.Module):
         )
         assert isinstance(y, Tensor)
         return self.out_proj(y.transpose(1, 2))
+
+    def _fused(self, xz: Tensor) -> Tensor:
+        """Map the in-projection's output (B, 2 inner, L) to the gated scan's (B, inner, L) in one operation."""
+        from umamba.networks.scan.triton_layer import mix
+
+        assert self.conv1d.bias is not None
+        assert self.conv1d.bias is not None
+        return mix(
+            xz,
+            self.conv1d.weight,
+            self.conv1d.bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            -torch.exp(self.A_log),
+            self.D,
+        )
 
 
 class MambaLayer(nn.Module):

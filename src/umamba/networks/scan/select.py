@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from umamba.io import UserError
+from umamba.networks.scan.reference import scan as reference_scan
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("reference", "cpu", "cuda")
-_FASTEST = {"cpu": ("cpu",), "cuda": ("cuda",)}  # by device; the reference runs everywhere
+_DEVICES = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}  # where each runs, the faster first
+BACKENDS = ("reference", *_DEVICES)  # the reference runs everywhere
+_CONVERTING = ("triton",)  # read half precision as it is; the others are given float32
+_TOLERANCE = 1e-3  # of the self-test, relative: many times float32's rounding, far below any mistake
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 
@@ -52,15 +55,15 @@ def selective_scan(
     Raises:
         UserError: the backend is unknown or does not work here.
     """
-    chosen = _backend(resolve_backend(u.device.type, backend))
+    name = resolve_backend(u.device.type, backend)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
 
     def cast(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(dtype)
+        return tensor if tensor is None or name in _CONVERTING else tensor.to(dtype)
 
     with torch.autocast(u.device.type, enabled=False):
         tensors = [cast(tensor) for tensor in (u, delta, A, B, C, D, z, delta_bias)]
-        out, state = chosen(*tensors, delta_softplus)
+        out, state = _backend(name)(*tensors, delta_softplus)
     out = out.to(u.dtype)
     return (out, state.detach()) if return_last_state else out
 
@@ -81,10 +84,13 @@ def resolve_backend(device: str, backend: str) -> str:
         if refusal:
             raise UserError(f"architecture.scan_backend={backend} does not work here: {refusal} Use auto.")
         return backend
-    refusals = {}
-    for name in _FASTEST.get(device, ()):
+    refusals: dict[str, str] = {}
+    for name in (name for name, home in _DEVICES.items() if home == device):
         refusal = why_not(name, device)
         if refusal is None:
+            for passed, reason in refusals.items():
+                level = logging.INFO if reason.endswith("is not installed.") else logging.WARNING
+                log.log(level, "Selective scan on %s: backend %s is not used: %s", device, passed, reason)
             log.info("Selective scan on %s: backend %s.", device, name)
             return name
         refusals[name] = refusal
@@ -95,22 +101,42 @@ def resolve_backend(device: str, backend: str) -> str:
 
 @functools.cache
 def why_not(backend: str, device: str) -> str | None:
-    """Return why a backend cannot be used on a device type, after a small forward and backward; None if it can."""
-    if backend != "reference" and backend != device:
-        return f"it runs on {backend} devices, not on {device}."
+    """Return why a backend cannot be used on a device type, after a small comparison; None if it can."""
+    home = _DEVICES.get(backend, device)
+    if home != device:
+        return f"it runs on {home} devices, not on {device}."
     try:
-        scan = _backend(backend)
-        with torch.inference_mode(False), torch.enable_grad():
-            u, delta, z = (torch.full((1, 2, 3), 0.5, device=device, requires_grad=True) for _ in range(3))
-            A = torch.full((2, 4), -1.0, device=device)
-            BC = torch.ones((1, 4, 3), device=device)
-            out, _ = scan(u, delta, A, BC, BC, None, z, None, True)
-            out.sum().backward()
-        finite = all(bool(t.grad is not None and t.grad.isfinite().all()) for t in (u, delta, z))
-        return None if finite else "its gradients are not finite."
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+            return disagreement(_backend(backend), device)
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed."
     except Exception as error:  # whatever a foreign build does wrong, it is refused with its reason
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0] if lines else 'no message'}."
+
+
+def disagreement(scan: Scan, device: str) -> str | None:
+    """Return where a scan differs from the reference on a small input, forward or backward; None if it does not."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"u": (1, 2, 150), "delta": (1, 2, 150), "A": (2, 16), "B": (1, 16, 150), "C": (1, 16, 150)}
+    sizes |= {"D": (2,), "z": (1, 2, 150), "delta_bias": (2,)}
+    inputs = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
+    inputs["A"] = -inputs["A"].exp()
+    weights = torch.randn(sizes["u"], generator=generator).to(device)
+
+    def results(scan: Scan) -> dict[str, Tensor]:
+        leaves = {name: tensor.to(device, copy=True).requires_grad_() for name, tensor in inputs.items()}
+        out, state = scan(*leaves.values(), True)
+        gradients = torch.autograd.grad((out * weights).sum(), list(leaves.values()))
+        named = {f"the gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+        return {"the output": out.detach(), "the last state": state.detach(), **named}
+
+    found, expected = results(scan), results(reference_scan)
+    for name, tensor in expected.items():
+        error = float((found[name] - tensor).abs().max() / tensor.abs().max())
+        if not error < _TOLERANCE:  # NaN too
+            return f"{name} differs from the reference by {error:.1e} of its largest value."
+    return None
 
 
 def _backend(name: str) -> Scan:
