@@ -1,13 +1,17 @@
-# make quickstart: everything from a bare machine to a trained, scored network. make test: the test suite.
+# make quickstart: everything from a bare machine to a trained, scored network. make test: the test suite. make smoke: all
+# thirty experiments of the paper, each small, on phantoms.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-all lint types clean
+.PHONY: quickstart smoke test test-all lint types clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python train.py experiment=quickstart
+
+smoke: $(INSTALLED)
+	$(BIN)/python train.py -m 'experiment=glob([flare_*,amos*,endovis_*,cell_*])' +smoke=true
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n 2

@@ -10,11 +10,11 @@ ROOMS = (
     *("networks", "inference", "evaluation", "training", "sweeps", "reporting"),
 )
 # Beside the rooms: what the entry scripts share. Only training's wiring (run) and the entries use them.
-WIRING = {"config", "entry", "pipeline", "run"}
+WIRING = {"config", "entry", "pipeline", "run", "slurm", "smoke", "study"}
 # A room that is further left than its place in the order allows.
 NARROWER = {"evaluation": {"io", "labels"}, "networks": {"io", "planning"}}
 OPTIONAL = {"mamba_ssm": {"networks/scan/cuda.py"}, "numba": {"networks/scan"}, "monai": {"networks/monai_nets.py"},
-            "wandb": {"training/loggers.py"}, "triton": set(), "hydra": {"entry.py"}}  # fmt: skip
+            "wandb": {"training/loggers.py"}, "triton": {"networks/scan/triton"}, "hydra": {"entry.py"}}  # fmt: skip
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -116,8 +116,10 @@ def fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, record: dict
         console.print(f"Continuing {folder.path} after epoch {epoch} of {config.trainer['max_epochs']}.")
     else:
         console.print(f"New run: {folder.path}")
+    parameters = sum(p.numel() for p in module.network.parameters())
+    folder.set_status(parameters=parameters)
     console.print(
-        f"{config.architecture['name']}: {sum(p.numel() for p in module.network.parameters()):,} parameters, "
+        f"{config.architecture['name']}: {parameters:,} parameters, "
         f"{len(train_cases)} training and {len(val_cases)} validation cases, precision {trainer.precision}, "
         f"device {trainer.strategy.root_device}"
     )

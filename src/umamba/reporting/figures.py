@@ -1,0 +1,70 @@
+"""Plots of a report as PNG bytes: box plots over cases, and learning curves."""
+
+import io
+
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from umamba.reporting.results import Results
+
+_DPI = 110
+_CURVES = (
+    ("train/loss", "training loss"),
+    ("val/loss", "validation loss"),
+    ("val/ema_patch_dice", "patch Dice, smoothed"),
+)
+
+
+def box_plot(results: Results, dataset: str, metric: str) -> bytes | None:
+    """Return the plot of the cases' means over labels, a box for each method; None if nothing is measured."""
+    rows = results.scores[(results.scores["dataset"] == dataset) & (results.scores["metric"] == metric)]
+    means = rows.groupby(["method", "seed", "fold", "case"])["value"].mean()
+    methods = [method for method in results.methods(dataset) if method in set(means.index.get_level_values("method"))]
+    if not methods:
+        return None
+    figure = Figure(figsize=(7.0, 1.0 + 0.45 * len(methods)), layout="constrained", dpi=_DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    values = [means.xs(method, level="method").to_numpy() for method in reversed(methods)]
+    axes.boxplot(values, orientation="horizontal", tick_labels=list(reversed(methods)), showmeans=True, widths=0.6)
+    for row, points in enumerate(values, start=1):
+        axes.plot(points, [row] * len(points), "|", color="tab:blue", alpha=0.5, markersize=8)
+    axes.set_xlabel(f"{metric.upper()} of a case, mean over labels (line: median, triangle: mean)")
+    axes.grid(axis="x", alpha=0.3)
+    return _png(figure)
+
+
+def learning_curves(results: Results, dataset: str) -> bytes | None:
+    """Return the losses and the patch Dice of each run by epoch; None if no run has begun."""
+    curves = {
+        f"{state.run.method} fold {state.run.fold} seed {state.run.seed}": results.curves[state.run.folder]
+        for state in results.states
+        if state.run.dataset == dataset and state.run.folder in results.curves
+    }
+    if not curves:
+        return None
+    figure = Figure(figsize=(7.0, 8.0), layout="constrained", dpi=_DPI)
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(_CURVES), 1, sharex=True)
+    for axes, (column, title) in zip(grid, _CURVES, strict=True):
+        _draw_curves(axes, curves, column, title)
+    grid[-1].set_xlabel("epoch")
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    return _png(figure)
+
+
+def _draw_curves(axes: Axes, curves: dict[str, pandas.DataFrame], column: str, title: str) -> None:
+    for name, curve in curves.items():
+        values = curve[column] if column in curve else curve["epoch"] * float("nan")
+        axes.plot(curve["epoch"] + 1, values, label=name, marker="." if len(curve) < 20 else "", linewidth=1)
+    axes.set_ylabel(title, fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()

@@ -1,0 +1,122 @@
+"""The same test case by every method, side by side, as in the paper's figures 2 and 3."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from omegaconf import OmegaConf
+
+from umamba.datasets import RawCase, RawDataset, list_findings
+from umamba.io import read_image, read_label
+from umamba.labels import LabelSet, colours
+from umamba.reporting.results import Results
+
+_ALPHA = 0.45
+_PANEL_INCHES = 2.2
+_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A row of the gallery: PNG bytes, and what they show."""
+
+    case: str
+    caption: str
+    png: bytes
+
+
+def gallery(results: Results, dataset: str) -> list[Picture]:
+    """Return pictures of the cases with the lowest, median and highest mean over methods; none without predictions."""
+    rows = results.scores[results.scores["dataset"] == dataset]
+    folders = {
+        state.run.method: state.run.folder
+        for state in reversed(results.states)  # the first fold and seed of a method stays
+        if state.run.dataset == dataset and state.state == "done"
+    }
+    raw = raw_dataset(next(iter(folders.values()))) if folders else None
+    if rows.empty or raw is None:
+        return []
+    metric = rows["metric"].iloc[0]
+    means = rows[rows["metric"] == metric].groupby("case")["value"].mean().sort_values(kind="stable")
+    order = [str(case) for case in means.index]
+    chosen = {order[0]: "lowest", order[len(order) // 2]: "median", order[-1]: "highest"}
+    known = {case.case_id: case for case in raw.test}
+    ordered = {method: folders[method] for method in results.methods(dataset) if method in folders}
+    return [
+        Picture(
+            case,
+            f"{case}: {rank} mean {metric.upper()} over methods, {means[case]:.3f}",
+            picture(known[case], raw, ordered),
+        )
+        for case, rank in chosen.items()
+        if case in known
+    ]
+
+
+def raw_dataset(run_folder: Path) -> RawDataset | None:
+    """Return the raw dataset of a run, None if it is no longer where the run found it."""
+    config = run_folder / "config.yaml"
+    if not config.exists():
+        return None
+    root = Path(str(OmegaConf.select(OmegaConf.load(config), "dataset.root")))
+    return list_findings(root)[0] if root.is_dir() else None
+
+
+def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, Path]) -> bytes:
+    """Return image, truth and each method's prediction of a case, in the axial slice with most of the truth."""
+    image = read_image(case.images)
+    truth = (
+        read_label(case.label).array[0] if case.label is not None else np.zeros(image.array.shape[1:], dtype=np.uint8)
+    )
+    areas = np.isin(truth, [value for values in raw.labels.values for value in values]).sum(axis=(1, 2))
+    index = int(areas.argmax()) if areas.any() else len(areas) // 2
+    background = _display(image.array[:, index])
+    panels: dict[str, np.ndarray | None] = {"image": None, "truth": truth[index]}
+    for method, folder in folders.items():
+        path = folder / "predictions" / f"{case.case_id}{raw.file_ending}"
+        if path.exists():
+            panels[method] = read_label(path).array[0, index]
+    height = background.shape[0] * image.geometry.spacing[1]
+    width = background.shape[1] * image.geometry.spacing[2]
+    lines = -(-len(panels) // _COLUMNS)
+    size = (_COLUMNS * _PANEL_INCHES, lines * (_PANEL_INCHES * height / width + 0.3) + 0.5)
+    figure = Figure(figsize=size, layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
+    for axes, (title, segmentation) in zip(grid, panels.items(), strict=False):
+        axes.imshow(background, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
+        axes.set_title(title, fontsize=8)
+        if segmentation is not None:
+            _paint(axes, segmentation, raw.labels, width, height)
+    for axes in grid:
+        axes.axis("off")
+    handles = [
+        Patch(facecolor=colour / 255, label=name)
+        for name, colour in zip(raw.labels.names, colours(len(raw.labels.names)), strict=True)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=6, frameon=False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def _display(plane: np.ndarray) -> np.ndarray:
+    """Return a slice (C, Y, X) as (Y, X, 3) for three channels of bytes, else the first as (Y, X), scaled to 0..1."""
+    if plane.shape[0] == 3 and plane.dtype == np.uint8:
+        return np.moveaxis(plane, 0, -1) / 255.0
+    grey = plane[0].astype(np.float32)
+    low, high = np.percentile(grey, (0.5, 99.5))
+    return np.clip((grey - low) / max(float(high - low), 1e-8), 0.0, 1.0)
+
+
+def _paint(axes: Axes, segmentation: np.ndarray, labels: LabelSet, width: float, height: float) -> None:
+    layer = np.zeros((*segmentation.shape, 4))
+    for values, colour in zip(labels.values, colours(len(labels.names)) / 255.0, strict=True):
+        layer[np.isin(segmentation, values)] = (*colour, _ALPHA)
+    axes.imshow(layer, extent=(0, width, height, 0), interpolation="nearest")

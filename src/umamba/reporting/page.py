@@ -1,0 +1,171 @@
+"""The report as one HTML file: styles and pictures inside, no script, no network; tables scroll on narrow screens."""
+
+import base64
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from umamba.io import atomic_path, provenance
+from umamba.reporting.compare import ALPHA, REFERENCE, Number, best_two, spread_sentences
+from umamba.reporting.cost import Cost
+from umamba.reporting.figures import box_plot, learning_curves
+from umamba.reporting.gallery import gallery
+from umamba.reporting.results import Results
+from umamba.reporting.text_tables import difference, ours, tables, theirs
+from umamba.sweeps.ledger import duration
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #1a7f37; --bad: #b35900; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; }
+h1 { font-size: 1.5rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); } h3 { margin-bottom: .3rem; }
+.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+td small { display: block; opacity: .75; } td a { color: inherit; text-decoration: none; }
+.best { font-weight: 700; } td a.second { text-decoration: underline; } .missing { opacity: .55; font-style: italic; }
+img { max-width: 100%; height: auto; display: block; background: #fff; } figure { margin: 1rem 0; }
+figcaption, .note { font-size: .85rem; opacity: .8; } nav a { margin-right: 1rem; } details { margin: .4rem 0; }
+summary { cursor: pointer; } .failed { color: var(--bad); } .done { color: var(--good); }
+"""
+
+
+def write_page(path: Path, results: Results, found: Sequence[Number], cost: Sequence[Cost]) -> None:
+    """Write the page of a study."""
+    done = sum(state.state == "done" for state in results.states)
+    sections = [
+        f"<h1>{escape(results.name)}</h1><p>{escape(results.question)}</p>",
+        f"<p>{done} of {len(results.states)} runs are done. What is missing is shown as missing.</p>",
+        "<nav>" + "".join(f'<a href="#{dataset}">{dataset}</a>' for dataset in results.datasets)
+        + '<a href="#runs">runs</a><a href="#cost">cost</a><a href="#cases">cases</a></nav>',
+        *(_dataset(results, dataset, found) for dataset in results.datasets),
+        _spread(found),
+        _runs(results),
+        _cost(cost),
+        _cases(results),
+        _made_with(),
+    ]  # fmt: skip
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(results.name)}</title><style>{_STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _dataset(results: Results, dataset: str, found: Sequence[Number]) -> str:
+    parts = [f'<h2 id="{dataset}">{dataset}</h2>']
+    own = [number for number in found if number.dataset == dataset]
+    for title, names, rows in tables(own):
+        parts.append(f"<h3>{escape(title)}</h3>{_table(names, rows, 'averages' in title, own)}")
+    parts.append(
+        '<p class="note">Mean ± standard deviation over cases; bold and underlined: best and second best of ours; '
+        f"below, the paper's number and ours minus the paper's. * differs from {REFERENCE}: Wilcoxon signed-rank test "
+        f"over cases, corrected after Holm, p &lt; {ALPHA}; made from six cases on.</p>"
+    )
+    for metric in dict.fromkeys(number.metric for number in own):
+        parts.append(_figure(box_plot(results, dataset, metric), f"{metric.upper()} over cases"))
+    parts.append(_figure(learning_curves(results, dataset), "Learning curves"))
+    parts += [_figure(picture.png, picture.caption) for picture in gallery(results, dataset)]
+    return "".join(parts)
+
+
+def _table(names: Sequence[str], rows: Sequence[list[Number]], averages: bool, own: Sequence[Number]) -> str:
+    head = "".join(f"<th>{number.metric.upper() if averages else escape(number.method)}</th>" for number in rows[0])
+    body = "".join(
+        f"<tr><td>{escape(name)}</td>{''.join(_cell(number, own) for number in row)}</tr>"
+        for name, row in zip(names, rows, strict=True)
+    )
+    return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(number: Number, own: Sequence[Number]) -> str:
+    key = (number.label, number.metric)
+    first, second = best_two([other for other in own if (other.label, other.metric) == key])
+    kind = "best" if number.method == first else "second" if number.method == second else ""
+    attributes = "".join(
+        f' data-{name}="{escape(getattr(number, name))}"' for name in ("dataset", "method", "label", "metric")
+    )
+    paper = f"<small>paper {theirs(number)} {difference(number)}</small>" if number.published else ""
+    if math.isnan(number.mean):
+        return f'<td class="missing"{attributes}>{ours(number)}{paper}</td>'
+    link = f'<a class="{kind}" href="#{_anchor(number.dataset, number.method)}">{ours(number)}</a>'
+    return f"<td{attributes}>{link}{paper}</td>"
+
+
+def _anchor(dataset: str, method: str) -> str:
+    return f"cases-{dataset}-{method}"
+
+
+def _figure(png: bytes | None, caption: str) -> str:
+    if png is None:
+        return ""
+    data = base64.b64encode(png).decode()
+    text = escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def _spread(found: Sequence[Number]) -> str:
+    sentences = spread_sentences(found)
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f"<h2>Differences and the spread of trainings</h2><ul>{items}</ul>" if sentences else ""
+
+
+def _runs(results: Results) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(run.dataset)} {escape(run.method)}</td><td>{run.fold}</td><td>{run.seed}</td>"
+        f'<td class="{state.state}">{state.state}</td><td>{state.epochs}/{run.max_epochs}</td>'
+        f"<td>{escape(state.reason)}</td></tr>"
+        for state in results.states
+        for run in (state.run,)
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("run", "fold", "seed", "state", "epoch", "remark"))
+    return f'<h2 id="runs">Runs</h2><div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
+
+
+def _cost(cost: Sequence[Cost]) -> str:
+    head = "".join(
+        f"<th>{name}</th>" for name in ("run", "fold", "seed", "epochs", "batches took", "memory", "parameters")
+    )
+    rows = "".join(
+        f"<tr><td>{escape(entry.dataset)} {escape(entry.method)}</td><td>{entry.fold}</td><td>{entry.seed}</td>"
+        f"<td>{entry.epochs}</td><td>{'' if math.isnan(entry.hours) else duration(3600 * entry.hours)}</td>"
+        f"<td>{'not logged' if math.isnan(entry.memory_gb) else f'{entry.memory_gb:.1f} GB'}</td>"
+        f"<td>{'' if entry.parameters is None else f'{entry.parameters:,}'}</td></tr>"
+        for entry in cost
+    )
+    total = sum(entry.hours for entry in cost if not math.isnan(entry.hours))
+    return (
+        f'<h2 id="cost">Cost</h2>'
+        f"<p>All batches of the runs so far took {duration(3600 * total)}, on one device each.</p>"
+        f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
+    )
+
+
+def _cases(results: Results) -> str:
+    parts = ['<h2 id="cases">Cases</h2>']
+    for (dataset, method), rows in results.scores.groupby(["dataset", "method"], sort=False):
+        wide = rows.pivot_table(index=["seed", "fold", "case"], columns=["label", "metric"], values="value", sort=False)
+        head = "".join(f"<th>{escape(label)} {metric.upper()}</th>" for label, metric in wide.columns)
+        body = "".join(
+            f"<tr><td>{escape(str(case))}</td><td>{fold}</td><td>{seed}</td>"
+            + "".join(f"<td>{'' if math.isnan(value) else f'{value:.4f}'}</td>" for value in values)
+            + "</tr>"
+            for (seed, fold, case), values in zip(wide.index, wide.to_numpy(), strict=True)
+        )
+        parts.append(
+            f"<details><summary>{escape(dataset)} {escape(method)}: {len(wide)} cases</summary>"
+            f'<div class="scroll" id="{_anchor(dataset, method)}"><table>'
+            f"<tr><th>case</th><th>fold</th><th>seed</th>{head}</tr>{body}</table></div></details>"
+        )
+    return "".join(parts)
+
+
+def _made_with() -> str:
+    facts = provenance()
+    git = facts["git"]
+    revision = "" if git is None else f", revision {git['revision'][:12]}{' with changes' if git['dirty'] else ''}"
+    return f'<p class="note">Made with umamba {escape(str(facts["umamba"]))}{revision}, Python {facts["python"]}.</p>'

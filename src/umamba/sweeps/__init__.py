@@ -1,0 +1,15 @@
+"""Many runs: what a study consists of, how far each run is, and how the rest gets done on a cluster."""
+
+from umamba.sweeps.ledger import PlannedRun, RunState, left_to_do, run_state, state_table
+from umamba.sweeps.study_file import StudyFile, list_studies, read_study
+
+__all__ = [
+    "PlannedRun",
+    "RunState",
+    "StudyFile",
+    "left_to_do",
+    "list_studies",
+    "read_study",
+    "run_state",
+    "state_table",
+]

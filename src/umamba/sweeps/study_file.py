@@ -1,0 +1,93 @@
+"""A study's folder: the question, the runs that answer it (sweep.yaml) and the published numbers (published.csv)."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from umamba.io import UserError
+
+_KEYS = ("question", "runs", "folds", "seeds")
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """What sweep.yaml says.
+
+    Attributes:
+        name: name of the study's folder.
+        folder: the folder.
+        question: what is asked.
+        runs: overrides of each training, as typed after `python train.py`.
+        folds: folds of every run, 0 to 4 or all.
+        seeds: seeds of every run.
+    """
+
+    name: str
+    folder: Path
+    question: str
+    runs: tuple[tuple[str, ...], ...]
+    folds: tuple[int | str, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def published(self) -> Path | None:
+        """published.csv, None if the paper has no such numbers."""
+        path = self.folder / "published.csv"
+        return path if path.exists() else None
+
+
+def list_studies(experiments: Path) -> list[str]:
+    """Return the names of the studies below a folder that have runs."""
+    return sorted(path.parent.name for path in Path(experiments).glob("*/sweep.yaml"))
+
+
+def read_study(experiments: Path, name: str) -> StudyFile:
+    """Read experiments/<name>/sweep.yaml; `name` may also be the path of a study's folder.
+
+    Raises:
+        UserError: there is no such study, or its file has a wrong key or value.
+    """
+    path = Path(experiments) / name / "sweep.yaml"
+    if not path.is_file():
+        raise UserError(f"study={name}: there is no {path}. Choose one of {', '.join(list_studies(experiments))}.")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: not a valid YAML file ({str(error).splitlines()[0]}). Mend it.") from error
+    except Exception as error:  # the YAML parser's own errors, which share no base with the others
+        raise UserError(f"{path}: not a valid YAML file ({str(error).splitlines()[0]}). Mend it.") from error
+    if not isinstance(content, Mapping) or set(content) != set(_KEYS):
+        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        raise UserError(f"{path}: must have the keys {', '.join(_KEYS)}, has {found}.")
+    return StudyFile(
+        name=path.parent.name,
+        folder=path.parent,
+        question=str(content["question"]),
+        runs=tuple(tuple(shlex.split(str(line))) for line in _list(path, content, "runs")),
+        folds=tuple(_fold(path, fold) for fold in _list(path, content, "folds")),
+        seeds=tuple(_seed(path, seed) for seed in _list(path, content, "seeds")),
+    )
+
+
+def _list(path: Path, content: Mapping[Any, Any], key: str) -> list[Any]:
+    value = content[key]
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{path}: {key} must be a list with at least one entry.")
+    return value
+
+
+def _fold(path: Path, fold: Any) -> int | str:
+    if fold != "all" and fold not in range(5):
+        raise UserError(f"{path}: folds: {fold!r} is none; give 0 to 4, or all.")
+    return fold
+
+
+def _seed(path: Path, seed: Any) -> int:
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise UserError(f"{path}: seeds: {seed!r} is no integer.")
+    return seed

@@ -1,0 +1,224 @@
+"""A report against the files it was made from: every number of the page is parsed and compared with the CSVs."""
+
+import csv
+import json
+import math
+import re
+import statistics
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+from umamba.reporting import gather, numbers, write_report
+from umamba.reporting.compare import holm, spread_sentences
+from umamba.reporting.results import label_name
+from umamba.sweeps import PlannedRun
+
+METHODS = ("unet", "umamba_bot", "umamba_enc", "unetr")
+CASES = 8
+PUBLISHED = """dataset,method,label,metric,mean,sd
+toy,unet,average,dsc,0.7000,0.1000
+toy,unetr,average,dsc,0.5000,0.2000
+toy,unet,right kidney,dsc,0.6500,
+"""
+
+
+def scores(method: str, seed: int) -> dict[tuple[str, str], tuple[float, float | None]]:
+    """Return (DSC, NSD) of each case and label; one label has no score in the first case."""
+    rng = np.random.default_rng([METHODS.index(method), seed])
+    base = 0.6 + 0.1 * METHODS.index(method)
+    made: dict[tuple[str, str], tuple[float, float | None]] = {}
+    for case in range(CASES):
+        for label in ("RK", "liver"):
+            value = round(float(np.clip(base + 0.05 * rng.standard_normal(), 0, 1)), 4)
+            made[f"case_{case}", label] = (value, None if (case, label) == (0, "RK") else round(value * 0.9, 4))
+    return made
+
+
+def write_run(folder: Path, method: str, seed: int) -> None:
+    """Write the files of a finished run."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"state": "finished", "max_epochs": 2, "parameters": 1234567}))
+    (folder / "metrics.csv").write_text("epoch,train/loss,time/iteration_s\n0,1.0,2.0\n1,nan,4.0\n")
+    with (folder / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("case", "label", "dsc", "nsd"))
+        for (case, label), (dsc, nsd) in scores(method, seed).items():
+            writer.writerow((case, label, dsc, "" if nsd is None else nsd))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> tuple[list[PlannedRun], Path]:
+    """Three methods with two seeds each that are done, and one that never ran."""
+    runs = []
+    for method in METHODS:
+        for seed in (0, 1):
+            folder = tmp_path / "runs" / method / f"seed_{seed}"
+            runs.append(PlannedRun((f"experiment={method}",), folder, "toy", method, "all", seed, 2, 100, "x"))
+            if method != "unetr":
+                write_run(folder, method, seed)
+    (tmp_path / "published.csv").write_text(PUBLISHED)
+    return runs, tmp_path / "published.csv"
+
+
+class Cells(HTMLParser):
+    """Collects the cells that carry a number, and every address and source of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: dict[tuple[str, ...], str] = {}
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.key: tuple[str, ...] | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a cell's key, an id, or a link."""
+        found = dict(attrs)
+        if tag == "td":
+            names = ("data-dataset", "data-method", "data-label", "data-metric")
+            self.key = tuple(str(found[name]) for name in names) if "data-dataset" in found else None
+        if found.get("id"):
+            self.anchors.add(str(found["id"]))
+        self.links += [str(found[name]) for name in ("href", "src") if found.get(name)]
+        assert tag not in ("script", "link", "iframe")
+
+    def handle_data(self, data: str) -> None:
+        """Append text to the cell that is open."""
+        if self.key is not None:
+            self.cells[self.key] = self.cells.get(self.key, "") + data + " "
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close a cell."""
+        if tag == "td":
+            self.key = None
+
+
+def test_every_number_of_the_page_equals_the_csvs(study: tuple[list[PlannedRun], Path], tmp_path: Path) -> None:
+    runs, published = study
+    page = write_report(gather("toy", "Which?", runs, published), tmp_path / "report")
+    parser = Cells()
+    parser.feed(page.read_text())
+    with (tmp_path / "report" / "numbers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(parser.cells)
+    for row in rows:
+        text = parser.cells[row["dataset"], row["method"], row["label"], row["metric"]]
+        if not row["mean"]:
+            assert text.startswith("missing")
+            assert row["runs_done"] == "0"
+        else:
+            mean, sd = re.findall(r"\d\.\d{4}", text)[:2]
+            assert (mean, sd) == (f"{float(row['mean']):.4f}", f"{float(row['sd']):.4f}")
+        if row["published_mean"]:
+            assert f"paper {float(row['published_mean']):.4f}" in text
+        if row["difference"]:
+            assert f"{float(row['difference']):+.4f}" in text
+    assert {row["method"] for row in rows if not row["mean"]} == {"unetr"}
+
+
+def test_the_means_are_those_of_the_scores_files(study: tuple[list[PlannedRun], Path]) -> None:
+    runs, published = study
+    found = {(n.method, n.label, n.metric): n for n in numbers(gather("toy", "Which?", runs, published))}
+    for method in METHODS[:3]:
+        both = [scores(method, seed) for seed in (0, 1)]
+        kidney = [value[0] for one in both for (_, label), value in one.items() if label == "RK"]
+        number = found[method, "right kidney", "dsc"]
+        assert number.mean == pytest.approx(statistics.mean(kidney))
+        assert number.sd == pytest.approx(statistics.stdev(kidney))
+        cases = [
+            statistics.mean(v for v in (one[f"case_{case}", label][1] for label in ("RK", "liver")) if v is not None)
+            for one in both
+            for case in range(CASES)
+        ]
+        average = found[method, "average", "nsd"]
+        assert average.mean == pytest.approx(statistics.mean(cases))
+        assert average.cases == CASES
+        by_seed = [statistics.mean(cases[:CASES]), statistics.mean(cases[CASES:])]
+        assert average.seed_means == pytest.approx(tuple(by_seed))
+    assert found["unet", "average", "dsc"].difference == pytest.approx(found["unet", "average", "dsc"].mean - 0.7)
+    assert math.isnan(found["unetr", "average", "dsc"].mean)
+    assert found["unetr", "average", "dsc"].published is not None
+
+
+def test_significance_is_the_paired_test_of_the_cases(study: tuple[list[PlannedRun], Path]) -> None:
+    runs, published = study
+    found = {(n.method, n.label, n.metric): n for n in numbers(gather("toy", "Which?", runs, published))}
+    raw = {}
+    for method in ("umamba_bot", "umamba_enc"):
+        means = {}
+        for name in (method, "unet"):
+            seeds = [scores(name, seed) for seed in (0, 1)]
+            means[name] = np.mean([[one[f"case_{case}", "liver"][0] for case in range(CASES)] for one in seeds], axis=0)
+        raw[method] = wilcoxon(means[method], means["unet"]).pvalue
+    smaller, larger = sorted(raw, key=lambda name: raw[name])
+    assert found[smaller, "liver", "dsc"].p_value == pytest.approx(min(1, 2 * raw[smaller]))
+    assert found[larger, "liver", "dsc"].p_value == pytest.approx(max(min(1, 2 * raw[smaller]), raw[larger]))
+    assert math.isnan(found["unet", "liver", "dsc"].p_value)
+
+
+def test_holm_by_hand() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({}) == {}
+
+
+def test_differences_are_set_beside_the_spread_over_seeds(study: tuple[list[PlannedRun], Path]) -> None:
+    runs, published = study
+    found = numbers(gather("toy", "Which?", runs, published))
+    sentences = spread_sentences(found)
+    assert len(sentences) == 4  # two others, two metrics
+    averages = {n.method: n for n in found if n.label == "average" and n.metric == "dsc" and n.done}
+    spread = max(max(averages[m].seed_means) - min(averages[m].seed_means) for m in ("umamba_enc", "unet"))
+    told = next(text for text in sentences if "DSC" in text and text.split("above ")[1].startswith("unet,"))
+    difference = averages["umamba_enc"].mean - averages["unet"].mean
+    assert ("within" if difference <= spread else "beyond") in told
+    assert f"{difference:.4f}" in told
+    assert f"{spread:.4f}" in told
+
+
+def test_the_page_needs_no_network_and_its_links_lead_somewhere(
+    study: tuple[list[PlannedRun], Path], tmp_path: Path
+) -> None:
+    runs, published = study
+    page = write_report(gather("toy", "Which?", runs, published), tmp_path / "report")
+    parser = Cells()
+    parser.feed(page.read_text())
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in parser.links)
+    assert {link[1:] for link in parser.links if link.startswith("#")} <= parser.anchors
+    assert sum(link.startswith("data:") for link in parser.links) == 3  # two box plots, the learning curves
+    text = page.read_text()
+    assert 'name="viewport"' in text
+    assert "1,234,567" in text
+    assert "6 of 8 runs are done" in text
+    assert "10 min" in text  # 100 batches of 2 s and of 4 s: ten minutes a run
+
+
+def test_tables_in_markdown_and_latex_hold_the_same_numbers(
+    study: tuple[list[PlannedRun], Path], tmp_path: Path
+) -> None:
+    runs, published = study
+    write_report(gather("toy", "Which?", runs, published), tmp_path / "report")
+    markdown, latex = ((tmp_path / "report" / name).read_text() for name in ("tables.md", "tables.tex"))
+    for number in numbers(gather("toy", "Which?", runs, published)):
+        shown = "missing" if math.isnan(number.mean) else f"{number.mean:.4f}±{number.sd:.4f}"
+        assert shown in markdown
+        assert shown.replace("±", r"$\pm$") in latex
+    assert "0.7000±0.1000" in markdown
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
+
+
+def test_nothing_measured_is_all_missing(tmp_path: Path) -> None:
+    (tmp_path / "published.csv").write_text(PUBLISHED)
+    runs = [PlannedRun((), tmp_path / method, "toy", method, "all", 0, 2, 100, "x") for method in METHODS]
+    page = write_report(gather("toy", "Which?", runs, tmp_path / "published.csv"), tmp_path / "report")
+    assert page.read_text().count(">missing<") == 8  # two labels of four methods
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("RK", "right kidney"), ("Gall_bladder", "gallbladder"), ("Postcava", "IVC"), ("tumour", "tumour")],
+)
+def test_labels_get_the_papers_names(name: str, expected: str) -> None:
+    assert label_name(name) == expected

@@ -1,0 +1,140 @@
+"""Studies on a real SLURM of one node: an array, a requeue in mid-training, a warning of the limit, a cancellation."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+STUDY = """question: Does it go on?
+runs:
+  - experiment=cell_unet
+folds: [all]
+seeds: [0]
+"""
+LONG = ("+smoke=true", "trainer.max_epochs=12", "trainer.limit_train_batches=30")
+SMALL = ("--gpus", "0", "--cpus", "1", "--memory-gb", "7", "--time-limit", "00:30:00", "--max-parallel", "2")
+
+
+def said(*command: str) -> str:
+    """Return what a command prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("sinfo") is None or not any(word in said("sinfo", "-h", "-o", "%t") for word in ("idle", "mix")),
+        reason="needs a running SLURM",
+    ),
+]
+
+
+def umamba_slurm(folder: Path, *arguments: str) -> str:
+    """Run `python -m umamba.slurm` in a folder and return what it prints."""
+    command = [sys.executable, "-m", "umamba.slurm", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float) -> None:
+    """Wait until something holds; fail after the limit."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, said("squeue", "-r")
+        time.sleep(0.5)
+
+
+def jobs(folder: Path, study: str, number: int = 1) -> dict[str, str]:
+    """Return the job numbers of a submission."""
+    path = folder / "runs" / "slurm" / study / f"list_{number:03d}_jobs.json"
+    return dict(json.loads(path.read_text()))
+
+
+def epochs(folder: Path) -> list[int]:
+    """Return the epochs of the only run."""
+    paths = list((folder / "runs").glob("smoke_cell_unet/*/*/*/metrics.csv"))
+    assert len(paths) <= 1, "a second run folder"
+    if not paths:
+        return []
+    with paths[0].open(newline="") as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+def in_queue(job: str) -> list[str]:
+    """Return the states of a job's tasks that SLURM still has."""
+    return said("squeue", "-h", "-r", "-o", "%T", "-j", job).split()
+
+
+@pytest.fixture
+def one_run(tmp_path: Path) -> tuple[Path, str, str]:
+    """Submit a study of one run of twelve epochs; return folder, study and job when it has trained for two."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "sweep.yaml").write_text(STUDY)
+    study = str(tmp_path / "one")
+    assert "0/12" in umamba_slurm(tmp_path, "state", study, *LONG)
+    umamba_slurm(tmp_path, "submit", study, *SMALL, *LONG)
+    wait_for(lambda: len(epochs(tmp_path)) >= 2, 900)
+    assert "running" in umamba_slurm(tmp_path, "state", study, *LONG)
+    return tmp_path, study, jobs(tmp_path, "one")["train"]
+
+
+def finish(folder: Path, study: str) -> None:
+    """Wait for the run's end, and check that it is whole and alone."""
+    wait_for(lambda: "1 done," in umamba_slurm(folder, "state", study, *LONG), 1800)
+    assert epochs(folder) == list(range(12))
+    assert "Nothing to submit" in umamba_slurm(folder, "submit", study, *SMALL, *LONG)
+
+
+@pytest.mark.parametrize("how", ["requeued by the cluster", "warned before the limit"])
+def test_a_requeued_run_goes_on_in_its_folder(one_run: tuple[Path, str, str], how: str) -> None:
+    folder, study, job = one_run
+    if how == "requeued by the cluster":
+        said("scontrol", "requeue", f"{job}_0")
+    else:
+        said("scancel", "--signal=USR1", "--batch", f"{job}_0")  # what --signal=B:USR1@120 has SLURM send
+    wait_for(lambda: in_queue(job) == ["PENDING"], 180)
+    before = len(epochs(folder))
+    assert "1 pending," in umamba_slurm(folder, "state", study, *LONG)
+    assert "stopped" in umamba_slurm(folder, "state", study, *LONG)
+    assert "Nothing to submit" in umamba_slurm(folder, "submit", study, *SMALL, *LONG)  # it is in the queue
+    said("scontrol", "update", f"JobId={job}_0", "StartTime=now")  # SLURM makes a requeued job wait for two minutes
+    finish(folder, study)
+    assert before < 12
+    log = next((folder / "runs" / "slurm" / "one" / "logs").glob(f"{job}_0.log")).read_text()
+    assert f"Continuing runs/smoke_cell_unet/2d/fold_all/seed_0 after epoch {before}" in log
+
+
+def test_a_cancelled_run_is_submitted_again(one_run: tuple[Path, str, str]) -> None:
+    folder, study, job = one_run
+    said("scancel", job, jobs(folder, "one")["collect"])
+    wait_for(lambda: not in_queue(job), 180)
+    assert "1 pending," in umamba_slurm(folder, "state", study, *LONG)
+    assert "Submitted 1 of 1" in umamba_slurm(folder, "submit", study, *SMALL, *LONG)
+    finish(folder, study)
+
+
+def test_an_array_of_six_runs_two_at_a_time_and_is_reported(tmp_path: Path) -> None:
+    umamba_slurm(tmp_path, "submit", "table7_organs_mr_2d", *SMALL, "+smoke=true")
+    job = jobs(tmp_path, "table7_organs_mr_2d")["train"]
+    running: list[int] = []
+
+    def done() -> bool:
+        running.append(in_queue(job).count("RUNNING"))
+        return not in_queue(jobs(tmp_path, "table7_organs_mr_2d")["collect"])
+
+    wait_for(done, 2400)
+    assert 1 <= max(running) <= 2
+    assert "6 done, 0 running, 0 pending, 0 failed" in umamba_slurm(
+        tmp_path, "state", "table7_organs_mr_2d", "+smoke=true"
+    )
+    page = tmp_path / "runs" / "reports" / "table7_organs_mr_2d" / "index.html"
+    assert "6 of 6 runs are done" in page.read_text()

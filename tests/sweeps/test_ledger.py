@@ -1,0 +1,106 @@
+"""The state of a run from its files alone, against files written by hand as training writes them."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from umamba.sweeps import PlannedRun, left_to_do, run_state, state_table
+from umamba.sweeps.ledger import duration, mean_score
+
+NOW = 1_000_000.0
+
+
+def planned(folder: Path, max_epochs: int = 10) -> PlannedRun:
+    """Return a run of `folder`."""
+    return PlannedRun(("experiment=a_b",), folder, "a", "b", "all", 0, max_epochs, 20, "x")
+
+
+def write(folder: Path, name: str, text: str, age_s: float = 0.0) -> None:
+    """Write a file of a run folder, as old as said."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (NOW - age_s, NOW - age_s))
+
+
+def metrics(epochs: int, iteration_s: float = 2.0) -> str:
+    """Return a metrics.csv."""
+    rows = [f"{epoch},0.5,{iteration_s}" for epoch in range(epochs)]
+    return "\n".join(["epoch,train/loss,time/iteration_s", *rows]) + "\n"
+
+
+def test_nothing_there_is_pending(tmp_path: Path) -> None:
+    state = run_state(planned(tmp_path / "none"), NOW)
+    assert (state.state, state.epochs, state.reason) == ("pending", 0, "")
+
+
+def test_a_live_run_is_running_with_epoch_and_time_left(tmp_path: Path) -> None:
+    write(tmp_path, "run.json", json.dumps({"state": "training", "max_epochs": 10}), age_s=300)
+    write(tmp_path, "metrics.csv", metrics(4), age_s=30)
+    state = run_state(planned(tmp_path), NOW)
+    assert (state.state, state.epochs) == ("running", 4)
+    assert state.eta_s == 6 * 20 * 2.0  # six epochs of twenty batches of two seconds
+
+
+@pytest.mark.parametrize(
+    ("age_s", "iteration_s", "expected"), [(500, 2, "running"), (700, 2, "failed"), (700, 30, "running")]
+)
+def test_silence_means_death_after_ten_minutes_and_three_epochs(
+    tmp_path: Path, age_s: float, iteration_s: float, expected: str
+) -> None:
+    write(tmp_path, "run.json", json.dumps({"state": "training", "max_epochs": 10}), age_s=5000)
+    write(tmp_path, "metrics.csv", metrics(4, iteration_s), age_s=age_s)
+    assert run_state(planned(tmp_path), NOW).state == expected
+
+
+def test_a_job_that_still_touches_its_record_lives(tmp_path: Path) -> None:
+    write(tmp_path, "run.json", json.dumps({"state": "training", "max_epochs": 10}), age_s=5000)
+    write(tmp_path, "task.json", json.dumps({"state": "running"}), age_s=20)
+    assert run_state(planned(tmp_path), NOW).state == "running"
+
+
+def test_records_of_jobs_that_failed_or_stopped(tmp_path: Path) -> None:
+    write(tmp_path, "run.json", json.dumps({"state": "training", "max_epochs": 10}))
+    write(tmp_path, "metrics.csv", metrics(3))
+    write(tmp_path, "task.json", json.dumps({"state": "failed", "reason": "exit code 2: no memory"}))
+    failed = run_state(planned(tmp_path), NOW)
+    assert (failed.state, failed.epochs, failed.reason) == ("failed", 3, "exit code 2: no memory")
+    write(tmp_path, "task.json", json.dumps({"state": "stopped", "reason": "the time limit came near"}))
+    stopped = run_state(planned(tmp_path), NOW)
+    assert (stopped.state, stopped.epochs) == ("pending", 3)
+    assert left_to_do([failed, stopped]) == [failed.run, stopped.run]
+
+
+def test_a_finished_run_is_done_with_its_score(tmp_path: Path) -> None:
+    write(tmp_path, "run.json", json.dumps({"state": "finished", "max_epochs": 10}), age_s=1e6)
+    write(tmp_path, "metrics.csv", metrics(10))
+    write(tmp_path, "scores.csv", "case,label,dsc,nsd\na,x,0.5,1\na,y,0.7,1\nb,x,0.2,1\nb,y,,\n")
+    state = run_state(planned(tmp_path), NOW)
+    assert state.state == "done"
+    assert state.score == pytest.approx((0.6 + 0.2) / 2)  # a label without a score does not count
+    assert left_to_do([state]) == []
+    longer = run_state(planned(tmp_path, max_epochs=20), NOW)
+    assert (longer.state, longer.reason) == ("pending", "trained for 10 epochs only")
+
+
+def test_cells_are_scored_by_f1(tmp_path: Path) -> None:
+    write(tmp_path, "scores.csv", "case,label,f1\na,cell,0.5\nb,cell,0.75\n")
+    assert mean_score(tmp_path) == pytest.approx(0.625)
+    assert math.isnan(mean_score(tmp_path / "none"))
+
+
+def test_half_written_records_do_not_break_the_table(tmp_path: Path) -> None:
+    write(tmp_path, "run.json", '{"state": "trai')
+    table = state_table([run_state(planned(tmp_path), NOW)], "study")
+    assert table.row_count == 1
+    assert table.caption == "0 done, 0 running, 1 pending, 0 failed"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (7325, "2 h 2 min"), (90000, "1 d 1 h")]
+)
+def test_durations_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
