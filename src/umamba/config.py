@@ -24,6 +24,7 @@ class DatasetConfig:
     source: str = ""  # where the data are published, for the message when they are absent
     licence: str = ""  # licence of the data
     tolerance_mm: float = 2.0  # tolerance of the NSD, mm (pixels for natural 2D images)
+    protocol: str = "generic"  # rules of the scores: generic, abdomen, endoscopy or cell
     phantom: dict[str, Any] = field(default_factory=dict)  # arguments of the phantom's writer, and its scene
 
 
@@ -137,6 +138,23 @@ class PredictionConfig:
     device: str = "auto"  # auto, cpu, cuda, ...
     overwrite: bool = False  # segment again what is already there
     workers: int = 2  # processes beside the network
+
+
+@dataclass
+class EvaluationConfig:
+    """Everything `evaluate.py` takes."""
+
+    predictions: Any = MISSING  # folder of segmentations, or {name: folder} of several methods
+    truth: str = MISSING  # folder of the references
+    output: str = MISSING  # folder of the tables and pictures
+    protocol: str = "generic"  # generic, abdomen, endoscopy or cell
+    strict_official: bool = False  # the official scripts' rules to the letter
+    dataset_json: str | None = None  # names of the labels; null: dataset.json beside the folder of references
+    tolerance_mm: float = 2.0  # tolerance of the generic NSD
+    iou_threshold: float = 0.5  # cell: overlap from which cells are a pair
+    count_edge_cells: bool = False  # cell: count cells at the image's edge
+    images: str | None = None  # folder of the images, for overlays
+    workers: int | None = None  # processes; null: all CPUs of the allocation
 
 
 @dataclass
