@@ -216,13 +216,15 @@ def test_a_label_of_no_case_is_not_missing_and_overrides_are_named(
     study: tuple[list[PlannedRun], Path], tmp_path: Path
 ) -> None:
     runs, published = study
-    published.write_text(PUBLISHED + "toy,unet,spleen,dsc,0.9000,\ntoy,unetr,spleen,dsc,0.9000,\n")
+    rows = ("toy,unet,spleen,dsc,0.9000,", "toy,unetr,spleen,dsc,0.9000,", "toy,unet,average,f1,0.9000,")
+    published.write_text("\n".join([PUBLISHED, *rows]))
     results = gather("toy", "Which?", runs, published, ["+smoke=true"])
     page = write_report(results, tmp_path / "report")
     parser = Cells()
     parser.feed(page.read_text())
     cells = {method: parser.cells["toy", method, "spleen", "dsc"].split(" paper")[0].strip() for method in METHODS}
     assert cells == {"unet": "no case", "umamba_bot": "no case", "umamba_enc": "no case", "unetr": "missing"}
+    assert parser.cells["toy", "unet", "average", "f1"].startswith("missing")  # it was not scored by F1
     for name in ("index.html", "tables.md", "tables.tex"):
         assert "Made with +smoke=true: small runs on phantoms" in (tmp_path / "report" / name).read_text()
 

@@ -30,6 +30,7 @@ class Number:
         seed_means: mean of each seed, in the order of the seeds.
         published: the paper's number.
         p_value: of the paired test against the reference, corrected; NaN where it was not made.
+        scored: whether the method's cases have scores of this metric at all.
         done, planned: runs that are finished, and all of them.
     """
 
@@ -43,6 +44,7 @@ class Number:
     seed_means: tuple[float, ...]
     published: Published | None
     p_value: float
+    scored: bool
     done: int
     planned: int
 
@@ -87,6 +89,7 @@ def _of_dataset(results: Results, dataset: str) -> list[Number]:
                         seed_means=tuple(sample.groupby(level="seed").mean()),
                         published=results.published.get((dataset, method, label, metric)),
                         p_value=p_values.get(method, math.nan),
+                        scored=bool(((own["method"] == method) & (own["metric"] == metric)).any()),
                         done=sum(state.state == "done" for state in runs),
                         planned=len(runs),
                     )

@@ -44,7 +44,7 @@ def _plain(value: float) -> str:
 def ours(number: Number) -> str:
     """Return our mean ± deviation, or that it is missing; * marks a significant difference from the reference."""
     if math.isnan(number.mean):
-        return NO_CASE if number.done else MISSING
+        return NO_CASE if number.scored else MISSING
     deviation = "" if math.isnan(number.sd) else f"±{number.sd:.4f}"
     return f"{number.mean:.4f}{deviation}{'*' if number.significant else ''}"
 
