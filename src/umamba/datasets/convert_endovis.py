@@ -54,8 +54,8 @@ def find(source: Path, videos: str) -> list[SourceCase]:
                 cases.append(SourceCase(name, "Ts", frame, (label,) if label.exists() else ()))
     shared = sorted(set(numbers["Tr"]) & set(numbers["Ts"]))
     if videos == "new":
-        own = tuple(f"seq{number:02d}_" for number in shared)
-        return [case for case in cases if case.split == "Tr" or not case.case_id.startswith(own)]
+        left_out = tuple(f"seq{number:02d}_" for number in shared)
+        return [case for case in cases if case.split == "Tr" or not case.case_id.startswith(left_out)]
     if shared and videos == "separate":
         raise UserError(
             f"source={source}: the videos {', '.join(map(str, shared))} stand in training and test. That is the "

@@ -128,7 +128,7 @@ def write_cell(folder: Path, num_training: int, num_test: int, seed: int) -> Non
     for index in range(num_training + num_test):
         ending, dtype, channels = _MICROSCOPES[index % len(_MICROSCOPES)]
         image, cells = cell_instances(np.random.default_rng([seed, index]), _PICTURE)
-        wide = image.astype(dtype) * dtype(1 if dtype is np.uint8 else 200)
+        wide = image if dtype is np.uint8 else image.astype(np.uint16) * 200
         part = folder / ("Training-labeled" if index < num_training else "Tuning")
         _write_picture(part / "images" / f"cell_{index:05d}.{ending}", wide if channels == 3 else wide[..., 0])
         _write_picture(part / "labels" / f"cell_{index:05d}_label.tiff", cells)
