@@ -28,7 +28,7 @@ from umamba.planning import Configuration, Plan
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
 
-FORMAT = 1  # raised whenever the same dataset and plan would give other files
+FORMAT = 2  # raised whenever the same dataset and plan would give other files
 _STORE = "store.json"
 _BLOCK_VOXELS = 32**3  # decoded at once: fits a core's cache
 _CHUNK_VOXELS = 128**3
