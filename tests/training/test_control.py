@@ -140,7 +140,7 @@ def test_recomputed_stages_give_the_same_gradients_from_less_memory(name: str) -
     configuration = Configuration(
         name="3d_fullres",
         spacing=(1.0, 1.0, 1.0),
-        patch_size=(32, 32, 32),
+        patch_size=(64, 32, 32),
         batch_size=2,
         batch_dice=False,
         normalization=("ZScoreNormalization",),
@@ -150,7 +150,7 @@ def test_recomputed_stages_give_the_same_gradients_from_less_memory(name: str) -
         features_per_stage=(4, 8, 8),
         encoder_blocks=(2, 2, 2),
         decoder_blocks=(2, 2),
-        median_shape=(32.0, 32.0, 32.0),
+        median_shape=(64.0, 32.0, 32.0),
         residual_encoder=False,
     )
     options: dict[str, dict[str, Any]] = {
@@ -172,7 +172,7 @@ def test_recomputed_stages_give_the_same_gradients_from_less_memory(name: str) -
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = network(torch.linspace(-1, 1, 32**3).reshape(1, 1, 32, 32, 32)).square().mean()
+            loss = network(torch.linspace(-1, 1, 2 * 32**3).reshape(1, 1, 64, 32, 32)).square().mean()
         held = kept
         loss.backward()
         results.append((held, {key: p.grad for key, p in network.named_parameters()}))

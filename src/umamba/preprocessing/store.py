@@ -72,8 +72,7 @@ class CaseStore:
             UserError: the case's files are damaged.
         """
         try:
-            image = blosc2.open(str(_file(self.path, case_id, "image")), mmap_mode="r")
-            label = blosc2.open(str(_file(self.path, case_id, "label")), mmap_mode="r")
+            image, label = (_open(_file(self.path, case_id, what)) for what in ("image", "label"))
             meta = image.schunk.vlmeta
             voxels = {
                 int(key): np.frombuffer(value, np.int32).reshape(-1, 3) for key, value in meta["foreground"].items()
@@ -175,6 +174,11 @@ def _prepare_case(
     meta = {"foreground": voxels, "properties": json.dumps(properties.to_json())}
     _write(_file(folder, case.case_id, "image"), image, flat, meta)  # last: its presence says that the case is done
     return None
+
+
+def _open(path: Path) -> Any:
+    # One thread: blosc2's own would be lost to a process forked later, which then waits for them without end.
+    return blosc2.open(str(path), mmap_mode="r", dparams=blosc2.DParams(nthreads=1))
 
 
 def _write(path: Path, array: np.ndarray, flat: bool, meta: dict[str, Any] | None = None) -> None:

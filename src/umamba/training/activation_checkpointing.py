@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 def checkpoint_stages(network: nn.Module) -> int:
     """Let each stage of a network keep only its input; return how many stages there are.
 
-    A stage is an entry of a ModuleList, or of a Sequential, that is not within another stage and has layers of its own;
-    this holds for U-Net, U-Mamba and MONAI's networks alike. Parameter names stay as they are.
+    A stage is an entry of a ModuleList, or of a Sequential, that is not within another stage and has layers of its own,
+    or a module of layers without such entries (the blocks of MONAI's UNETR). Parameter names stay as they are.
     """
     stages = list(_stages(network))
     for stage in stages:
@@ -26,7 +26,7 @@ def _stages(module: nn.Module) -> list[nn.Module]:
         if isinstance(child, nn.ModuleList | nn.Sequential):
             found += [entry for entry in child if any(True for _ in entry.children())]
         else:
-            found += _stages(child)
+            found += _stages(child) or ([child] if any(True for _ in child.children()) else [])
     return found
 
 

@@ -110,6 +110,8 @@ class DiceCrossEntropy(nn.Module):
         UserError: a value that cannot be used.
     """
 
+    class_weights: Tensor | None
+
     def __init__(
         self,
         labels: LabelSet,
