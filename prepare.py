@@ -19,7 +19,15 @@ def main(composed: DictConfig) -> None:
         config = smoke_test(config)
     from umamba.pipeline import prepare
 
-    prepare(config, config.explain, Path(config.nnunet_plans) if config.nnunet_plans else None)
+    prepared = prepare(config, config.explain, Path(config.nnunet_plans) if config.nnunet_plans else None)
+    if config.preview:
+        from umamba.patches.preview import draw_preview
+
+        name = f"patches_{prepared.configuration.name}.png"
+        path = Path(config.paths.preprocessed) / prepared.dataset.name / name
+        labels = prepared.dataset.labels
+        draw_preview(prepared.store, prepared.configuration, labels, config.augmentation, path, seed=config.seed)
+        print(f"Augmented patches: {path.absolute()}")
 
 
 if __name__ == "__main__":

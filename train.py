@@ -9,12 +9,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from umamba.config import TrainConfig
-from umamba.entry import launch, typed
+from umamba.entry import launch, quiet_unless_first, typed
 from umamba.smoke import smoke_test
 
 
 def main(composed: DictConfig) -> None:
     """Prepare the dataset, then do the run."""
+    quiet_unless_first()
     config = typed(composed, TrainConfig)
     if config.smoke:
         config = smoke_test(config)

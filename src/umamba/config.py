@@ -66,8 +66,11 @@ class DataConfig:
 
     num_workers: int | None = None  # processes that make patches; null: from the allocation (1 on CPU runs)
     prepare_workers: int | None = None  # processes that prepare the dataset; null: all CPUs of the allocation
+    prefetch_factor: int = 2  # batches that each of these processes makes ahead
     iterations_per_epoch: int = 250  # training batches an epoch
     val_iterations: int = 50  # validation batches an epoch
+    validate_cases_every: int = 50  # epochs between predictions of whole validation cases; 0: none
+    validation_cases: int = 3  # how many of the fold's validation cases that are
 
 
 @dataclass
@@ -82,8 +85,9 @@ class LoggerConfig:
 
 @dataclass
 class PredictConfig:
-    """The prediction of the test images after training."""
+    """The prediction of validation cases and test images after training."""
 
+    validation: bool = True  # predict and score the fold's validation cases, whole
     checkpoint: str = "last"  # last or best
     tile_step_size: float = 0.5  # step of the sliding window as a fraction of the patch
     tta: bool = False  # mirror the input along all axes and average (off in the paper)
@@ -97,6 +101,7 @@ class TrainConfig:
     fold: Any = 0  # 0 to 4, or all (train on every case)
     seed: int = 0  # seed of weights, patches and augmentation
     restart: bool = False  # delete what the run folder holds and begin afresh
+    pretrained: str | None = None  # fine-tune: checkpoint whose weights a new run starts from
     smoke: bool = False  # +smoke=true: the same run in a minute, on a phantom (see smoke.py)
     paths: PathsConfig = field(default_factory=PathsConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -117,6 +122,7 @@ class PrepareConfig(TrainConfig):
 
     explain: bool = False  # print each decision of the planner with the numbers that led to it
     nnunet_plans: str | None = None  # also write the plan to this file, as nnU-Net's plans JSON
+    preview: bool = False  # draw augmented training patches with their labels
 
 
 @dataclass

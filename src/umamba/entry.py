@@ -5,6 +5,7 @@ The only module of the package that knows Hydra. Nothing heavy is imported, so t
 
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,13 @@ def launch(task: Callable[[DictConfig], None], config_name: str, config_dir: Pat
             fail(str(error))
 
     hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(guarded)()
+
+
+def quiet_unless_first() -> None:
+    """Of several processes that train one run together (see trainer=ddp), let only the first one print."""
+    rank = next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0")
+    if rank != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the whole process
 
 
 def fail(message: str) -> None:

@@ -69,7 +69,7 @@ def test_cells(reference_dir: Path, name: str, threshold: float, count_edge_cell
     for case, row in rows.items():
         if "large" in case and threshold != 0.5:
             continue  # seconds an image; once is enough
-        scores = score_cells(arrays[f"{case}/pred"], arrays[f"{case}/gt"], threshold, count_edge_cells)
+        scores = score_cells(arrays[f"{case}/pred"], arrays[f"{case}/gt"], threshold, count_edge_cells, True)
         counts = [int(row[column]) for column in list(row)[1:6]]
         assert [scores.true, scores.predicted, scores.hits, scores.misses, scores.wrong] == counts
         for column, value in (("precision", scores.precision), ("recall", scores.recall), ("F1", scores.f1)):

@@ -19,15 +19,19 @@ from umamba.io import UserError
 
 Result = TypeVar("Result")
 
-# One process a core is enough: the libraries' own threads would only take the cores from each other.
-_THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLOSC_NTHREADS",
-    "NUMEXPR_MAX_THREADS",
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
-)
+# Read by the workers' libraries when they are loaded. One process a core is enough: the libraries' own threads would
+# only take the cores from each other. Volumes come and go all the time: glibc, left alone, gives each back to the
+# system and has every page of the next one cleared again, which costs more than the arithmetic done on it.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "BLOSC_NTHREADS": "1",
+    "NUMEXPR_MAX_THREADS": "1",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+}
 
 
 def over_cases(
@@ -66,8 +70,8 @@ def over_cases(
 
 @contextmanager
 def _pool(workers: int, function: Callable[..., object]) -> Iterator[ProcessPoolExecutor]:
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))  # read by the workers' libraries when they are imported
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
     try:
         with ProcessPoolExecutor(workers, _context(function), initializer=_end_with_parent) as pool:
             yield pool

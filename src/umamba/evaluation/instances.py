@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from skimage.measure import label as connected_components
 from skimage.segmentation import relabel_sequential
 
+from umamba.evaluation.objects import match_objects
 from umamba.evaluation.overlap import dice
 
 INTERIOR = 1
@@ -27,7 +27,7 @@ class CellScores:
 
     Attributes:
         true, predicted: cells in the reference and the prediction.
-        hits, misses, wrong: cells found, not found, and predicted where there is none; all 0 without a predicted cell.
+        hits, misses, wrong: cells found, not found, and predicted where there is none.
         dsc: of the interior against all cells of the reference, before cells at the edge are left out.
     """
 
@@ -55,13 +55,18 @@ class CellScores:
 
 
 def score_cells(
-    prediction: np.ndarray, truth: np.ndarray, iou_threshold: float = 0.5, count_edge_cells: bool = False
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    iou_threshold: float = 0.5,
+    count_edge_cells: bool = False,
+    strict_official: bool = False,
 ) -> CellScores:
     """Score a class image (Y, X) against a reference (Y, X) of numbered cells.
 
     Cells that touch the two outermost pixels are left out of either image, unless `count_edge_cells`. Images from
     25 million pixels on are scored in tiles of 2000 pixels, at whose edges cells are left out too; for them
-    `count_edge_cells` raises ValueError, where the script fails.
+    `count_edge_cells` raises ValueError, where the script fails. Without a predicted cell all true cells are missed;
+    the script counts no misses there, as does `strict_official`.
     """
     interior = prediction == INTERIOR
     dsc = dice(interior, truth > 0)
@@ -71,7 +76,7 @@ def score_cells(
     counts = np.zeros(5, dtype=np.int64)
     for tile_truth, tile_found in _tiles(truth, found) if truth.size >= _LARGE else [(truth, found)]:
         number = _numbered if count_edge_cells else _inner_cells
-        counts += _count(number(tile_truth), number(tile_found), iou_threshold)
+        counts += _count(number(tile_truth), number(tile_found), iou_threshold, strict_official)
     true, predicted, hits, misses, wrong = counts.tolist()
     return CellScores(true, predicted, hits, misses, wrong, 0.0 if np.isnan(dsc) else dsc)
 
@@ -96,20 +101,11 @@ def _inner_cells(cells: np.ndarray) -> np.ndarray:
     return _numbered(np.where(np.isin(cells, np.unique(cells[rim])), 0, cells))
 
 
-def _count(truth: np.ndarray, found: np.ndarray, iou_threshold: float) -> tuple[int, int, int, int, int]:
+def _count(
+    truth: np.ndarray, found: np.ndarray, iou_threshold: float, strict_official: bool
+) -> tuple[int, int, int, int, int]:
     """Return cells in truth and prediction, and hits, misses and wrong ones under the best assignment."""
-    true, predicted = int(truth.max()), int(found.max())
-    if predicted == 0:
-        return true, 0, 0, 0, 0
-    if true == 0:
-        return 0, predicted, 0, 0, predicted
-    pairs = np.bincount(
-        truth.ravel().astype(np.intp) * (predicted + 1) + found.ravel(), minlength=(true + 1) * (predicted + 1)
-    ).reshape(true + 1, predicted + 1)
-    union = pairs.sum(1, keepdims=True) + pairs.sum(0, keepdims=True) - pairs
-    iou = (pairs / np.maximum(union, 1))[1:, 1:]
-    # As many pairs above the threshold as possible; among those, the ones that overlap most.
-    benefit = (iou >= iou_threshold) + iou / (2 * min(true, predicted))
-    rows, columns = linear_sum_assignment(benefit, maximize=True)
-    hits = int((iou[rows, columns] >= iou_threshold).sum())
+    if strict_official and not found.any():
+        return int(truth.max()), 0, 0, 0, 0
+    true, predicted, hits = match_objects(truth, found, iou_threshold)
     return true, predicted, hits, true - hits, predicted - hits

@@ -6,13 +6,18 @@ official evaluation of U-Mamba uses). Objects are closed at the edge of the volu
 voxel thick, whose two faces count as surface, as in the official scores of the 2D benchmarks.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
+_MAX_OFFSETS = 1500  # beyond so many neighbours a tree is quicker
 _CORNERS = [(z, y, x) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
 
 
@@ -55,8 +60,64 @@ def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
     return codes
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    return ndimage.find_objects(mask.view(np.uint8))[0]
+@dataclass(frozen=True)
+class SurfaceDistances:
+    """Distances between the surfaces of two masks.
+
+    Attributes:
+        prediction_mm: of each surface element of the prediction to the truth's surface; infinite beyond the limit.
+        prediction_areas: area of those elements.
+        truth_mm: of each element of the truth to the prediction's surface.
+        truth_areas: area of those elements.
+    """
+
+    prediction_mm: np.ndarray
+    prediction_areas: np.ndarray
+    truth_mm: np.ndarray
+    truth_areas: np.ndarray
+
+    def dice(self, tolerance_mm: float) -> float:
+        """Return the NSD: the share of both areas at distances up to and including the tolerance."""
+        near_truth = self.prediction_areas[self.prediction_mm <= tolerance_mm].sum()
+        near_prediction = self.truth_areas[self.truth_mm <= tolerance_mm].sum()
+        return float((near_truth + near_prediction) / (self.prediction_areas.sum() + self.truth_areas.sum()))
+
+    def hausdorff(self, share: float = 0.95) -> float:
+        """Return the distance within which `share` of either surface's area lies, the larger of both, in mm."""
+        sides = ((self.prediction_mm, self.prediction_areas), (self.truth_mm, self.truth_areas))
+        return max(_percentile(distances, areas, share) for distances, areas in sides)
+
+
+def _percentile(distances: np.ndarray, areas: np.ndarray, share: float) -> float:
+    order = np.argsort(distances, kind="stable")
+    cumulated = np.cumsum(areas[order]) / areas.sum()
+    return float(distances[order][min(int(np.searchsorted(cumulated, share)), len(order) - 1)])
+
+
+def surface_distances(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], limit_mm: float = math.inf
+) -> SurfaceDistances | None:
+    """Return the distances between the surfaces of two boolean masks (Z, Y, X); None if a mask is empty.
+
+    Args:
+        prediction: mask (Z, Y, X).
+        truth: mask of the same shape.
+        spacing: (Z, Y, X) in mm.
+        limit_mm: distances above this are not looked for and are given as infinite.
+    """
+    if not prediction.any() or not truth.any():
+        return None
+    # All surface points of both masks lie in the common box, so the distances within it are the true ones.
+    box = ndimage.find_objects((prediction | truth).view(np.uint8))[0]
+    codes = [_neighbour_codes(mask[box]) for mask in (prediction, truth)]
+    surfaces = [(code != 0) & (code != 255) for code in codes]
+    areas = surfel_areas(spacing)
+    return SurfaceDistances(
+        _distances(surfaces[0], surfaces[1], spacing, limit_mm),
+        areas[codes[0][surfaces[0]]],
+        _distances(surfaces[1], surfaces[0], spacing, limit_mm),
+        areas[codes[1][surfaces[1]]],
+    )
 
 
 def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance_mm: float) -> float:
@@ -71,26 +132,54 @@ def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[fl
     Returns:
         The score from 0 to 1; NaN if both masks are empty, 0 if one is.
     """
-    either = prediction | truth
-    if not either.any():
-        return float("nan")
-    if not prediction.any() or not truth.any():
-        return 0.0
-    # All surface points of both masks lie in the common box, so the distances within it are the true ones.
-    box = _bounding_box(either)
-    codes_prediction, codes_truth = _neighbour_codes(prediction[box]), _neighbour_codes(truth[box])
-    areas = surfel_areas(spacing)
-    near_truth, area_prediction = _within(codes_prediction, codes_truth, areas, spacing, tolerance_mm)
-    near_prediction, area_truth = _within(codes_truth, codes_prediction, areas, spacing, tolerance_mm)
-    return float((near_truth + near_prediction) / (area_prediction + area_truth))
+    distances = surface_distances(prediction, truth, spacing, tolerance_mm)
+    if distances is None:
+        return 0.0 if prediction.any() or truth.any() else float("nan")
+    return distances.dice(tolerance_mm)
 
 
-def _within(
-    codes: np.ndarray, others: np.ndarray, areas: np.ndarray, spacing: Sequence[float], tolerance_mm: float
-) -> tuple[float, float]:
-    """Return the area of a surface within the tolerance of another, and the whole of its area."""
-    on_surface = (codes != 0) & (codes != 255)
-    off_other = (others == 0) | (others == 255)
-    distance = ndimage.distance_transform_edt(off_other, sampling=spacing)[on_surface]
-    area = areas[codes[on_surface]]
-    return float(area[distance <= tolerance_mm].sum()), float(area.sum())
+def _distances(points: np.ndarray, other: np.ndarray, spacing: Sequence[float], limit_mm: float) -> np.ndarray:
+    """Return the distance of each point of a mask to the nearest one of another, up to a limit, else infinity.
+
+    Most points have a neighbour nearby. So the surroundings are looked up in the order of their distance, each for the
+    points that have none yet; for the few that are far away a tree is asked.
+    """
+    offsets, lengths, reached_mm = _offsets(tuple(map(float, spacing)), limit_mm)
+    margin = np.abs(offsets).max(axis=0)
+    padded = np.pad(other, [(int(amount), int(amount)) for amount in margin])
+    steps = offsets @ np.array(padded.strides)
+    taken = padded.ravel()
+    places = np.argwhere(points)
+    flat = (places + margin) @ np.array(padded.strides)
+    distances = np.full(len(flat), np.inf)
+    left = np.arange(len(flat))
+    for step, length in zip(steps, lengths, strict=True):
+        found = taken[flat[left] + step]
+        distances[left[found]] = length
+        left = left[~found]
+        if not len(left):
+            return distances
+    if reached_mm < limit_mm:
+        scale = np.array(spacing, dtype=np.float64)
+        others = np.argwhere(other)
+        far = places[left]
+        _, nearest = cKDTree(others * scale).query(far * scale)
+        found_mm = np.sqrt(np.square((far - others[nearest]) * scale).sum(axis=1))
+        distances[left] = np.where(found_mm <= limit_mm, found_mm, np.inf)
+    return distances
+
+
+@lru_cache(maxsize=64)
+def _offsets(spacing: tuple[float, ...], limit_mm: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the offsets (n, 3) from a voxel in the order of their lengths, these, and up to where they are all there.
+
+    They end at the limit, or where they become too many.
+    """
+    volume = _MAX_OFFSETS * float(np.prod(spacing))
+    radius = min(limit_mm, (volume * 3 / (4 * math.pi)) ** (1 / 3))
+    spans = [range(-int(radius / step) - 1, int(radius / step) + 2) for step in spacing]
+    offsets = np.array(list(itertools.product(*spans)))
+    lengths = np.sqrt(np.square(offsets * np.array(spacing)).sum(axis=1))
+    order = np.argsort(lengths, kind="stable")
+    order = order[lengths[order] <= radius]
+    return offsets[order], lengths[order], radius

@@ -4,6 +4,7 @@ An epoch is 250 training and 50 validation batches, as in nnU-Net. A run resumed
 patches that the uninterrupted run would have seen, whatever the number of workers and ranks.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,17 @@ class PatchDataModule(lightning.LightningDataModule):
         self.dim = len(patch_size)
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
+        self.transfer_s = 0.0
+        self.synchronize_transfer = True
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to the device; `transfer_s` is how long it took, exact while `synchronize_transfer` is set."""
+        start = time.perf_counter()
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if self.synchronize_transfer and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.transfer_s = time.perf_counter() - start
+        return moved
 
     def train_dataloader(self) -> tio.SubjectsLoader:
         """Return the loader of this rank's training patches; its sampler's `set_epoch` says which epoch's."""
@@ -115,6 +127,10 @@ class PatchDataModule(lightning.LightningDataModule):
         if not self.val_patches.iterations:
             return []
         return self._loader(self.val_patches, (self.num_workers + 1) // 2)
+
+    def case_in_work(self, pid: int) -> str | None:
+        """Return the case whose patch a worker process makes, or was making when it died; None if unknown."""
+        return self.train_patches.case_in_work(pid) or self.val_patches.case_in_work(pid)
 
     def _loader(self, patches: PatchDataset, num_workers: int) -> tio.SubjectsLoader:
         rank, world_size, epoch, on_gpu = 0, 1, 0, False
@@ -128,6 +144,7 @@ class PatchDataModule(lightning.LightningDataModule):
                 f"plan.batch_size={patches.batch_size} is less than the {world_size} processes (trainer.devices x "
                 "trainer.num_nodes) that share a batch. Use fewer, or a larger batch."
             )
+        patches.share_work(num_workers)
         sampler = PatchSampler(patches, rank, world_size)
         # Lightning sets the epoch too, but in a resumed run only after workers have begun with the first batches.
         sampler.set_epoch(epoch)

@@ -1,12 +1,14 @@
 """Patches by number: a dataset, a sampler that numbers them through all epochs, and how they become a batch."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torchio as tio
-from torch.utils.data import Dataset, DistributedSampler
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 
 from umamba.labels import LabelSet
 from umamba.patches.sampling import OUTSIDE, draw_start, draw_voxel, is_forced, read_box
@@ -83,6 +85,27 @@ class PatchDataset(Dataset[tio.Subject]):
         self.oversample_foreground = oversample_foreground
         self.seed = seed
         self.stream = stream
+        self.in_work: Tensor | None = None
+
+    def share_work(self, num_workers: int) -> None:
+        """Let each worker process note in shared memory its process number and which patch it makes."""
+        self.in_work = torch.full((num_workers, 2), -1, dtype=torch.int64).share_memory_() if num_workers else None
+
+    def case_in_work(self, pid: int) -> str | None:
+        """Return the case whose patch a worker process makes, or was making when it died; None if it is no such."""
+        for process, number in [] if self.in_work is None else self.in_work.tolist():
+            if process == pid:
+                return self.case_of(number)
+        return None
+
+    def case_of(self, number: int) -> str:
+        """Return the case that a patch is taken from."""
+        generator = generator_of(*self._key(number), "place")
+        return self.case_ids[generator.integers(len(self.case_ids))]
+
+    def _key(self, number: int) -> tuple[int, str, int, int]:
+        epoch, index = divmod(number, len(self))
+        return self.seed, self.stream, epoch, index
 
     def __len__(self) -> int:
         """Return the patches of one epoch, over all ranks."""
@@ -90,8 +113,11 @@ class PatchDataset(Dataset[tio.Subject]):
 
     def __getitem__(self, number: int) -> tio.Subject:
         """Return a subject with `image` (C, Z, Y, X) float32, `label` (1, Z, Y, X) and `case_id`."""
-        epoch, index = divmod(number, len(self))
-        key = (self.seed, self.stream, epoch, index)
+        worker = get_worker_info()
+        if worker is not None and self.in_work is not None:
+            self.in_work[worker.id] = torch.tensor([os.getpid(), number])
+        key = self._key(number)
+        index = number % len(self)
         generator = generator_of(*key, "place")
         case_id = self.case_ids[generator.integers(len(self.case_ids))]
         case = self.cases.load(case_id)

@@ -57,9 +57,9 @@ def _reaching_border(background: np.ndarray) -> np.ndarray:
 
 
 def _box(mask: np.ndarray) -> Box:
+    plane = np.logical_or.reduce(mask, axis=0)
     bounds = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        occupied = np.flatnonzero(mask.any(axis=others))
-        bounds.append(slice(int(occupied[0]), int(occupied[-1]) + 1) if occupied.size else slice(0, mask.shape[axis]))
+    for axis, occupied in enumerate((mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))):
+        found = np.flatnonzero(occupied)
+        bounds.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, mask.shape[axis]))
     return bounds[0], bounds[1], bounds[2]

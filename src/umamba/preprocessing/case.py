@@ -4,7 +4,7 @@ Cast to float32, transpose, crop to the nonzero region, normalise, resample. Bac
 the label -1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,13 +93,9 @@ def preprocess_case(
     axes = (0, *(axis + 1 for axis in plan.transpose_forward))
     raw = image.array.transpose(axes)
     mask, box = nonzero_box(raw)
-    inside = mask[box]
     data = raw[(slice(None), *box)].astype(np.float32, order="C")
-    segmentation = np.where(inside, np.int16(0), np.int16(OUTSIDE))[None]
-    if label is not None:
-        truth = label.array.transpose(axes)[(slice(None), *box)].astype(np.int16)
-        segmentation = np.where(truth == 0, segmentation, truth)
-    valid = segmentation[0] >= 0
+    segmentation = _segmentation(label, axes, box, mask[box])
+    valid = segmentation[0] >= 0 if any(configuration.use_mask_for_norm) else None
     for number, channel in enumerate(data):
         masked = configuration.use_mask_for_norm[number]
         intensity = plan.intensity[number] if number < len(plan.intensity) else None
@@ -120,6 +116,17 @@ def preprocess_case(
     )
     data = resample_image(data, shape, spacing, target)
     return data, None if label is None else resample_label(segmentation, shape, spacing, target), properties
+
+
+def _segmentation(label: Image | None, axes: Sequence[int], box: tuple[slice, ...], inside: np.ndarray) -> np.ndarray:
+    """Return the cropped label map (1, Z, Y, X) int16, zeros without one; background outside the mask is OUTSIDE."""
+    if label is None:
+        segmentation = np.zeros((1, *inside.shape), dtype=np.int16)
+    else:
+        segmentation = label.array.transpose(axes)[(slice(None), *box)].astype(np.int16, order="C")
+    if not inside.all():
+        segmentation[0][~inside & (segmentation[0] == 0)] = OUTSIDE
+    return segmentation
 
 
 def _check(image: Image, label: Image | None, configuration: Configuration, labels: LabelSet) -> None:

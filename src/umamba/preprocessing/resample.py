@@ -9,15 +9,15 @@ multiplied axis after axis in float32, the axes in the order of least work, one 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 from scipy import ndimage
 
 _ANISOTROPY = 3  # ratio of spacings above which the coarsest axis is treated on its own
-_ROWS = 64  # output samples of one block of a band matrix
-# Input samples beyond a block's own that matter: the cubic prefilter's response falls by 0.27 a sample (below 1e-18).
-_MARGIN = {1: 2, 3: 32}
+_ROWS = 32  # output samples of one block of a band matrix
+# Input samples beyond a block's own that matter: the cubic prefilter's response falls by 0.27 a sample (below 1e-9).
+_MARGIN = {1: 2, 3: 16}
 _TIE = 1e-6  # scores of labels closer than this are equal: float32 rounding of sums that are 1
 
 
@@ -85,7 +85,7 @@ def resample_image(
         resized = _resize(volume, bands)
         if order > 1:
             plane = tuple(axis for axis in range(volume.ndim) if axis != separate)
-            resized = np.clip(resized, volume.min(plane, keepdims=True), volume.max(plane, keepdims=True))
+            np.clip(resized, volume.min(plane, keepdims=True), volume.max(plane, keepdims=True), out=resized)
         result[...] = resized if late is None or separate is None else resized.take(late, separate)
     return resampled
 
@@ -108,11 +108,11 @@ def resample_label(
     if array.shape[1:] == tuple(new_shape):
         return array
     separate = separate_axis(current_spacing, target_spacing)
-    bands = _bands_of(array.shape[1:], new_shape, separate, order=1)
     resampled = np.empty((len(array), *new_shape), dtype=array.dtype)
     for channel, result in zip(array, resampled, strict=True):
         volume, late = _early_nearest(channel, new_shape, separate)
-        voted = _vote(volume, bands)
+        kept = enumerate(zip(volume.shape, new_shape, strict=True))
+        voted = _vote(volume, [size if axis == separate else new_size for axis, (size, new_size) in kept])
         result[...] = voted if late is None or separate is None else voted.take(late, separate)
     return resampled
 
@@ -190,61 +190,68 @@ def _resize(volume: np.ndarray, bands: Sequence[_Bands]) -> np.ndarray:
     return volume
 
 
-def _restrict(blocks: _Bands, box: slice) -> tuple[_Bands, slice]:
-    """Return the bands for an input that is zero outside `box` and cut to it, and the output samples it reaches."""
-    if blocks is None:
-        return None, box
-    reached = [block for block in blocks if block.columns.start < box.stop and block.columns.stop > box.start]
-    first = reached[0].rows.start
-    cut = []
-    for block in reached:
-        start, stop = max(block.columns.start, box.start), min(block.columns.stop, box.stop)
-        weights = block.weights[:, start - block.columns.start : stop - block.columns.start]
-        rows = slice(block.rows.start - first, block.rows.stop - first)
-        cut.append(_Block(rows, slice(start - box.start, stop - box.start), weights))
-    return cut, slice(first, reached[-1].rows.stop)
+def _cells(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the old samples before and after each new one along an axis, and the share of the later one."""
+    coordinates = _coordinates(size, new_size)
+    before = np.floor(coordinates).astype(np.intp)
+    return before.clip(0, size - 1), (before + 1).clip(0, size - 1), coordinates - before
 
 
-def _vote(volume: np.ndarray, bands: Sequence[_Bands]) -> np.ndarray:
-    """Resample a label map: the label with the highest resized indicator wins.
+def _vote(volume: np.ndarray, new_shape: Sequence[int]) -> np.ndarray:
+    """Resample a label map (Z, Y, X) to a shape: the label with the highest linearly resized indicator wins.
 
-    The indicators sum up to 1: the most widespread label has what the others leave, and those are computed only where
-    they can be above 0.
+    Where the old voxels around a new one agree there is nothing to vote on: only new voxels at borders are computed.
     """
-    nearest = volume
-    for axis, blocks in enumerate(bands):
-        if blocks is not None:
-            nearest = nearest.take(_nearest(volume.shape[axis], blocks[-1].rows.stop), axis)
-    lowest = int(volume.min())
-    found = ndimage.find_objects(volume.astype(np.int32) - (lowest - 1))
-    boxes = {lowest + offset: box for offset, box in enumerate(found) if box is not None}
-    rest = max(boxes, key=lambda value: math.prod(extent.stop - extent.start for extent in boxes[value]))
-    del boxes[rest]
-    winner = np.full_like(nearest, rest)
-    if not boxes:
-        return winner
-    union = tuple(
-        slice(min(s.start for s in extents), max(s.stop for s in extents))
-        for extents in zip(*boxes.values(), strict=True)
-    )
-    window = tuple(_restrict(blocks, extent)[1] for blocks, extent in zip(bands, union, strict=True))
-    nearest = nearest[window]
-    best, left = np.zeros(nearest.shape, dtype=np.float32), np.ones(nearest.shape, dtype=np.float32)
-    score_of_nearest, other = np.zeros_like(best), np.full_like(nearest, rest)
-    for value, box in boxes.items():
-        restricted = [_restrict(blocks, extent) for blocks, extent in zip(bands, box, strict=True)]
-        reached = tuple(
-            slice(rows.start - frame.start, rows.stop - frame.start)
-            for (_, rows), frame in zip(restricted, window, strict=True)
+    cells = [_cells(size, new_size) for size, new_size in zip(volume.shape, new_shape, strict=True)]
+    voted = volume
+    for axis, (size, new_size) in enumerate(zip(volume.shape, new_shape, strict=True)):
+        if size != new_size:
+            voted = voted.take(_nearest(size, new_size), axis)
+    changing = [size != new_size for size, new_size in zip(volume.shape, new_shape, strict=True)]
+    sides = list(product(*((0, 1) if changes else (0,) for changes in changing)))
+    for z, (before, after) in enumerate(zip(cells[0][0], cells[0][1], strict=True)):
+        mixed = _mixed(volume[before], volume[after] if changing[0] else volume[before], changing[1:])
+        if not mixed.any():
+            continue
+        y, x = np.nonzero(mixed.take(cells[1][0], 0).take(cells[2][0], 1))
+        places = np.full(len(y), z), y, x
+        labels = np.stack(
+            [
+                volume[tuple(cell[side][place] for cell, side, place in zip(cells, corner, places, strict=True))]
+                for corner in sides
+            ]
         )
-        score = _resize((volume[box] == value).astype(np.float32), [cut for cut, _ in restricted])
-        left[reached] -= score
-        np.copyto(other[reached], value, where=score > best[reached] + _TIE)
-        np.maximum(best[reached], score, out=best[reached])
-        np.copyto(score_of_nearest[reached], score, where=nearest[reached] == value)
-    np.copyto(score_of_nearest, left, where=nearest == rest)
-    # The lowest of level labels, unless the nearest is one of them.
-    np.copyto(other, rest, where=(left > best + _TIE) | ((left >= best - _TIE) & (rest < other)))
-    np.copyto(other, nearest, where=score_of_nearest >= np.maximum(best, left) - _TIE)
-    winner[window] = other
-    return winner
+        weights = np.stack([_weight(cells, changing, corner, places) for corner in sides])
+        scores = np.stack([np.where(labels == label, weights, 0).sum(axis=0) for label in labels])
+        best = scores.max(axis=0) - _TIE
+        nearest = voted[places]
+        lowest = np.where(scores >= best, labels, np.iinfo(labels.dtype).max).min(axis=0)
+        nearest_wins = np.where(labels == nearest, scores, 0).max(axis=0) >= best
+        voted[places] = np.where(nearest_wins, nearest, lowest)
+    return voted
+
+
+def _mixed(before: np.ndarray, after: np.ndarray, changing: Sequence[bool]) -> np.ndarray:
+    """Return for each voxel (Y, X) of two slices whether it and its next neighbours carry more than one label."""
+    least, most = np.minimum(before, after), np.maximum(before, after)
+    for axis, changes in enumerate(changing):
+        if changes:
+            here = tuple(slice(None, -1) if axis == each else slice(None) for each in range(2))
+            following = tuple(slice(1, None) if axis == each else slice(None) for each in range(2))
+            np.minimum(least[here], least[following], out=least[here])
+            np.maximum(most[here], most[following], out=most[here])
+    return least != most
+
+
+def _weight(
+    cells: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    changing: Sequence[bool],
+    corner: Sequence[int],
+    places: Sequence[np.ndarray],
+) -> np.ndarray:
+    """Return the linear weight of one corner of the old voxels around each of the new ones at `places`."""
+    weight = np.ones(len(places[0]))
+    for (_, _, share), changes, side, place in zip(cells, changing, corner, places, strict=True):
+        if changes:
+            weight *= share[place] if side else 1 - share[place]
+    return weight

@@ -28,7 +28,7 @@ from umamba.planning import Configuration, Plan
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
 
-FORMAT = 1  # raised whenever the same dataset and plan would give other files
+FORMAT = 2  # raised whenever the same dataset and plan would give other files
 _STORE = "store.json"
 _BLOCK_VOXELS = 32**3  # decoded at once: fits a core's cache
 _CHUNK_VOXELS = 128**3
@@ -72,8 +72,7 @@ class CaseStore:
             UserError: the case's files are damaged.
         """
         try:
-            image = blosc2.open(str(_file(self.path, case_id, "image")), mmap_mode="r")
-            label = blosc2.open(str(_file(self.path, case_id, "label")), mmap_mode="r")
+            image, label = (_open(_file(self.path, case_id, what)) for what in ("image", "label"))
             meta = image.schunk.vlmeta
             voxels = {
                 int(key): np.frombuffer(value, np.int32).reshape(-1, 3) for key, value in meta["foreground"].items()
@@ -175,6 +174,11 @@ def _prepare_case(
     meta = {"foreground": voxels, "properties": json.dumps(properties.to_json())}
     _write(_file(folder, case.case_id, "image"), image, flat, meta)  # last: its presence says that the case is done
     return None
+
+
+def _open(path: Path) -> Any:
+    # One thread: blosc2's own would be lost to a process forked later, which then waits for them without end.
+    return blosc2.open(str(path), mmap_mode="r", dparams=blosc2.DParams(nthreads=1))
 
 
 def _write(path: Path, array: np.ndarray, flat: bool, meta: dict[str, Any] | None = None) -> None:

@@ -1,5 +1,8 @@
-"""Checkpoints of a run: complete or not there, the last and the best."""
+"""Checkpoints of a run: complete or not there; the last, the one before it, and the best."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +11,55 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from umamba.io import atomic_path
+from umamba.io import UserError, atomic_path
 
 LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
+DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint aside and renames it, so that a kill at any moment leaves the previous file whole."""
+    """Writes a checkpoint aside and renames it, so that a kill at any moment leaves the previous file whole.
+
+    What was `last.ckpt` becomes `previous.ckpt`: a disk that loses what it acknowledged costs one epoch, not the run.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save `checkpoint` at `path`."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        """Save `checkpoint` at `path`.
+
+        Raises:
+            UserError: the file cannot be written, with the room there is; the earlier checkpoints stay.
+        """
+        path = Path(path)
+        try:
+            with atomic_path(path) as temporary:
+                write(checkpoint, temporary)
+                if path.name == LAST and path.exists():
+                    os.replace(path, path.with_name(PREVIOUS))
+        except OSError as error:
+            free = shutil.disk_usage(path.parent).free / 1e9
+            raise UserError(
+                f"{path} cannot be written: {error.strerror or error}; {free:.2f} GB are free there. Make room "
+                "(a checkpoint is kept thrice); the same command then continues after the last epoch that was saved."
+            ) from error
+
+
+def write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a file by torch.save; OSError if it cannot be, where torch raises RuntimeErrors of several kinds."""
+    with path.open("wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0]) from error
 
 
 class SaveCheckpoints(Callback):
     """Saves `last.ckpt` after every epoch, and `best.ckpt` when the smoothed patch Dice is higher than ever.
 
     Args:
-        folder: where the two files go.
+        folder: where the files go.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,3 +81,33 @@ class SaveCheckpoints(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best score up again."""
         self.best = state_dict["best"]
+
+
+def newest_readable(folder: Path) -> tuple[Path, int] | None:
+    """Return the newest checkpoint that can be read and the number of its completed epochs; None: there is none.
+
+    `last.ckpt` counts first, then `previous.ckpt`; one that is damaged is set aside with a message.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole; or the disk does not let itself be read.
+    """
+    damaged = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            epochs = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]) + 1
+        except Exception as error:  # torch raises many kinds for a file that is cut off or overwritten
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise UserError(f"{path} cannot be read: {error.strerror}. Check the disk and permissions.") from error
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"{path} is damaged ({reason[:120]}); it is kept as {path.name}.damaged.", flush=True)
+            damaged.append(path)
+            continue
+        for other in damaged:  # not to become previous.ckpt with the next epoch
+            os.replace(other, other.with_name(f"{other.name}.damaged"))
+        return path, epochs
+    if damaged:
+        listed = " and ".join(str(path) for path in damaged)
+        raise UserError(f"{listed}: damaged. Put back a copy, or begin afresh with restart=true.")
+    return None

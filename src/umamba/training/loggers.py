@@ -2,13 +2,50 @@
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from umamba.training.run_folder import RunFolder
+
+
+class EnduringWandbLogger(WandbLogger):
+    """W&B's logger whose failure (service gone, network or disk full) ends the logging, never the training."""
+
+    lost = False
+
+    def attempt(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Call a method of W&B's logger; after its first error, which is told, nothing is logged any more."""
+        if self.lost:
+            return
+        try:
+            method(*arguments, **options)
+        except Exception as error:  # whatever W&B raises, the run does not depend on it
+            self.lost = True
+            reason = (str(error).strip().splitlines() or [""])[0]
+            print(
+                f"W&B: logging has ended ({type(error).__name__}: {reason}). Training goes on, metrics.csv and "
+                "pictures are complete; the next continuation logs again.",
+                flush=True,
+            )
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers, if W&B still can."""
+        self.attempt(super().log_metrics, metrics, step)
+
+    def log_hyperparams(self, params: Any, *arguments: Any, **options: Any) -> None:
+        """Log settings, if W&B still can."""
+        self.attempt(super().log_hyperparams, params, *arguments, **options)
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **options: Any) -> None:
+        """Log pictures, if W&B still can."""
+        self.attempt(super().log_image, key, images, step, **options)
+
+    def finalize(self, status: str) -> None:
+        """Close, if W&B still can."""
+        self.attempt(super().finalize, status)
 
 
 def wandb_logger(folder: RunFolder, project: str, entity: str | None, settings: Mapping[str, Any]) -> WandbLogger:
@@ -34,7 +71,7 @@ def wandb_logger(folder: RunFolder, project: str, entity: str | None, settings: 
         )
     run_id = folder.status().get("wandb_id") or secrets.token_hex(4)
     folder.set_status(wandb_id=run_id)
-    return WandbLogger(
+    return EnduringWandbLogger(
         name="/".join(folder.path.parts[-4:]),
         save_dir=folder.path,
         id=run_id,

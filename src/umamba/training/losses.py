@@ -4,11 +4,13 @@ Legend: B batch, K channels of the network's output (classes with background, or
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from umamba.io import UserError
 from umamba.labels import LabelSet
 
 SMOOTH = 1e-5  # nnU-Net's smoothing of numerator and denominator
@@ -29,7 +31,38 @@ def region_targets(label_B1S: Tensor, labels: LabelSet) -> Tensor:
     return torch.cat(channels, dim=1).float()
 
 
-def soft_dice_loss(probabilities: Tensor, target: Tensor, mask: Tensor | None, batch_dice: bool) -> Tensor:
+class SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks; its gradient is summed likewise, since every rank's loss depends on it."""
+
+    @staticmethod
+    def forward(context: Any, local: Tensor) -> Tensor:
+        """Return the sum."""
+        total = local.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        """Return the sum of the gradients."""
+        total = gradients[0].clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def over_batch(sums_BK: Tensor) -> Tensor:
+    """Return sums over the batch, (K,), that of all ranks together where several train one run."""
+    local = sums_BK.sum(0)
+    together = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return SumOverRanks.apply(local) if together else local
+
+
+def soft_dice_loss(
+    probabilities: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    batch_dice: bool,
+    tversky: Sequence[float] | None = None,
+) -> Tensor:
     """Return minus the mean soft Dice over channels (and samples, unless `batch_dice`).
 
     Args:
@@ -37,6 +70,7 @@ def soft_dice_loss(probabilities: Tensor, target: Tensor, mask: Tensor | None, b
         target: same shape, in {0, 1}.
         mask: (B, 1, *S) of voxels that count, or None for all.
         batch_dice: sum over the batch before the ratio is taken.
+        tversky: factors of false positives and false negatives (Salehi et al., 2017); None is (0.5, 0.5), the Dice.
 
     Returns:
         Scalar in [-1, 0].
@@ -45,9 +79,14 @@ def soft_dice_loss(probabilities: Tensor, target: Tensor, mask: Tensor | None, b
     if mask is not None:
         probabilities, target = probabilities * mask, target * mask
     intersection = (probabilities * target).sum(axes)
-    total = probabilities.sum(axes) + target.sum(axes)
+    predicted, true = probabilities.sum(axes), target.sum(axes)
+    if tversky is None:
+        total = predicted + true
+    else:
+        positive, negative = tversky
+        total = 2 * (intersection + positive * (predicted - intersection) + negative * (true - intersection))
     if batch_dice:
-        intersection, total = intersection.sum(0), total.sum(0)
+        intersection, total = over_batch(intersection), over_batch(total)
     return -((2 * intersection + SMOOTH) / (total + SMOOTH).clamp_min(EPSILON)).mean()
 
 
@@ -62,16 +101,46 @@ class DiceCrossEntropy(nn.Module):
         batch_dice: see `soft_dice_loss`.
         dice_weight: factor of the Dice term.
         cross_entropy_weight: factor of the cross-entropy term.
+        class_weights: factors of the classes in the cross-entropy, which is then a weighted mean: background first, or
+            one for each region; None: all 1.
+        focal_gamma: exponent of the focal factor (1 - p) on the cross-entropy (Lin et al., 2017); 0: none.
+        tversky: see `soft_dice_loss`.
+
+    Raises:
+        UserError: a value that cannot be used.
     """
 
+    class_weights: Tensor | None
+
     def __init__(
-        self, labels: LabelSet, batch_dice: bool, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0
+        self,
+        labels: LabelSet,
+        batch_dice: bool,
+        dice_weight: float = 1.0,
+        cross_entropy_weight: float = 1.0,
+        class_weights: Sequence[float] | None = None,
+        focal_gamma: float = 0.0,
+        tversky: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.labels = labels
         self.batch_dice = batch_dice
         self.dice_weight = dice_weight
         self.cross_entropy_weight = cross_entropy_weight
+        if focal_gamma < 0:
+            raise UserError(f"recipe.loss.focal_gamma={focal_gamma}: give 0 (off) or more, commonly 2.")
+        self.focal_gamma = focal_gamma
+        if tversky is not None and (len(tversky) != 2 or min(tversky) < 0 or max(tversky) <= 0):
+            raise UserError(f"recipe.loss.tversky={list(tversky)}: give two factors from 0 on, such as [0.3, 0.7].")
+        self.tversky = None if tversky is None else tuple(tversky)
+        if class_weights is not None and (len(class_weights) != labels.num_classes or min(class_weights) < 0):
+            first = "" if labels.has_regions else "background, "
+            raise UserError(
+                f"recipe.loss.class_weights={list(class_weights)}: give {labels.num_classes} numbers from 0 on, for "
+                f"{first}{', '.join(labels.names)}."
+            )
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits_BKS: Tensor, label_B1S: Tensor) -> Tensor:
         """Return the scalar loss of logits (B, K, *S) against integer labels (B, 1, *S)."""
@@ -81,22 +150,30 @@ class DiceCrossEntropy(nn.Module):
             mask = None if ignore is None else (label_B1S != ignore)
             if self.labels.has_regions:
                 target = region_targets(label_B1S, self.labels)
-                cross_entropy = masked_mean(
-                    functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), mask
-                )
-                dice = soft_dice_loss(torch.sigmoid(logits), target, mask, self.batch_dice)
+                losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+                weights = None if self.class_weights is None else self.class_weights.view(-1, *[1] * (target.ndim - 2))
+                probabilities, one_hot = torch.sigmoid(logits), target
             else:
                 label = label_B1S if mask is None else label_B1S * mask
-                cross_entropy = masked_mean(
-                    functional.cross_entropy(logits, label[:, 0], reduction="none").unsqueeze(1), mask
-                )
-                one_hot = torch.zeros_like(logits).scatter_(1, label, 1.0)
-                dice = soft_dice_loss(logits.softmax(1)[:, 1:], one_hot[:, 1:], mask, self.batch_dice)
+                losses = functional.cross_entropy(logits, label[:, 0], reduction="none").unsqueeze(1)
+                weights = None if self.class_weights is None else self.class_weights[label]
+                one_hot = torch.zeros_like(logits).scatter_(1, label, 1.0)[:, 1:]
+                probabilities = logits.softmax(1)[:, 1:]
+            if self.focal_gamma:
+                losses = (1 - torch.exp(-losses)) ** self.focal_gamma * losses
+            cross_entropy = masked_mean(losses, mask, weights)
+            dice = soft_dice_loss(probabilities, one_hot, mask, self.batch_dice, self.tversky)
         return self.cross_entropy_weight * cross_entropy + self.dice_weight * dice
 
 
-def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mean of `values` (B, K, *S) over the voxels of `mask` (B, 1, *S); zero if there are none."""
+def masked_mean(values: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
+    """Return the mean of `values` (B, K, *S) over the voxels of `mask` (B, 1, *S); zero if there are none.
+
+    With `weights`, which broadcast to `values`, it is the weighted mean.
+    """
+    if weights is not None:
+        counted = weights.expand_as(values) if mask is None else weights * mask
+        return (values * counted).sum() / counted.sum().clamp_min(EPSILON)
     if mask is None:
         return values.mean()
     return (values * mask).sum() / (mask.sum() * values.shape[1]).clamp_min(1)

@@ -35,7 +35,10 @@ class MetricsCsv(Callback):
             return
         values = {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
         self.rows.append({"epoch": str(trainer.current_epoch), **values})
-        write_rows(self.path, self.rows)
+        try:
+            write_rows(self.path, self.rows)
+        except OSError as error:  # all rows are written again with the next epoch
+            print(f"{self.path} could not be written: {error.strerror or error}", flush=True)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

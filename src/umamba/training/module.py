@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 
 from umamba.labels import LabelSet
 from umamba.networks import build_network
@@ -25,6 +27,8 @@ class SegmentationModule(lightning.LightningModule):
         labels: the label set.
         recipe: plain dict of the `recipe` group.
         record: what goes into each checkpoint under the key "umamba" (plan, labels, provenance, ...).
+        held_out: whether the patches that are not trained on are of cases that are not trained on; only then are they
+            called validation.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class SegmentationModule(lightning.LightningModule):
         labels: LabelSet,
         recipe: Mapping[str, Any],
         record: Mapping[str, Any],
+        held_out: bool = True,
     ) -> None:
         super().__init__()
         self.network = build_network(
@@ -44,6 +49,8 @@ class SegmentationModule(lightning.LightningModule):
         self.recipe = recipe
         self.record = record
         self.loss = DeepSupervisionLoss(DiceCrossEntropy(labels, configuration.batch_dice, **recipe["loss"]))
+        self.checked = "val" if held_out else "seen"
+        self.train_loss = MeanMetric(nan_strategy="disable")
         self.patch_dice = PatchDice(labels)
         self.ema_patch_dice: float | None = None
 
@@ -70,13 +77,16 @@ class SegmentationModule(lightning.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Return the loss of a batch of patches."""
         loss = self.loss(self(batch["image"]), batch["label"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["image"]))
+        finite = torch.isfinite(loss.detach())  # a step that is skipped does not count
+        self.train_loss.update(torch.where(finite, loss.detach(), 0.0), len(batch["image"]) * finite)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Add a batch of validation patches to the loss and the patch Dice."""
         outputs = self(batch["image"])
-        self.log("val/loss", self.loss(outputs, batch["label"]), batch_size=len(batch["image"]), sync_dist=True)
+        loss = self.loss(outputs, batch["label"])
+        self.log(f"{self.checked}/loss", loss, batch_size=len(batch["image"]), sync_dist=True)
         self.patch_dice.update(outputs if isinstance(outputs, Tensor) else outputs[0], batch["label"])
 
     def on_validation_epoch_end(self) -> None:
@@ -90,11 +100,11 @@ class SegmentationModule(lightning.LightningModule):
             momentum = self.recipe["ema_momentum"]
             previous = self.ema_patch_dice
             self.ema_patch_dice = mean if previous is None else momentum * previous + (1 - momentum) * mean
-        self.log("val/patch_dice", mean, prog_bar=True)
+        self.log(f"{self.checked}/patch_dice", mean, prog_bar=True)
         if self.ema_patch_dice is not None:
-            self.log("val/ema_patch_dice", self.ema_patch_dice)
+            self.log(f"{self.checked}/ema_patch_dice", self.ema_patch_dice)
         for name, value in zip(self.labels.names, per_class.tolist(), strict=True):
-            self.log(f"val/patch_dice/{name}", value)
+            self.log(f"{self.checked}/patch_dice/{name}", value)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the file self-sufficient."""

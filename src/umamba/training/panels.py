@@ -53,5 +53,9 @@ class ValidationPanels(Callback):
         if image.ndim == 3:
             image, truth, prediction = image.unsqueeze(1), truth.unsqueeze(0), prediction[None]
         path = self.folder / f"epoch_{epoch + 1:04d}.png"
-        overlay_figure(image.cpu().numpy(), truth.cpu().numpy(), prediction, self.spacing, self.labels, path)
-        log_pictures(trainer.loggers, "validation", {"patch": path})
+        try:
+            overlay_figure(image.cpu().numpy(), truth.cpu().numpy(), prediction, self.spacing, self.labels, path)
+        except OSError as error:
+            print(f"{path} could not be written: {error.strerror or error}", flush=True)
+            return
+        log_pictures(trainer.loggers, "panels", {"patch": path})

@@ -30,14 +30,17 @@ class EpochLines(Callback):
             return
         self.epoch_seconds.append(time.perf_counter() - self.epoch_start)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        checked = "val" if "val/loss" in metrics else "seen"
+        skipped = metrics.get("train/skipped_steps", 0)
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
         mean_seconds = sum(self.epoch_seconds) / len(self.epoch_seconds)
         print(
             f"epoch {done}/{total}  loss {metrics.get('train/loss', float('nan')):.4f}"
-            f"  val loss {metrics.get('val/loss', float('nan')):.4f}"
-            f"  patch Dice {metrics.get('val/patch_dice', float('nan')):.4f}"
+            f"  {checked} loss {metrics.get(f'{checked}/loss', float('nan')):.4f}"
+            f"  patch Dice {metrics.get(f'{checked}/patch_dice', float('nan')):.4f}"
             f"  {metrics.get('time/iteration_s', float('nan')):.2f} s/it"
-            f"  {duration(mean_seconds * (total - done))} left",
+            f"  {duration(mean_seconds * (total - done))} left"
+            + (f"  {skipped:.0f} steps skipped (not finite)" if skipped else ""),
             flush=True,
         )
 

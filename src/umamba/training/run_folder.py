@@ -1,7 +1,8 @@
 """The folder of a run: a function of what the run is, never of the clock.
 
     runs/<experiment>/<configuration>/fold_<k>/seed_<s>/
-        config.yaml plan.json run.json metrics.csv scores.csv checkpoints/ predictions/ overlays/ panels/
+        config.yaml plan.json run.json metrics.csv progress.png checkpoints/ panels/
+        validation/ validation.csv (of the fold) predictions/ scores.csv overlays/ (of the test images)
 
 `run.json` says how far the run is; the same command reads it and continues, or leaves a finished run alone.
 """
@@ -19,7 +20,7 @@ from umamba.io import UserError, provenance, read_json, write_json
 from umamba.training.checkpoints import BEST, LAST
 
 # What a checkpoint's weights depend on: a change under the same run name is refused.
-FIXED = ("architecture", "plan", "configuration", "labels", "channel_names", "fingerprint_hash")
+FIXED = ("architecture", "plan", "configuration", "labels", "channel_names", "fingerprint_hash", "pretrained")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class RunFolder:
     def best(self) -> Path:
         """The checkpoint with the highest smoothed patch Dice."""
         return self.path / "checkpoints" / BEST
+
+    @property
+    def validation(self) -> Path:
+        """The segmentations of the fold's validation cases."""
+        return self.path / "validation"
+
+    @property
+    def validation_scores(self) -> Path:
+        """Their scores."""
+        return self.path / "validation.csv"
 
     @property
     def status_file(self) -> Path:
@@ -85,7 +96,15 @@ class RunFolder:
             else:
                 entry.unlink()
 
-    def begin(self, record: Mapping[str, Any], max_epochs: int) -> None:
+    def is_finished(self, max_epochs: int, max_seconds: float | None) -> bool:
+        """Return whether the run is trained, predicted and scored, and the command asks for no more of it."""
+        status = self.status()
+        if status.get("state") != "finished" or status.get("max_epochs", 0) < max_epochs:
+            return False
+        former = status.get("max_seconds")
+        return former is None or (max_seconds is not None and max_seconds <= former)
+
+    def begin(self, record: Mapping[str, Any], max_epochs: int, max_seconds: float | None) -> None:
         """Write run.json for a run that starts or goes on, after checking that it is the same run.
 
         Raises:
@@ -102,7 +121,13 @@ class RunFolder:
                 f"{self.path} holds a run that differs from this command in:\n{details}\n"
                 "Give the new run a name of its own (name=...), or begin afresh with restart=true."
             )
-        self.set_status(state="training", identity=identity, max_epochs=max_epochs, provenance=provenance())
+        self.set_status(
+            state="training",
+            identity=identity,
+            max_epochs=max_epochs,
+            max_seconds=max_seconds,
+            provenance=provenance(),
+        )
 
 
 def differs(before: Any, now: Any) -> bool:

@@ -1,0 +1,363 @@
+"""How many augmented patches a second, against nnU-Net's loader and TorchIO's queue: all sides measured in one run.
+
+python benchmarks/patches.py --nnunet-python ENVIRONMENT/bin/python --dataset PATH/Dataset004_Hippocampus
+python benchmarks/patches.py --nnunet-python ENVIRONMENT/bin/python --phantoms 3
+
+ENVIRONMENT has nnunetv2 2.8.1. All sides read the same preprocessed voxels, with the same patch and batch, as many
+worker processes, one thread in each, and augmentation of the same kinds and probabilities (TorchIO's queue: its own
+transforms, on whole volumes, as its documentation shows). Nothing consumes the batches: the workers are the limit.
+
+    patches a second    after the first tenth of the batches
+    longest wait        for a batch, in median waits
+    memory              of the process tree (proportional set size): in the second and the last quarter
+    share of ideal      ours without augmentation, against reading the same boxes in a bare loop in one process
+
+The CT phantoms have 512 x 512 x 100 voxels and the patch 40 x 224 x 192.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+PROJECT = Path(__file__).resolve().parents[1]
+CT_SHAPE, CT_PATCH = (100, 512, 512), (40, 224, 192)
+
+
+def drain(batches: Iterable[Any], count: int) -> list[float]:
+    """Take batches and return how long each was waited for, seconds; print a line as each quarter begins."""
+    iterator, waits = iter(batches), []
+    for index in range(count):
+        if index in (count // 4, count // 2, 3 * count // 4):
+            print("quarter", index * 4 // count, flush=True)
+        start = time.perf_counter()
+        next(iterator)
+        waits.append(time.perf_counter() - start)
+    return waits
+
+
+def ours(job: dict[str, Any]) -> list[float]:
+    """This project's stream."""
+    import torch
+
+    module = our_module(job, "nnunet" if job["augment"] else "none")
+    torch.set_num_threads(1)
+    return drain(module.train_dataloader(), job["batches"])
+
+
+def our_module(job: dict[str, Any], augmentation: str) -> Any:
+    """Return the DataModule of a job."""
+    import yaml
+
+    from umamba.labels import LabelSet
+    from umamba.patches import PatchDataModule
+    from umamba.planning import Plan
+    from umamba.preprocessing.store import open_store
+
+    folder = Path(job["store"])
+    content = json.loads((folder / "store.json").read_text())
+    store = open_store(folder)
+    group = yaml.safe_load((PROJECT / "configs" / "augmentation" / "nnunet.yaml").read_text())
+    return PatchDataModule(
+        store,
+        Plan.from_json(content["plan"]).configuration(content["configuration"]),
+        LabelSet.from_json(content["labels"]),
+        store.case_ids,
+        store.case_ids,
+        seed=0,
+        iterations=job["batches"],
+        augmentation=group if augmentation == "nnunet" else None,
+        num_workers=job["workers"],
+    )
+
+
+def reading(job: dict[str, Any]) -> list[float]:
+    """The boxes of the stream without augmentation, read in a bare loop."""
+    from umamba.patches.sampling import read_box
+
+    patches = our_module({**job, "workers": 0}, "none").train_patches
+    cases = {case_id: patches.cases.load(case_id) for case_id in patches.case_ids}
+    generator, waits = np.random.default_rng(0), []
+    for _ in range(job["batches"]):
+        start = time.perf_counter()
+        for _ in range(patches.batch_size):
+            case = cases[patches.case_ids[generator.integers(len(cases))]]
+            sizes = zip(case.image.shape[1:], patches.read_size, strict=True)
+            first = [int(generator.integers(max(1, size - edge + 1))) for size, edge in sizes]
+            read_box(case.image, first, patches.read_size, 0)
+            read_box(case.label, first, patches.read_size, -1)
+        waits.append(time.perf_counter() - start)
+    return waits
+
+
+def torchio_queue(job: dict[str, Any]) -> list[float]:
+    """TorchIO's queue over whole volumes, with its own transforms of the same kinds."""
+    import torch
+    import torchio as tio
+
+    torch.set_num_threads(1)
+    subjects = [
+        tio.Subject(image=tio.ScalarImage(folder / "image.nii"), label=tio.LabelMap(folder / "label.nii"))
+        for folder in sorted(Path(job["volumes"]).iterdir())
+    ]
+    transform = tio.Compose(
+        [
+            tio.CropOrPad(tuple(np.maximum(job["patch"], job["largest"])[::-1])),
+            tio.RandomAffine(scales=(0.7, 1.4), degrees=30, isotropic=True, p=0.36),
+            tio.RandomNoise(std=(0, 0.1), p=0.1),
+            tio.RandomBlur(std=(0.5, 1), p=0.1),
+            tio.RandomAnisotropy(downsampling=(1, 2), p=0.12),
+            tio.RandomGamma(log_gamma=(-0.35, 0.4), p=0.4),
+            tio.RandomFlip(axes=(0, 1, 2), flip_probability=0.5),
+        ]
+    )
+    queue = tio.Queue(
+        tio.SubjectsDataset(subjects, transform=transform),
+        max_length=8 * job["batch"],
+        samples_per_volume=4,
+        sampler=tio.data.LabelSampler(tuple(job["patch"][::-1]), "label", {0: 1, 1: 1}),
+        num_workers=job["workers"],
+    )
+
+    def endless() -> Iterable[Any]:
+        while True:
+            yield from tio.SubjectsLoader(queue, batch_size=job["batch"], num_workers=0)
+
+    return drain(endless(), job["batches"])
+
+
+def nnunet(job: dict[str, Any]) -> list[float]:
+    """nnU-Net's own loader, transforms and processes."""
+    from types import SimpleNamespace
+
+    import torch
+    from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    torch.set_num_threads(1)
+    folder, patch = Path(job["folder"]), tuple(job["patch"])
+    for arrays in sorted(Path(job["arrays"]).iterdir()):
+        image, label = np.load(arrays / "image.npy"), np.load(arrays / "label.npy")
+        found = {
+            value: np.argwhere(label == value)[:: max(1, (label == value).sum() // 10_000)]
+            for value in range(1, job["classes"] + 1)
+        }
+        blocks, chunks = comp_blosc2_params(image.shape, patch, image.itemsize)
+        places = {"chunks": chunks, "blocks": blocks, "chunks_seg": chunks, "blocks_seg": blocks}
+        target = str(folder / arrays.name)
+        nnUNetDatasetBlosc2.save_case(image, label, {"class_locations": found}, target, **places)
+    labels = LabelManager({"background": 0, **{f"l{i}": i for i in range(1, job["classes"] + 1)}}, None)
+    trainer = SimpleNamespace(
+        configuration_manager=SimpleNamespace(patch_size=patch),
+        print_to_log_file=lambda *_, **__: None,
+        inference_allowed_mirroring_axes=None,
+    )
+    rotation, dummy_2d, read, mirror = nnUNetTrainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size(trainer)
+    transforms = nnUNetTrainer.get_training_transforms(
+        patch,
+        rotation,
+        None,
+        mirror,
+        dummy_2d,
+        use_mask_for_norm=[False],
+        foreground_labels=labels.foreground_labels,
+    )
+    loader = nnUNetDataLoader(
+        nnUNetDatasetBlosc2(str(folder)),
+        job["batch"],
+        read,
+        patch,
+        labels,
+        oversample_foreground_percent=0.33,
+        transforms=transforms,
+    )
+    workers = job["workers"]
+    batches = NonDetMultiThreadedAugmenter(
+        loader, None, workers, num_cached=max(6, workers // 2), seeds=None, pin_memory=False, wait_time=0.002
+    )
+    try:
+        return drain(batches, job["batches"])
+    finally:
+        batches._finish()
+
+
+SIDES = {"ours": ours, "nnunet": nnunet, "queue": torchio_queue, "reading": reading}
+
+
+def tree_memory(pid: int) -> float:
+    """Return the proportional set size of a process and its descendants, bytes."""
+    total = 0.0
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total = 1024.0 * int(rollup.split("Pss:")[1].split()[0])
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            total += sum(tree_memory(int(child)) for child in (task / "children").read_text().split())
+    except (OSError, IndexError):
+        return total
+    return total
+
+
+def measure(python: str, side: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Run a side in a process of its own; return its rate, waits and memory."""
+    process = subprocess.Popen(
+        [python, __file__, "--side", side, "--job", json.dumps(job)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    memory: dict[int, list[float]] = {0: [], 1: [], 2: [], 3: []}
+    quarter, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.25):
+            memory[quarter[0]].append(tree_memory(process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    waits: list[float] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("quarter"):
+            quarter[0] = int(line.split()[1])
+        elif line.startswith("waits"):
+            waits = json.loads(line.removeprefix("waits"))
+            ended.set()
+    ended.set()
+    watcher.join()
+    if process.wait() or not waits:
+        raise SystemExit(f"{side} failed")
+    late = waits[len(waits) // 10 :]
+    mean = {number: float(np.mean(values)) / 1e9 if values else float("nan") for number, values in memory.items()}
+    return {
+        "rate": job["batch"] * len(late) / sum(late),
+        "stall": max(late) / max(float(np.median(late)), 1e-9),
+        "memory": (mean[1], mean[3]),
+    }
+
+
+def write_phantoms(root: Path, count: int) -> Path:
+    """Write CT-sized cases of smooth noise with two organs, as a raw dataset."""
+    folder, generator = root / "raw" / "Dataset998_CTSized", np.random.default_rng(0)
+    grid = np.meshgrid(*[np.linspace(-1, 1, size) for size in CT_SHAPE], indexing="ij", sparse=True)
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        noise = ndimage.zoom(generator.normal(0, 200, [size // 4 for size in CT_SHAPE]), 4, order=1)
+        label = np.zeros(CT_SHAPE, np.uint8)
+        for value, centre in ((1, -0.3), (2, 0.4)):
+            label[(grid[0] ** 2 + (grid[1] - centre) ** 2 + grid[2] ** 2) < 0.08] = value
+        for array, place in (
+            (noise.astype(np.int16) + 100 * label, f"imagesTr/ct_{number}_0000.nii.gz"),
+            (label, f"labelsTr/ct_{number}.nii.gz"),
+        ):
+            image = sitk.GetImageFromArray(array)
+            image.SetSpacing((0.8, 0.8, 2.5))
+            sitk.WriteImage(image, str(folder / place))
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "a": 1, "b": 2},
+        "numTraining": count,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def prepared_store(dataset: Path, root: Path, overrides: list[str]) -> tuple[Path, dict[str, Any]]:
+    """Preprocess a dataset as prepare.py does; return the store's folder and what the jobs need to know."""
+    from umamba.config import TrainConfig
+    from umamba.entry import composed, typed
+    from umamba.pipeline import prepare
+
+    paths = [f"paths.{name}={root / name}" for name in ("raw", "preprocessed", "runs")]
+    arguments = [*paths, "dataset=nnunet", f"dataset.root={dataset}", *overrides]
+    prepared = prepare(typed(composed(arguments, "train", PROJECT / "configs"), TrainConfig))
+    largest = np.zeros(3, int)
+    for case_id in prepared.store.case_ids:
+        case = prepared.store.load(case_id)
+        largest = np.maximum(largest, case.image.shape[1:])
+        arrays, volumes = (root / kind / case_id for kind in ("arrays", "volumes"))
+        for folder in (arrays, volumes):
+            folder.mkdir(parents=True)
+        np.save(arrays / "image.npy", case.image[:])
+        np.save(arrays / "label.npy", case.label[:])
+        sitk.WriteImage(sitk.GetImageFromArray(case.image[:][0]), str(volumes / "image.nii"))
+        sitk.WriteImage(sitk.GetImageFromArray(np.maximum(case.label[:][0], 0)), str(volumes / "label.nii"))
+    configuration = prepared.configuration
+    facts = {"batch": configuration.batch_size, "patch": list(configuration.patch_size), "largest": largest.tolist()}
+    (root / "nnunet").mkdir()
+    return prepared.store.path, {**facts, "classes": len(prepared.dataset.labels.names)}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nnunet-python", help="interpreter of the environment with nnunetv2 2.8.1")
+    parser.add_argument("--dataset", type=Path, help="a raw dataset; without it CT-sized phantoms are made")
+    parser.add_argument("--phantoms", type=int, default=3, help="how many of them")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes of each side")
+    parser.add_argument("--patches", type=int, default=None, help="default: 2000, of the phantoms 240")
+    parser.add_argument("--queue-patches", type=int, default=None, help="of TorchIO's queue; default: a tenth")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print("waits", json.dumps(SIDES[arguments.side](json.loads(arguments.job))), flush=True)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        ct = arguments.dataset is None
+        dataset = write_phantoms(root, arguments.phantoms) if ct else arguments.dataset.absolute()
+        pinned = [f"plan.patch_size={list(CT_PATCH)}".replace(" ", ""), "plan.batch_size=2"] if ct else []
+        store, facts = prepared_store(dataset, root, pinned)
+        patches = arguments.patches or (240 if ct else 2000)
+        few = arguments.queue_patches or patches // 10
+        job = {
+            **facts,
+            "workers": arguments.workers,
+            "augment": True,
+            "store": str(store),
+            "arrays": str(root / "arrays"),
+            "volumes": str(root / "volumes"),
+            "folder": str(root / "nnunet"),
+            "batches": max(8, patches // facts["batch"]),
+        }
+        results = {"ours": measure(sys.executable, "ours", job)}
+        if arguments.nnunet_python:
+            results["nnU-Net"] = measure(arguments.nnunet_python, "nnunet", job)
+        results["tio.Queue"] = measure(sys.executable, "queue", {**job, "batches": max(8, few // facts["batch"])})
+        results["ours, no augmentation"] = measure(sys.executable, "ours", {**job, "augment": False})
+        results["reading alone"] = measure(sys.executable, "reading", {**job, "augment": False})
+    shape = " x ".join(map(str, facts["patch"]))
+    print(f"\n{dataset.name}, patch {shape}, batch {facts['batch']}, {arguments.workers} worker process(es)")
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
+    for side, result in results.items():
+        early, late = result["memory"]
+        print(
+            f"{side:22} {result['rate']:8.1f} patches/s   longest wait {result['stall']:6.1f} medians"
+            f"   memory {early:.2f} -> {late:.2f} GB"
+        )
+    for side in ("nnU-Net", "tio.Queue"):
+        if side in results:
+            print(f"ours / {side}: {results['ours']['rate'] / results[side]['rate']:.2f}")
+    ideal = results["ours, no augmentation"]["rate"] / results["reading alone"]["rate"]
+    print(f"share of ideal throughput without augmentation: {ideal:.0%}")
+
+
+if __name__ == "__main__":
+    main()

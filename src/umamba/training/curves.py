@@ -1,0 +1,89 @@
+"""progress.png: the curves of a run beside one another, as nnU-Net draws them, from the rows of metrics.csv."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from umamba.io import atomic_path
+from umamba.training.metrics_csv import MetricsCsv
+
+EVERY_S = 60.0
+Rows = Sequence[dict[str, str]]
+
+
+class ProgressPicture(Callback):
+    """Draws the curves after an epoch, at most once a minute, and at the end.
+
+    Args:
+        path: the PNG file.
+        metrics: the callback that keeps the rows; it comes first in the trainer's list.
+    """
+
+    def __init__(self, path: Path, metrics: MetricsCsv) -> None:
+        self.path = path
+        self.metrics = metrics
+        self.drawn = -EVERY_S
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw if it is time."""
+        if trainer.is_global_zero and time.monotonic() - self.drawn > EVERY_S:
+            self.draw()
+            self.drawn = time.monotonic()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw all epochs."""
+        if trainer.is_global_zero:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw what there is; a disk that takes no picture does not end the run."""
+        try:
+            draw_curves(self.metrics.rows, self.path)
+        except OSError as error:
+            print(f"{self.path} could not be written: {error.strerror or error}", flush=True)
+
+
+def draw_curves(rows: Rows, path: Path) -> None:
+    """Draw losses and Dice, seconds per iteration, and the learning rate over the epochs, into a PNG.
+
+    Patch Dice is an estimate from patches; whole-case Dice is of cases predicted entirely, where the run has it.
+    """
+    if not rows:
+        return
+    checked = "seen" if "seen/loss" in rows[-1] else "val"
+    name = "validation" if checked == "val" else "patches of training cases"
+    figure = Figure(figsize=(10, 12), layout="constrained", dpi=90)
+    FigureCanvasAgg(figure)
+    losses, times, rates = figure.subplots(3, 1, sharex=True)
+    plot(losses, rows, "train/loss", "training loss", "tab:blue")
+    plot(losses, rows, f"{checked}/loss", f"loss, {name}", "tab:red")
+    losses.set_ylabel("loss")
+    scores = losses.twinx()
+    plot(scores, rows, f"{checked}/patch_dice", "patch Dice", "tab:green", style=":")
+    plot(scores, rows, f"{checked}/ema_patch_dice", "patch Dice, smoothed", "tab:green")
+    plot(scores, rows, "val/case_dice", "Dice of whole validation cases", "black", style="o")
+    scores.set_ylabel("Dice")
+    handles = [*losses.get_legend_handles_labels()[0], *scores.get_legend_handles_labels()[0]]
+    losses.legend(handles=handles, loc="best")
+    plot(times, rows, "time/iteration_s", "seconds per iteration", "tab:purple")
+    times.set_ylabel("s")
+    times.legend()
+    plot(rates, rows, "lr", "learning rate", "tab:orange")
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("epoch")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+def plot(axes: Axes, rows: Rows, key: str, label: str, colour: str, style: str = "-") -> None:
+    """Plot a column over the epochs that have it."""
+    points = [(int(row["epoch"]) + 1, float(row[key])) for row in rows if row.get(key)]
+    if points:
+        epochs, values = zip(*points, strict=True)
+        axes.plot(epochs, values, style, label=label, color=colour, markersize=4)

@@ -1,0 +1,141 @@
+"""Steps whose gradients are not finite: left out, counted and shown; too many in a row end the attempt.
+
+The check looks at the gradients after they were averaged over all ranks, so that all ranks decide alike.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from umamba.io import atomic_path
+
+IN_A_ROW = 5  # as many skipped steps end the attempt
+IN_A_ROW_SCALED = 25  # with float16, whose loss scaler overflows on purpose until it has found its factor
+
+
+class Diverged(Exception):
+    """Training gave non-finite gradients several times in a row."""
+
+
+class SkipNonFinite(Callback):
+    """Leaves out optimiser steps with non-finite gradients, and keeps the first batch of each series of them.
+
+    The metric `train/skipped_steps` counts them by epoch. A file holds `batch` (image, label, case_id), `epoch`,
+    `batch_index`, `seed` and `first_nonfinite`, the layer that gave the first non-finite value.
+
+    Args:
+        folder: where the batches go.
+        seed: the run's.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.batch: dict[str, Any] = {}
+        self.batch_index = 0
+        self.in_a_row = 0
+        self.skipped = 0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin to count."""
+        self.skipped = 0
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Hold the batch, to save it if need be."""
+        self.batch, self.batch_index = batch, batch_idx
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Take the gradients away if they are not finite; the optimiser then changes nothing.
+
+        Raises:
+            Diverged: too many in a row.
+        """
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        if not gradients or torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        scaled = trainer.precision == "16-mixed"
+        if self.in_a_row == (IN_A_ROW if scaled else 1):
+            self.keep(trainer, pl_module)
+        for parameter in pl_module.parameters():
+            parameter.grad = None
+        self.skipped += 1
+        if self.in_a_row >= (IN_A_ROW_SCALED if scaled else IN_A_ROW):
+            raise Diverged(
+                f"{self.in_a_row} steps in a row without finite gradients, epoch {trainer.current_epoch + 1}, "
+                f"precision {trainer.precision}; the first batch and layer are in {self.folder}"
+            )
+
+    def keep(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save the batch and where the first non-finite value came from."""
+        layer = first_nonfinite(pl_module, self.batch, trainer)
+        if not trainer.is_global_zero:
+            return
+        name = f"epoch_{trainer.current_epoch + 1:04d}_batch_{self.batch_index:04d}.pt"
+        content = {
+            "batch": {key: v.cpu() if isinstance(v, Tensor) else v for key, v in self.batch.items()},
+            "epoch": trainer.current_epoch,
+            "batch_index": self.batch_index,
+            "seed": self.seed,
+            "first_nonfinite": layer,
+        }
+        try:
+            with atomic_path(self.folder / name) as temporary:
+                torch.save(content, temporary)
+        except (OSError, RuntimeError) as error:  # a full disk must not make it worse
+            print(f"{self.folder / name} could not be written: {error}")
+        print(
+            f"Skipped a step whose gradients are not finite (epoch {trainer.current_epoch + 1}, batch "
+            f"{self.batch_index}, precision {trainer.precision}; first in {layer}): {self.folder / name}",
+            flush=True,
+        )
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log the epoch's count."""
+        pl_module.log("train/skipped_steps", float(self.skipped))
+
+
+def first_nonfinite(module: Any, batch: dict[str, Any], trainer: lightning.Trainer) -> str:
+    """Return the name of what first became non-finite: image, a layer's output, the loss, or a parameter's gradient."""
+    if not torch.isfinite(batch["image"]).all():
+        return "the image"
+    found: list[str] = []
+    with torch.no_grad(), trainer.precision_plugin.forward_context(), watched(module.network, found):
+        loss = module.loss(module(batch["image"]), batch["label"])
+    if found:
+        return found[0]
+    if not torch.isfinite(loss):
+        return "the loss"
+    # Gradients flow from the end: the last parameter with a bad one is the first that was reached.
+    names = [
+        name for name, p in module.network.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
+    ]
+    return f"the gradient of {names[-1]}" if names else "the gradients (another rank's)"
+
+
+@contextmanager
+def watched(network: nn.Module, found: list[str]) -> Iterator[None]:
+    """Append the names of layers to `found` as their outputs are seen to be non-finite."""
+    with ExitStack() as stack:
+        for name, layer in network.named_modules():
+            if any(True for _ in layer.children()):
+                continue
+
+            def look(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+                if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                    found.append(name)
+
+            stack.callback(layer.register_forward_hook(look).remove)
+        yield

@@ -1,0 +1,113 @@
+"""Where the time of a step goes, told once in the first minute, and the one setting to change if data is slow."""
+
+import time
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from umamba.io.resources import available_cpus
+from umamba.patches import PatchDataModule
+
+PARTS = ("data wait", "transfer", "forward", "backward", "optimiser")
+MEASURED_S = 45.0  # how long it measures; the device is synchronised at each mark meanwhile
+MEASURED_STEPS = 100
+WAITING = 0.1  # share of the step from which data counts as the bottleneck
+
+
+class StepTimes(Callback):
+    """Measures the parts of the first steps (the very first one, which warms up, left out) and prints their shares.
+
+    Args:
+        datamodule: tells the time of the transfer to the device.
+    """
+
+    def __init__(self, datamodule: PatchDataModule) -> None:
+        self.datamodule = datamodule
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.steps = -1
+        self.begin = 0.0
+        self.mark = 0.0
+        self.done = False
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock of the first wait."""
+        self.begin = self.begin or time.perf_counter()
+        self.lap(pl_module)
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """The batch is there: what has passed is waiting and transfer."""
+        if self.done:
+            return
+        elapsed = self.lap(pl_module)
+        transfer = min(self.datamodule.transfer_s, elapsed)
+        self.add("transfer", transfer)
+        self.add("data wait", elapsed - transfer)
+
+    def on_before_backward(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: torch.Tensor
+    ) -> None:
+        """The forward pass is over."""
+        self.end_of("forward", pl_module)
+
+    def on_after_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The backward pass is over."""
+        self.end_of("backward", pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """The step is over; tell the shares once enough was seen."""
+        if self.done:
+            return
+        self.end_of("optimiser", pl_module)
+        self.steps += 1
+        enough = time.perf_counter() - self.begin > MEASURED_S or self.steps >= MEASURED_STEPS
+        if self.steps > 0 and (enough or batch_idx + 1 == trainer.num_training_batches):
+            self.done = True
+            self.datamodule.synchronize_transfer = False
+            if trainer.is_global_zero:
+                print(self.report(), flush=True)
+
+    def lap(self, module: lightning.LightningModule) -> float:
+        """Return the seconds since the last mark, with the device's work in them."""
+        if self.done:
+            return 0.0
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+        now = time.perf_counter()
+        elapsed, self.mark = now - self.mark, now
+        return elapsed
+
+    def end_of(self, part: str, module: lightning.LightningModule) -> None:
+        """Count what has passed since the last mark as a part."""
+        if not self.done:
+            self.add(part, self.lap(module))
+
+    def add(self, part: str, seconds: float) -> None:
+        """Count seconds, but for the warm-up step."""
+        if self.steps >= 0:
+            self.seconds[part] += seconds
+
+    def report(self) -> str:
+        """Return the mean step, the share of each part, and what to change."""
+        total = sum(self.seconds.values())
+        shares = {part: seconds / total if total else 0.0 for part, seconds in self.seconds.items()}
+        listed = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+        line = f"Step {total / max(1, self.steps):.3f} s: {listed}."
+        if shares["data wait"] <= WAITING:
+            return line
+        workers, cpus = self.datamodule.num_workers, available_cpus()
+        if workers < cpus - 1:
+            return f"{line} Data is the bottleneck: set data.num_workers={cpus - 1} (now {workers})."
+        return (
+            f"{line} Data is the bottleneck, and all {cpus} CPUs of this allocation make patches: ask for more of "
+            "them, or choose augmentation=light."
+        )

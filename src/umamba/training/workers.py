@@ -1,0 +1,54 @@
+"""What to tell when a process that makes patches died: which, on which case, by what, and what to change."""
+
+import re
+import shutil
+from pathlib import Path
+
+from umamba.patches import PatchDataModule
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def explain_worker_error(error: Exception, datamodule: PatchDataModule) -> str | None:
+    """Return the message for an error that PyTorch's loader raised about a worker; None: it is about something else."""
+    text = str(error)
+    if text.startswith("Caught ") and "in DataLoader worker process" in text:
+        return text.strip().splitlines()[-1].split(": ", 1)[-1] if "UserError" in text.splitlines()[0] else None
+    if "DataLoader worker" not in text:
+        return None
+    found = re.search(r"pid\(?s?\)? ?(\d+)", text)
+    pid = int(found.group(1)) if found else None
+    killed = re.search(r"killed by signal: ([^.]+)", text)
+    how = f"was ended by signal {killed.group(1).strip()}" if killed else "ended unexpectedly"
+    case = datamodule.case_in_work(pid) if pid is not None else None
+    on_case = f" while it made a patch of case {case}" if case else ""
+    bus = "Bus error" in text or "shared memory" in text
+    advice = (
+        "The shared memory is full: give the container more (docker: --shm-size=8g or --ipc=host), or lower "
+        "data.num_workers or data.prefetch_factor."
+        if bus
+        else "Killed means most often that the memory was used up: lower data.num_workers or data.prefetch_factor, or "
+        "ask for more memory. If it is always the same case, look at that case."
+    )
+    return (
+        f"A process that makes patches (pid {pid}) {how}{on_case}. {memory_report()} {advice} "
+        "The same command continues after the last completed epoch."
+    )
+
+
+def memory_report() -> str:
+    """Return what memory and shared memory this process may use, and what is free of it."""
+    parts = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        free, total = (int(values[key].split()[0]) / 1e6 for key in ("MemAvailable", "MemTotal"))
+        parts.append(f"memory {free:.1f} of {total:.1f} GB free")
+    for limit in map(Path, CGROUP_LIMITS):
+        if limit.exists() and limit.read_text().strip().isdigit():
+            parts.append(f"limit of this job {int(limit.read_text()) / 1e9:.1f} GB")
+            break
+    if Path("/dev/shm").exists():
+        usage = shutil.disk_usage("/dev/shm")
+        parts.append(f"/dev/shm {usage.free / 1e9:.2f} of {usage.total / 1e9:.2f} GB free")
+    return f"Now: {', '.join(parts)}." if parts else ""

@@ -1,0 +1,270 @@
+"""What a run survives: damaged checkpoints, a full disk, a lost logger, non-finite steps, dead workers, signals."""
+
+import csv
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from umamba.io import UserError
+from umamba.training.checkpoints import AtomicCheckpointIO, newest_readable
+from umamba.training.loggers import EnduringWandbLogger
+from umamba.training.module import SegmentationModule
+from umamba.training.nonfinite import IN_A_ROW, watched
+from umamba.training.run_folder import RunFolder
+from umamba.training.stopping import SIGNALS, LeaveOnSignal, budget_seconds
+
+Fit = Callable[..., RunFolder]
+
+
+def save(folder: Path, epoch: int) -> None:
+    """Save a checkpoint as the trainer would."""
+    AtomicCheckpointIO().save_checkpoint({"epoch": epoch, "w": torch.arange(999.0)}, folder / "last.ckpt")
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    """Return the weights of a run's last checkpoint."""
+    return torch.load(folder.last, weights_only=True)["state_dict"]
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Check that weights are bit-identical."""
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def column(folder: RunFolder, name: str) -> list[float]:
+    """Return a column of metrics.csv."""
+    with (folder.path / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("length", [0, 1000, -1])
+def test_a_cut_off_checkpoint_gives_way_to_the_one_before(tmp_path: Path, length: int) -> None:
+    assert newest_readable(tmp_path) is None
+    for epoch in (4, 5, 6):
+        save(tmp_path, epoch)
+    assert newest_readable(tmp_path) == (tmp_path / "last.ckpt", 7)
+    whole = (tmp_path / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(whole[:length])
+    assert newest_readable(tmp_path) == (tmp_path / "previous.ckpt", 6)
+    save(tmp_path, 6)
+    assert newest_readable(tmp_path) == (tmp_path / "last.ckpt", 7)
+    (tmp_path / "last.ckpt").unlink()
+    assert newest_readable(tmp_path) == (tmp_path / "previous.ckpt", 6), "the damaged one did not replace it"
+
+
+def test_damage_to_all_checkpoints_is_told_not_started_over(tmp_path: Path) -> None:
+    for epoch in (0, 1):
+        save(tmp_path, epoch)
+    for path in tmp_path.glob("*.ckpt"):
+        path.write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match="restart=true"):
+        newest_readable(tmp_path)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let the operating system refuse longer files, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with file_size_limit(2000), pytest.raises(UserError, match=r"last\.ckpt cannot be written.*GB are free"):
+        save(tmp_path, 2)
+    assert newest_readable(tmp_path) == (tmp_path / "last.ckpt", 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt"]
+
+
+def test_a_disk_that_fills_costs_the_epoch_that_was_not_saved(small_fit: Fit, tmp_path: Path) -> None:
+    whole = small_fit(name="whole")
+    broken = RunFolder(tmp_path / "broken")
+    small_fit("trainer.max_epochs=2", "trainer.limit_train_batches=3", name="broken")
+    (broken.path / "checkpoints" / "last.ckpt").unlink()  # epoch 2 could not be saved
+    with file_size_limit(20_000), pytest.raises(UserError, match="cannot be written"):
+        small_fit(name="broken")
+    assert_equal(weights(small_fit(name="broken")), weights(whole))
+
+
+def test_a_lost_logger_ends_the_logging_only(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = EnduringWandbLogger(offline=True)
+
+    def gone(*_: Any) -> None:
+        raise BrokenPipeError("the service is gone")
+
+    logger.attempt(gone)
+    logger.log_metrics({"loss": 1.0}, 1)
+    logger.log_image("panels", ["nowhere.png"])
+    logger.finalize("success")
+    said = capsys.readouterr().out
+    assert said.count("logging has ended") == 1
+    assert "BrokenPipeError: the service is gone" in said
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, when: Callable[[SegmentationModule, int], bool]) -> None:
+    """Let training steps give NaN."""
+    original = SegmentationModule.training_step
+
+    def step(self: SegmentationModule, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
+        loss = original(self, batch, batch_index)
+        return loss * torch.nan if when(self, batch_index) else loss
+
+    monkeypatch.setattr(SegmentationModule, "training_step", step)
+
+
+def test_a_non_finite_step_changes_nothing_and_is_counted(
+    small_fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = small_fit("trainer.limit_train_batches=2", "trainer.max_epochs=1", name="short")
+    spoil(monkeypatch, lambda module, index: index == 2)
+    spoiled = small_fit("trainer.max_epochs=1", name="spoiled")
+    assert column(spoiled, "train/skipped_steps") == [1]
+    assert column(short, "train/skipped_steps") == [0]
+    assert "1 steps skipped" in capsys.readouterr().out
+    (path,) = (spoiled.path / "nonfinite").glob("*.pt")
+    kept = torch.load(path, weights_only=True)
+    assert (kept["epoch"], kept["batch_index"], kept["seed"]) == (0, 2, 0)
+    assert kept["batch"]["image"].shape == (2, 1, 8, 16, 16)
+    assert kept["first_nonfinite"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights(spoiled).values())
+    # The patches of an epoch do not depend on its length, so that two steps are the two of the shorter run.
+    assert_equal(weights(spoiled), weights(short))
+
+
+def test_several_in_a_row_go_back_and_on_in_float32(small_fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = f"trainer.limit_train_batches={IN_A_ROW + 2}"
+    reference = small_fit(long, "trainer.max_epochs=1", "trainer.precision=bf16-mixed")
+    start = torch.load(reference.last, weights_only=True)
+    precisions = []
+
+    def when(module: SegmentationModule, index: int) -> bool:
+        precisions.append(module.trainer.precision)
+        return module.trainer.precision == "bf16-mixed"
+
+    spoil(monkeypatch, when)
+    folder = small_fit(long, "trainer.precision=bf16-mixed")
+    assert precisions == ["bf16-mixed"] * IN_A_ROW + ["32-true"] * (IN_A_ROW + 2)
+    assert folder.status()["precision"] == "32-true"
+    last = torch.load(folder.last, weights_only=True)
+    assert last["epoch"] == 1
+    assert last["global_step"] == start["global_step"] * 2, "the first epoch was not repeated"
+    assert small_fit(long, "trainer.precision=bf16-mixed", "trainer.max_epochs=3")
+    assert precisions[-1] == "32-true", "a continued run stays in float32"
+
+
+def test_divergence_in_float32_is_told(small_fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, lambda module, index: True)
+    with pytest.raises(UserError, match=r"diverges.*epoch 1.*recipe\.optimizer\.lr"):
+        small_fit(f"trainer.limit_train_batches={IN_A_ROW}")
+
+
+def test_the_first_layer_is_found() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.ReLU())
+    with torch.no_grad():
+        network[1].bias[0] = torch.inf
+    found: list[str] = []
+    with watched(network, found):
+        network(torch.zeros(1, 2))
+    assert found == ["1", "2"]
+    network(torch.zeros(1, 2))
+    assert found == ["1", "2"], "the hooks are gone"
+
+
+class DeadlyStore:
+    """A store of which one case kills the process that reads it, or cannot be read."""
+
+    def __init__(self, store: Any, case_id: str, error: Exception | None = None) -> None:
+        self.store, self.deadly, self.error = store, case_id, error
+        self.case_ids, self.parent = store.case_ids, os.getpid()
+
+    def load(self, case_id: str) -> Any:
+        if case_id == self.deadly and os.getpid() != self.parent:
+            if self.error:
+                raise self.error
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.store.load(case_id)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_worker_is_explained(small_fit: Fit, prepared: Any) -> None:
+    deadly = prepared.store.case_ids[1]
+    cases = replace(prepared, store=DeadlyStore(prepared.store, deadly))
+    with pytest.raises(UserError) as caught:
+        small_fit("data.num_workers=1", "trainer.limit_train_batches=20", "fold=all", cases=cases)
+    said = str(caught.value)
+    assert f"patch of case {deadly}" in said
+    assert "signal Killed" in said
+    for part in ("GB free", "/dev/shm", "data.num_workers", "same command continues"):
+        assert part in said
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mistake_found_in_a_worker_is_told_plainly(small_fit: Fit, prepared: Any) -> None:
+    store = DeadlyStore(prepared.store, prepared.store.case_ids[1], UserError("case x: damaged. Prepare it again."))
+    with pytest.raises(UserError, match=r"^case x: damaged\. Prepare it again\.$"):
+        small_fit(
+            "data.num_workers=1", "trainer.limit_train_batches=20", "fold=all", cases=replace(prepared, store=store)
+        )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_end_a_run_with_a_message(
+    small_fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, number: int
+) -> None:
+    def when(module: SegmentationModule, index: int) -> bool:
+        if (module.current_epoch, index) == (1, 1):
+            os.kill(os.getpid(), number)
+        return False
+
+    before = [signal.getsignal(other) for other in SIGNALS]
+    with monkeypatch.context() as patch:
+        spoil(patch, when)
+        with LeaveOnSignal(tmp_path).installed(), pytest.raises(SystemExit) as caught:
+            small_fit(name="stopped")
+    assert caught.value.code == 128 + number
+    said = capsys.readouterr().err
+    assert f"{signal.Signals(number).name}: leaving. The same command continues" in said
+    assert str(tmp_path) in said
+    assert [signal.getsignal(other) for other in SIGNALS] == before
+    assert_equal(weights(small_fit(name="stopped")), weights(small_fit(name="whole")))
+
+
+def test_training_ends_with_its_time(small_fit: Fit) -> None:
+    folder = small_fit("trainer.max_epochs=50", "trainer.max_time='0:00:00'")
+    assert len(column(folder, "epoch")) == 1
+    folder = small_fit("trainer.max_epochs=3", "trainer.max_time='0:10:00'")
+    assert column(folder, "epoch") == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [(None, None), ("1:00:30", 3630), ("01:00:00:00", 86400), ("00:90", UserError), (5, UserError)]
+)
+def test_times_are_read(text: Any, seconds: Any) -> None:
+    if seconds is UserError:
+        with pytest.raises(UserError, match=r"trainer\.max_time"):
+            budget_seconds(text)
+    else:
+        assert budget_seconds(text) == seconds
+
+
+def test_more_time_continues_a_run_that_ended_with_its_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.set_status(state="finished", max_epochs=10, max_seconds=60.0)
+    assert folder.is_finished(10, 60.0)
+    assert folder.is_finished(5, 30.0)
+    assert not folder.is_finished(10, 90.0)
+    assert not folder.is_finished(10, None)
+    assert not folder.is_finished(11, 60.0)
