@@ -174,5 +174,6 @@ class ConvertConfig:
     archive: str = MISSING  # flare, amos, endovis or cell
     source: str = MISSING  # folder of the unpacked archive, or of several
     crop: bool = False  # EndoVis: the camera's 1280x1024 picture instead of the whole frame
+    videos: str = "separate"  # EndoVis: the same video in training and test: separate (refused), official or new
     workers: int | None = None  # threads; null: all CPUs of the allocation
     paths: PathsConfig = field(default_factory=PathsConfig)
