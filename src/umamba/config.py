@@ -123,7 +123,7 @@ class PrepareConfig(TrainConfig):
 class PredictionConfig:
     """Everything `predict.py` takes."""
 
-    checkpoint: str = MISSING  # checkpoint of a run
+    checkpoint: str = MISSING  # checkpoint of a run, or of nnU-Net or U-Mamba, or a results folder of these two
     input: str = MISSING  # folder of images
     output: str = MISSING  # folder of the segmentations
     tile_step_size: float = 0.5  # step of the sliding window as a fraction of the patch
@@ -152,3 +152,12 @@ class ConvertConfig:
     crop: bool = False  # EndoVis: the camera's 1280x1024 picture instead of the whole frame
     workers: int | None = None  # threads; null: all CPUs of the allocation
     paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class ExportConfig:
+    """Everything `export.py` takes."""
+
+    checkpoint: str = MISSING  # checkpoint of a run of unet or resenc_unet
+    output: str = MISSING  # folder of nnU-Net's results
+    fold: Any = 0  # fold under which nnU-Net finds it: a number, or all

@@ -22,7 +22,7 @@ from umamba.evaluation import overlay_figure, score_folder, score_table, worst_m
 from umamba.inference import Predictor, choose_precision
 from umamba.io import UserError, atomic_path, provenance, read_image, read_label, write_json
 from umamba.io.resources import available_cpus
-from umamba.patches import PatchDataModule
+from umamba.patches import PatchDataModule, mirrored_axes
 from umamba.pipeline import Prepared
 from umamba.planning import fold_cases
 from umamba.training.checkpoints import AtomicCheckpointIO, SaveCheckpoints
@@ -48,6 +48,7 @@ def checkpoint_record(config: TrainConfig, prepared: Prepared) -> dict[str, Any]
         "channel_names": list(dataset.channel_names),
         "file_ending": dataset.file_ending,
         "recipe": config.recipe,
+        "mirror_axes": mirrored_axes(config.augmentation, prepared.configuration.dim),
         "provenance": provenance(),
         "fingerprint_hash": prepared.digest,
     }
