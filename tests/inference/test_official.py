@@ -226,4 +226,4 @@ def test_folders_are_searched(residual: Path) -> None:
     with pytest.raises(UserError, match="fold_0, fold_1"):
         find_checkpoint(residual)
     with pytest.raises(UserError, match="no checkpoint in this folder"):
-        find_checkpoint(residual.parent / "inference")
+        find_checkpoint(residual.parent)

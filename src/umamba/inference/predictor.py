@@ -97,8 +97,8 @@ class Predictor:
             precision: see the class.
 
         Raises:
-            UserError: the file is no checkpoint of this project or of these two, or its weights do not fit the network it names; the
-                device cannot be used.
+            UserError: the file is no checkpoint of this project or of these two, or its weights do not fit the network
+                it names; the device cannot be used.
         """
         path = find_checkpoint(path)
         content = load_checkpoint(path)
