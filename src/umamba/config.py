@@ -120,6 +120,14 @@ class PrepareConfig(TrainConfig):
 
 
 @dataclass
+class DescribeConfig(TrainConfig):
+    """Everything `describe.py` takes."""
+
+    checkpoint: str | None = None  # describe the network of this checkpoint instead
+    num_classes: int | None = None  # outputs of the network, where a plan is given without its dataset
+
+
+@dataclass
 class PredictionConfig:
     """Everything `predict.py` takes."""
 

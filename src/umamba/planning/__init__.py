@@ -5,7 +5,7 @@ from umamba.planning.describe import plan_table
 from umamba.planning.fingerprint import Fingerprint, compute_fingerprint
 from umamba.planning.folds import fold_cases, split_folds
 from umamba.planning.nnunet_files import foreign_settings, parse_nnunet_plans, read_nnunet_plans, to_nnunet_plans
-from umamba.planning.paper import paper_setting
+from umamba.planning.paper import assumed_fingerprint, paper_setting
 from umamba.planning.plan import Configuration, Intensity, Plan
 from umamba.planning.planner import plan_dataset
 
@@ -14,6 +14,7 @@ __all__ = [
     "Fingerprint",
     "Intensity",
     "Plan",
+    "assumed_fingerprint",
     "compute_fingerprint",
     "fold_cases",
     "foreign_settings",
