@@ -103,7 +103,7 @@ def run(command: list[str], environment: dict[str, str]) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "plan", "patch", "tta"),
-    [("unet", "2d", "[32,32]", False), ("unet", "3d_fullres", "[8,32,32]", True),
+    [("unet", "2d", "[32,32]", True), ("unet", "3d_fullres", "[8,32,32]", False),
      ("resenc_unet", "3d_fullres", "[8,32,32]", False)],
 )  # fmt: skip
 def test_nnunet_predicts_what_a_run_predicted(
@@ -112,7 +112,13 @@ def test_nnunet_predicts_what_a_run_predicted(
     folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
     ours = {**os.environ, **folders, "nnUNet_results": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(project_dir / "train.py"), "dataset=phantom", "dataset.phantom.num_training=6"]
-    command += ["dataset.phantom.num_test=2", f"plan={plan}", f"plan.patch_size={patch}", "plan.batch_size=4"]
+    command += [
+        "dataset.phantom.num_test=2",
+        "+dataset.phantom.voxel_mm=6.0",
+        f"plan={plan}",
+        f"plan.patch_size={patch}",
+        "plan.batch_size=4",
+    ]
     command += ["plan.features_per_stage=[8,16,32,32]", f"architecture={architecture}", "trainer.max_epochs=2"]
     command += ["trainer.limit_train_batches=20", "trainer.limit_val_batches=1", "trainer.precision=32-true"]
     run([*command, "logger=csv", "logger.panels_every=0", "name=exported", f"predict.tta={str(tta).lower()}"], ours)
