@@ -127,10 +127,18 @@ class PrepareConfig(TrainConfig):
 
 
 @dataclass
+class DescribeConfig(TrainConfig):
+    """Everything `describe.py` takes."""
+
+    checkpoint: str | None = None  # describe the network of this checkpoint instead
+    num_classes: int | None = None  # outputs of the network, where a plan is given without its dataset
+
+
+@dataclass
 class PredictionConfig:
     """Everything `predict.py` takes."""
 
-    checkpoint: str = MISSING  # checkpoint of a run
+    checkpoint: str = MISSING  # checkpoint of a run, or of nnU-Net or U-Mamba, or a results folder of these two
     input: str = MISSING  # folder of images
     output: str = MISSING  # folder of the segmentations
     tile_step_size: float = 0.5  # step of the sliding window as a fraction of the patch
@@ -177,3 +185,12 @@ class ConvertConfig:
     videos: str = "separate"  # EndoVis: the same video in training and test: separate (refused), official or new
     workers: int | None = None  # threads; null: all CPUs of the allocation
     paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class ExportConfig:
+    """Everything `export.py` takes."""
+
+    checkpoint: str = MISSING  # checkpoint of a run of unet or resenc_unet
+    output: str = MISSING  # folder of nnU-Net's results
+    fold: Any = 0  # fold under which nnU-Net finds it: a number, or all

@@ -17,6 +17,7 @@ from umamba.evaluation import Rules, overlay_figure, score_folder, score_table, 
 from umamba.fitting import fit, is_first_process, splits_file
 from umamba.inference import Predictor
 from umamba.io import UserError, atomic_path, provenance, read_image, read_label, write_json
+from umamba.patches import mirrored_axes
 from umamba.pipeline import Prepared
 from umamba.planning import fold_cases
 from umamba.training.loggers import log_pictures
@@ -39,6 +40,7 @@ def checkpoint_record(config: TrainConfig, prepared: Prepared) -> dict[str, Any]
         "file_ending": dataset.file_ending,
         "recipe": config.recipe,
         "pretrained": config.pretrained,
+        "mirror_axes": mirrored_axes(config.augmentation, prepared.configuration.dim),
         "provenance": provenance(),
         "fingerprint_hash": prepared.digest,
     }
