@@ -21,7 +21,7 @@ from rich.table import Table
 from umamba.evaluation.instances import score_cells
 from umamba.evaluation.objects import match_parts
 from umamba.evaluation.overlap import Box, common_box, dice, label_boxes
-from umamba.evaluation.protocols import ENDOSCOPY_TOLERANCE_PX, endoscopy_classes, score_abdomen
+from umamba.evaluation.protocols import ABDOMEN_ORGANS, ENDOSCOPY_TOLERANCE_PX, endoscopy_classes, score_abdomen
 from umamba.evaluation.surface import surface_dice, surface_distances
 from umamba.io import Geometry, Image, UserError, atomic_path, geometry_difference, read_label
 from umamba.io.resources import available_cpus
@@ -40,7 +40,7 @@ class Rules:
     """By which rules a segmentation is scored.
 
     Attributes:
-        labels: the labels of prediction and reference; abdomen and cell have their own.
+        labels: the labels of prediction and reference; those of abdomen are the 13 organs under any names.
         protocol: generic (nnU-Net's rules), abdomen, endoscopy or cell (the paper's).
         tolerance_mm: of the generic NSD, one for all labels or one for each name.
         details: generic: also HD95, volumes and detected parts.
@@ -60,6 +60,12 @@ class Rules:
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise UserError(f"protocol={self.protocol} is unknown. Choose one of {', '.join(PROTOCOLS)}.")
+        organs = tuple((value,) for value in range(1, len(ABDOMEN_ORGANS) + 1))
+        if self.protocol == "abdomen" and self.labels.values != organs:
+            raise UserError(
+                f"protocol=abdomen: is for the labels {', '.join(name for name, _ in ABDOMEN_ORGANS)} (1 to 13 in this "
+                f"order), the dataset has {', '.join(self.labels.names)}. Use protocol=generic."
+            )
 
 
 def score_case(
@@ -130,7 +136,8 @@ def score_arrays(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[fl
     """Score a label map (Z, Y, X) of integers by the protocol's rules: {label: {metric: value}}; see `Rules`."""
     match rules.protocol:
         case "abdomen":
-            return score_abdomen(prediction, truth, spacing, rules.strict_official)
+            organs = score_abdomen(prediction, truth, spacing, rules.strict_official)
+            return dict(zip(rules.labels.names, organs.values(), strict=True))
         case "endoscopy":
             pixels = Rules(rules.labels, tolerance_mm=ENDOSCOPY_TOLERANCE_PX)
             scores = score_case(prediction, truth, (1, 1, 1), pixels)
