@@ -16,17 +16,14 @@ The files have been read once before, so that neither side waits for the disk.
 import argparse
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from measuring import Measured, machine, measure
 from scipy import ndimage
 
 from umamba.datasets.phantom import phantom_case
@@ -55,68 +52,6 @@ if __name__ == "__main__":
     prepare_store(dataset, "benchmark", plan, "3d_fullres", Path(out), int(processes))
     print("seconds", time.perf_counter() - start)
 """
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Wall time of a command, CPU time and peak memory of its process tree, and what it printed."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_gb: float
-    output: str
-
-
-def children(pid: int) -> list[int]:
-    """Return a process and all that descend from it."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += [each for child in task.read_text().split() for each in children(int(child))]
-        except OSError:
-            continue
-    return found
-
-
-def usage(pid: int) -> tuple[float, float]:
-    """Return the CPU time (seconds) and resident memory (GB) of a process so far; zeros once it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0, 0.0
-    ticks, pages = int(fields[11]) + int(fields[12]), int(fields[21])
-    return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 2**30
-
-
-def proportional_gb(pid: int) -> float:
-    """Return the memory of a process, what it shares counted in parts; slow to find out."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 2**20
-
-
-def measure(command: list[str], environment: dict[str, str]) -> Measured:
-    """Run a command to its end; SystemExit with its output if it fails."""
-    with tempfile.TemporaryFile("w+") as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        peak, most, cpu = 0.0, 0.0, dict[int, float]()
-        while process.poll() is None:
-            tree = children(process.pid)
-            used = {pid: usage(pid) for pid in tree}
-            cpu |= {pid: spent for pid, (spent, _) in used.items() if spent}
-            resident = sum(memory for _, memory in used.values())
-            if resident > 0.8 * most:  # looked at closely only near its peak, so that measuring disturbs little
-                most, peak = max(most, resident), max(peak, sum(proportional_gb(pid) for pid in tree))
-            time.sleep(0.05)
-        seconds = time.perf_counter() - start
-        output.seek(0)
-        text = output.read()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{text}")
-    return Measured(seconds, sum(cpu.values()), peak, text)
 
 
 def seconds_said(measured: Measured) -> float:
@@ -176,16 +111,6 @@ def compare(raw: Path, scratch: Path, nnunet_bin: Path, processes: int, python: 
         ("peak memory", theirs.peak_gb, ours.peak_gb, "GB"),
     ):
         print(f"  {title:24} {first:12.2f} {second:9.2f} {unit:2} {first / second:6.1f}")
-
-
-def machine() -> str:
-    """Return the processor, its CPUs and the versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return (
-        f"{model[0] if model else platform.processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
-        f"numpy {np.__version__}"
-    )
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from umamba.config import TrainConfig
 from umamba.datasets import RawCase
-from umamba.evaluation import Rules, overlay_figure, score_folder, score_table, worst_median_best
+from umamba.evaluation import Rules, score_folder, score_table, worst_median_best
+from umamba.evaluation.overlay import overlay_figure
 from umamba.fitting import fit, is_first_process, splits_file
 from umamba.inference import Predictor
 from umamba.io import UserError, atomic_path, provenance, read_image, read_label, write_json

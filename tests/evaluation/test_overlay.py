@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from umamba.evaluation import overlay_figure
-from umamba.evaluation.overlay import _largest_slice, _take
+from umamba.evaluation.overlay import _largest_slice, _take, overlay_figure
 from umamba.labels import LabelSet
 
 LABELS = LabelSet(("first", "second"), ((1,), (2,)))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from umamba.evaluation import dice, surface_dice
-from umamba.evaluation.surface import surfel_areas
+from umamba.evaluation.surface import surface_distances, surfel_areas
 
 TOLERANCES = (5, 3, 3, 5, 2, 2, 2, 2, 2, 3, 5, 7, 3)
 CUT_TO_TRUTH = (5, 6, 10)  # labels that the abdomen script scores in the slices of the truth only
@@ -104,3 +105,21 @@ def test_tolerance_in_brute_force() -> None:
     near = weights[0][distances.min(1) <= tolerance].sum() + weights[1][distances.min(0) <= tolerance].sum()
     expected = near / (weights[0].sum() + weights[1].sum())
     assert surface_dice(prediction, truth, spacing, tolerance) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_deepminds_implementation_agrees(block: int) -> None:
+    theirs = pytest.importorskip("surface_distance")
+    for seed in range(50 * block, 50 * (block + 1)):
+        generator = np.random.default_rng(seed)
+        shape, spacing = generator.integers(4, 20, 3), generator.uniform(0.5, 3, 3)
+        smooth = generator.uniform(0.3, 1.5)
+        prediction, truth = (ndimage.gaussian_filter(generator.random(shape), smooth) > 0.5 for _ in range(2))
+        tolerance = generator.uniform(0.3, 4)
+        distances = theirs.compute_surface_distances(truth, prediction, spacing)
+        expected = theirs.compute_surface_dice_at_tolerance(distances, tolerance)
+        assert surface_dice(prediction, truth, spacing, tolerance) == pytest.approx(expected, abs=1e-6)
+        assert dice(prediction, truth) == pytest.approx(theirs.compute_dice_coefficient(truth, prediction), abs=1e-6)
+        ours = surface_distances(prediction, truth, spacing)
+        assert ours is not None
+        assert ours.hausdorff(0.95) == pytest.approx(theirs.compute_robust_hausdorff(distances, 95), abs=1e-6)

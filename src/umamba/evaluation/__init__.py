@@ -1,7 +1,6 @@
-"""Overlap and surface scores of segmentations, their tables, and overlays."""
+"""Overlap and surface scores of segmentations, and their tables."""
 
 from umamba.evaluation.overlap import dice
-from umamba.evaluation.overlay import overlay_figure
 from umamba.evaluation.score import (
     Rules,
     score_arrays,
@@ -17,7 +16,6 @@ from umamba.evaluation.surface import surface_dice
 __all__ = [
     "Rules",
     "dice",
-    "overlay_figure",
     "score_arrays",
     "score_case",
     "score_files",

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
@@ -233,7 +234,7 @@ def score_pairs(
         for case, files in track(pairs.items(), "Scoring", transient=True):
             keep(case, partial(score, *files))
     else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(processes, mp_context=_context()) as pool:
             futures = {pool.submit(score, *files): case for case, files in pairs.items()}
             for future in track(as_completed(futures), "Scoring", len(futures), transient=True):
                 keep(futures[future], future.result)
@@ -241,6 +242,15 @@ def score_pairs(
         {"case": case, "label": name, **metrics} for case in pairs for name, metrics in scores.get(case, {}).items()
     ]
     return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=["case", "label"]), sorted(problems)
+
+
+def _context() -> BaseContext:
+    """Return how workers are started: where it can be, from one process that has imported what they share."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    return context
 
 
 def score_folder(

@@ -7,7 +7,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from umamba.evaluation import overlay_figure
+from umamba.evaluation.overlay import overlay_figure
 from umamba.inference import decide_labels
 from umamba.labels import LabelSet
 from umamba.training.loggers import log_pictures
