@@ -1,14 +1,12 @@
 """Folders of segmentations against a folder of references: tables, tests between methods, and pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas
 from rich.console import Console
 from rich.table import Table
 
-from umamba.evaluation.overlay import overlay_figure
-from umamba.evaluation.plots import bland_altman, box_plots
 from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.score import TITLES, Rules, metrics_of, score_pairs, score_table, worst_median_best
 from umamba.evaluation.statistics import MEAN, compare_methods, summarize
@@ -74,9 +72,8 @@ def evaluate(
         console.print(score_table(table, f"{method}: {table['case'].nunique()} cases"))
         if images is not None and rules.protocol != "cell":
             draw_overlays(table, pairs, images, rules.labels, target / "overlays")
-    first = next(iter(scores.values()))
-    metrics = metrics_of(first)
-    box_plots(scores, {metric: TITLES[metric] for metric in metrics}, output / "boxplots.png")
+    metrics = metrics_of(next(iter(scores.values())))
+    _draw_scores(scores, metrics, output)
     if len(scores) > 1:
         comparison = compare_methods(scores, metrics)
         _write_csv(comparison, output / "comparison.csv")
@@ -138,6 +135,8 @@ def draw_overlays(
     scores: pandas.DataFrame, pairs: Mapping[str, tuple[Path, Path]], images: Path, labels: LabelSet, folder: Path
 ) -> None:
     """Draw the worst, median and best case: image, truth and prediction."""
+    from umamba.evaluation.overlay import overlay_figure
+
     found = _files(images, "images")
     for rank, case in worst_median_best(scores).items():
         path = found.get(case, found.get(f"{case}{_FIRST_CHANNEL}"))
@@ -189,11 +188,18 @@ def official_tables(
     }
 
 
+def _draw_scores(scores: Mapping[str, pandas.DataFrame], metrics: Sequence[str], output: Path) -> None:
+    from umamba.evaluation.plots import bland_altman, box_plots  # not while voxels need the memory
+
+    box_plots(scores, {metric: TITLES[metric] for metric in metrics}, output / "boxplots.png")
+    for method, table in scores.items():
+        if "volume_ml" in table.columns:
+            bland_altman(table, (output / method if len(scores) > 1 else output) / "volumes.png")
+
+
 def _write_tables(scores: pandas.DataFrame, pairs: Mapping[str, tuple[Path, Path]], rules: Rules, folder: Path) -> None:
     _write_csv(scores, folder / "scores.csv")
     _write_csv(summarize(scores, metrics_of(scores)), folder / "summary.csv")
-    if "volume_ml" in scores.columns:
-        bland_altman(scores, folder / "volumes.png")
     if rules.strict_official:
         for name, table in official_tables(scores, pairs, rules).items():
             _write_csv(table, folder / name)

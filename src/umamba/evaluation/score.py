@@ -31,6 +31,7 @@ from umamba.labels import LabelSet
 PROTOCOLS = ("generic", "abdomen", "endoscopy", "cell")
 TITLES = {"dsc": "DSC", "nsd": "NSD", "f1": "F1", "precision": "precision", "recall": "recall", "hd95_mm": "HD95 (mm)"}
 CELLS = "cells"  # the label of the scores of instances
+_WORTH_A_PROCESS = 8  # cases for which a process is started: scoring fewer takes less time than its imports
 _DETECTED = 0.1  # overlap (IoU) from which a connected part counts as detected
 
 Scores = dict[str, dict[str, float]]  # by label, by metric
@@ -213,7 +214,7 @@ def score_pairs(
     Args:
         pairs: the files of each case.
         rules: see `Rules`.
-        workers: processes; None: the CPUs of the allocation. One works in this process.
+        workers: processes; None: the CPUs of the allocation, or fewer for few cases. One works in this process.
 
     Returns:
         Columns case, label and the metrics, rows in the order of `pairs` and of the labels; and what is wrong with the
@@ -222,7 +223,7 @@ def score_pairs(
     scores: dict[str, Scores] = {}
     problems: list[str] = []
     score = partial(score_files, rules=rules)
-    processes = min(workers or available_cpus(), len(pairs))
+    processes = workers or min(available_cpus(), len(pairs) // _WORTH_A_PROCESS)
 
     def keep(case: str, get: Callable[[], Scores]) -> None:
         try:
@@ -234,7 +235,7 @@ def score_pairs(
         for case, files in track(pairs.items(), "Scoring", transient=True):
             keep(case, partial(score, *files))
     else:
-        with ProcessPoolExecutor(processes, mp_context=_context()) as pool:
+        with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=_context()) as pool:
             futures = {pool.submit(score, *files): case for case, files in pairs.items()}
             for future in track(as_completed(futures), "Scoring", len(futures), transient=True):
                 keep(futures[future], future.result)
