@@ -24,6 +24,7 @@ class DatasetConfig:
     source: str = ""  # where the data are published, for the message when they are absent
     licence: str = ""  # licence of the data
     tolerance_mm: float = 2.0  # tolerance of the NSD, mm (pixels for natural 2D images)
+    protocol: str = "generic"  # rules of the scores: generic, abdomen, endoscopy or cell
     phantom: dict[str, Any] = field(default_factory=dict)  # arguments of the phantom's writer, and its scene
 
 
@@ -126,10 +127,18 @@ class PrepareConfig(TrainConfig):
 
 
 @dataclass
+class DescribeConfig(TrainConfig):
+    """Everything `describe.py` takes."""
+
+    checkpoint: str | None = None  # describe the network of this checkpoint instead
+    num_classes: int | None = None  # outputs of the network, where a plan is given without its dataset
+
+
+@dataclass
 class PredictionConfig:
     """Everything `predict.py` takes."""
 
-    checkpoint: str = MISSING  # checkpoint of a run
+    checkpoint: str = MISSING  # checkpoint of a run, or of nnU-Net or U-Mamba, or a results folder of these two
     input: str = MISSING  # folder of images
     output: str = MISSING  # folder of the segmentations
     tile_step_size: float = 0.5  # step of the sliding window as a fraction of the patch
@@ -137,6 +146,23 @@ class PredictionConfig:
     device: str = "auto"  # auto, cpu, cuda, ...
     overwrite: bool = False  # segment again what is already there
     workers: int = 2  # processes beside the network
+
+
+@dataclass
+class EvaluationConfig:
+    """Everything `evaluate.py` takes."""
+
+    predictions: Any = MISSING  # folder of segmentations, or {name: folder} of several methods
+    truth: str = MISSING  # folder of the references
+    output: str = MISSING  # folder of the tables and pictures
+    protocol: str = "generic"  # generic, abdomen, endoscopy or cell
+    strict_official: bool = False  # the official scripts' rules to the letter
+    dataset_json: str | None = None  # names of the labels; null: dataset.json beside the folder of references
+    tolerance_mm: float = 2.0  # tolerance of the generic NSD
+    iou_threshold: float = 0.5  # cell: overlap from which cells are a pair
+    count_edge_cells: bool = False  # cell: count cells at the image's edge
+    images: str | None = None  # folder of the images, for overlays
+    workers: int | None = None  # processes; null: all CPUs of the allocation
 
 
 @dataclass
@@ -159,3 +185,12 @@ class ConvertConfig:
     videos: str = "separate"  # EndoVis: the same video in training and test: separate (refused), official or new
     workers: int | None = None  # threads; null: all CPUs of the allocation
     paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class ExportConfig:
+    """Everything `export.py` takes."""
+
+    checkpoint: str = MISSING  # checkpoint of a run of unet or resenc_unet
+    output: str = MISSING  # folder of nnU-Net's results
+    fold: Any = 0  # fold under which nnU-Net finds it: a number, or all

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
+from umamba.evaluation.statistics import holm
 from umamba.io import Geometry
 from umamba.reporting import gather, numbers, write_report
-from umamba.reporting.compare import best_two, holm, spread_sentences
+from umamba.reporting.compare import best_two, spread_sentences
 from umamba.reporting.gallery import _flips
 from umamba.reporting.results import label_name
 from umamba.sweeps import PlannedRun

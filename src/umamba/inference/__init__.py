@@ -2,6 +2,7 @@
 
 from umamba.inference.checkpoint import load_checkpoint
 from umamba.inference.export import decide_labels, logits_to_segmentation
+from umamba.inference.official import find_checkpoint
 from umamba.inference.precision import choose_precision
 from umamba.inference.predictor import Predictor
 from umamba.inference.tiling import predict_logits
@@ -10,6 +11,7 @@ __all__ = [
     "Predictor",
     "choose_precision",
     "decide_labels",
+    "find_checkpoint",
     "load_checkpoint",
     "logits_to_segmentation",
     "predict_logits",

@@ -1,4 +1,4 @@
-"""Reads checkpoints without running anything that is in them: tensors and plain types only."""
+"""Reads checkpoints, ours and official ones, without running anything in them: tensors and plain types only."""
 
 import pickle
 import warnings
@@ -7,25 +7,31 @@ from typing import Any
 
 import torch
 
+from umamba.inference.official import SAFE_GLOBALS, from_official
 from umamba.io import UserError
 
 FORMAT = 1
 _KEYS = ("plan", "configuration", "architecture", "labels", "channel_names", "file_ending", "recipe")
-_ACCEPTED = "Give a .ckpt file that train.py wrote (checkpoints/last.ckpt or best.ckpt of a run)."
+_ACCEPTED = (
+    "Give a .ckpt file that train.py wrote (checkpoints/last.ckpt or best.ckpt of a run), or the checkpoint_final.pth "
+    "of nnU-Net or U-Mamba."
+)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of a run's checkpoint, tensors on the CPU; see the key "umamba" for plan, labels and settings.
 
+    A checkpoint of nnU-Net or U-Mamba is returned in the same form (see `from_official`).
+
     Raises:
         UserError: the file is missing, damaged, holds anything but tensors and plain types, or is no checkpoint of
-            this project or of this version of it. Nothing in the file is executed.
+            this project, of this version of it, or of nnU-Net or U-Mamba. Nothing in the file is executed.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file. {_ACCEPTED}")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # such files are refused below or load well
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -39,6 +45,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read as a checkpoint, it is damaged or no checkpoint ({reason}). {_ACCEPTED}"
         ) from None
+    if isinstance(content, dict) and "network_weights" in content:
+        return from_official(path, content)
     if not isinstance(content, dict) or not isinstance(content.get("umamba"), dict) or "state_dict" not in content:
         raise UserError(f"{path}: holds weights, but not the plan and labels to use them with. {_ACCEPTED}")
     record = content["umamba"]

@@ -19,6 +19,7 @@ from umamba.datasets import RawCase
 from umamba.inference.cases import list_cases
 from umamba.inference.checkpoint import load_checkpoint
 from umamba.inference.export import logits_to_segmentation
+from umamba.inference.official import find_checkpoint
 from umamba.inference.precision import choose_precision
 from umamba.inference.tiling import predict_logits
 from umamba.io import (
@@ -90,10 +91,16 @@ class Predictor:
     def from_checkpoint(cls, path: Path, device: str = "auto", precision: str | None = None) -> "Predictor":
         """Build the network of a run's checkpoint, which is all that is needed.
 
+        Args:
+            path: checkpoint of a run, or of nnU-Net or U-Mamba, or a results folder of these two.
+            device: where the network runs.
+            precision: see the class.
+
         Raises:
-            UserError: the file is no checkpoint of this project, or its weights do not fit the network it names; the
-                device cannot be used.
+            UserError: the file is no checkpoint of this project or of these two, or its weights do not fit the network
+                it names; the device cannot be used.
         """
+        path = find_checkpoint(path)
         content = load_checkpoint(path)
         record: dict[str, Any] = content["umamba"]
         plan, labels = Plan.from_json(record["plan"]), LabelSet.from_json(record["labels"])
@@ -114,8 +121,8 @@ class Predictor:
             network.load_state_dict(weights, strict=True)
         except RuntimeError as error:
             raise UserError(
-                f"{path}: the weights do not fit the network {record['architecture'].get('name')} it names. Use the "
-                f"version of this project that wrote it. {error}"
+                f"{path}: the weights do not fit the network {record['architecture'].get('name')} of its plan. Another "
+                f"version of this project wrote it, or a trainer that changes the network. {error}"
             ) from None
         return cls(
             network,

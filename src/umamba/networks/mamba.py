@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umamba.networks.scan import resolve_backend, selective_scan
+from umamba.networks.scan import resolve_backend, selective_scan, without_autocast
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4  # step sizes at the start
 
@@ -127,7 +127,7 @@ class MambaLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, *S) to (B, C, *S), in float32 (or float64)."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             x = x if x.dtype == torch.float64 else x.float()
             flat = x.flatten(2)
             tokens = flat if self.channel_token else flat.transpose(1, 2)

@@ -26,3 +26,42 @@ def official_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not unused:
             kept[name] = tensor
     return kept
+
+
+# Parts of names that only one of the networks has; the first that is found decides.
+_TELLING = (
+    ("encoder.mamba_layers.", "umamba_enc"),
+    ("mamba_layer.", "umamba_bot"),
+    ("swinViT.", "swinunetr"),
+    ("vit.", "unetr"),
+    ("convInit.", "segresnet"),
+    ("encoder.stages.0.blocks.", "resenc_unet"),
+    ("encoder.stages.0.0.convs.", "unet"),
+)
+
+
+def official_architecture(state: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the architecture whose weights these are, from their names alone; None if it is none of ours.
+
+    Args:
+        state: what `official_state_dict` returned.
+    """
+    return next((name for start, name in _TELLING if any(key.startswith(start) for key in state)), None)
+
+
+def to_official_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of `unet` or `resenc_unet` with nnU-Net's second names added, in no particular order.
+
+    The reverse of `official_state_dict`: each conv and norm of a block again as `all_modules.0` and `.1`, and the
+    encoder again inside the decoder.
+    """
+    named = dict(state)
+    for key, tensor in state.items():
+        block, _, rest = key.rpartition(".conv.")
+        index = 0
+        if not block:
+            block, _, rest = key.rpartition(".norm.")
+            index = 1
+        if block:
+            named[f"{block}.all_modules.{index}.{rest}"] = tensor
+    return named | {f"decoder.{key}": tensor for key, tensor in named.items() if key.startswith("encoder.")}

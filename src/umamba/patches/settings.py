@@ -116,6 +116,14 @@ def read_augmentation(group: Mapping[str, Any] | None, dim: int) -> Augmentation
     return Augmentation(**values)
 
 
+def mirrored_axes(group: Mapping[str, Any] | None, dim: int) -> tuple[int, ...]:
+    """Return the patch axes that the `augmentation` group mirrors, none if it does not; see `read_augmentation`."""
+    mirror = read_augmentation(group, dim).mirror
+    if not mirror.p:
+        return ()
+    return tuple(range(dim)) if mirror.axes is None else mirror.axes
+
+
 def _read_kind(path: str, given: Mapping[str, Any], default: Any, dim: int) -> Any:
     known = {entry.name: getattr(default, entry.name) for entry in fields(default)}
     checked: dict[str, Any] = {}

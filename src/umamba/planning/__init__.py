@@ -4,8 +4,8 @@ from umamba.planning.crop import nonzero_box
 from umamba.planning.describe import plan_table
 from umamba.planning.fingerprint import Fingerprint, compute_fingerprint
 from umamba.planning.folds import fold_cases, split_folds
-from umamba.planning.nnunet_files import read_nnunet_plans, to_nnunet_plans
-from umamba.planning.paper import paper_setting
+from umamba.planning.nnunet_files import foreign_settings, parse_nnunet_plans, read_nnunet_plans, to_nnunet_plans
+from umamba.planning.paper import assumed_fingerprint, paper_setting
 from umamba.planning.plan import Configuration, Intensity, Plan
 from umamba.planning.planner import plan_dataset
 
@@ -14,10 +14,13 @@ __all__ = [
     "Fingerprint",
     "Intensity",
     "Plan",
+    "assumed_fingerprint",
     "compute_fingerprint",
     "fold_cases",
+    "foreign_settings",
     "nonzero_box",
     "paper_setting",
+    "parse_nnunet_plans",
     "plan_dataset",
     "plan_table",
     "read_nnunet_plans",

@@ -30,8 +30,32 @@ def read_nnunet_plans(path: Path) -> Plan:
     """
     if not path.is_file():
         raise UserError(f"plan.from_file={path}: there is no such file.")
-    plan = parse_record(str(path), read_json(path), _read_plan)
-    return replace(plan, decisions=(f"all values: read from {path}",))
+    return parse_nnunet_plans(read_json(path), str(path))
+
+
+def parse_nnunet_plans(obj: Any, origin: str) -> Plan:
+    """Read the content of an nnU-Net plans JSON; see `read_nnunet_plans`.
+
+    Args:
+        obj: the content.
+        origin: where it is from, for messages.
+    """
+    plan = parse_record(origin, obj, _read_plan)
+    return replace(plan, decisions=(f"all values: read from {origin}",))
+
+
+def foreign_settings(obj: Mapping[str, Any], configuration: str) -> list[str]:
+    """Return the settings of a plans JSON's configuration that this project has no counterpart of, as "key: value".
+
+    They are other ways to preprocess or to resample, and layers that nnU-Net's planners do not choose (another norm,
+    dropout, another nonlinearity).
+    """
+    entry = _inherited(configuration, obj["configurations"])
+    known = _write_configuration(_read_configuration(configuration, entry), str(obj.get("plans_name")))
+    asked = {key: value for key, value in entry.items() if key == "preprocessor_name" or key.startswith("resampling_")}
+    asked |= entry.get("architecture", {}).get("arch_kwargs", {})
+    known |= known["architecture"]["arch_kwargs"]
+    return [f"{key}: {value}" for key, value in asked.items() if key not in known or value != known[key]]
 
 
 def to_nnunet_plans(plan: Plan, file_ending: str = ".nii.gz") -> dict[str, Any]:

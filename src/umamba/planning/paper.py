@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from umamba.io import UserError
+from umamba.planning.fingerprint import Fingerprint
+from umamba.planning.plan import Intensity, axis3
 
 _NUMBER = re.compile(r"^Dataset\d{3}_")
 _FLAT, _ALL = (1, 2, 2), (2, 2, 2)
@@ -25,6 +27,10 @@ class Setting:
         patch_size: voxels, plan axis order.
         batch_size: patches per batch.
         strides: one entry a stage.
+        num_training: training images (Table 1).
+        num_labels: targets (Table 1), foreground labels.
+        num_channels: of an image.
+        assumed_spacing: mm; not published, a typical one of such images. It decides which kernels are flat.
     """
 
     title: str
@@ -33,6 +39,10 @@ class Setting:
     patch_size: tuple[int, ...]
     batch_size: int
     strides: tuple[tuple[int, ...], ...]
+    num_training: int
+    num_labels: int
+    num_channels: int
+    assumed_spacing: tuple[float, float, float]
 
     def pinned(self) -> dict[str, Any]:
         """Return the values as `plan_dataset` takes them."""
@@ -43,12 +53,14 @@ def _square(stages: int) -> tuple[tuple[int, ...], ...]:
     return ((1, 1), *((2, 2),) * (stages - 1))
 
 
+_VOLUME = ((1, 1, 1), _FLAT, _ALL, _ALL, _ALL, _FLAT)
+_CT, _MR, _PIXEL = (2.5, 0.8, 0.8), (3.0, 1.19, 1.19), (1.0, 1.0, 1.0)
 TABLE_2 = (
-    Setting("Abdomen CT", "AbdomenCT", "3d_fullres", (40, 224, 192), 2, ((1, 1, 1), _FLAT, _ALL, _ALL, _ALL, _FLAT)),
-    Setting("3D Abdomen MR", "AbdomenMR", "3d_fullres", (48, 160, 224), 2, ((1, 1, 1), _FLAT, _ALL, _ALL, _ALL, _FLAT)),
-    Setting("2D Abdomen MR", "AbdomenMR", "2d", (320, 320), 30, _square(7)),
-    Setting("Endoscopy", "Endovis17", "2d", (384, 640), 13, _square(7)),
-    Setting("Microscopy", "NeurIPSCell", "2d", (512, 512), 12, _square(8)),
+    Setting("Abdomen CT", "AbdomenCT", "3d_fullres", (40, 224, 192), 2, _VOLUME, 50, 13, 1, _CT),
+    Setting("3D Abdomen MR", "AbdomenMR", "3d_fullres", (48, 160, 224), 2, _VOLUME, 60, 13, 1, _MR),
+    Setting("2D Abdomen MR", "AbdomenMR", "2d", (320, 320), 30, _square(7), 60, 13, 1, _MR),
+    Setting("Endoscopy", "Endovis17", "2d", (384, 640), 13, _square(7), 1800, 7, 3, _PIXEL),
+    Setting("Microscopy", "NeurIPSCell", "2d", (512, 512), 12, _square(8), 1000, 2, 3, _PIXEL),
 )
 
 
@@ -70,4 +82,18 @@ def paper_setting(dataset_name: str, configuration: str | None) -> Setting:
     raise UserError(
         f"plan.paper: Table 2 of the paper has no row for {' '.join(filter(None, (name, configuration)))}. It has: "
         f"{rows} (the name of the dataset's folder, after its number). Choose one of them, or plan.paper=false."
+    )
+
+
+def assumed_fingerprint(setting: Setting) -> Fingerprint:
+    """Return what a row's dataset might look like where it is not at hand: the assumed spacing, twice the patch."""
+    flat = len(setting.patch_size) == 2
+    depth = 100 if flat else 2 * setting.patch_size[0]
+    shape = (1 if setting.assumed_spacing == _PIXEL else depth, *(2 * edge for edge in setting.patch_size[-2:]))
+    intensity = Intensity(mean=0.0, median=0.0, std=1.0, min=-1.0, max=1.0, percentile_00_5=-1.0, percentile_99_5=1.0)
+    return Fingerprint(
+        spacings=(setting.assumed_spacing,) * setting.num_training,
+        shapes_after_crop=(axis3(shape),) * setting.num_training,
+        intensity=(intensity,) * setting.num_channels,
+        median_relative_size_after_cropping=1.0,
     )

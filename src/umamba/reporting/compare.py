@@ -8,15 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas
-from scipy.stats import wilcoxon
 
+from umamba.evaluation.statistics import holm, paired_p_value
 from umamba.reporting.results import AVERAGE, METRICS, Published, Results
 
 REFERENCE = "unet"  # each method is tested against it
 ALPHA = 0.05
-_FEWEST_PAIRS = 6  # with fewer, no signed-rank test can fall below 0.05
 
 
 @dataclass(frozen=True)
@@ -120,19 +118,10 @@ def against_reference(samples: dict[str, pandas.Series]) -> dict[str, float]:
             continue
         paired = pandas.concat([sample.groupby(level="case").mean(), reference], axis=1, join="inner")
         differences = (paired.iloc[:, 0] - paired.iloc[:, 1]).to_numpy()
-        if len(differences) >= _FEWEST_PAIRS:
-            raw[method] = float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+        p_value = paired_p_value(differences)
+        if p_value is not None:
+            raw[method] = p_value
     return holm(raw)
-
-
-def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Return p values corrected after Holm: the smallest times their number, the next times one less, never falling."""
-    corrected: dict[str, float] = {}
-    largest = 0.0
-    for rank, (method, p_value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_value))
-        corrected[method] = largest
-    return corrected
 
 
 def best_two(row: Sequence[Number]) -> tuple[str | None, str | None]:

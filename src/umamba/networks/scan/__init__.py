@@ -6,6 +6,6 @@ For each channel d and state n:
     y[t] = sum over n of C[n, t] h[t] + D u[t],   out[t] = y[t] silu(z[t])
 """
 
-from umamba.networks.scan.select import BACKENDS, resolve_backend, selective_scan
+from umamba.networks.scan.select import BACKENDS, resolve_backend, selective_scan, without_autocast
 
-__all__ = ["BACKENDS", "resolve_backend", "selective_scan"]
+__all__ = ["BACKENDS", "resolve_backend", "selective_scan", "without_autocast"]

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 
 import torch
@@ -61,11 +62,16 @@ def selective_scan(
     def cast(tensor: Tensor | None) -> Tensor | None:
         return tensor if tensor is None or name in _CONVERTING else tensor.to(dtype)
 
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u.device.type):
         tensors = [cast(tensor) for tensor in (u, delta, A, B, C, D, z, delta_bias)]
         out, state = _backend(name)(*tensors, delta_softplus)
     out = out.to(u.dtype)
     return (out, state.detach()) if return_last_state else out
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """Return a context without autocast on a device type; tensors without data ("meta") know no autocast."""
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 @functools.cache
@@ -75,6 +81,8 @@ def resolve_backend(device: str, backend: str) -> str:
     Raises:
         UserError: a backend that was asked for by name is unknown or does not work here.
     """
+    if device == "meta":  # tensors without data: nothing is computed
+        return "meta"
     if backend != "auto":
         if backend not in BACKENDS:
             raise UserError(
@@ -85,7 +93,7 @@ def resolve_backend(device: str, backend: str) -> str:
             raise UserError(f"architecture.scan_backend={backend} does not work here: {refusal} Use auto.")
         return backend
     refusals: dict[str, str] = {}
-    for name in (name for name, home in _DEVICES.items() if home == device):
+    for name in candidates(device):
         refusal = why_not(name, device)
         if refusal is None:
             for passed, reason in refusals.items():
@@ -97,6 +105,11 @@ def resolve_backend(device: str, backend: str) -> str:
     reasons = " ".join(f"{name}: {refusal}" for name, refusal in refusals.items()) or "there is no faster one."
     log.warning("Selective scan on %s: the slow reference backend, many times slower. %s", device, reasons)
     return "reference"
+
+
+def candidates(device: str) -> tuple[str, ...]:
+    """Return the compiled backends of a device type, the fastest first."""
+    return tuple(name for name, home in _DEVICES.items() if home == device)
 
 
 @functools.cache

@@ -1,0 +1,152 @@
+"""Checkpoints that nnU-Net or U-Mamba wrote, as this project's own: weights, plan and labels under our names.
+
+Their results folder is RESULTS/plans.json, RESULTS/dataset.json, RESULTS/fold_0/checkpoint_final.pth. A checkpoint
+without these two files beside it is read with the copies that it holds itself.
+"""
+
+import pickle
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from umamba.io import UserError, read_json
+from umamba.labels import LabelSet
+from umamba.networks import official_architecture, official_state_dict
+from umamba.planning import foreign_settings, parse_nnunet_plans
+
+FILE_NAME = "checkpoint_final.pth"
+_NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u1": "B", "b1": "?"}
+
+
+class Kind:
+    """A number's type in a pickle of numpy, such as f8; what can be told of it without running numpy."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        if name not in _NUMBERS:
+            raise pickle.UnpicklingError(f"numpy's type {name} is no plain number")
+        self.code, self.order = _NUMBERS[name], "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">"):
+            self.order = str(state[1])
+
+
+def number(kind: Kind, data: bytes) -> int | float | bool:
+    """Return a number that numpy pickled as a plain one."""
+    (value,) = struct.unpack(kind.order + kind.code, data)
+    return value  # type: ignore[no-any-return]
+
+
+# What official checkpoints hold beside tensors and plain types: numbers of their curves. Read by the functions above.
+SAFE_GLOBALS: list[Any] = [
+    (number, "numpy.core.multiarray.scalar"),
+    (number, "numpy._core.multiarray.scalar"),
+    (Kind, "numpy.dtype"),
+]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a path means: the file itself, or the only one of a results or fold folder.
+
+    Raises:
+        UserError: the folder holds no checkpoint_final.pth, or those of several folds.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if (path / FILE_NAME).is_file():
+        return path / FILE_NAME
+    found = sorted(path.glob(f"fold_*/{FILE_NAME}"))
+    if not found:
+        raise UserError(
+            f"{path}: no checkpoint in this folder. Give a checkpoint file, or a results folder of nnU-Net or U-Mamba "
+            f"(plans.json, dataset.json, fold_0/{FILE_NAME})."
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"{path}: holds checkpoints of {', '.join(file.parent.name for file in found)}. Give one of them, such as "
+            f"{found[0]}."
+        )
+    return found[0]
+
+
+def from_official(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an official checkpoint's content in the form of this project's checkpoints.
+
+    The network is told from the names of the weights, which trainers of other names and recipes share. plans.json and
+    dataset.json are those of the results folder, else the ones that the checkpoint holds.
+
+    Args:
+        path: the file; its folder's parent is the results folder.
+        content: what it holds, safely loaded.
+
+    Raises:
+        UserError: a part is missing, the network is unknown, or the plan asks for what this project does not do.
+    """
+    arguments = content.get("init_args")
+    if not isinstance(arguments, Mapping) or not isinstance(content["network_weights"], Mapping):
+        raise UserError(f"{path}: holds weights, but not init_args, which name their plan and configuration.")
+    weights = official_state_dict(content["network_weights"])
+    architecture = official_architecture(weights)
+    trainer = str(content.get("trainer_name", "an unknown trainer"))
+    if architecture is None:
+        raise UserError(
+            f"{path}: its trainer {trainer} built a network that is not known here. Known are nnU-Net's plain and "
+            "residual-encoder U-Net, U-Mamba Bot and Enc, SegResNet, UNETR and SwinUNETR."
+        )
+    results = path.absolute().parent.parent
+    plans = _beside(results / "plans.json", arguments.get("plans"), path)
+    dataset = _beside(results / "dataset.json", arguments.get("dataset_json"), path)
+    name = str(arguments.get("configuration"))
+    plan = parse_nnunet_plans(plans, f"plan of {path}")
+    if name not in plan.configurations and name in plans["configurations"]:
+        raise UserError(
+            f"{path}: configuration {name} is the second network of a cascade, which wants the first one's "
+            "segmentations as input. Cascades cannot be predicted here; give a checkpoint of another configuration."
+        )
+    plan.configuration(name)
+    foreign = foreign_settings(plans, name)
+    if foreign:
+        raise UserError(
+            f"{path}: its plan asks for what this project does not do: {'; '.join(foreign)}. Predict it with nnU-Net."
+        )
+    record = {
+        "format": 1,
+        "plan": plan.to_json(),
+        "configuration": name,
+        "architecture": {"name": architecture},
+        **_dataset_entries(dataset, path),
+        "recipe": {},
+        "mirror_axes": list(content.get("inference_allowed_mirroring_axes") or ()),
+        "provenance": {"trainer": trainer, "epochs": content.get("current_epoch")},
+    }
+    return {"umamba": record, "state_dict": {f"network.{key}": value for key, value in weights.items()}}
+
+
+def _beside(file: Path, own: Any, checkpoint: Path) -> dict[str, Any]:
+    """Return the content of a file of the results folder, else the checkpoint's copy of it."""
+    found = read_json(file) if file.is_file() else own
+    if not isinstance(found, dict):
+        raise UserError(f"{checkpoint}: needs {file}, which is missing or no JSON object. Put nnU-Net's file there.")
+    return found
+
+
+def _dataset_entries(dataset: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return what a checkpoint's record says of the dataset, from nnU-Net's dataset.json."""
+    channels = dataset.get("channel_names") or dataset.get("modality")
+    if not isinstance(channels, Mapping) or "labels" not in dataset:
+        raise UserError(f"dataset.json of {path}: lacks channel_names or labels. Give the dataset's own file.")
+    try:
+        labels = LabelSet.from_json(dataset["labels"], dataset.get("regions_class_order"))
+    except UserError as error:
+        raise UserError(f"dataset.json of {path}: {error}") from None
+    return {
+        "labels": labels.to_json(),
+        "channel_names": [str(name) for name in _in_order(channels)],
+        "file_ending": str(dataset.get("file_ending", ".nii.gz")),
+    }
+
+
+def _in_order(channels: Mapping[str, Any]) -> Iterable[Any]:
+    return (channels[key] for key in sorted(channels, key=int))
