@@ -151,6 +151,23 @@ def test_a_run_longer_than_the_time_limit_is_done_in_pieces(tmp_path: Path) -> N
     assert "DUE TO TIME LIMIT" not in log  # it left before it was killed
 
 
+def test_two_processes_train_one_run_and_go_on_after_a_requeue(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "sweep.yaml").write_text(STUDY)
+    study = str(tmp_path / "one")
+    umamba_slurm(tmp_path, "submit", study, *SMALL, "--extra=--ntasks-per-node=2", *LONG)
+    job = jobs(tmp_path, "one")["train"]
+    wait_for(lambda: len(epochs(tmp_path)) >= 2, 900)
+    said("scontrol", "requeue", f"{job}_0")
+    wait_for(lambda: in_queue(job) == ["PENDING"], 180)
+    before = len(epochs(tmp_path))
+    assert row(umamba_slurm(tmp_path, "state", study, *LONG))[:2] == ["pending", f"{before}/12"]
+    said("scontrol", "update", f"JobId={job}_0", "StartTime=now")
+    finish(tmp_path, study)
+    log = next((tmp_path / "runs" / "slurm" / "one" / "logs").glob(f"{job}_0.log")).read_text()
+    assert log.count(f"Continuing runs/smoke_cell_unet/2d/fold_all/seed_0 after epoch {before}") == 1
+
+
 def test_a_cancelled_run_is_submitted_again(one_run: tuple[Path, str, str]) -> None:
     folder, study, job = one_run
     said("scancel", job, jobs(folder, "one")["collect"])

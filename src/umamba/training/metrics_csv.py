@@ -31,9 +31,9 @@ class MetricsCsv(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Add the row of this epoch and write the file."""
+        values = {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}  # of all processes
         if not trainer.is_global_zero:
             return
-        values = {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
         self.rows.append({"epoch": str(trainer.current_epoch), **values})
         try:
             write_rows(self.path, self.rows)

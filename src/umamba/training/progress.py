@@ -26,10 +26,10 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print the epoch's line."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}  # of all processes together
         if not trainer.is_global_zero:
             return
         self.epoch_seconds.append(time.perf_counter() - self.epoch_start)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         checked = "val" if "val/loss" in metrics else "seen"
         skipped = metrics.get("train/skipped_steps", 0)
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
