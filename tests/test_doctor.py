@@ -43,7 +43,7 @@ def test_gradients_that_are_not_finite_are_reported(monkeypatch: pytest.MonkeyPa
 
 
 def test_refused_backends_have_their_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    refusals = {"triton": "triton is not installed.", "cuda": "selective_scan_cuda is not installed."}
+    refusals = {"triton": "triton is not installed.", "cuda": "mamba_ssm is not installed."}
     monkeypatch.setattr(report, "why_not", lambda name, device: refusals.get(name))
     monkeypatch.setattr(report, "resolve_backend", lambda device, backend: "reference")
     triton, cuda, reference = report.backend_states("cuda")
@@ -51,6 +51,11 @@ def test_refused_backends_have_their_remedy(monkeypatch: pytest.MonkeyPatch) -> 
     assert cuda.remedy is not None
     assert cuda.remedy.startswith("MAMBA_KEEP_CUDA_BUILD=TRUE pip install")
     assert (reference.chosen, reference.refusal, reference.remedy) == (True, None, None)
+    rebuilt = report.remedy_of(
+        "cuda", "selective_scan_cuda is not installed."
+    )  # mamba_ssm is there without its kernels
+    assert rebuilt.startswith("MAMBA_KEEP_CUDA_BUILD=TRUE pip install --force-reinstall")
+    assert report.remedy_of("cuda", "einops is not installed.") == "pip install einops"
     assert "--force-reinstall" in report.remedy_of("cpu", "ImportError: needs NumPy 2.3 or less.")
 
 

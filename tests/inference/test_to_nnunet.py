@@ -110,17 +110,18 @@ def test_nnunet_predicts_what_a_run_predicted(
     nnunet_python: Path, tmp_path: Path, project_dir: Path, architecture: str, plan: str, patch: str, tta: bool
 ) -> None:
     folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
-    ours = {**os.environ, **folders, "nnUNet_results": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    one_thread = {"OMP_NUM_THREADS": "1"}
+    ours = {**os.environ, **folders, **one_thread, "nnUNet_results": str(tmp_path / "runs")}
     command = [sys.executable, str(project_dir / "train.py"), "dataset=phantom", "dataset.phantom.num_training=6"]
     command += [
         "dataset.phantom.num_test=2",
         "+dataset.phantom.voxel_mm=6.0",
         f"plan={plan}",
         f"plan.patch_size={patch}",
-        "plan.batch_size=4",
+        "plan.batch_size=2",
     ]
     command += ["plan.features_per_stage=[8,16,32,32]", f"architecture={architecture}", "trainer.max_epochs=2"]
-    command += ["trainer.limit_train_batches=20", "trainer.limit_val_batches=1", "trainer.precision=32-true"]
+    command += ["trainer.limit_train_batches=80", "trainer.limit_val_batches=1", "trainer.precision=32-true"]
     run([*command, "logger=csv", "logger.panels_every=0", "name=exported", f"predict.tta={str(tta).lower()}"], ours)
     folder = tmp_path / "runs" / "exported" / plan / "fold_0" / "seed_0"
     export = [sys.executable, str(project_dir / "export.py"), f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}"]
@@ -128,7 +129,7 @@ def test_nnunet_predicts_what_a_run_predicted(
     command = [str(nnunet_python.parent / "nnUNetv2_predict"), "-d", "Dataset900_Phantom", "-c", plan, "-f", "0"]
     command += ["-i", str(next((tmp_path / "raw").glob("*/imagesTs"))), "-o", str(tmp_path / "theirs")]
     command += ["-device", "cpu", "-npp", "1", "-nps", "1", *([] if tta else ["--disable_tta"])]
-    run(command, {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | folders)
+    run(command, {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | folders | one_thread)
     mine, other = predicted(folder / "predictions"), predicted(tmp_path / "theirs")
     assert len(mine) == len(other) == 2
     for own, theirs in zip(mine, other, strict=True):

@@ -15,6 +15,8 @@ _REBUILD = {
     "cuda": "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --force-reinstall --no-deps --no-cache-dir --no-binary mamba-ssm "
     "--no-build-isolation mamba-ssm",
 }
+_OWN = ("numba", "triton", "mamba_ssm")
+_PARTS = ("selective_scan_cuda",)  # belongs to mamba_ssm; builds of July 2026 and later leave it out by default
 
 
 @dataclass(frozen=True)
@@ -46,5 +48,10 @@ def backend_states(device: str) -> list[BackendState]:
 
 
 def remedy_of(backend: str, refusal: str) -> str:
-    """Return the command for a refused backend: install what is absent, else build it again."""
-    return (_INSTALL if refusal.endswith("is not installed.") else _REBUILD)[backend]
+    """Return the command for a refused backend: install the package that is absent, else build the backend again."""
+    absent = refusal.removesuffix(" is not installed.") if refusal.endswith(" is not installed.") else ""
+    if absent in _OWN:
+        return _INSTALL[backend]
+    if absent and absent not in _PARTS:
+        return f"pip install {absent}"
+    return _REBUILD[backend]
