@@ -17,7 +17,7 @@ from umamba.datasets import dataset_digest, read_dataset
 from umamba.io import UserError, read_image, read_label
 from umamba.planning import Plan
 from umamba.preprocessing import CaseStore, open_store, prepare_store, preprocess_case
-from umamba.preprocessing.store import chunk_shapes
+from umamba.preprocessing.store import _open, _write, chunk_shapes
 
 Maker = Callable[..., Plan]
 
@@ -111,6 +111,20 @@ def test_a_damaged_file_is_named(raw: Path, tmp_path: Path, make_plan: Maker) ->
     (store.path / "a.image.b2nd").write_bytes(b"nothing")
     with pytest.raises(UserError, match="prepared files of a cannot be read"):
         store.load("a")
+
+
+def test_a_process_forked_after_reading_can_read(tmp_path: Path) -> None:
+    """Patches are made in forked workers, where threads that the parent had begun are missing."""
+    many_blocks = np.random.default_rng(0).random((1, 96, 96, 96), dtype=np.float32)
+    _write(tmp_path / "x.b2nd", many_blocks, False)
+    opened = _open(tmp_path / "x.b2nd")
+    assert np.array_equal(opened[:], many_blocks)
+    reader = multiprocessing.get_context("fork").Process(target=lambda: opened[:])
+    reader.start()
+    reader.join(10)
+    code = reader.exitcode
+    reader.kill()
+    assert code == 0
 
 
 @pytest.mark.parametrize("flat", [False, True])
