@@ -9,23 +9,17 @@ from omegaconf import DictConfig
 
 from umamba.config import ConvertConfig
 from umamba.entry import launch, typed
-from umamba.io import UserError
 
 
 def main(composed: DictConfig) -> None:
     """Convert what is not converted yet, and say what is missing."""
     config = typed(composed, ConvertConfig)
-    from umamba.datasets.convert_abdomen import AMOS, FLARE
-    from umamba.datasets.convert_cell import CELL
+    from umamba.datasets.archives import converter_of
     from umamba.datasets.convert_common import convert
-    from umamba.datasets.convert_endovis import endovis
     from umamba.io.resources import available_cpus
 
-    converters = {"flare": FLARE, "amos": AMOS, "endovis": endovis(config.crop), "cell": CELL}
-    if config.archive not in converters:
-        raise UserError(f"archive={config.archive} has no converter. Choose one of {', '.join(converters)}.")
-    workers = config.workers or available_cpus()
-    folder = convert(converters[config.archive], Path(config.source), Path(config.paths.raw), workers)
+    converter = converter_of(config.archive, crop=config.crop, videos=config.videos)
+    folder = convert(converter, Path(config.source), Path(config.paths.raw), config.workers or available_cpus())
     print(f"Converted: {folder.absolute()}")
 
 

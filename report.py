@@ -22,7 +22,8 @@ def main(composed: DictConfig) -> None:
     study = read_study(project_folder() / "experiments", config.study)
     runs = planned_runs(study, (*config.overrides, f"paths.runs={config.paths.runs}"))
     folder = Path(config.output) if config.output else Path(config.paths.runs) / "reports" / study.name
-    page = write_report(gather(study.name, study.question, runs, study.published), folder)
+    results = gather(study.name, study.question, runs, study.published, config.overrides)
+    page = write_report(results, folder)
     print(f"Report: {page.absolute()}")
 
 

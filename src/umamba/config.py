@@ -24,6 +24,7 @@ class DatasetConfig:
     source: str = ""  # where the data are published, for the message when they are absent
     licence: str = ""  # licence of the data
     tolerance_mm: float = 2.0  # tolerance of the NSD, mm (pixels for natural 2D images)
+    protocol: str = "generic"  # rules of the scores: generic, abdomen, endoscopy or cell
     phantom: dict[str, Any] = field(default_factory=dict)  # arguments of the phantom's writer, and its scene
 
 
@@ -140,6 +141,23 @@ class PredictionConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """Everything `evaluate.py` takes."""
+
+    predictions: Any = MISSING  # folder of segmentations, or {name: folder} of several methods
+    truth: str = MISSING  # folder of the references
+    output: str = MISSING  # folder of the tables and pictures
+    protocol: str = "generic"  # generic, abdomen, endoscopy or cell
+    strict_official: bool = False  # the official scripts' rules to the letter
+    dataset_json: str | None = None  # names of the labels; null: dataset.json beside the folder of references
+    tolerance_mm: float = 2.0  # tolerance of the generic NSD
+    iou_threshold: float = 0.5  # cell: overlap from which cells are a pair
+    count_edge_cells: bool = False  # cell: count cells at the image's edge
+    images: str | None = None  # folder of the images, for overlays
+    workers: int | None = None  # processes; null: all CPUs of the allocation
+
+
+@dataclass
 class ReportConfig:
     """Everything `report.py` takes."""
 
@@ -156,5 +174,6 @@ class ConvertConfig:
     archive: str = MISSING  # flare, amos, endovis or cell
     source: str = MISSING  # folder of the unpacked archive, or of several
     crop: bool = False  # EndoVis: the camera's 1280x1024 picture instead of the whole frame
+    videos: str = "separate"  # EndoVis: the same video in training and test: separate (refused), official or new
     workers: int | None = None  # threads; null: all CPUs of the allocation
     paths: PathsConfig = field(default_factory=PathsConfig)

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from umamba.config import DatasetConfig, TrainConfig
 from umamba.datasets import RawDataset, dataset_digest, list_findings, read_dataset, write_phantom, write_phantom_2d
+from umamba.datasets.phantom_archives import converted_phantom
 from umamba.io import UserError, exclusive, read_json, write_json
 from umamba.io.resources import available_cpus
 from umamba.planning import (
@@ -123,14 +124,16 @@ def preprocess_dataset(
     return Prepared(dataset, digest, plan, chosen, store)
 
 
-def locate_dataset(config: DatasetConfig) -> Path:
-    """Return the folder of the raw dataset; the phantom is written on first use.
+def locate_dataset(config: DatasetConfig, workers: int) -> Path:
+    """Return the folder of the raw dataset; the phantom is written on first use, and converted by `workers` threads.
 
     Raises:
         UserError: the folder is not there, with where to put it and where the data come from.
     """
     root = Path(config.root)
     if config.kind == "phantom":
+        if "archive" in config.phantom:
+            return converted_phantom(root, **config.phantom, workers=workers)
         arguments = {key: value for key, value in config.phantom.items() if key != "scene"}
         scene = config.phantom.get("scene", "abdomen")
         if scene == "abdomen":
@@ -174,7 +177,7 @@ def prepare(config: TrainConfig, explain: bool = False, nnunet_plans: Path | Non
     for name, folder in vars(config.paths).items():
         print(f"paths.{name}: {Path(folder).absolute()}")
     workers = config.data.prepare_workers or available_cpus()
-    dataset = listed_dataset(locate_dataset(config.dataset), workers)
+    dataset = listed_dataset(locate_dataset(config.dataset, workers), workers)
     preprocessed = Path(config.paths.preprocessed)
     fingerprint, digest = fingerprint_dataset(dataset, preprocessed, workers)
     plan, configuration = make_plan(config, dataset, fingerprint)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from umamba.config import TrainConfig
 from umamba.datasets import RawCase
-from umamba.evaluation import overlay_figure, score_folder, score_table, worst_median_best
+from umamba.evaluation import Rules, overlay_figure, score_folder, score_table, worst_median_best
 from umamba.fitting import fit, is_first_process, splits_file
 from umamba.inference import Predictor
 from umamba.io import UserError, atomic_path, provenance, read_image, read_label, write_json
@@ -123,17 +123,40 @@ def score_cases(
     predictor.predict_cases(
         cases, predictions, tile_step_size=settings.tile_step_size, tta=settings.tta, overwrite=True
     )
-    truths = {case.case_id: case.label for case in cases if case.label is not None}
+    rules = Rules(prepared.dataset.labels, config.dataset.protocol, config.dataset.tolerance_mm)
+    truths = references(cases, rules.protocol)
     if not truths:
         return None
-    return score_folder(
-        predictions,
-        truths,
-        prepared.dataset.labels,
-        prepared.dataset.file_ending,
-        tolerance_mm=config.dataset.tolerance_mm,
-        output=output,
-    )
+    return score_folder(predictions, truths, rules, prepared.dataset.file_ending, output=output)
+
+
+def references(cases: Sequence[RawCase], protocol: str) -> dict[str, Path]:
+    """Return the file that each case is scored against: its label, or for protocol=cell its numbered cells.
+
+    Those stand in instancesTr or instancesTs beside the labels, as NAME_label.tiff.
+
+    Raises:
+        UserError: protocol=cell, and a labelled case has no numbered cells.
+    """
+    found = {case.case_id: case.label for case in cases if case.label is not None}
+    if protocol != "cell":
+        return found
+    numbered = {case_id: _numbered_cells(label) for case_id, label in found.items()}
+    missing = [case_id for case_id, file in numbered.items() if file is None]
+    if missing:
+        wanted = f"instancesTs/{missing[0]}_label.tiff"
+        raise UserError(
+            f"dataset.protocol=cell: there are no numbered cells for {', '.join(missing[:5])}, such as {wanted}. "
+            "Put them there, or score the classes with dataset.protocol=generic."
+        )
+    return {case_id: file for case_id, file in numbered.items() if file is not None}
+
+
+def _numbered_cells(label: Path) -> Path | None:
+    folder = label.parent.with_name(label.parent.name.replace("labels", "instances"))
+    name = label.name.removesuffix(label.suffix)
+    files = (folder / f"{name}_label{ending}" for ending in (".tiff", ".tif", ".png"))
+    return next((file for file in files if file.exists()), None)
 
 
 def draw_cases(

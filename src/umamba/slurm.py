@@ -22,6 +22,7 @@ from umamba.sweeps import PlannedRun, RunState, left_to_do, read_study, run_stat
 from umamba.sweeps.jobs import (
     Request,
     dumps,
+    launched,
     prepared_overrides,
     queued_tasks,
     read_task,
@@ -123,7 +124,7 @@ def train_task(list_file: Path) -> int:
     """Train the run of this array task; return the exit code."""
     index, job = task_name(os.environ)
     overrides, folder = read_task(list_file, index)
-    command = [sys.executable, str(project_folder() / "train.py"), *overrides]
+    command = launched([sys.executable, str(project_folder() / "train.py"), *overrides], os.environ)
     print(f"task {index} of {list_file}: {' '.join(overrides)}", flush=True)
     return EXIT_FAILED if run_task(command, folder, job) == "failed" else EXIT_STOPPED
 

@@ -57,10 +57,10 @@ def flare_archive(folder: Path) -> Path:
     return folder
 
 
-def endovis_archive(folder: Path, size: tuple[int, int] = (72, 96)) -> Path:
+def endovis_archive(folder: Path) -> Path:
     """Write a training sequence of three frames, and its official continuation of two test frames."""
     for index in range(5):
-        image, types = endoscopy_frame(np.random.default_rng([7, index]), size)
+        image, types = endoscopy_frame(np.random.default_rng([7, index]), (72, 96))
         types = np.where(types > 2, 0, types).astype(np.uint8)
         training = index < 3
         sequence = folder / ("instrument_1_4_training" if training else "instrument_2017_test") / "instrument_dataset_1"
@@ -124,9 +124,16 @@ def test_amos_takes_mr_cases_and_maps_each_organ(tmp_path: Path) -> None:
             tmp_path / "amos22" / f"images{folder}" / f"amos_{number:04d}.nii.gz", (values + number).astype(np.int16)
         )
         volume(tmp_path / "amos22" / f"labels{folder}" / f"amos_{number:04d}.nii.gz", values.astype(np.uint8))
+    authors = tmp_path / "Dataset702_AbdomenMR"
+    volume(authors / "imagesTs" / "mr_01_0000.nii.gz", values.astype(np.int16))
+    volume(authors / "labelsTs" / "mr_01.nii.gz", np.minimum(values, 13).astype(np.uint8))
+    volume(tmp_path / "amos22" / "imagesTs" / "amos_0600.nii.gz", values.astype(np.int16))  # published without a label
     root = convert(AMOS, tmp_path, tmp_path / "raw", 1)
     dataset = read_dataset(root)
     assert [case.case_id for case in dataset.training] == ["amos_0507", "amos_0540"]
+    (test,) = dataset.test
+    assert test.label is not None
+    assert np.array_equal(voxels(test.label), np.minimum(values, 13))  # the authors' order is the paper's
     for case in dataset.training:
         assert case.label is not None
         mapped = dict(zip(values.ravel().tolist(), voxels(case.label).ravel().tolist(), strict=True))
@@ -137,7 +144,7 @@ def test_amos_takes_mr_cases_and_maps_each_organ(tmp_path: Path) -> None:
 
 
 def test_endovis_merges_the_masks_of_instruments(tmp_path: Path) -> None:
-    root = convert(endovis(crop=False), endovis_archive(tmp_path / "source"), tmp_path / "raw", 2)
+    root = convert(endovis(crop=False, videos="official"), endovis_archive(tmp_path / "source"), tmp_path / "raw", 2)
     dataset = read_dataset(root)
     assert [case.case_id for case in dataset.training] == [f"seq01_frame{index:03d}" for index in range(3)]
     assert [case.case_id for case in dataset.test] == ["seq01_frame003", "seq01_frame004"]
@@ -148,17 +155,46 @@ def test_endovis_merges_the_masks_of_instruments(tmp_path: Path) -> None:
         assert np.array_equal(voxels(case.label), np.where(types > 2, 0, types))
 
 
+def test_a_video_in_training_and_test_is_refused_unless_its_end_is_tested_on_purpose(tmp_path: Path) -> None:
+    source = endovis_archive(tmp_path / "source")
+    with pytest.raises(UserError, match=r"the videos 1 stand in training and test.*videos=official"):
+        convert(endovis(crop=False, videos="separate"), source, tmp_path / "raw", 1)
+    assert not (tmp_path / "raw" / "Dataset704_Endovis17" / "dataset.json").exists()
+    new = source / "instrument_2017_test" / "instrument_dataset_9"
+    picture(new / "left_frames" / "frame000.png", endoscopy_frame(np.random.default_rng(1), (72, 96))[0])
+    dataset = read_dataset(convert(endovis(crop=False, videos="new"), source, tmp_path / "new", 1))
+    assert [case.case_id for case in dataset.test] == ["seq09_frame000"]
+    assert len(dataset.training) == 3
+    late = source / "instrument_2017_test" / "instrument_dataset_1" / "left_frames"
+    (late / "frame003.png").rename(late / "frame001.png")  # in the middle of the training frames
+    with pytest.raises(UserError, match="lie among their training frames"):
+        convert(endovis(crop=False, videos="official"), source, tmp_path / "raw", 1)
+    with pytest.raises(UserError, match="separate, official, new"):
+        endovis(crop=False, videos="all")
+
+
+def test_the_same_frame_under_another_video_is_refused(tmp_path: Path) -> None:
+    source = endovis_archive(tmp_path / "source")
+    frame = source / "instrument_1_4_training" / "instrument_dataset_1" / "left_frames" / "frame000.png"
+    picture(source / "instrument_2017_test" / "instrument_dataset_9" / "left_frames" / "frame000.png", voxels(frame))
+    with pytest.raises(UserError, match=r"seq01_frame000 \(Tr\), seq09_frame000 \(Ts\)"):
+        convert(endovis(crop=False, videos="official"), source, tmp_path / "raw", 1)
+
+
 def test_endovis_crops_to_the_cameras_picture(tmp_path: Path) -> None:
-    source = endovis_archive(tmp_path / "source", (1080, 1920))
-    dataset = read_dataset(convert(endovis(crop=True), source, tmp_path / "raw", 2))
-    image, types = endoscopy_frame(np.random.default_rng([7, 0]), (1080, 1920))
+    image = np.random.default_rng(7).integers(0, 256, (1080, 1920, 3), dtype=np.uint8)
+    own = tmp_path / "source" / "instrument_dataset_1"
+    picture(own / "left_frames" / "frame000.png", image)
+    picture(own / "ground_truth" / TRAINING_MASKS[2] / "frame000.png", image[..., 0] // 128)
+    converter = endovis(crop=True, videos="official")
+    (case,) = read_dataset(convert(converter, tmp_path / "source", tmp_path / "raw", 2)).training
     window = (slice(28, 28 + 1024), slice(320, 320 + 1280))
-    assert np.array_equal(voxels(dataset.training[0].images[0]), image[window])
-    assert dataset.training[0].label is not None
-    assert np.array_equal(voxels(dataset.training[0].label), np.where(types > 2, 0, types)[window])
+    assert np.array_equal(voxels(case.images[0]), image[window])
+    assert case.label is not None
+    assert np.array_equal(voxels(case.label), np.where(image[..., 0] >= 128, 2, 0)[window])
     small = endovis_archive(tmp_path / "small")
     with pytest.raises(UserError, match="crop=true"):
-        convert(endovis(crop=True), small, tmp_path / "other", 1)
+        convert(endovis(crop=True, videos="official"), small, tmp_path / "other", 1)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +255,9 @@ def test_an_interrupted_conversion_continues(tmp_path: Path) -> None:
     assert not [path for path in root.rglob(".*") if path.is_file()]
 
 
-@pytest.mark.parametrize("converter", [FLARE, AMOS, endovis(crop=False), CELL], ids=lambda entry: entry.folder)
+@pytest.mark.parametrize(
+    "converter", [FLARE, AMOS, endovis(crop=False, videos="official"), CELL], ids=lambda entry: entry.folder
+)
 def test_an_empty_source_says_where_the_data_are(tmp_path: Path, converter: Converter) -> None:
     with pytest.raises(UserError, match="published at"):
         convert(converter, tmp_path, tmp_path / "raw", 1)
@@ -239,7 +277,7 @@ def test_the_same_image_in_training_and_test_is_refused(tmp_path: Path) -> None:
 
 
 def test_counts_are_set_beside_the_papers() -> None:
-    published = {entry.folder: entry.published for entry in (FLARE, AMOS, endovis(crop=False), CELL)}
+    published = {entry.folder: entry.published for entry in (FLARE, AMOS, endovis(crop=False, videos="official"), CELL)}
     assert list(published.values()) == [(50, 50), (60, 50), (1800, 1200), (1000, 101)]  # Table 1
     assert count_lines(CELL, 1000, 101) == [
         "training cases: 1000, the paper has 1000.",

@@ -26,7 +26,7 @@ def test_abdomen(reference_dir: Path) -> None:
     for case in dsc:
         # The arrays are in NIfTI order (x, y, z).
         prediction, truth = (arrays[f"{case}/{kind}"].transpose(2, 1, 0) for kind in ("pred", "gt"))
-        scores = score_abdomen(prediction, truth, arrays[f"{case}/spacing"][::-1])
+        scores = score_abdomen(prediction, truth, arrays[f"{case}/spacing"][::-1], True)
         for organ, _ in ABDOMEN_ORGANS:
             assert scores[organ]["dsc"] == pytest.approx(float(dsc[case][f"{organ}_DSC"]), abs=1e-12)
             assert scores[organ]["nsd"] == pytest.approx(float(nsd[case][f"{organ}_NSD"]), abs=1e-12)
@@ -35,7 +35,7 @@ def test_abdomen(reference_dir: Path) -> None:
 def test_a_tube_in_one_slice_has_no_score(reference_dir: Path) -> None:
     arrays = np.load(reference_dir / "metrics" / "abdomen_single_slice_inputs.npz")
     prediction, truth = (arrays[f"single_slice_aorta/{kind}"].transpose(2, 1, 0) for kind in ("pred", "gt"))
-    scores = score_abdomen(prediction, truth, arrays["single_slice_aorta/spacing"][::-1])
+    scores = score_abdomen(prediction, truth, arrays["single_slice_aorta/spacing"][::-1], True)
     assert math.isnan(scores["Aorta"]["dsc"])
     assert math.isnan(scores["Aorta"]["nsd"])
     assert scores["Liver"]["dsc"] == pytest.approx(0.7566, abs=5e-5)
@@ -46,7 +46,7 @@ def test_endoscopy(reference_dir: Path) -> None:
     nsd, dsc = (read_rows(reference_dir / "metrics" / f"endoscopy_{kind}_unrounded.csv") for kind in ("NSD", "DSC"))
     assert len(dsc) == 14
     for case in dsc:
-        scores = score_endoscopy(arrays[f"{case}/pred"], arrays[f"{case}/gt"])
+        scores = score_endoscopy(arrays[f"{case}/pred"], arrays[f"{case}/gt"], True)
         assert scores["dsc"] == pytest.approx(float(dsc[case]["DSC"]), abs=1e-12)
         assert scores["nsd"] == pytest.approx(float(nsd[case]["NSD"]), abs=1e-12)
     empty = np.zeros((4, 4), dtype=np.uint8)

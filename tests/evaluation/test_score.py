@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from rich.console import Console
 
-from umamba.evaluation import score_case, score_folder, score_table, worst_median_best
+from umamba.evaluation import Rules, score_case, score_folder, score_table, worst_median_best
 from umamba.io import UserError
 from umamba.labels import LabelSet
 
@@ -29,7 +29,7 @@ def test_dice_by_its_definition(labels: LabelSet) -> None:
     generator = np.random.default_rng(0)
     highest = labels.all_values[-1]
     prediction, truth = generator.integers(0, highest + 1, (2, 4, 5, 6)).astype(np.uint8)
-    scores = score_case(prediction, truth, labels, (1, 1, 1), 1.0)
+    scores = score_case(prediction, truth, (1, 1, 1), Rules(labels, tolerance_mm=1.0))
     for name, values in zip(labels.names, labels.values, strict=True):
         assert scores[name]["dsc"] == pytest.approx(slow_dice(prediction, truth, values))
 
@@ -38,7 +38,7 @@ def test_absent_labels() -> None:
     truth = np.zeros((3, 4, 5), dtype=np.uint8)
     prediction = truth.copy()
     truth[1, 1, 1], prediction[1, 2, 2] = 1, 2
-    scores = score_case(prediction, truth, PLAIN, (1, 1, 1), 5.0)
+    scores = score_case(prediction, truth, (1, 1, 1), Rules(PLAIN, tolerance_mm=5.0))
     assert scores["a"] == scores["b"] == {"dsc": 0.0, "nsd": 0.0}
     assert math.isnan(scores["c"]["dsc"])
     assert math.isnan(scores["c"]["nsd"])
@@ -50,7 +50,7 @@ def test_ignored_voxels_count_nowhere() -> None:
     truth[:, :4, :4] = 1
     truth[:, 5:] = 2
     prediction = (truth > 0).astype(np.uint8)
-    assert score_case(prediction, truth, labels, (1, 1, 1), 1.0) == {"a": {"dsc": 1.0, "nsd": 1.0}}
+    assert score_case(prediction, truth, (1, 1, 1), Rules(labels, tolerance_mm=1.0)) == {"a": {"dsc": 1.0, "nsd": 1.0}}
 
 
 def test_tolerances_by_name() -> None:
@@ -58,8 +58,8 @@ def test_tolerances_by_name() -> None:
     truth[2:7, 3:12, 3:12] = 1
     prediction = np.roll(truth, 2, axis=1)
     truth[:2], prediction[:2] = 2, 2
-    strict = score_case(prediction, truth, PLAIN, (1, 1, 1), {"a": 1.0, "b": 1.0, "c": 1.0})
-    lenient = score_case(prediction, truth, PLAIN, (1, 1, 1), {"a": 3.0, "b": 1.0, "c": 1.0})
+    strict = score_case(prediction, truth, (1, 1, 1), Rules(PLAIN, tolerance_mm={"a": 1.0, "b": 1.0, "c": 1.0}))
+    lenient = score_case(prediction, truth, (1, 1, 1), Rules(PLAIN, tolerance_mm={"a": 3.0, "b": 1.0, "c": 1.0}))
     assert strict["a"]["nsd"] < 1 == lenient["a"]["nsd"]
     assert strict["b"] == lenient["b"]
 
@@ -82,11 +82,13 @@ def test_folder(tmp_path: Path) -> None:
         write(tmp_path / "prediction" / f"{case}.nii.gz", prediction)
         arrays[case] = (prediction, truth)
     output = tmp_path / "scores.csv"
-    scores = score_folder(tmp_path / "prediction", truths, PLAIN, ".nii.gz", tolerance_mm=1.0, output=output, workers=2)
+    scores = score_folder(
+        tmp_path / "prediction", truths, Rules(PLAIN, tolerance_mm=1.0), ".nii.gz", output=output, workers=2
+    )
     assert list(scores.columns) == ["case", "label", "dsc", "nsd"]
     assert list(zip(scores["case"], scores["label"], strict=True)) == [(c, n) for c in "xy" for n in "abc"]
     pandas.testing.assert_frame_equal(pandas.read_csv(output), scores)
-    expected = score_case(*arrays["y"], PLAIN, (2, 1, 1), 1.0)
+    expected = score_case(*arrays["y"], (2, 1, 1), Rules(PLAIN, tolerance_mm=1.0))
     assert scores["nsd"][3] == pytest.approx(expected["a"]["nsd"])
 
 
@@ -97,7 +99,7 @@ def test_every_bad_file_is_named_and_nothing_written(tmp_path: Path) -> None:
     write(tmp_path / "size.nii.gz", array[:, :-1])
     write(tmp_path / "value.nii.gz", array * 9)
     with pytest.raises(UserError) as raised:
-        score_folder(tmp_path, truths, PLAIN, ".nii.gz", tolerance_mm=1, output=tmp_path / "scores.csv", workers=1)
+        score_folder(tmp_path, truths, Rules(PLAIN), ".nii.gz", output=tmp_path / "scores.csv", workers=1)
     for part in ("size.nii.gz", "shape", "value.nii.gz", "[9]", "absent.nii.gz"):
         assert part in str(raised.value)
     assert "good" not in str(raised.value)
@@ -110,7 +112,7 @@ def test_natural_images_are_slabs_one_pixel_thick(tmp_path: Path) -> None:
     paths = [tmp_path / "truth.png", tmp_path / "case.png"]
     for path, array in zip(paths, (truth, np.roll(truth, 10, axis=1)), strict=True):
         sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
-    scores = score_folder(tmp_path, {"case": paths[0]}, LabelSet(("a",), ((1,),)), ".png", tolerance_mm=2, workers=1)
+    scores = score_folder(tmp_path, {"case": paths[0]}, Rules(LabelSet(("a",), ((1,),))), ".png", workers=1)
     assert scores["nsd"][0] == pytest.approx(0.81, abs=0.01)  # official-quirks: a 40 px square moved by 10
 
 

@@ -67,12 +67,37 @@ def test_smoke_keeps_the_path_and_takes_a_name_of_its_own(project_dir: Path, dat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["flare_umamba_enc", "endovis_unetr", "cell_swinunetr"])
-def test_smoke_runs_to_scores(project_dir: Path, tmp_path: Path, experiment: str) -> None:
-    command = [sys.executable, str(project_dir / "train.py"), f"experiment={experiment}", "+smoke=true"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+@pytest.mark.parametrize(
+    ("experiment", "study", "archive"),
+    [
+        ("flare_umamba_enc", "table3_organs_3d", "FLARE22Train/images"),
+        ("amos_segresnet", "table3_organs_3d", "amos22/imagesVa"),
+        ("endovis_unetr", "table4_2d", "instrument_2017_test/instrument_dataset_9/left_frames"),
+        ("cell_swinunetr", "table4_2d", "Tuning/images"),
+    ],
+)
+def test_smoke_runs_from_the_archive_to_the_report(
+    project_dir: Path, tmp_path: Path, experiment: str, study: str, archive: str
+) -> None:
+    def python(*command: str) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        given = [sys.executable, str(project_dir / command[0]), *command[1:]]
+        result = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    python("train.py", f"experiment={experiment}", "+smoke=true")
+    assert list(tmp_path.glob(f"data/raw/archives/*/{archive}/*"))
     (scores,) = tmp_path.glob(f"runs/smoke_{experiment}/*/fold_all/seed_0/scores.csv")
     with scores.open(newline="") as file:
-        assert len({row["case"] for row in csv.DictReader(file)}) >= 2
+        rows = list(csv.DictReader(file))
+    assert len({row["case"] for row in rows}) >= 2
+
+    python("report.py", f"study={study}", "overrides=['+smoke=true']")
+    with (tmp_path / "runs" / "reports" / study / "numbers.csv").open(newline="") as file:
+        numbers = list(csv.DictReader(file))
+    dataset, method = experiment.split("_", 1)
+    measured = {(row["dataset"], row["method"]) for row in numbers if row["mean"]}
+    assert measured == {(dataset, method)}
+    (liver,) = (row for row in numbers if row["label"] == rows[0]["label"] and row["metric"] == "dsc" and row["mean"])
+    values = [float(row["dsc"]) for row in rows if row["label"] == liver["label"] and row["dsc"]]
+    assert float(liver["mean"]) == pytest.approx(sum(values) / len(values))

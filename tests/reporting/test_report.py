@@ -4,7 +4,10 @@ import csv
 import json
 import math
 import re
+import shutil
 import statistics
+import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,8 +15,10 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
+from umamba.io import Geometry
 from umamba.reporting import gather, numbers, write_report
-from umamba.reporting.compare import holm, spread_sentences
+from umamba.reporting.compare import best_two, holm, spread_sentences
+from umamba.reporting.gallery import _flips
 from umamba.reporting.results import label_name
 from umamba.sweeps import PlannedRun
 
@@ -193,6 +198,73 @@ def test_the_page_needs_no_network_and_its_links_lead_somewhere(
     assert "1,234,567" in text
     assert "6 of 8 runs are done" in text
     assert "10 min" in text  # 100 batches of 2 s and of 4 s: ten minutes a run
+
+
+def test_best_and_second_are_marked_only_where_they_stand_out(study: tuple[list[PlannedRun], Path]) -> None:
+    runs, published = study
+    (number, *_) = numbers(gather("toy", "Which?", runs, published))
+
+    def marked(*means: float) -> tuple[str | None, str | None]:
+        return best_two([replace(number, method=f"m{index}", mean=mean) for index, mean in enumerate(means)])
+
+    assert marked(0.1, 0.3, 0.2) == ("m1", "m2")
+    assert marked(0.1, 0.3, math.nan, 0.1) == ("m1", None)
+    assert marked(0.0, 0.0, 0.0) == marked(0.5) == marked(math.nan, 0.5) == (None, None)
+
+
+def test_a_label_of_no_case_is_not_missing_and_overrides_are_named(
+    study: tuple[list[PlannedRun], Path], tmp_path: Path
+) -> None:
+    runs, published = study
+    rows = ("toy,unet,spleen,dsc,0.9000,", "toy,unetr,spleen,dsc,0.9000,", "toy,unet,average,f1,0.9000,")
+    published.write_text("\n".join([PUBLISHED, *rows]))
+    results = gather("toy", "Which?", runs, published, ["+smoke=true"])
+    page = write_report(results, tmp_path / "report")
+    parser = Cells()
+    parser.feed(page.read_text())
+    cells = {method: parser.cells["toy", method, "spleen", "dsc"].split(" paper")[0].strip() for method in METHODS}
+    assert cells == {"unet": "no case", "umamba_bot": "no case", "umamba_enc": "no case", "unetr": "missing"}
+    assert parser.cells["toy", "unet", "average", "f1"].startswith("missing")  # it was not scored by F1
+    for name in ("index.html", "tables.md", "tables.tex"):
+        assert "Made with +smoke=true: small runs on phantoms" in (tmp_path / "report" / name).read_text()
+
+
+def test_slices_are_turned_to_the_patients_front_and_right() -> None:
+    plane = np.arange(6).reshape(2, 3)
+    for direction, expected in (
+        ((1, 0, 0, 0, 1, 0, 0, 0, 1), plane),
+        ((-1, 0, 0, 0, -1, 0, 0, 0, 1), plane[::-1, ::-1]),
+        ((1, 0, 0, -1), plane[::-1]),
+    ):
+        geometry = Geometry((1, 1, 1), (0,) * 3, direction, (1, 2, 3), len(direction) == 4)
+        assert np.array_equal(plane[_flips(geometry)], expected)
+
+
+def browsed(page: Path, folder: Path) -> tuple[str, int]:
+    """Return a page as headless Chromium has it, and how many addresses the page itself asked for."""
+    log = folder / f"{page.stem}.json"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    offline = ["--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}"]
+    command = ["chromium", *options, *offline, "--dump-dom", page.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return shown, log.read_text().count('"initiator":"null"')  # a file's; the browser's own are "not an origin"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_browser_shows_the_same_numbers_without_a_network(
+    study: tuple[list[PlannedRun], Path], tmp_path: Path
+) -> None:
+    runs, published = study
+    page = write_report(gather("toy", "Which?", runs, published), tmp_path / "report")
+    shown, asked = browsed(page, tmp_path)
+    parsers = (Cells(), Cells())
+    for parser, text in zip(parsers, (shown, page.read_text()), strict=True):
+        parser.feed(text)
+    assert parsers[0].cells == parsers[1].cells
+    assert asked == 0
+    needy = tmp_path / "needy.html"
+    needy.write_text('<img src="http://localhost:9/x.png">')
+    assert browsed(needy, tmp_path)[1] > 0
 
 
 def test_tables_in_markdown_and_latex_hold_the_same_numbers(

@@ -12,7 +12,7 @@ import pytest
 
 from umamba.io import UserError, read_json
 from umamba.sweeps import PlannedRun
-from umamba.sweeps.jobs import Request, read_task, submission, task_name, write_list
+from umamba.sweeps.jobs import Request, launched, read_task, submission, task_name, write_list
 from umamba.sweeps.preflight import Partition, preflight, seconds
 from umamba.sweeps.task import failure, run_task
 
@@ -41,12 +41,22 @@ def test_the_array_asks_for_what_the_request_says(tmp_path: Path) -> None:
     jobs = submission(list_file, request, "/bin/python", tmp_path, ["study=study"])
     for option in (
         *("--array=0-2%2", "--requeue", "--signal=B:USR1@120", "--partition=gpu", "--gres=gpu:2", "--account=x"),
-        *("--ntasks-per-node=2", "--cpus-per-task=13", "--open-mode=append"),
+        *("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=13", "--open-mode=append"),
     ):
         assert option in jobs.train, option
     assert jobs.train[-3:] == [str(tmp_path / "slurm" / "array.sh"), "/bin/python", str(list_file)]
     assert "--partition=cpu" in jobs.prepare
     assert not any(option.startswith("--gres") for option in (*jobs.prepare, *jobs.collect))
+
+
+def test_several_tasks_are_started_together_and_joined() -> None:
+    alone = {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1", "SLURM_CPUS_PER_TASK": "4"}
+    assert launched(["python", "train.py", "a=1"], alone) == ["python", "train.py", "a=1"]
+    two_by_four = {**alone, "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2"}
+    command = launched(["python", "train.py", "a=1"], two_by_four)
+    assert command[0] == "srun"
+    assert "--cpus-per-task=4" in command
+    assert command[-5:] == ["train.py", "a=1", "trainer=ddp", "trainer.devices=4", "+trainer.num_nodes=2"]
 
 
 def test_a_task_knows_itself_from_its_environment() -> None:
@@ -63,6 +73,7 @@ def test_a_task_knows_itself_from_its_environment() -> None:
         ("import sys; print('Error: no such key', file=sys.stderr); sys.exit(2)", "failed", "exit code 2: no such key"),
         ("raise ValueError('odd')", "failed", "exit code 1: ValueError: odd"),
         ("import os; os.kill(os.getpid(), 9)", "failed", "SIGKILL"),
+        ("raise SystemExit(128 + 15)", "stopped", "took the node back"),  # a training that was told itself
     ],
 )
 def test_a_task_records_how_it_ended(tmp_path: Path, code: str, state: str, said: str | None) -> None:

@@ -1,5 +1,6 @@
 """Studies: every shipped one composes to runs of its own, and mistakes in a sweep file are named."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_shipped_studies_have_the_runs_that_their_readme_counts(project_dir: Pat
         own = (experiments / name / "README.md").read_text()
         assert all(f"**{part}.**" in own for part in ("Question", "Command", "Cost", "Result")), name
         assert f"{count} trainings" in own
+
+
+def test_estimated_hours_of_a_study_are_the_sum_of_its_trainings(project_dir: Path) -> None:
+    experiments = project_dir / "experiments"
+    with (experiments / "gpu_hours.csv").open(newline="") as file:
+        hours = {row["experiment"]: float(row["gpu_hours"]) for row in csv.DictReader(file)}
+    for name in COUNTS:
+        total = sum(hours[run.folder.parts[-4]] for run in planned_runs(read_study(experiments, name)))
+        assert f"about {total:.0f} GPU hours" in (experiments / name / "README.md").read_text(), name
 
 
 def test_runs_are_named_by_what_they_are(tmp_path: Path) -> None:

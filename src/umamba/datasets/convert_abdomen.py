@@ -12,9 +12,10 @@ from umamba.io.decode import decode
 _ENDING = ".nii.gz"
 _FLARE_TRAINING = "FLARE22_Tr_"
 # AMOS22's values of the 13 organs, in the order of ORGANS; 14 is the bladder and 15 prostate or uterus.
-_AMOS_VALUES = (6, 2, 1, 10, 8, 9, 11, 12, 4, 5, 7, 13, 3)
+AMOS_VALUES = (6, 2, 1, 10, 8, 9, 11, 12, 4, 5, 7, 13, 3)
 _AMOS_NAME = re.compile(r"amos_(\d{4})\.nii\.gz$")
 _AMOS_FIRST_MR = 500
+_AUTHORS_LABELS = "labelsTs"  # AMOS22 itself publishes none
 
 
 def find_flare(source: Path) -> list[SourceCase]:
@@ -38,9 +39,15 @@ def find_flare(source: Path) -> list[SourceCase]:
 def find_amos(source: Path) -> list[SourceCase]:
     """List AMOS22's MR cases (numbers from 500 on): imagesTr and imagesVa with labels train, as in the paper.
 
-    The paper's 50 test cases are not part of AMOS22; the authors publish them in their own folder.
+    The paper's 50 test cases are not part of AMOS22; they are taken from the authors' folder, if that lies beside it:
+    imagesTs/NAME_0000.nii.gz and labelsTs/NAME.nii.gz.
     """
     cases = []
+    for image in sorted(source.rglob(f"imagesTs/*_0000{_ENDING}")):
+        name = image.name.removesuffix(f"_0000{_ENDING}")
+        label = image.parent.with_name(_AUTHORS_LABELS) / f"{name}{_ENDING}"
+        if label.exists():
+            cases.append(SourceCase(name, "Ts", image, (label,)))
     for folder in ("Tr", "Va"):
         for image in sorted(source.rglob(f"images{folder}/amos_*{_ENDING}")):
             match = _AMOS_NAME.search(image.name)
@@ -58,11 +65,13 @@ def read_organs(paths: tuple[Path, ...]) -> sitk.Image:
 
 
 def read_amos_label(paths: tuple[Path, ...]) -> sitk.Image:
-    """Read a label map of AMOS22 with its 15 values as the 13 organs in the order of the paper's tables."""
+    """Read a label map of AMOS22 with its 15 values as the 13 organs of the paper's tables; the authors' as it is."""
+    if paths[0].parent.name == _AUTHORS_LABELS:
+        return read_organs(paths)
     source = decode(paths[0])
     values = sitk.GetArrayFromImage(source).astype(np.int64)
     table = np.zeros(max(16, int(values.max(initial=0)) + 1), dtype=np.uint8)
-    for organ, value in enumerate(_AMOS_VALUES, start=1):
+    for organ, value in enumerate(AMOS_VALUES, start=1):
         table[value] = organ
     label = sitk.GetImageFromArray(table[values])
     label.CopyInformation(source)

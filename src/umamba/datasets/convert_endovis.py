@@ -2,7 +2,7 @@
 
 Training sequences have a folder of masks for each instrument (ground_truth), test sequences one mask of types
 (gt/TypeSegmentation). The official test frames of sequences 1 to 8 go on where their training frames end: the same
-videos, other frames.
+videos, other frames. That is refused unless it is asked for.
 """
 
 import re
@@ -27,9 +27,17 @@ _SEQUENCE = re.compile(r"instrument_dataset_(\d+)$")
 _CAMERA = (320, 28, 1280, 1024)
 
 
-def find(source: Path) -> list[SourceCase]:
-    """List the left camera's frames of all sequences below a folder; those with ground_truth train, the others test."""
+VIDEOS = ("separate", "official", "new")
+
+
+def find(source: Path, videos: str) -> list[SourceCase]:
+    """List the left camera's frames of all sequences below a folder; those with ground_truth train, the others test.
+
+    Raises:
+        UserError: a video stands in training and test, and `videos` does not allow it (see `endovis`).
+    """
     cases = []
+    numbers: dict[str, dict[int, list[str]]] = {"Tr": {}, "Ts": {}}
     for sequence in sorted(path for path in source.rglob("instrument_dataset_*") if _SEQUENCE.search(path.name)):
         match = _SEQUENCE.search(sequence.name)
         assert match is not None
@@ -37,12 +45,29 @@ def find(source: Path) -> list[SourceCase]:
         types = sequence / "gt" / "TypeSegmentation"
         for frame in sorted((sequence / "left_frames").glob("frame*.png")):
             name = f"seq{int(match[1]):02d}_{frame.stem}"
+            numbers["Tr" if masks else "Ts"].setdefault(int(match[1]), []).append(frame.stem)
             if masks:
                 own = tuple(folder / frame.name for folder in masks if (folder / frame.name).exists())
                 cases.append(SourceCase(name, "Tr", frame, own))
             else:
                 label = types / frame.name
                 cases.append(SourceCase(name, "Ts", frame, (label,) if label.exists() else ()))
+    shared = sorted(set(numbers["Tr"]) & set(numbers["Ts"]))
+    if videos == "new":
+        left_out = tuple(f"seq{number:02d}_" for number in shared)
+        return [case for case in cases if case.split == "Tr" or not case.case_id.startswith(left_out)]
+    if shared and videos == "separate":
+        raise UserError(
+            f"source={source}: the videos {', '.join(map(str, shared))} stand in training and test. That is the "
+            "challenge's own split, which the paper used: say videos=official to keep it, or videos=new to test on the "
+            "frames of other videos alone."
+        )
+    mixed = [number for number in shared if min(numbers["Ts"][number]) <= max(numbers["Tr"][number])]
+    if mixed:
+        raise UserError(
+            f"source={source}: test frames of the videos {', '.join(map(str, mixed))} lie among their training frames; "
+            "in the challenge's split they come after them. Take them out of one of the two."
+        )
     return cases
 
 
@@ -86,8 +111,20 @@ def _cropped(image: sitk.Image, crop: bool) -> sitk.Image:
     return image[x : x + width, y : y + height]
 
 
-def endovis(crop: bool) -> Converter:
-    """Return the converter; `crop` keeps the camera's 1280x1024 picture only; Table 2's plan needs whole frames."""
+def endovis(crop: bool, videos: str) -> Converter:
+    """Return the converter.
+
+    Args:
+        crop: keep the camera's 1280x1024 picture only; Table 2's plan needs whole frames.
+        videos: what happens to a video that stands in training and test. `separate`: it is refused. `official`: its
+            test frames stay, if they come after its training frames, as in the challenge's split and the paper.
+            `new`: its test frames are left out.
+
+    Raises:
+        UserError: there is no such choice of videos.
+    """
+    if videos not in VIDEOS:
+        raise UserError(f"videos={videos} is unknown. Choose one of {', '.join(VIDEOS)}.")
     return Converter(
         folder="Dataset704_Endovis17",
         channel_names=("R", "G", "B"),
@@ -96,7 +133,7 @@ def endovis(crop: bool) -> Converter:
         published=(1800, 1200),
         source="endovissub2017-roboticinstrumentsegmentation.grand-challenge.org",
         licence="see endovissub2017-roboticinstrumentsegmentation.grand-challenge.org",
-        find=find,
+        find=partial(find, videos=videos),
         read_image=partial(read_frame, crop=crop),
         read_label=partial(read_types, crop=crop),
     )

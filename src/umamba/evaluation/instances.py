@@ -53,6 +53,20 @@ class CellScores:
         """Harmonic mean of precision and recall; 0 without a hit."""
         return 2 * self.hits / (2 * self.hits + self.misses + self.wrong) if self.hits else 0.0
 
+    def to_metrics(self) -> dict[str, float]:
+        """Return the scores and counts under the names of a table's columns."""
+        return {
+            "f1": self.f1,
+            "precision": self.precision,
+            "recall": self.recall,
+            "dsc": self.dsc,
+            "true_cells": self.true,
+            "predicted_cells": self.predicted,
+            "found_cells": self.hits,
+            "missed_cells": self.misses,
+            "wrong_cells": self.wrong,
+        }
+
 
 def score_cells(
     prediction: np.ndarray,

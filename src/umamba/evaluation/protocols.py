@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from umamba.evaluation.overlap import dice
+from umamba.evaluation.overlap import common_box, dice, label_boxes
 from umamba.evaluation.surface import surface_dice
 
 # Name and tolerance in mm of labels 1 to 13.
@@ -32,39 +32,53 @@ _TUBES = ("Aorta", "IVC", "Esophagus")
 ENDOSCOPY_TOLERANCE_PX = 2.0
 
 
-def score_abdomen(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> dict[str, dict[str, float]]:
+def score_abdomen(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], strict_official: bool = False
+) -> dict[str, dict[str, float]]:
     """Score a label map (Z, Y, X) of the 13 abdominal organs as the official scripts do, without their rounding.
 
     An organ in neither map scores 1, in one of them 0. Aorta, inferior vena cava and esophagus are compared from the
-    first slice of the reference up to, and without, its last one; with a single slice there is no score (NaN).
+    first to the last slice of the reference; the scripts leave that last slice out, as does `strict_official`, which
+    gives no score (NaN) to a single slice.
 
     Args:
         prediction: integers; Z is the third axis of the NIfTI file.
         truth: integers of the same shape.
         spacing: (Z, Y, X) in mm.
+        strict_official: the scripts' rule for tubes to the letter.
     """
     scores = {}
+    predicted_boxes, true_boxes = label_boxes(prediction), label_boxes(truth)
     for label, (name, tolerance) in enumerate(ABDOMEN_ORGANS, start=1):
-        predicted, true = prediction == label, truth == label
-        if not predicted.any() or not true.any():
-            score = float(not predicted.any() and not true.any())
+        if label not in predicted_boxes or label not in true_boxes:
+            score = float(label not in predicted_boxes and label not in true_boxes)
             scores[name] = {"dsc": score, "nsd": score}
             continue
+        box = common_box([predicted_boxes[label], true_boxes[label]])
         if name in _TUBES:
-            slices = np.flatnonzero(true.any(axis=(1, 2)))
-            followed = slice(int(slices[0]), int(slices[-1]))
-            predicted, true = predicted[followed], true[followed]
+            followed = true_boxes[label][0]
+            box = (slice(followed.start, followed.stop - 1) if strict_official else followed, *box[1:])
+        predicted, true = prediction[box] == label, truth[box] == label
         scores[name] = {"dsc": dice(predicted, true), "nsd": surface_dice(predicted, true, spacing, tolerance)}
     return scores
 
 
-def score_endoscopy(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Score a label image (Y, X) of surgical instruments: {"dsc": ..., "nsd": ...}, means over its classes.
+def endoscopy_classes(prediction: np.ndarray, truth: np.ndarray, strict_official: bool = False) -> list[int]:
+    """Return the classes that an image (Y, X) of surgical instruments is scored by: those of either image.
 
-    The classes are the values of either image without the smallest of each, which the script takes to be background:
-    in an image without background a class is lost unless the other image has it too. NaN if no class is left.
+    With `strict_official` the smallest value of each image is taken to be background, as the script does: in an image
+    without background a class is lost unless the other image has it too.
     """
-    classes = sorted({*np.unique(truth)[1:].tolist(), *np.unique(prediction)[1:].tolist()})
+    values = (np.unique(image).tolist() for image in (prediction, truth))
+    return sorted({value for found in values for value in (found[1:] if strict_official else found) if value > 0})
+
+
+def score_endoscopy(prediction: np.ndarray, truth: np.ndarray, strict_official: bool = False) -> dict[str, float]:
+    """Score a label image (Y, X) of surgical instruments: {"dsc": ..., "nsd": ...}, means over `endoscopy_classes`.
+
+    NaN if there is no class.
+    """
+    classes = endoscopy_classes(prediction, truth, strict_official)
     if not classes:
         return {"dsc": math.nan, "nsd": math.nan}
     pairs = [(prediction[None] == value, truth[None] == value) for value in classes]

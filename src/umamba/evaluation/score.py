@@ -1,11 +1,15 @@
-"""Scores of segmentations against references: one case, or a folder of predictions in parallel; their table.
+"""Scores of segmentations against references: one pair of files, or many in parallel; their table.
 
 DSC and NSD per label. A label in neither map has no score (NaN) and is left out of the means (nnU-Net's rule, where the
 challenge scripts give 1); in only one of them it scores 0. Voxels with the ignore label in the reference count nowhere.
+The benchmarks have rules of their own, see `protocols` and `instances`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,47 +18,133 @@ import pandas
 from rich.progress import track
 from rich.table import Table
 
-from umamba.evaluation.overlap import dice_from_histogram, joint_histogram
-from umamba.evaluation.surface import surface_dice
+from umamba.evaluation.instances import score_cells
+from umamba.evaluation.objects import match_parts
+from umamba.evaluation.overlap import Box, common_box, dice, label_boxes
+from umamba.evaluation.protocols import ENDOSCOPY_TOLERANCE_PX, endoscopy_classes, score_abdomen
+from umamba.evaluation.surface import surface_dice, surface_distances
 from umamba.io import Geometry, Image, UserError, atomic_path, geometry_difference, read_label
 from umamba.io.resources import available_cpus
 from umamba.labels import LabelSet
 
-COLUMNS = ("case", "label", "dsc", "nsd")
+PROTOCOLS = ("generic", "abdomen", "endoscopy", "cell")
+TITLES = {"dsc": "DSC", "nsd": "NSD", "f1": "F1", "precision": "precision", "recall": "recall", "hd95_mm": "HD95 (mm)"}
+CELLS = "cells"  # the label of the scores of instances
+_DETECTED = 0.1  # overlap (IoU) from which a connected part counts as detected
+
+Scores = dict[str, dict[str, float]]  # by label, by metric
+
+
+@dataclass(frozen=True)
+class Rules:
+    """By which rules a segmentation is scored.
+
+    Attributes:
+        labels: the labels of prediction and reference; abdomen and cell have their own.
+        protocol: generic (nnU-Net's rules), abdomen, endoscopy or cell (the paper's).
+        tolerance_mm: of the generic NSD, one for all labels or one for each name.
+        details: generic: also HD95, volumes and detected parts.
+        strict_official: the official scripts to the letter, with their quirks; see `protocols` and `instances`.
+        iou_threshold: cell: overlap from which cells are a pair.
+        count_edge_cells: cell: cells at the image's edge count, too.
+    """
+
+    labels: LabelSet
+    protocol: str = "generic"
+    tolerance_mm: float | Mapping[str, float] = 2.0
+    details: bool = False
+    strict_official: bool = False
+    iou_threshold: float = 0.5
+    count_edge_cells: bool = False
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise UserError(f"protocol={self.protocol} is unknown. Choose one of {', '.join(PROTOCOLS)}.")
 
 
 def score_case(
-    prediction: np.ndarray,
-    truth: np.ndarray,
-    labels: LabelSet,
-    spacing: Sequence[float],
-    tolerance_mm: float | Mapping[str, float],
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], rules: Rules
 ) -> dict[str, dict[str, float]]:
-    """Score a label map (Z, Y, X) of integers against a reference of the same shape.
+    """Score a label map (Z, Y, X) of integers by the generic rules against a reference of the same shape.
 
     Args:
         prediction: the segmentation.
         truth: the reference.
-        labels: names and values; the values of both maps are among them.
         spacing: (Z, Y, X) in mm; for a 2D image Z is the thickness of the slab (see `surface`).
-        tolerance_mm: tolerance of the NSD, one for all labels or one for each name.
+        rules: labels, tolerance of the NSD, and whether details are wanted.
 
     Returns:
-        {name: {"dsc": ..., "nsd": ...}} in the order of the label set; NaN where neither map has the label.
+        {name: {"dsc": ..., "nsd": ...}} in the order of the label set; NaN where neither map has the label. With
+        details also hd95_mm (NaN unless both maps have the label), volume_ml and true_volume_ml, volume_error
+        (predicted / true - 1), and true_parts, predicted_parts and detected_parts: connected parts, and pairs of them
+        that overlap by an IoU of at least 0.1.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
+    labels, tolerances = rules.labels, rules.tolerance_mm
     if labels.ignore is not None:
         counted = truth != labels.ignore
         prediction, truth = prediction * counted, truth * counted
-    histogram = joint_histogram(prediction, truth, labels.all_values[-1] + 1)
+    boxes = label_boxes(prediction, truth)
     scores = {}
     for name, values in zip(labels.names, labels.values, strict=True):
-        tolerance = tolerance_mm[name] if isinstance(tolerance_mm, Mapping) else tolerance_mm
-        masks = (np.isin(prediction, values), np.isin(truth, values))
-        nsd = surface_dice(*masks, spacing, tolerance)
-        scores[name] = {"dsc": dice_from_histogram(histogram, values), "nsd": nsd}
+        tolerance = tolerances[name] if isinstance(tolerances, Mapping) else tolerances
+        found = [boxes[value] for value in values if value in boxes]
+        box = common_box(found) if found else (slice(0, 0),) * truth.ndim
+        masks = _mask(prediction, box, values), _mask(truth, box, values)
+        scores[name] = _details(*masks, spacing, tolerance) if rules.details else _overlaps(*masks, spacing, tolerance)
     return scores
+
+
+def _mask(label_map: np.ndarray, box: Box, values: Sequence[int]) -> np.ndarray:
+    part = label_map[box]
+    return part == values[0] if len(values) == 1 else np.isin(part, values)
+
+
+def _overlaps(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float
+) -> dict[str, float]:
+    return {"dsc": dice(prediction, truth), "nsd": surface_dice(prediction, truth, spacing, tolerance)}
+
+
+def _details(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float) -> dict[str, float]:
+    distances = surface_distances(prediction, truth, spacing)
+    empty = 0.0 if prediction.any() or truth.any() else math.nan
+    voxel_ml = math.prod(spacing) / 1000
+    volume, true_volume = (np.count_nonzero(mask) * voxel_ml for mask in (prediction, truth))
+    parts = match_parts(prediction, truth, _DETECTED)
+    return {
+        "dsc": dice(prediction, truth),
+        "nsd": empty if distances is None else distances.dice(tolerance),
+        "hd95_mm": math.nan if distances is None else distances.hausdorff(0.95),
+        "volume_ml": volume,
+        "true_volume_ml": true_volume,
+        "volume_error": volume / true_volume - 1 if true_volume else math.nan,
+        "true_parts": parts.true,
+        "predicted_parts": parts.predicted,
+        "detected_parts": parts.hits,
+    }
+
+
+def score_arrays(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], rules: Rules) -> Scores:
+    """Score a label map (Z, Y, X) of integers by the protocol's rules: {label: {metric: value}}; see `Rules`."""
+    match rules.protocol:
+        case "abdomen":
+            return score_abdomen(prediction, truth, spacing, rules.strict_official)
+        case "endoscopy":
+            pixels = Rules(rules.labels, tolerance_mm=ENDOSCOPY_TOLERANCE_PX)
+            scores = score_case(prediction, truth, (1, 1, 1), pixels)
+            counted = set(endoscopy_classes(prediction, truth, rules.strict_official))
+            lost = {"dsc": math.nan, "nsd": math.nan}
+            each = zip(rules.labels.names, rules.labels.values, strict=True)
+            return {name: scores[name] if counted & set(values) else lost for name, values in each}
+        case "cell":
+            cells = score_cells(
+                prediction[0], truth[0], rules.iou_threshold, rules.count_edge_cells, rules.strict_official
+            )
+            return {CELLS: cells.to_metrics()}
+        case _:
+            return score_case(prediction, truth, spacing, rules)
 
 
 def surface_spacing(geometry: Geometry) -> tuple[float, float, float]:
@@ -63,10 +153,8 @@ def surface_spacing(geometry: Geometry) -> tuple[float, float, float]:
     return (max(height, width), height, width) if geometry.is_2d else geometry.spacing
 
 
-def score_files(
-    prediction: Path, truth: Path, labels: LabelSet, tolerance_mm: float | Mapping[str, float]
-) -> dict[str, dict[str, float]]:
-    """Score a file against a reference file, as `score_case`.
+def score_files(prediction: Path, truth: Path, rules: Rules) -> Scores:
+    """Score a file against a reference file, as `score_arrays`.
 
     Raises UserError naming the file if one cannot be read, holds undeclared values, or the grids differ.
     """
@@ -77,33 +165,83 @@ def score_files(
             f"{prediction}: its grid differs from that of the reference {truth}: {difference}. "
             "Predict the same image as the reference belongs to."
         )
-    return score_case(
-        _label_map(predicted, prediction, labels),
-        _label_map(true, truth, labels),
-        labels,
+    numbered = rules.protocol == "cell"
+    return score_arrays(
+        _label_map(predicted, prediction, rules.labels),
+        _label_map(true, truth, None if numbered else rules.labels),
         surface_spacing(true.geometry),
-        tolerance_mm,
+        rules,
     )
 
 
-def _label_map(image: Image, path: Path, labels: LabelSet) -> np.ndarray:
-    """Return the integers (Z, Y, X) of a label image, or raise UserError naming values that are not declared."""
-    unknown = sorted(set(np.unique(image.array).tolist()) - set(labels.all_values))
-    if unknown:
+def _label_map(image: Image, path: Path, labels: LabelSet | None) -> np.ndarray:
+    """Return the integers (Z, Y, X) of a label image.
+
+    Raises UserError naming values that are no integers, or are not declared, if labels are given.
+    """
+    array = image.array[0]
+    if not np.issubdtype(array.dtype, np.integer):
+        whole = array.astype(np.int64)
+        if not np.array_equal(whole, array):
+            raise UserError(f"{path}: holds values that are no integers. Was it resampled? Export it again.")
+        array = whole
+    if array.size and array.min() < 0:
+        raise UserError(f"{path}: holds the value {array.min()}; labels are 0 or more. Export it again.")
+    array = array.astype(np.min_scalar_type(int(array.max(initial=0))), copy=False)
+    unknown = sorted(label_boxes(array).keys() - set(labels.all_values)) if labels is not None else []
+    if unknown and labels is not None:
         raise UserError(
             f"{path}: holds the values {unknown[:10]}, which are not among the labels {list(labels.all_values)}. "
             "Score it with the label set it was made with."
         )
-    return image.array[0].astype(np.int64, copy=False)
+    return array
+
+
+def score_pairs(
+    pairs: Mapping[str, tuple[Path, Path]], rules: Rules, workers: int | None = None
+) -> tuple[pandas.DataFrame, list[str]]:
+    """Score pairs (prediction, reference) of files by case, in parallel.
+
+    Args:
+        pairs: the files of each case.
+        rules: see `Rules`.
+        workers: processes; None: the CPUs of the allocation. One works in this process.
+
+    Returns:
+        Columns case, label and the metrics, rows in the order of `pairs` and of the labels; and what is wrong with the
+        cases that cannot be scored.
+    """
+    scores: dict[str, Scores] = {}
+    problems: list[str] = []
+    score = partial(score_files, rules=rules)
+    processes = min(workers or available_cpus(), len(pairs))
+
+    def keep(case: str, get: Callable[[], Scores]) -> None:
+        try:
+            scores[case] = get()
+        except UserError as error:
+            problems.append(str(error))
+
+    if processes <= 1:
+        for case, files in track(pairs.items(), "Scoring", transient=True):
+            keep(case, partial(score, *files))
+    else:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            futures = {pool.submit(score, *files): case for case, files in pairs.items()}
+            for future in track(as_completed(futures), "Scoring", len(futures), transient=True):
+                keep(futures[future], future.result)
+    rows = [
+        {"case": case, "label": name, **metrics} for case in pairs for name, metrics in scores.get(case, {}).items()
+    ]
+    return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=["case", "label"]), sorted(problems)
 
 
 def score_folder(
     predictions: Path,
     truths: Mapping[str, Path],
-    labels: LabelSet,
+    rules: Rules,
     file_ending: str,
     *,
-    tolerance_mm: float | Mapping[str, float],
     output: Path | None = None,
     workers: int | None = None,
 ) -> pandas.DataFrame:
@@ -112,57 +250,51 @@ def score_folder(
     Args:
         predictions: folder of segmentations.
         truths: reference file of each case.
-        labels: the label set of both.
+        rules: by which they are scored.
         file_ending: of the predictions.
-        tolerance_mm: tolerance of the NSD, one for all labels or one for each name.
         output: where the table is written as CSV, atomically; None: nowhere.
         workers: processes; None: the CPUs of the allocation.
 
     Returns:
-        Columns case, label, dsc, nsd; rows in the order of `truths` and of the labels.
+        Columns case, label and the metrics; rows in the order of `truths` and of the labels.
 
     Raises:
         UserError: all files that are missing or cannot be scored, together; then nothing is written.
     """
-    jobs = {case: (Path(predictions) / f"{case}{file_ending}", Path(truth)) for case, truth in truths.items()}
-    processes = min(workers or available_cpus(), len(jobs))
-    scores: dict[str, dict[str, dict[str, float]]] = {}
-    problems: list[str] = []
-    if jobs:
-        with ProcessPoolExecutor(max(1, processes), mp_context=get_context("spawn")) as pool:
-            futures = {
-                pool.submit(score_files, predicted, true, labels, tolerance_mm): case
-                for case, (predicted, true) in jobs.items()
-            }
-            for future in track(as_completed(futures), "Scoring", len(futures), transient=True):
-                try:
-                    scores[futures[future]] = future.result()
-                except UserError as error:
-                    problems.append(str(error))
+    pairs = {case: (Path(predictions) / f"{case}{file_ending}", Path(truth)) for case, truth in truths.items()}
+    table, problems = score_pairs(pairs, rules, workers)
     if problems:
-        raise UserError("These cases could not be scored:\n" + "\n".join(sorted(problems)))
-    rows = [(case, name, score["dsc"], score["nsd"]) for case in truths for name, score in scores.get(case, {}).items()]
-    table = pandas.DataFrame(rows, columns=list(COLUMNS))
+        raise UserError("These cases could not be scored:\n" + "\n".join(problems))
     if output is not None:
         with atomic_path(output) as temporary:
             table.to_csv(temporary, index=False)
     return table
 
 
-def score_table(scores: pandas.DataFrame) -> Table:
+def metrics_of(scores: pandas.DataFrame) -> list[str]:
+    """Return the metrics of a table of scores that people compare by, the most telling first."""
+    return [metric for metric in ("f1", "dsc", "nsd", "hd95_mm") if metric in scores.columns]
+
+
+def score_table(scores: pandas.DataFrame, title: str | None = None) -> Table:
     """Return the table of scores: mean ± standard deviation over the cases per label, and of the cases' means.
 
     Cases without a score (NaN) are left out. The last row is the mean over the labels of each case, then over cases.
     """
-    table = Table(title=f"Scores of {scores['case'].nunique()} cases")
-    for column in ("label", "cases", "DSC", "NSD"):
+    metrics = metrics_of(scores)
+    table = Table(title=title or f"Scores of {scores['case'].nunique()} cases")
+    for column in ("label", "cases", *(TITLES[metric] for metric in metrics)):
         table.add_column(column, justify="left" if column == "label" else "right")
-    for label in scores["label"].unique():
+    if not metrics:
+        return table
+    labels = scores["label"].unique()
+    for label in labels:
         rows = scores[scores["label"] == label]
-        table.add_row(str(label), str(rows["dsc"].count()), _mean_and_sd(rows["dsc"]), _mean_and_sd(rows["nsd"]))
-    means = scores.groupby("case")[["dsc", "nsd"]].mean()
-    table.add_section()
-    table.add_row("mean", str(means["dsc"].count()), _mean_and_sd(means["dsc"]), _mean_and_sd(means["nsd"]))
+        table.add_row(str(label), str(rows[metrics[0]].count()), *(_mean_and_sd(rows[metric]) for metric in metrics))
+    means = scores.groupby("case")[metrics].mean()
+    if len(labels) > 1:
+        table.add_section()
+        table.add_row("mean", str(means[metrics[0]].count()), *(_mean_and_sd(means[metric]) for metric in metrics))
     return table
 
 
@@ -174,11 +306,11 @@ def _mean_and_sd(values: pandas.Series) -> str:
 
 
 def worst_median_best(scores: pandas.DataFrame) -> dict[str, str]:
-    """Return the cases of lowest, median and highest mean DSC, {"worst": case, "median": ..., "best": ...}.
+    """Return the cases of lowest, median and highest mean DSC, or F1 of cells: {"worst": case, ...}.
 
     No case is named twice: two cases are the worst and the best, one is the best. Cases without a score are left out.
     """
-    means = scores.groupby("case")["dsc"].mean().dropna()
+    means = scores.groupby("case")[metrics_of(scores)[0]].mean().dropna()
     ranked: Iterable[str] = means.sort_values(kind="stable").index
     order = list(ranked)
     chosen = {"worst": order[:1], "median": order[len(order) // 2 :][:1], "best": order[-1:]}

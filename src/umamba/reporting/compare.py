@@ -30,6 +30,7 @@ class Number:
         seed_means: mean of each seed, in the order of the seeds.
         published: the paper's number.
         p_value: of the paired test against the reference, corrected; NaN where it was not made.
+        scored: whether the method's cases have scores of this metric at all.
         done, planned: runs that are finished, and all of them.
     """
 
@@ -43,6 +44,7 @@ class Number:
     seed_means: tuple[float, ...]
     published: Published | None
     p_value: float
+    scored: bool
     done: int
     planned: int
 
@@ -87,6 +89,7 @@ def _of_dataset(results: Results, dataset: str) -> list[Number]:
                         seed_means=tuple(sample.groupby(level="seed").mean()),
                         published=results.published.get((dataset, method, label, metric)),
                         p_value=p_values.get(method, math.nan),
+                        scored=bool(((own["method"] == method) & (own["metric"] == metric)).any()),
                         done=sum(state.state == "done" for state in runs),
                         planned=len(runs),
                     )
@@ -133,17 +136,19 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 
 
 def best_two(row: Sequence[Number]) -> tuple[str | None, str | None]:
-    """Return the methods with the best and second-best mean of a row, None where there is none."""
+    """Return the methods with the best and second-best mean of a row; None where it is alone, or not above the next."""
     ranked = sorted((number for number in row if not math.isnan(number.mean)), key=lambda number: -number.mean)
-    names: list[str | None] = [number.method for number in ranked[:2]]
-    first, second = (*names, None, None)[:2]
-    return first, second
+    means = [*(number.mean for number in ranked), *(-math.inf,) * 2]
+    if len(ranked) < 2 or means[0] == means[1]:
+        return None, None
+    return ranked[0].method, ranked[1].method if means[1] > means[2] else None
 
 
 def spread_sentences(found: Sequence[Number]) -> list[str]:
     """Return for each average how far it is below the best method's, and whether that is within the spread over seeds.
 
-    The spread of a method is the distance of its seeds' largest mean from the smallest.
+    The spread of a method is the distance of its seeds' largest mean from the smallest. Methods trained with one seed,
+    whose spread is not known, share a sentence.
     """
     sentences = []
     rows: dict[tuple[str, str], list[Number]] = {}
@@ -154,14 +159,20 @@ def spread_sentences(found: Sequence[Number]) -> list[str]:
         if len(row) < 2:
             continue
         best = max(row, key=lambda number: number.mean)
+        where = f"{dataset}, {metric.upper()}: {best.method} is"
+        unknown = []
         for number in row:
             if number is best:
                 continue
-            where = f"{dataset}, {metric.upper()}: {best.method} is {best.mean - number.mean:.4f} above {number.method}"
+            above = f"{best.mean - number.mean:.4f} above {number.method}"
             if len(best.seed_means) < 2 or len(number.seed_means) < 2:
-                sentences.append(f"{where}; trained with one seed, so that the spread of trainings is not known.")
+                unknown.append(above)
                 continue
             spread = max(max(entry.seed_means) - min(entry.seed_means) for entry in (best, number))
             within = "within" if best.mean - number.mean <= spread else "beyond"
-            sentences.append(f"{where}, which is {within} the spread over seeds ({spread:.4f}).")
+            sentences.append(f"{where} {above}, which is {within} the spread over seeds ({spread:.4f}).")
+        if unknown:
+            sentences.append(
+                f"{where} {', '.join(unknown)}; with one seed, how far trainings of one method differ is not known."
+            )
     return sentences

@@ -6,14 +6,16 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from umamba.reporting.results import Results
 
 _DPI = 110
+# Columns of metrics.csv, the first that is there; "seen" are patches of training cases, where none is held out.
 _CURVES = (
-    ("train/loss", "training loss"),
-    ("val/loss", "validation loss"),
-    ("val/ema_patch_dice", "patch Dice, smoothed"),
+    (("train/loss",), "training loss"),
+    (("val/loss", "seen/loss"), "validation loss"),
+    (("val/ema_patch_dice", "seen/ema_patch_dice"), "patch Dice, smoothed"),
 )
 
 
@@ -48,17 +50,19 @@ def learning_curves(results: Results, dataset: str) -> bytes | None:
     figure = Figure(figsize=(7.0, 8.0), layout="constrained", dpi=_DPI)
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(_CURVES), 1, sharex=True)
-    for axes, (column, title) in zip(grid, _CURVES, strict=True):
-        _draw_curves(axes, curves, column, title)
+    for axes, (columns, title) in zip(grid, _CURVES, strict=True):
+        _draw_curves(axes, curves, columns, title)
     grid[-1].set_xlabel("epoch")
+    grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     return _png(figure)
 
 
-def _draw_curves(axes: Axes, curves: dict[str, pandas.DataFrame], column: str, title: str) -> None:
+def _draw_curves(axes: Axes, curves: dict[str, pandas.DataFrame], columns: tuple[str, ...], title: str) -> None:
     for name, curve in curves.items():
-        values = curve[column] if column in curve else curve["epoch"] * float("nan")
+        column = next((column for column in columns if column in curve), None)
+        values = curve["epoch"] * float("nan") if column is None else curve[column]
         axes.plot(curve["epoch"] + 1, values, label=name, marker="." if len(curve) < 20 else "", linewidth=1)
     axes.set_ylabel(title, fontsize=8)
     axes.grid(alpha=0.3)

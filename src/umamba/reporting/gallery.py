@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from omegaconf import OmegaConf
 
 from umamba.datasets import RawCase, RawDataset, list_findings
-from umamba.io import read_image, read_label
+from umamba.io import Geometry, read_image, read_label
 from umamba.labels import LabelSet, colours
 from umamba.reporting.results import Results
 
@@ -69,7 +69,10 @@ def raw_dataset(run_folder: Path) -> RawDataset | None:
 
 
 def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, Path]) -> bytes:
-    """Return image, truth and each method's prediction of a case, in the axial slice with most of the truth."""
+    """Return image, truth and each method's prediction of a case, in the axial slice with most of the truth.
+
+    It is shown as radiologists see it: the patient's front above, the right side at the left.
+    """
     image = read_image(case.images)
     truth = (
         read_label(case.label).array[0] if case.label is not None else np.zeros(image.array.shape[1:], dtype=np.uint8)
@@ -82,16 +85,20 @@ def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, Path]) -> byte
         path = folder / "predictions" / f"{case.case_id}{raw.file_ending}"
         if path.exists():
             panels[method] = read_label(path).array[0, index]
+    flipped = _flips(image.geometry)
+    background = background[flipped]
+    panels = {title: None if plane is None else plane[flipped] for title, plane in panels.items()}
     height = background.shape[0] * image.geometry.spacing[1]
     width = background.shape[1] * image.geometry.spacing[2]
     lines = -(-len(panels) // _COLUMNS)
-    size = (_COLUMNS * _PANEL_INCHES, lines * (_PANEL_INCHES * height / width + 0.3) + 0.5)
+    legend = -(-len(raw.labels.names) // _COLUMNS)
+    size = (_COLUMNS * _PANEL_INCHES, lines * (_PANEL_INCHES * height / width + 0.35) + 0.2 * legend + 0.2)
     figure = Figure(figsize=size, layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     grid = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
     for axes, (title, segmentation) in zip(grid, panels.items(), strict=False):
         axes.imshow(background, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
-        axes.set_title(title, fontsize=8)
+        axes.set_title(title, fontsize=10)
         if segmentation is not None:
             _paint(axes, segmentation, raw.labels, width, height)
     for axes in grid:
@@ -100,10 +107,17 @@ def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, Path]) -> byte
         Patch(facecolor=colour / 255, label=name)
         for name, colour in zip(raw.labels.names, colours(len(raw.labels.names)), strict=True)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=6, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=_COLUMNS, fontsize=8, frameon=False)
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
+
+
+def _flips(geometry: Geometry) -> tuple[slice, slice]:
+    """Return the slices that turn the Y and X axes towards the patient's back and left."""
+    dim = round(len(geometry.direction_xyz) ** 0.5)
+    along_x, along_y = geometry.direction_xyz[0], geometry.direction_xyz[dim + 1]
+    return slice(None, None, -1 if along_y < 0 else 1), slice(None, None, -1 if along_x < 0 else 1)
 
 
 def _display(plane: np.ndarray) -> np.ndarray:

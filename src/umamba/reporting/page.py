@@ -23,13 +23,20 @@ h1 { font-size: 1.5rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; padding-left: 0; }
 td small { display: block; opacity: .75; } td a { color: inherit; text-decoration: none; }
 .best { font-weight: 700; } td a.second { text-decoration: underline; } .missing { opacity: .55; font-style: italic; }
 img { max-width: 100%; height: auto; display: block; background: #fff; } figure { margin: 1rem 0; }
-figcaption, .note { font-size: .85rem; opacity: .8; } nav a { margin-right: 1rem; } details { margin: .4rem 0; }
-summary { cursor: pointer; } .failed { color: var(--bad); } .done { color: var(--good); }
+figcaption, .note { font-size: .85rem; opacity: .8; }
+.remark { border-left: 4px solid var(--bad); padding: .2rem .8rem; }
+nav a { margin-right: 1rem; } details { margin: .4rem 0; } summary { cursor: pointer; }
+.failed { color: var(--bad); } .done { color: var(--good); } .scroll img { min-width: 44rem; }
+@media (max-width: 40rem) {
+  table { font-size: .78rem; } th, td { padding: .25rem .35rem; } td small span { display: block; }
+}
 """
+# A browser that is told this fetches nothing.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_page(path: Path, results: Results, found: Sequence[Number], cost: Sequence[Cost]) -> None:
@@ -38,6 +45,7 @@ def write_page(path: Path, results: Results, found: Sequence[Number], cost: Sequ
     sections = [
         f"<h1>{escape(results.name)}</h1><p>{escape(results.question)}</p>",
         f"<p>{done} of {len(results.states)} runs are done. What is missing is shown as missing.</p>",
+        f'<p class="remark">{escape(results.remark)}</p>' if results.remark else "",
         "<nav>" + "".join(f'<a href="#{dataset}">{dataset}</a>' for dataset in results.datasets)
         + '<a href="#runs">runs</a><a href="#cost">cost</a><a href="#cases">cases</a></nav>',
         *(_dataset(results, dataset, found) for dataset in results.datasets),
@@ -50,6 +58,7 @@ def write_page(path: Path, results: Results, found: Sequence[Number], cost: Sequ
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(results.name)}</title><style>{_STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
     )
     with atomic_path(path) as temporary:
@@ -63,13 +72,14 @@ def _dataset(results: Results, dataset: str, found: Sequence[Number]) -> str:
         parts.append(f"<h3>{escape(title)}</h3>{_table(names, rows, 'averages' in title, own)}")
     parts.append(
         '<p class="note">Mean ± standard deviation over cases; bold and underlined: best and second best of ours; '
-        f"below, the paper's number and ours minus the paper's. * differs from {REFERENCE}: Wilcoxon signed-rank test "
-        f"over cases, corrected after Holm, p &lt; {ALPHA}; made from six cases on.</p>"
+        "below, the paper's number and, in brackets, ours minus the paper's. No case: the label is in no reference and "
+        f"no prediction. * differs from {REFERENCE}: Wilcoxon signed-rank test over cases, corrected after Holm, "
+        f"p &lt; {ALPHA}; made from six cases on.</p>"
     )
     for metric in dict.fromkeys(number.metric for number in own):
         parts.append(_figure(box_plot(results, dataset, metric), f"{metric.upper()} over cases"))
     parts.append(_figure(learning_curves(results, dataset), "Learning curves"))
-    parts += [_figure(picture.png, picture.caption) for picture in gallery(results, dataset)]
+    parts += [_figure(picture.png, picture.caption, "scroll") for picture in gallery(results, dataset)]
     return "".join(parts)
 
 
@@ -89,7 +99,8 @@ def _cell(number: Number, own: Sequence[Number]) -> str:
     attributes = "".join(
         f' data-{name}="{escape(getattr(number, name))}"' for name in ("dataset", "method", "label", "metric")
     )
-    paper = f"<small>paper {theirs(number)} {difference(number)}</small>" if number.published else ""
+    behind = f" <span>({difference(number)})</span>" if difference(number) else ""
+    paper = f"<small>paper {theirs(number)}{behind}</small>" if number.published else ""
     if math.isnan(number.mean):
         return f'<td class="missing"{attributes}>{ours(number)}{paper}</td>'
     link = f'<a class="{kind}" href="#{_anchor(number.dataset, number.method)}">{ours(number)}</a>'
@@ -100,12 +111,13 @@ def _anchor(dataset: str, method: str) -> str:
     return f"cases-{dataset}-{method}"
 
 
-def _figure(png: bytes | None, caption: str) -> str:
+def _figure(png: bytes | None, caption: str, kind: str = "whole") -> str:
     if png is None:
         return ""
     data = base64.b64encode(png).decode()
     text = escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    picture = f'<div class="{kind}"><img alt="{text}" src="data:image/png;base64,{data}"></div>'
+    return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
 
 
 def _spread(found: Sequence[Number]) -> str:

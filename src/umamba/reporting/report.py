@@ -14,7 +14,7 @@ def write_report(results: Results, folder: Path) -> Path:
     """Write the report of a study into a folder, and return its page."""
     found = numbers(results)
     write_csv(folder / "numbers.csv", found)
-    for name, text in (("tables.md", markdown(found)), ("tables.tex", latex(found))):
+    for name, text in (("tables.md", markdown(found, results.remark)), ("tables.tex", latex(found, results.remark))):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     write_page(folder / "index.html", results, found, costs(results))

@@ -49,6 +49,7 @@ class Results:
         scores: of finished runs, a row for each case, label and metric (SCORE_COLUMNS); no row without a score.
         curves: metrics.csv of each run that has one, by run folder.
         published: (dataset, method, label, metric) -> the paper's number.
+        overrides: of every run, beside those of the study.
     """
 
     name: str
@@ -57,11 +58,24 @@ class Results:
     scores: pandas.DataFrame
     curves: Mapping[Path, pandas.DataFrame]
     published: Mapping[tuple[str, str, str, str], Published]
+    overrides: tuple[str, ...] = ()
 
     @property
     def datasets(self) -> list[str]:
         """Datasets in the order of the study."""
         return list(dict.fromkeys(state.run.dataset for state in self.states))
+
+    @property
+    def remark(self) -> str:
+        """What a reader must know of the runs, empty if they are the study's own."""
+        if not self.overrides:
+            return ""
+        small = "+smoke=true" in self.overrides
+        return f"Made with {' '.join(self.overrides)}: " + (
+            "small runs on phantoms, which show that the path works; beside the paper's numbers they mean nothing."
+            if small
+            else "not the runs of the study as it stands."
+        )
 
     def methods(self, dataset: str) -> list[str]:
         """Methods of a dataset in the order of the study."""
@@ -72,8 +86,16 @@ class Results:
         return [state for state in self.states if (state.run.dataset, state.run.method) == (dataset, method)]
 
 
-def gather(name: str, question: str, runs: Sequence[PlannedRun], published: Path | None) -> Results:
+def gather(
+    name: str, question: str, runs: Sequence[PlannedRun], published: Path | None, overrides: Sequence[str] = ()
+) -> Results:
     """Read what the runs of a study have left.
+
+    Args:
+        name, question: of the study.
+        runs: its runs.
+        published: its published.csv, None without one.
+        overrides: of every run, beside those of the study.
 
     Raises:
         UserError: published.csv or a run's scores have an unexpected form.
@@ -92,6 +114,7 @@ def gather(name: str, question: str, runs: Sequence[PlannedRun], published: Path
         scores=pandas.DataFrame(rows, columns=list(SCORE_COLUMNS)),
         curves={folder: curve for folder, curve in curves.items() if len(curve)},
         published=read_published(published) if published is not None else {},
+        overrides=tuple(overrides),
     )
 
 

@@ -14,6 +14,7 @@ CSV_COLUMNS = (
     *("p_value", "runs_done", "runs_planned"),
 )
 MISSING = "missing"
+NO_CASE = "no case"
 
 
 def write_csv(path: Path, found: Sequence[Number]) -> None:
@@ -43,7 +44,7 @@ def _plain(value: float) -> str:
 def ours(number: Number) -> str:
     """Return our mean ± deviation, or that it is missing; * marks a significant difference from the reference."""
     if math.isnan(number.mean):
-        return MISSING
+        return NO_CASE if number.scored else MISSING
     deviation = "" if math.isnan(number.sd) else f"±{number.sd:.4f}"
     return f"{number.mean:.4f}{deviation}{'*' if number.significant else ''}"
 
@@ -77,9 +78,9 @@ def tables(found: Sequence[Number]) -> list[tuple[str, list[str], list[list[Numb
     return made
 
 
-def markdown(found: Sequence[Number]) -> str:
-    """Return all tables in Markdown; bold and underlined are the best and second best of ours."""
-    return "\n".join(
+def markdown(found: Sequence[Number], remark: str) -> str:
+    """Return a remark and all tables in Markdown; bold and underlined are the best and second best of ours."""
+    return (f"{remark}\n\n" if remark else "") + "\n".join(
         f"### {title}\n\n{_markdown_table(names, rows, 'averages' in title, found)}"
         for title, names, rows in tables(found)
     )
@@ -97,9 +98,9 @@ def _markdown_table(names: Sequence[str], rows: Sequence[list[Number]], averages
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])) + "\n"
 
 
-def latex(found: Sequence[Number]) -> str:
-    """Return all tables in LaTeX (booktabs): ours, and the paper's in small print below."""
-    return "\n".join(
+def latex(found: Sequence[Number], remark: str) -> str:
+    """Return a remark and all tables in LaTeX (booktabs): ours, and the paper's in small print below."""
+    return (f"% {remark}\n" if remark else "") + "\n".join(
         _latex_table(title, names, rows, "averages" in title, found) for title, names, rows in tables(found)
     )
 

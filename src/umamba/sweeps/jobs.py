@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ class Request:
     Attributes:
         partition: of the trainings; None: the cluster's default.
         prepare_partition: of the preparation and the report, which need no GPU; None: that of the trainings.
-        gpus: per training.
-        cpus: per training; one for the network, the others make patches.
-        memory_gb: per training.
+        nodes: per training.
+        gpus: per node of a training; with several, or several nodes, each has a process of its own.
+        cpus: per node of a training; one for each network, the others make patches.
+        memory_gb: per node of a training.
         time_limit: as SLURM writes it; a longer training is requeued and continues.
         max_parallel: trainings at once.
         warn_s: seconds before the limit at which a training is told to leave.
@@ -36,6 +37,7 @@ class Request:
 
     partition: str | None = None
     prepare_partition: str | None = None
+    nodes: int = 1
     gpus: int = 1
     cpus: int = 13
     memory_gb: int = 32
@@ -105,7 +107,7 @@ def submission(list_file: Path, request: Request, python: str, project: Path, co
     content = read_json(list_file)
     logs = list_file.parent / "logs"
     module = [python, "-m", "umamba.slurm"]
-    common = ["sbatch", "--parsable", f"--chdir={Path.cwd()}", "--open-mode=append", *request.extra]
+    common = ["sbatch", "--parsable", f"--chdir={Path.cwd()}", "--open-mode=append"]
     light = [
         *common,
         *([f"--partition={partition}"] if (partition := request.prepare_partition or request.partition) else []),
@@ -113,12 +115,14 @@ def submission(list_file: Path, request: Request, python: str, project: Path, co
         f"--mem={request.memory_gb}G",
         f"--time={request.time_limit}",
         "--requeue",
+        *request.extra,
     ]
     train = [
         *common,
         f"--job-name=umamba-{content['study']}",
         *([f"--partition={request.partition}"] if request.partition else []),
         *([f"--gres=gpu:{request.gpus}"] if request.gpus else []),
+        f"--nodes={request.nodes}",
         f"--ntasks-per-node={max(1, request.gpus)}",
         f"--cpus-per-task={max(1, request.cpus // max(1, request.gpus))}",
         f"--mem={request.memory_gb}G",
@@ -127,6 +131,7 @@ def submission(list_file: Path, request: Request, python: str, project: Path, co
         f"--output={logs / '%A_%a.log'}",
         "--requeue",
         f"--signal=B:USR1@{request.warn_s}",
+        *request.extra,
         str(project / "slurm" / "array.sh"),
         python,
         str(list_file),
@@ -206,6 +211,23 @@ def task_name(environment: Any) -> tuple[int, str]:
         return index, f"{environment['SLURM_ARRAY_JOB_ID']}_{index}"
     except KeyError as error:
         raise UserError(f"{error} is not set: this is to be run by SLURM, as a task of an array job.") from None
+
+
+def launched(command: list[str], environment: Mapping[str, str]) -> list[str]:
+    """Return a training's command as the allocation wants it: a process for each task, joined by Lightning.
+
+    With one task it stays as it is; several are started by srun, and Lightning finds them in SLURM's environment.
+    """
+    if int(environment.get("SLURM_NTASKS", "1")) < 2:
+        return command
+    srun = [
+        "srun",
+        "--kill-on-bad-exit=1",
+        "--wait=0",
+        f"--cpus-per-task={environment.get('SLURM_CPUS_PER_TASK', '1')}",
+    ]
+    devices = [f"trainer.devices={environment['SLURM_NTASKS_PER_NODE']}"]
+    return [*srun, *command, "trainer=ddp", *devices, f"+trainer.num_nodes={environment['SLURM_NNODES']}"]
 
 
 def dumps(jobs: Submission) -> str:

@@ -21,6 +21,7 @@ from umamba.sweeps.ledger import TASK_FILE
 
 # The record is touched this often; the ledger calls a run dead after many times this.
 HEARTBEAT_S = 30.0
+_LEAVING = (signal.SIGTERM, signal.SIGUSR1)
 # How long a training may take to leave, less than SLURM's usual KillWait of 30 s.
 _LEAVE_S = 20.0
 
@@ -46,10 +47,12 @@ def run_task(command: Sequence[str], folder: Path, job: str | None = None) -> st
         received.append(number)
         process.terminate()
 
-    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    previous = {number: signal.signal(number, leave) for number in _LEAVING}
     try:
         code = _wait(process, record, received)
         reader.join(timeout=5)
+        if code and not received:
+            received += [number for number in _LEAVING if code in (-number, 128 + number)]  # told without this process
         if received:
             near_limit = received[0] == signal.SIGUSR1
             why = "the time limit came near" if near_limit else "the cluster took the node back, or it was cancelled"

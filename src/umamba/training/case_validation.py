@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from umamba.evaluation.overlap import dice_from_histogram, joint_histogram
+from umamba.evaluation import dice
 from umamba.inference import decide_labels, predict_logits
 from umamba.labels import LabelSet
 from umamba.planning import Configuration
@@ -72,6 +72,5 @@ class CaseValidation(Callback):
         if self.labels.ignore is not None:
             counted = truth != self.labels.ignore
             prediction, truth = prediction * counted, truth * counted
-        histogram = joint_histogram(prediction, truth, self.labels.all_values[-1] + 1)
-        dices = [dice_from_histogram(histogram, values) for values in self.labels.values]
+        dices = [dice(np.isin(prediction, values), np.isin(truth, values)) for values in self.labels.values]
         return float(np.nanmean(dices)) if not np.isnan(dices).all() else float("nan")

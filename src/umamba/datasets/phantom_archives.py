@@ -1,0 +1,166 @@
+"""The phantoms as the four public archives would hold them: folders, names, formats and label values of each.
+
+A run with +smoke=true begins here, so that its path is that of a download: converted, planned, trained, scored.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from umamba.datasets.anatomy import ORGANS as DRAWN
+from umamba.datasets.archives import ARCHIVES, converter_of
+from umamba.datasets.convert_abdomen import AMOS_VALUES
+from umamba.datasets.convert_common import ORGANS, convert
+from umamba.datasets.phantom import phantom_case, write_once
+from umamba.datasets.phantom_2d import cell_instances, endoscopy_frame, write_picture
+from umamba.io import UserError, write_json
+
+_VOXEL_MM = 6.0
+_PICTURE = (96, 128)
+_HU_OF_AIR = 1024
+# Names of mask folders in EndoVis' training sequences, types 1 to 7.
+_MASKS = (
+    *("Maryland_Bipolar_Forceps_labels", "Left_Prograsp_Forceps_labels", "Large_Needle_Driver_Right_labels"),
+    *("Right_Vessel_Sealer_labels", "Grasping_Retractor_labels", "Monopolar_Curved_Scissors_labels", "Other_labels"),
+)
+_NEW_VIDEO = 9
+_SHAFT = 20  # the parts of an instrument have values of their own
+# Format, type and channels of the microscopy images, in turn.
+_MICROSCOPES = (
+    *(("bmp", np.uint8, 3), ("tiff", np.uint16, 1), ("png", np.uint16, 3)),
+    *(("tif", np.uint8, 1), ("png", np.uint8, 3)),
+)
+
+
+def converted_phantom(root: Path, *, archive: str, num_training: int, num_test: int, seed: int, workers: int) -> Path:
+    """Write the phantom of an archive beside `root`, convert it into `root` and return that; what is there is kept.
+
+    Args:
+        root: the data set's folder; the archive goes to archives/<its name> beside it.
+        archive: flare, amos, endovis or cell.
+        num_training: cases or pictures to train on.
+        num_test: the same to test on.
+        seed: of all cases; case k depends on the seed and k alone.
+        workers: threads that convert.
+
+    Raises:
+        UserError: the archive is unknown, the numbers make no data set, or `root` holds a phantom of other settings.
+    """
+    if archive not in ARCHIVES:
+        raise UserError(f"dataset.phantom.archive={archive} is unknown. Choose one of {', '.join(ARCHIVES)}.")
+    if num_training < 2 or num_test < 0:
+        raise UserError("phantom: num_training must be 2 or more, and num_test 0 or more.")
+    root = Path(root)
+    source = root.parent / "archives" / root.name
+    made_with = {"archive": archive, "num_training": num_training, "num_test": num_test, "seed": seed}
+
+    def write(folder: Path) -> None:
+        WRITERS[archive](folder, num_training, num_test, seed)
+        facts = {"description": f"Phantom in the layout of {archive}.", "licence": "synthetic, CC0"}
+        write_json(folder / "dataset.json", {**facts, "phantom": made_with})
+
+    source.parent.mkdir(parents=True, exist_ok=True)
+    write_once(source, made_with, write)
+    if (root / "dataset.json").exists():
+        return root
+    return convert(replace(converter_of(archive, videos="official"), folder=root.name), source, root.parent, workers)
+
+
+def write_flare(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write CT cases as FLARE22 has them: images NAME_0000.nii.gz, labels NAME.nii.gz, 13 organs."""
+    for index in range(num_training + num_test):
+        training = index < num_training
+        part = folder / ("FLARE22Train" if training else "Testing")
+        name = f"FLARE22_Tr_{index + 1:04d}" if training else f"FLARETs_{index - num_training + 1:04d}"
+        image, label = _abdomen(seed, index)
+        _write_volume(image, part / "images" / f"{name}_0000.nii.gz")
+        _write_volume(label, part / "labels" / f"{name}.nii.gz")
+
+
+def write_amos(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write MR cases as AMOS22 has them, the last in its validation part, with the authors' test cases beside it."""
+    to_amos = np.array((0, *AMOS_VALUES), dtype=np.uint8)
+    for index in range(num_training + num_test):
+        image, label = _abdomen(seed, index)
+        image = sitk.Cast(sitk.Clamp(image, lowerBound=-_HU_OF_AIR) + _HU_OF_AIR, sitk.sitkUInt16)
+        if index < num_training:
+            split, name = "Tr" if index < num_training - 1 else "Va", f"amos_{507 + index:04d}.nii.gz"
+            values = sitk.GetImageFromArray(to_amos[sitk.GetArrayFromImage(label)])
+            values.CopyInformation(label)
+            _write_volume(image, folder / "amos22" / f"images{split}" / name)
+            _write_volume(values, folder / "amos22" / f"labels{split}" / name)
+        else:
+            own, name = folder / "Dataset702_AbdomenMR", f"mr_{index - num_training + 1:04d}"
+            _write_volume(image, own / "imagesTs" / f"{name}_0000.nii.gz")
+            _write_volume(label, own / "labelsTs" / f"{name}.nii.gz")
+
+
+def write_endovis(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write frames as EndoVis 2017 has them: two training videos, the end of the first and a new one to test."""
+    first = num_training // 2
+    continued = num_test // 2
+    sequences = (
+        ("instrument_1_4_training", 1, 0, first),
+        ("instrument_1_4_training", 2, 0, num_training - first),
+        ("instrument_2017_test", 1, first, continued),
+        ("instrument_2017_test", _NEW_VIDEO, 0, num_test - continued),
+    )
+    index = 0
+    for part, sequence, begin, count in sequences:
+        own = folder / part / f"instrument_dataset_{sequence}"
+        for frame in range(begin, begin + count):
+            image, types = endoscopy_frame(np.random.default_rng([seed, index]), _PICTURE)
+            index += 1
+            name = f"frame{frame:03d}.png"
+            _write_picture(own / "left_frames" / name, image)
+            if part.endswith("test"):
+                _write_picture(own / "gt" / "TypeSegmentation" / name, types)
+                continue
+            for kind, masks in enumerate(_MASKS, start=1):
+                _write_picture(own / "ground_truth" / masks / name, np.where(types == kind, _SHAFT, 0).astype(np.uint8))
+
+
+def write_cell(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write microscopy images in the formats of the NeurIPS 2022 challenge, with numbered cells."""
+    for index in range(num_training + num_test):
+        ending, dtype, channels = _MICROSCOPES[index % len(_MICROSCOPES)]
+        image, cells = cell_instances(np.random.default_rng([seed, index]), _PICTURE)
+        wide = image if dtype is np.uint8 else image.astype(np.uint16) * 200
+        part = folder / ("Training-labeled" if index < num_training else "Tuning")
+        _write_picture(part / "images" / f"cell_{index:05d}.{ending}", wide if channels == 3 else wide[..., 0])
+        _write_picture(part / "labels" / f"cell_{index:05d}_label.tiff", cells)
+
+
+WRITERS: dict[str, Callable[[Path, int, int, int], None]] = {
+    "flare": write_flare,
+    "amos": write_amos,
+    "endovis": write_endovis,
+    "cell": write_cell,
+}
+
+
+def _abdomen(seed: int, index: int) -> tuple[sitk.Image, sitk.Image]:
+    """Return image (HU) and label of a case; the organs that are drawn have their values among the paper's 13."""
+    case = phantom_case(seed, index, _VOXEL_MM)
+    values = np.array((0, *(1 + ORGANS.index(name) for name in DRAWN)), dtype=np.uint8)
+    made = []
+    for array in (case.image, values[case.label]):
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(case.spacing_xyz)
+        image.SetOrigin(case.origin_xyz)
+        image.SetDirection(case.direction_xyz)
+        made.append(image)
+    return made[0], made[1]
+
+
+def _write_volume(image: sitk.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def _write_picture(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_picture(path, array)
