@@ -7,6 +7,7 @@ from rich.console import Console
 
 from umamba.config import DatasetConfig, TrainConfig
 from umamba.datasets import RawDataset, dataset_digest, list_findings, read_dataset, write_phantom, write_phantom_2d
+from umamba.datasets.numbered_instances import classes_of_instances, holds_instances
 from umamba.datasets.phantom_archives import converted_phantom
 from umamba.io import UserError, exclusive, read_json, write_json
 from umamba.io.resources import available_cpus
@@ -177,8 +178,12 @@ def prepare(config: TrainConfig, explain: bool = False, nnunet_plans: Path | Non
     for name, folder in vars(config.paths).items():
         print(f"paths.{name}: {Path(folder).absolute()}")
     workers = config.data.prepare_workers or available_cpus()
-    dataset = listed_dataset(locate_dataset(config.dataset, workers), workers)
     preprocessed = Path(config.paths.preprocessed)
+    root = locate_dataset(config.dataset, workers)
+    if holds_instances(root):
+        print(f"{root} holds numbered instances: background, interior and boundary are made of them.")
+        root = classes_of_instances(root, preprocessed / "classes", workers)
+    dataset = listed_dataset(root, workers)
     fingerprint, digest = fingerprint_dataset(dataset, preprocessed, workers)
     plan, configuration = make_plan(config, dataset, fingerprint)
     console = Console(soft_wrap=True)

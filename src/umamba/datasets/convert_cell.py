@@ -15,8 +15,7 @@ from umamba.io import UserError
 from umamba.io.decode import decode
 from umamba.labels.instance_maps import interior_and_boundary
 
-_ENDINGS = (".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
-_LABEL = "_label"
+ENDINGS = (".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
 # Folders of the published archives; the paper's 101 test images are the challenge's tuning set.
 _SPLITS: tuple[tuple[str, Split], ...] = (("train", "Tr"), ("tuning", "Ts"))
 
@@ -26,14 +25,18 @@ def find(source: Path) -> list[SourceCase]:
     cases = []
     for image in sorted(source.rglob("images/*")):
         split = _split(image.relative_to(source))
-        if split is None or image.suffix.lower() not in _ENDINGS:
+        if split is None or image.suffix.lower() not in ENDINGS:
             continue
-        folder = image.parent.with_name("labels")
-        labels = [folder / f"{image.stem}{_LABEL}{ending}" for ending in (".tiff", ".tif", ".png")]
-        found = tuple(path for path in labels if path.exists())[:1]
+        found = label_file(image.parent.with_name("labels"), image.stem)
         if found or split == "Ts":
             cases.append(SourceCase(image.stem, split, image, found))
     return cases
+
+
+def label_file(folder: Path, name: str) -> tuple[Path, ...]:
+    """Return the file of numbered cells of a picture, if there is one."""
+    labels = (folder / f"{name}_label{ending}" for ending in (".tiff", ".tif", ".png"))
+    return tuple(path for path in labels if path.exists())[:1]
 
 
 def _split(relative: Path) -> Split | None:

@@ -56,19 +56,19 @@ class Converter:
         channel_names: of the images.
         labels: names, in the order of their values from 1 on.
         file_ending: of images and labels.
-        published: training and test cases of the paper.
+        published: training and test cases of the paper; None: it has none of these.
         source: where each part is published.
         licence: of the data.
         find: lists the cases below a folder.
         read_image, read_label: read one case's image, and its label from all its label files.
-        instances: also keep the label files of test cases as they are (instancesTs), for scores of instances.
+        instances: also keep the label files as they are (instancesTr, instancesTs), for scores of instances.
     """
 
     folder: str
     channel_names: tuple[str, ...]
     labels: tuple[str, ...]
     file_ending: str
-    published: tuple[int, int]
+    published: tuple[int, int] | None
     source: str
     licence: str
     find: Callable[[Path], list[SourceCase]]
@@ -92,7 +92,7 @@ def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path
     console = Console(soft_wrap=True)
     with exclusive(raw / f".{converter.folder}.lock", f"the conversion of {converter.folder}"):
         for case in cases:
-            for kind in ("images", "labels", *(("instances",) if converter.instances and case.split == "Ts" else ())):
+            for kind in ("images", "labels", *(("instances",) if converter.instances else ())):
                 (target / f"{kind}{case.split}").mkdir(parents=True, exist_ok=True)
         written = _over_cases(partial(_write_case, converter, target), cases, workers, "Converting")
         console.print(f"{converter.folder}: {sum(written)} cases converted, {len(cases) - sum(written)} were there.")
@@ -123,6 +123,8 @@ def dataset_json(converter: Converter, num_training: int) -> dict[str, object]:
 def count_lines(converter: Converter, training: int, test: int) -> list[str]:
     """Return what was found beside the published numbers, and where what is missing is published."""
     lines = []
+    if converter.published is None:
+        return [f"training cases: {training}, test cases: {test}."]
     for name, found, expected in zip(("training", "test"), (training, test), converter.published, strict=True):
         line = f"{name} cases: {found}, the paper has {expected}."
         if found < expected:
@@ -187,9 +189,9 @@ def _write_case(converter: Converter, target: Path, case: SourceCase) -> bool:
     if case.labels and not label.exists():
         _write(label, converter.read_label(case.labels))
         lacks = True
-    if converter.instances and case.split == "Ts":
+    if converter.instances:
         for path in case.labels:
-            copy = target / "instancesTs" / f"{case.case_id}_label{path.suffix}"
+            copy = target / f"instances{case.split}" / f"{case.case_id}_label{path.suffix}"
             if not copy.exists():
                 with atomic_path(copy) as temporary:
                     temporary.write_bytes(path.read_bytes())

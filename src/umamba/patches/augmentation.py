@@ -15,7 +15,7 @@ from umamba.patches.intensity import (
     ScaleContrast,
 )
 from umamba.patches.settings import Augmentation
-from umamba.patches.spatial import RotateScaleCrop, rotation_matrix
+from umamba.patches.spatial import MirrorPatch, RotateScaleCrop, rotation_matrix
 
 FLAT = 3  # 3D patches whose largest edge is more than this many times the first are rotated in-plane only
 ELONGATED = 1.5  # 2D patches with a larger ratio of their edges are rotated by small angles only
@@ -94,7 +94,7 @@ def training_transforms(
     if a.mirror.p:
         axes = range(len(patch_size)) if a.mirror.axes is None else a.mirror.axes
         shifted = tuple(axis + 3 - len(patch_size) for axis in axes)
-        chain.append(tio.RandomFlip(axes=shifted, flip_probability=a.mirror.p, copy=False))
+        chain.append(MirrorPatch(axes=shifted, flip_probability=a.mirror.p, copy=False))
     chain.append(ClearOutside(masked_channels))
     return tio.Compose(chain, copy=False)
 

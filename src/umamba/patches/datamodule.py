@@ -95,6 +95,7 @@ class PatchDataModule(lightning.LightningDataModule):
             read_size=read_size(settings, patch_size),
             iterations=iterations,
             stream="train",
+            deferred=settings.device == "gpu",
         )
         self.val_patches = dataset(
             case_ids=val_cases,
@@ -113,10 +114,22 @@ class PatchDataModule(lightning.LightningDataModule):
         """Move a batch to the device; `transfer_s` is how long it took, exact while `synchronize_transfer` is set."""
         start = time.perf_counter()
         moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        self.transfer_s = self._seconds_since(start, device)
+        return moved
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment a training batch where it is now, with augmentation.device=gpu; that counts as transfer."""
+        if "number" not in batch:
+            return batch
+        start = time.perf_counter()
+        patches = self.train_patches.transform_batch(batch, self.dim)
+        self.transfer_s += self._seconds_since(start, patches["image"].device)
+        return patches
+
+    def _seconds_since(self, start: float, device: torch.device) -> float:
         if self.synchronize_transfer and device.type == "cuda":
             torch.cuda.synchronize(device)
-        self.transfer_s = time.perf_counter() - start
-        return moved
+        return time.perf_counter() - start
 
     def train_dataloader(self) -> tio.SubjectsLoader:
         """Return the loader of this rank's training patches; its sampler's `set_epoch` says which epoch's."""

@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +50,7 @@ class PatchDataset(Dataset[tio.Subject]):
         case_ids: those that patches are drawn from, with replacement and equal chance.
         labels: the label set.
         transforms: what a patch goes through; ends with size `patch_size` and without -1 in the label.
+        deferred: leave the transforms to `transform_batch`: subjects are boxes as they were read, with their `number`.
         read_size: size (Z, Y, X) of the box that is read.
         patch_size: size (Z, Y, X) of the result.
         batch_size: patches of a batch over all ranks.
@@ -73,6 +74,7 @@ class PatchDataset(Dataset[tio.Subject]):
         oversample_foreground: float,
         seed: int,
         stream: str,
+        deferred: bool = False,
     ) -> None:
         self.cases = OpenCases(store)
         self.case_ids = tuple(case_ids)
@@ -85,6 +87,7 @@ class PatchDataset(Dataset[tio.Subject]):
         self.oversample_foreground = oversample_foreground
         self.seed = seed
         self.stream = stream
+        self.deferred = deferred
         self.in_work: Tensor | None = None
 
     def share_work(self, num_workers: int) -> None:
@@ -116,9 +119,8 @@ class PatchDataset(Dataset[tio.Subject]):
         worker = get_worker_info()
         if worker is not None and self.in_work is not None:
             self.in_work[worker.id] = torch.tensor([os.getpid(), number])
-        key = self._key(number)
         index = number % len(self)
-        generator = generator_of(*key, "place")
+        generator = generator_of(*self._key(number), "place")
         case_id = self.case_ids[generator.integers(len(self.case_ids))]
         case = self.cases.load(case_id)
         forced = is_forced(index % self.batch_size, self.batch_size, self.oversample_foreground)
@@ -129,7 +131,26 @@ class PatchDataset(Dataset[tio.Subject]):
             label=tio.LabelMap(tensor=torch.from_numpy(read_box(case.label, start, self.read_size, OUTSIDE))),
             case_id=case_id,
         )
-        with seeded_torch(*key, "augmentation"):
+        if self.deferred:
+            subject["number"] = number
+            return subject
+        return self._transformed(subject, number)
+
+    def transform_batch(self, batch: Mapping[str, Any], dim: int) -> dict[str, Any]:
+        """Return a batch of boxes (see `deferred`) as patches: each with the draws of its number, on its device."""
+        boxes = batch["image"], batch["label"]
+        images, labels = boxes if dim == 3 else (box.unsqueeze(2) for box in boxes)
+        subjects = [
+            self._transformed(
+                tio.Subject(image=tio.ScalarImage(tensor=image), label=tio.LabelMap(tensor=label), case_id=case_id),
+                number,
+            )
+            for image, label, case_id, number in zip(images, labels, batch["case_id"], batch["number"], strict=True)
+        ]
+        return collate_patches(subjects, dim)
+
+    def _transformed(self, subject: tio.Subject, number: int) -> tio.Subject:
+        with seeded_torch(*self._key(number), "augmentation"):
             return self.transforms(subject)
 
 
@@ -162,9 +183,13 @@ class PatchSampler(DistributedSampler[int]):
 
 
 def collate_patches(subjects: Sequence[tio.Subject], dim: int) -> dict[str, Any]:
-    """Return "image" float32 (B, C, *patch), "label" int64 (B, 1, *patch), "case_id"; 2D: without the first axis."""
+    """Return "image" float32 (B, C, *patch), "label" int64 (B, 1, *patch), "case_id"; 2D: without the first axis.
+
+    Boxes that are yet to be transformed also have their "number".
+    """
     image = torch.stack([subject.get_image("image").data for subject in subjects])
     label = torch.stack([subject.get_image("label").data for subject in subjects]).long()
     if dim == 2:
         image, label = image.squeeze(2), label.squeeze(2)
-    return {"image": image, "label": label, "case_id": [subject["case_id"] for subject in subjects]}
+    told = [name for name in ("case_id", "number") if name in subjects[0]]
+    return {"image": image, "label": label, **{name: [subject[name] for subject in subjects] for name in told}}

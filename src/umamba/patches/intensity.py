@@ -1,7 +1,7 @@
 """Changes of the intensities, channel by channel, as nnU-Net draws them; TorchIO has none of them with these rules.
 
 TorchIO's RandomNoise would do, but it reseeds torch globally, CUDA included. All draw from torch's global CPU
-generator, as TorchIO's own do, and change the subject's image (C, Z, Y, X) in place: its array is the patch's own.
+generator, as TorchIO's own do, and change the subject's image (C, Z, Y, X) in place, on whatever device it lies.
 """
 
 from abc import abstractmethod
@@ -61,8 +61,15 @@ class AddNoise(RandomTransform):
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Add the noise."""
         image = subject.get_image("image").data
-        image.add_(torch.randn(image.shape), alpha=self.sample_uniform(*self.std))
+        image.add_(self.noise_like(image), alpha=self.sample_uniform(*self.std))
         return subject
+
+    def noise_like(self, image: Tensor) -> Tensor:
+        """Return standard normal noise, drawn where the image lies."""
+        if image.device.type == "cpu":
+            return torch.randn(image.shape)
+        generator = torch.Generator(image.device).manual_seed(self._get_random_seed())
+        return torch.randn(image.shape, generator=generator, device=image.device)
 
 
 class BlurChannels(ChannelTransform):
@@ -74,12 +81,29 @@ class BlurChannels(ChannelTransform):
 
     def change(self, channel_ZYX: Tensor) -> Tensor:
         """Return the blurred channel; axes of size 1 stay as they are."""
-        blurred = channel_ZYX.numpy()
-        for axis, length in enumerate(blurred.shape):
+        blur = blur_axis_by_scipy if channel_ZYX.device.type == "cpu" else blur_axis
+        for axis, length in enumerate(channel_ZYX.shape):
             sigma = self.sample_uniform(*self.sigma)
             if length > 1:
-                blurred = gaussian_filter1d(blurred, sigma, axis=axis, mode="mirror")
-        return torch.from_numpy(blurred)
+                channel_ZYX = blur(channel_ZYX, sigma, axis)
+        return channel_ZYX
+
+
+def blur_axis_by_scipy(channel_ZYX: Tensor, sigma: float, axis: int) -> Tensor:
+    """Return a channel blurred along one axis, on the CPU."""
+    return torch.from_numpy(gaussian_filter1d(channel_ZYX.numpy(), sigma, axis=axis, mode="mirror"))
+
+
+def blur_axis(channel_ZYX: Tensor, sigma: float, axis: int) -> Tensor:
+    """Return the same on any device: a Gaussian cut off at four sigma, the channel mirrored at its borders."""
+    length, radius = channel_ZYX.shape[axis], int(4 * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1, device=channel_ZYX.device)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    places = torch.arange(-radius, length + radius, device=channel_ZYX.device) % (2 * length - 2)
+    mirrored = channel_ZYX.movedim(axis, -1)[..., torch.minimum(places, 2 * length - 2 - places)]
+    rows = mirrored.reshape(-1, 1, length + 2 * radius)
+    blurred = functional.conv1d(rows, (weights / weights.sum()).reshape(1, 1, -1))
+    return blurred.reshape(*mirrored.shape[:-1], length).movedim(-1, axis)
 
 
 class ScaleBrightness(ChannelTransform):

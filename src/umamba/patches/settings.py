@@ -82,8 +82,9 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """All kinds, in the order in which they are applied."""
+    """Where patches are augmented, and all kinds in the order in which they are applied."""
 
+    device: str = "cpu"  # cpu: by the processes that make patches; gpu: where the network is, as batches arrive
     rotation: Rotation = field(default_factory=Rotation)
     scaling: Scaling = field(default_factory=Scaling)
     noise: Noise = field(default_factory=Noise)
@@ -102,9 +103,12 @@ def read_augmentation(group: Mapping[str, Any] | None, dim: int) -> Augmentation
     Raises:
         UserError: an unknown kind or key, a probability outside 0..1, or no valid range; the key is named.
     """
-    kinds = {entry.name: entry.default_factory for entry in fields(Augmentation)}
+    kinds = {entry.name: entry.default_factory for entry in fields(Augmentation) if entry.name != "device"}
     values: dict[str, Any] = {}
     for name, given in (group or {}).items():
+        if name == "device":
+            values[name] = _device(given)
+            continue
         if name not in kinds:
             raise UserError(f"augmentation.{name}: unknown kind. Known: {', '.join(kinds)}.")
         if given is None:
@@ -122,6 +126,12 @@ def mirrored_axes(group: Mapping[str, Any] | None, dim: int) -> tuple[int, ...]:
     if not mirror.p:
         return ()
     return tuple(range(dim)) if mirror.axes is None else mirror.axes
+
+
+def _device(given: Any) -> str:
+    if given not in ("cpu", "gpu"):
+        raise UserError(f"augmentation.device={given}: must be cpu or gpu.")
+    return str(given)
 
 
 def _read_kind(path: str, given: Mapping[str, Any], default: Any, dim: int) -> Any:

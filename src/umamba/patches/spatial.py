@@ -48,8 +48,8 @@ class RotateScaleCrop(RandomTransform):
             label.set_data(crop_centre(label.data, self.patch_size))
         else:
             image.set_data(resample_image_patch(image.data, matrix, self.patch_size))
-            voted = vote_label_patch(label.data.numpy(), matrix, self.patch_size)
-            label.set_data(torch.from_numpy(voted))
+            vote = vote_label_by_numpy if label.data.device.type == "cpu" else vote_label_by_sampling
+            label.set_data(vote(label.data, matrix, self.patch_size))
         return subject
 
     def draw_matrix(self) -> np.ndarray | None:
@@ -96,15 +96,58 @@ def resample_image_patch(image_CZYX: Tensor, matrix: np.ndarray, size: Sequence[
     """
     if len(matrix) == 2:
         image_CZYX = crop_centre(image_CZYX, (size[0], *image_CZYX.shape[2:]))
-    source, target = image_CZYX.shape[-len(matrix) :], size[-len(matrix) :]
+    grid = sampling_grid(image_CZYX, matrix, size)
+    return sample_linearly(image_CZYX, grid).reshape(len(image_CZYX), *size)
+
+
+def sampling_grid(tensor_CZYX: Tensor, matrix: np.ndarray, size: Sequence[int]) -> Tensor:
+    """Return the places in a tensor where a patch of `size` is sampled, as grid_sample takes them."""
+    source, target = tensor_CZYX.shape[-len(matrix) :], size[-len(matrix) :]
     # grid_sample counts from -1 to 1 over the whole extent, and its axes run the other way round.
     relative = matrix * np.asarray(target)[None] / np.asarray(source)[:, None]
     theta = torch.zeros(1, len(matrix), len(matrix) + 1)
     theta[0, :, :-1] = torch.from_numpy(relative[::-1, ::-1].copy())
-    stacked = image_CZYX.reshape(1, -1, *source)
-    grid = functional.affine_grid(theta, [1, 1, *target], align_corners=False)
-    sampled = functional.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return sampled.reshape(len(image_CZYX), *size)
+    return functional.affine_grid(theta.to(tensor_CZYX.device), [1, 1, *target], align_corners=False)
+
+
+def sample_linearly(tensor_CZYX: Tensor, grid: Tensor) -> Tensor:
+    """Return the linear interpolation at the places of a grid over the last axes, zero outside."""
+    stacked = tensor_CZYX.reshape(1, -1, *tensor_CZYX.shape[-grid.shape[-1] :])
+    return functional.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def vote_label_by_sampling(label_CZYX: Tensor, matrix: np.ndarray, size: Sequence[int]) -> Tensor:
+    """Return the same as `vote_label_patch`, but for ties, on any device: the weights of one label after the other."""
+    if len(matrix) == 2:
+        label_CZYX = crop_centre(label_CZYX, (size[0], *label_CZYX.shape[2:]))
+    grid = sampling_grid(label_CZYX, matrix, size)
+    result = label_CZYX.new_full((len(label_CZYX), *size), OUTSIDE)
+    best = torch.zeros(result.shape, device=result.device)
+    outside = torch.ones_like(best)  # the weights of a place sum to one: what no label has belongs to the outside
+    for value in label_CZYX[label_CZYX != OUTSIDE].unique():
+        votes = sample_linearly((label_CZYX == value).float(), grid).reshape(result.shape)
+        result = torch.where(votes > best, value, result)
+        best, outside = torch.maximum(best, votes), outside - votes
+    return result.masked_fill(outside > best, OUTSIDE)
+
+
+def vote_label_by_numpy(label_CZYX: Tensor, matrix: np.ndarray, size: Sequence[int]) -> Tensor:
+    """Return the same as `vote_label_patch` of a tensor on the CPU."""
+    return torch.from_numpy(vote_label_patch(label_CZYX.numpy(), matrix, size))
+
+
+class MirrorPatch(tio.RandomFlip):
+    """TorchIO's RandomFlip, mirrored where the tensors lie."""
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        """Mirror image and label along the drawn axes."""
+        drawn = self.get_params(self.flip_probability)
+        axes = [axis + 1 for axis in range(3) if drawn[axis] and axis in self.axes]
+        if axes:
+            for name in ("image", "label"):
+                image = subject.get_image(name)
+                image.set_data(image.data.flip(axes))
+        return subject
 
 
 def vote_label_patch(label_CZYX: np.ndarray, matrix: np.ndarray, size: Sequence[int]) -> np.ndarray:

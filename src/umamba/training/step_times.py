@@ -108,6 +108,6 @@ class StepTimes(Callback):
         if workers < cpus - 1:
             return f"{line} Data is the bottleneck: set data.num_workers={cpus - 1} (now {workers})."
         return (
-            f"{line} Data is the bottleneck, and all {cpus} CPUs of this allocation make patches: ask for more of "
-            "them, or choose augmentation=light."
+            f"{line} Data is the bottleneck, and all {cpus} CPUs of this allocation make patches: set "
+            "augmentation.device=gpu, or ask for more CPUs."
         )

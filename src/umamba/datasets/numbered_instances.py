@@ -1,0 +1,58 @@
+"""A folder of pictures with numbered instances, as people have them: made into classes that a network learns.
+
+    NAME/imagesTr/CASE.png                picture, bmp, png, tif(f) or jp(e)g
+    NAME/instancesTr/CASE_label.tiff      numbered instances, 0 is background; tif(f) or png
+    NAME/imagesTs, NAME/instancesTs       optional
+
+What is made is a dataset in nnU-Net's raw layout: background, interior, boundary, and the instances for the scores.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from umamba.datasets.convert_cell import CELL, ENDINGS, label_file
+from umamba.datasets.convert_common import SourceCase, Split, convert
+from umamba.io import exclusive, read_json, write_json
+
+SPLITS: tuple[Split, ...] = ("Tr", "Ts")
+
+
+def holds_instances(root: Path) -> bool:
+    """Return whether a folder is one of numbered instances, not a dataset with classes of its own."""
+    return (root / "instancesTr").is_dir() and not (root / "dataset.json").exists()
+
+
+def classes_of_instances(root: Path, folder: Path, workers: int) -> Path:
+    """Return folder/<name of root>, the classes of a folder of numbered instances, made again if that has changed.
+
+    Raises:
+        UserError: there is no training picture, one has no instances, or a file cannot be read.
+    """
+    target = folder / root.name
+    listing = {
+        path.relative_to(root).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns]
+        for split in SPLITS
+        for kind in ("images", "instances")
+        for path in sorted((root / f"{kind}{split}").glob("*.*"))
+    }
+    made_from = target / "made_from.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / f".{root.name}.made.lock", f"the classes of {root.name}"):
+        if made_from.exists() and read_json(made_from) == listing:
+            return target
+        shutil.rmtree(target, ignore_errors=True)
+        converter = replace(CELL, folder=root.name, published=None, source=str(root), licence="", find=find_instances)
+        convert(converter, root, folder, workers)
+        write_json(made_from, listing)
+    return target
+
+
+def find_instances(root: Path) -> list[SourceCase]:
+    """List the pictures of a folder with their instances."""
+    return [
+        SourceCase(image.stem, split, image, label_file(root / f"instances{split}", image.stem))
+        for split in SPLITS
+        for image in sorted((root / f"images{split}").glob("*.*"))
+        if image.suffix.lower() in ENDINGS
+    ]

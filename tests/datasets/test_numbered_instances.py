@@ -1,0 +1,71 @@
+"""Folders of numbered instances as datasets of classes."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from skimage.measure import label as connected_components
+
+from umamba.datasets import read_dataset
+from umamba.datasets.numbered_instances import classes_of_instances, holds_instances
+from umamba.io import UserError
+
+
+def voxels(path: Path) -> np.ndarray:
+    """Return an image's array."""
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+@pytest.fixture
+def nuclei(shared_dir: Path, tmp_path: Path) -> Path:
+    """Return a copy of three training and two test pictures."""
+    source, target = shared_dir / "data" / "Dataset703_Nuclei", tmp_path / "Dataset703_Nuclei"
+    for split, count in (("Tr", 3), ("Ts", 2)):
+        for image in sorted((source / f"images{split}").iterdir())[:count]:
+            for kind, name in (("images", image.name), ("instances", f"{image.stem}_label.tiff")):
+                (target / f"{kind}{split}").mkdir(parents=True, exist_ok=True)
+                shutil.copy(source / f"{kind}{split}" / name, target / f"{kind}{split}" / name)
+    return target
+
+
+def test_instances_become_classes(nuclei: Path, tmp_path: Path) -> None:
+    assert holds_instances(nuclei)
+    root = classes_of_instances(nuclei, tmp_path / "classes", 1)
+    assert not holds_instances(root)
+    dataset = read_dataset(root)
+    assert (dataset.name, dataset.labels.names) == ("Dataset703_Nuclei", ("interior", "boundary"))
+    assert (len(dataset.training), len(dataset.test)) == (3, 2)
+    for case in (*dataset.training, *dataset.test):
+        split = "Tr" if case in dataset.training else "Ts"
+        assert case.label is not None
+        classes = voxels(case.label)
+        instances = voxels(nuclei / f"instances{split}" / f"{case.case_id}_label.tiff")
+        assert np.array_equal(classes > 0, instances > 0)
+        assert np.array_equal(voxels(root / f"instances{split}" / f"{case.case_id}_label.tiff"), instances)
+        # Slow and obvious: an interior pixel has no other value beside it.
+        padded = np.pad(instances, 1, mode="edge").astype(int)
+        shifts = [padded[1 + y : padded.shape[0] - 1 + y, 1 + x : padded.shape[1] - 1 + x]
+                  for y, x in ((0, 1), (1, 0), (0, -1), (-1, 0))]  # fmt: skip
+        touching = np.any([shift != instances for shift in shifts], axis=0)
+        large = np.isin(instances, np.unique(instances[~touching & (instances > 0)]))
+        assert np.array_equal((classes == 2)[large], touching[large])
+        assert connected_components(classes == 1).max() >= len(np.unique(instances)) - 1
+
+
+def test_a_changed_folder_is_made_again(nuclei: Path, tmp_path: Path) -> None:
+    root = classes_of_instances(nuclei, tmp_path / "classes", 1)
+    made = (root / "dataset.json").stat().st_mtime_ns
+    classes_of_instances(nuclei, tmp_path / "classes", 1)
+    assert (root / "dataset.json").stat().st_mtime_ns == made
+    picture = sorted((nuclei / "imagesTr").iterdir())[0]
+    picture.unlink()
+    assert len(read_dataset(classes_of_instances(nuclei, tmp_path / "classes", 1)).training) == 2
+
+
+def test_a_picture_without_instances_is_named(nuclei: Path, tmp_path: Path) -> None:
+    lost = sorted((nuclei / "instancesTr").iterdir())[0]
+    lost.unlink()
+    with pytest.raises(UserError, match=lost.name.removesuffix("_label.tiff")):
+        classes_of_instances(nuclei, tmp_path / "classes", 1)

@@ -1,0 +1,83 @@
+"""Augmentation where the network is: the same patches as the workers', by operations that run on any device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter1d
+
+from umamba.io import UserError
+from umamba.patches.intensity import blur_axis
+from umamba.patches.spatial import rotation_matrix, vote_label_by_sampling, vote_label_patch
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize("patch", [(8, 10, 6), (16, 12)])
+def test_batches_are_those_of_the_workers(
+    make_module: Make, make_cases: Make, nnunet_group: dict[str, Any], patch: tuple[int, ...]
+) -> None:
+    store = make_cases([(20, 22, 24), (14, 30, 16)])
+    often = {kind: {**options, "p": 0.5} for kind, options in nnunet_group.items()}
+    early = make_module(store, patch, augmentation=often, mask=(True,))
+    late = make_module(store, patch, augmentation={"device": "gpu", **often}, mask=(True,))
+    batches = list(late.train_dataloader())
+    assert batches[0]["image"].shape[-1] > patch[-1], "boxes with what rotation needs"
+    assert batches[0]["label"].min() == -1
+    for expected, boxes in zip(early.train_dataloader(), batches, strict=True):
+        moved = late.transfer_batch_to_device(boxes, torch.device("cpu"), 0)
+        batch = late.on_after_batch_transfer(moved, 0)
+        assert set(batch) == {"image", "label", "case_id"}
+        assert batch["case_id"] == expected["case_id"]
+        assert torch.equal(batch["image"], expected["image"])
+        assert torch.equal(batch["label"], expected["label"])
+        assert late.transfer_s > 0
+    for batch, expected in zip(late.val_dataloader(), early.val_dataloader(), strict=True):
+        assert torch.equal(late.on_after_batch_transfer(batch, 0)["image"], expected["image"])
+
+
+@pytest.mark.parametrize("length", [2, 3, 9, 20])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_blur_equals_scipy(length: int, axis: int) -> None:
+    image = np.random.default_rng(0).normal(size=(length, length, length)).astype(np.float32)
+    for sigma in (0.5, 0.74, 1.0):
+        expected = gaussian_filter1d(image, sigma, axis=axis, mode="mirror")
+        np.testing.assert_allclose(blur_axis(torch.from_numpy(image), sigma, axis), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("angles", [[0.4], [0.3, -0.5, 0.2]], ids=["in-plane", "3d"])
+@pytest.mark.parametrize("factor", [0.7, 1.4])
+def test_votes_are_the_same(angles: list[float], factor: float) -> None:
+    label = np.random.default_rng(0).integers(-1, 4, size=(1, 9, 16, 14)).astype(np.int16)
+    matrix = factor * rotation_matrix(angles)
+    size = (9, 14, 18)
+    expected = vote_label_patch(label, matrix, size)
+    voted = vote_label_by_sampling(torch.from_numpy(label), matrix, size)
+    assert voted.dtype == torch.int16
+    assert set(np.unique(expected)) == {-1, 0, 1, 2, 3}
+    assert (voted.numpy() != expected).mean() < 0.002, "but for near ties"
+
+
+def test_a_box_outside_everything_stays_outside() -> None:
+    outside = torch.full((1, 4, 4, 4), -1)
+    assert (vote_label_by_sampling(outside, rotation_matrix([0.1, 0.1, 0.1]), (3, 3, 3)) == -1).all()
+
+
+def test_other_devices_are_refused(make_module: Make, make_cases: Make) -> None:
+    with pytest.raises(UserError, match=r"augmentation\.device=tpu: must be cpu or gpu"):
+        make_module(make_cases([(9, 9, 9)]), augmentation={"device": "tpu"})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_patches_made_on_a_gpu_are_the_same(make_module: Make, store: Any, nnunet_group: dict[str, Any]) -> None:
+    """All but the noise, which the device draws itself."""
+    often = {kind: {**options, "p": 0.5} for kind, options in nnunet_group.items() if kind != "noise"}
+    early, late = (make_module(store, augmentation={"device": where, **often}) for where in ("cpu", "gpu"))
+    for expected, boxes in zip(early.train_dataloader(), late.train_dataloader(), strict=True):
+        batch = late.on_after_batch_transfer(late.transfer_batch_to_device(boxes, torch.device("cuda"), 0), 0)
+        assert batch["image"].is_cuda
+        torch.testing.assert_close(batch["image"].cpu(), expected["image"], rtol=1e-3, atol=1e-3)
+        assert (batch["label"].cpu() != expected["label"]).float().mean() < 0.002
