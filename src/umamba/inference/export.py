@@ -7,6 +7,7 @@ where 0.5 takes the place of zero. The result is put into a zero volume at the c
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -55,8 +56,14 @@ class Slab:
     maps: AxisMaps
 
     def resized(self, head: int, box: Box) -> Tensor:
-        """Return a head's logits in a box of the crop, float32."""
-        return resize_box(self.logits[head], self.first, self.maps, box)
+        """Return a head's logits in a box of the crop, float32; UserError if they are not finite."""
+        values = resize_box(self.logits[head], self.first, self.maps, box)
+        if not torch.isfinite(values.sum()):  # one pass; finite logits are far too small for their sum to overflow
+            raise UserError(
+                "the network gave values that are not finite: its training diverged, its precision is too low for it "
+                "(try precision=32-true), or the image holds such values."
+            )
+        return values
 
 
 class Canvas:
@@ -89,9 +96,7 @@ class Canvas:
                 for extent, crop in zip(part, self.placement.crop, strict=True)
             )
             if direct:
-                decided = decide_labels(
-                    heads, lambda head, part=part: _finite(slabs[0].resized(head, part)), self._labels
-                )
+                decided = decide_labels(heads, partial(slabs[0].resized, box=part), self._labels)
             else:
                 mean = mean_probabilities(slabs, part, self._labels)
                 decided = decide_labels(heads, mean.__getitem__, self._labels, threshold=0.5)
@@ -104,20 +109,11 @@ def mean_probabilities(slabs: Sequence[Slab], box: Box, labels: LabelSet) -> Ten
     """Return the mean of the networks' probabilities (num_classes, *box) float32: softmax, with regions sigmoid."""
     total: Tensor | None = None
     for slab in slabs:
-        logits = torch.stack([_finite(slab.resized(head, box)) for head in range(labels.num_classes)])
+        logits = torch.stack([slab.resized(head, box) for head in range(labels.num_classes)])
         own = logits.sigmoid_() if labels.has_regions else logits.softmax(0)
         total = own.cpu() if total is None else total.add_(own.cpu())
     assert total is not None
     return total.div_(len(slabs))
-
-
-def _finite(values: Tensor) -> Tensor:
-    if not torch.isfinite(values.sum()):  # a sum of finite logits overflows nowhere near their size
-        raise UserError(
-            "the network gave values that are not finite: its training diverged, or its precision is too low for it "
-            "(precision=32-true), or the image holds such values."
-        )
-    return values
 
 
 def decide_labels(heads: int, values_of: Callable[[int], Tensor], labels: LabelSet, threshold: float = 0.0) -> Tensor:

@@ -207,7 +207,7 @@ class Predictor:
     def _record(self, settings: Settings) -> dict[str, Any]:
         """Return what the segmentations of a folder depend on beside the images."""
         identities = [model.identity for model in self.models]
-        record = {
+        record: dict[str, Any] = {
             "network": identities[0] if len(identities) == 1 else identities,
             "tile_step_size": settings.tile_step_size,
             "tta": settings.tta,

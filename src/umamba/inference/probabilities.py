@@ -30,7 +30,7 @@ class ProbabilitiesFile:
             except OSError:
                 self.discard()
                 raise
-        self.array: np.ndarray = np.memmap(self._raw, np.float32, "r+", offset, tuple(shape))
+        self.array = np.memmap(self._raw, np.float32, "r+", offset, tuple(shape))
 
     def save(self) -> None:
         """Write the npz file, atomically; StorageError if there is no space."""
