@@ -36,11 +36,11 @@ def _make_model(
         batch_dice=False,
         normalization=("NoNormalization",) * channels,
         use_mask_for_norm=(False,) * channels,
-        strides=((1,) * dim,),
-        kernel_sizes=((3,) * dim,),
-        features_per_stage=(4,),
-        encoder_blocks=(1,),
-        decoder_blocks=(),
+        strides=((1,) * dim, (2,) * dim),
+        kernel_sizes=((3,) * dim,) * 2,
+        features_per_stage=(4, 8),
+        encoder_blocks=(1, 1),
+        decoder_blocks=(1,),
         residual_encoder=False,
     )
     plan = Plan(

@@ -47,7 +47,7 @@ class MemoryLimit:
         """Return the bytes that are left for the logits of an image of so many voxels now; None: no limit."""
         if self.bytes is None:
             return None
-        return self.bytes - resident_bytes() - self._pass - _SCRATCH - 3 * voxels
+        return self.bytes - resident_bytes() - self._pass - _SCRATCH - 5 * voxels
 
     def cases_at_once(self, most: int, voxels: int) -> int:
         """Return how many cases may be read ahead, and as many written behind; 0: one case after the other.

@@ -194,6 +194,18 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
             sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
         except RuntimeError as error:
             raise StorageError(f"{path}: could not be written ({_last_line(error)}). Check space and rights.") from None
+        _check_written(temporary, path, image)
+
+
+def _check_written(temporary: Path, path: Path, image: sitk.Image) -> None:
+    """Read back what was written; StorageError if it is not what it should be, for ITK overlooks a full disk."""
+    try:
+        written = decode(temporary)
+    except UserError as error:
+        reason = str(error).partition(": ")[2].partition(". ")[0]
+        raise StorageError(f"{path}: could not be written ({reason}). Check the space that is left.") from None
+    if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)):
+        raise StorageError(f"{path}: could not be written, what was read back differs. Check the space that is left.")
 
 
 def _last_line(error: Exception) -> str:
