@@ -28,7 +28,9 @@ def test_every_option_composes(option: Path) -> None:
     assert config.architecture["name"]
 
 
-@pytest.mark.parametrize("option", [*OPTIONS, Path("train.yaml"), Path("predict.yaml")], ids=str)
+@pytest.mark.parametrize(
+    "option", [*OPTIONS, Path("train.yaml"), Path("predict.yaml"), Path("find_best.yaml")], ids=str
+)
 def test_every_key_of_a_group_has_a_sentence(option: Path) -> None:
     lines = (CONFIGS / option).read_text().splitlines()
     assert lines[0].startswith("#"), "the file opens with a sentence"

@@ -142,6 +142,24 @@ class PredictionConfig:
 
 
 @dataclass
+class FindBestConfig:
+    """Everything `find_best.py` takes."""
+
+    candidates: list[str] = MISSING  # type: ignore[assignment]  # folders runs/<experiment>/<configuration>
+    raw_dataset: str = MISSING  # raw dataset they were trained on
+    output: str = MISSING  # folder of validation segmentations, post_processing.json and best.json
+    splits: str | None = None  # splits_final.json of the training; null: the dataset's own, or derived folds
+    pairs: bool = True  # also the mean of every two candidates
+    checkpoint: str = "last"  # last or best
+    seed: int = 0  # seed of the runs
+    tile_step_size: float = 0.5  # step of the sliding window as a fraction of the patch
+    tta: bool = False  # mirror along all axes and average
+    device: str = "auto"  # auto, cpu, cuda, ...
+    max_memory_gb: float | None = None  # GiB of main memory the process may take; null: no limit
+    workers: int = 2  # threads beside the network
+
+
+@dataclass
 class ReportConfig:
     """Everything `report.py` takes."""
 
