@@ -139,7 +139,7 @@ def test_nnunet_predicts_what_we_predict(
     file = checkpoint(tmp_path / "last.ckpt", architecture, dim, trained=True, **changes)
     images = write_images(tmp_path / "images")
     predictor = Predictor.from_checkpoint(file, device="cpu", precision="32-true")
-    predictor.predict_folder(images, tmp_path / "ours", tta=tta)
+    predictor.predict(images, tmp_path / "ours", tta=tta)
     export_to_nnunet(file, tmp_path / "results")
     folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | folders

@@ -139,7 +139,8 @@ class MambaLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, *S) to (B, C, *S), in float32 (or float64)."""
         device = x.device.type
-        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        half = autocast and torch.get_autocast_dtype(device) == torch.float16
         with without_autocast(device):
             x = x if x.dtype == torch.float64 else x.float()
             first, *others = (
