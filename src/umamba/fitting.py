@@ -17,7 +17,7 @@ from rich.console import Console
 
 from umamba.config import TrainConfig
 from umamba.inference import choose_precision
-from umamba.io import UserError
+from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
 from umamba.networks import build_network
 from umamba.patches import PatchDataModule
@@ -184,7 +184,7 @@ def build_trainer(
     ]
     loggers: list[Logger] = []
     if config.logger.wandb and is_first_process():
-        settings = {**asdict(config), "plan_json": prepared.plan.to_json()}
+        settings = {**asdict(config), "plan_json": prepared.plan.to_json(), "provenance": provenance()}
         loggers.append(wandb_logger(folder, config.logger.project, config.logger.entity, settings))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
