@@ -114,7 +114,7 @@ def torchio_queue(job: dict[str, Any]) -> list[float]:
     ]
     transform = tio.Compose(
         [
-            tio.CropOrPad(tuple(np.maximum(job["patch"], job["largest"])[::-1])),
+            tio.CropOrPad(tuple(int(edge) for edge in np.maximum(job["patch"], job["largest"])[::-1])),
             tio.RandomAffine(scales=(0.7, 1.4), degrees=30, isotropic=True, p=0.36),
             tio.RandomNoise(std=(0, 0.1), p=0.1),
             tio.RandomBlur(std=(0.5, 1), p=0.1),
@@ -319,8 +319,8 @@ def main() -> None:
     if arguments.side:
         print("waits", json.dumps(SIDES[arguments.side](json.loads(arguments.job))), flush=True)
         return
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
         ct = arguments.dataset is None
         dataset = write_phantoms(root, arguments.phantoms) if ct else arguments.dataset.absolute()
         pinned = [f"plan.patch_size={list(CT_PATCH)}".replace(" ", ""), "plan.batch_size=2"] if ct else []
@@ -337,21 +337,29 @@ def main() -> None:
             "folder": str(root / "nnunet"),
             "batches": max(8, patches // facts["batch"]),
         }
-        results = {"ours": measure(sys.executable, "ours", job)}
-        if arguments.nnunet_python:
-            results["nnU-Net"] = measure(arguments.nnunet_python, "nnunet", job)
-        results["tio.Queue"] = measure(sys.executable, "queue", {**job, "batches": max(8, few // facts["batch"])})
-        results["ours, no augmentation"] = measure(sys.executable, "ours", {**job, "augment": False})
-        results["reading alone"] = measure(sys.executable, "reading", {**job, "augment": False})
-    shape = " x ".join(map(str, facts["patch"]))
-    print(f"\n{dataset.name}, patch {shape}, batch {facts['batch']}, {arguments.workers} worker process(es)")
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
-    for side, result in results.items():
-        early, late = result["memory"]
+        plain, queued = {**job, "augment": False}, {**job, "batches": max(8, few // facts["batch"])}
+        theirs = [("nnU-Net", arguments.nnunet_python, "nnunet", job)] if arguments.nnunet_python else []
+        sides = [
+            ("ours", sys.executable, "ours", job),
+            *theirs,
+            ("tio.Queue", sys.executable, "queue", queued),
+            ("ours, no augmentation", sys.executable, "ours", plain),
+            ("reading alone", sys.executable, "reading", plain),
+        ]
+        shape = " x ".join(map(str, facts["patch"]))
+        print(f"\n{dataset.name}, patch {shape}, batch {facts['batch']}, {arguments.workers} worker process(es)")
         print(
-            f"{side:22} {result['rate']:8.1f} patches/s   longest wait {result['stall']:6.1f} medians"
-            f"   memory {early:.2f} -> {late:.2f} GB"
+            f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
         )
+        results = {}
+        for name, python, side, asked in sides:
+            result = results[name] = measure(python, side, asked)
+            early, late = result["memory"]
+            print(
+                f"{name:22} {result['rate']:8.1f} patches/s   longest wait {result['stall']:6.1f} medians"
+                f"   memory {early:.2f} -> {late:.2f} GB",
+                flush=True,
+            )
     for side in ("nnU-Net", "tio.Queue"):
         if side in results:
             print(f"ours / {side}: {results['ours']['rate'] / results[side]['rate']:.2f}")

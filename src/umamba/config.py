@@ -82,6 +82,7 @@ class LoggerConfig:
     project: str = "umamba"  # W&B project
     entity: str | None = None  # W&B entity; null: the account's default
     panels_every: int = 10  # epochs between overlays of validation patches; 0: none
+    upload_model: bool = False  # send the last checkpoint to W&B as an artifact when the run is trained
 
 
 @dataclass

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from umamba.config import TrainConfig
 from umamba.inference import choose_precision
-from umamba.io import UserError
+from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
 from umamba.networks import build_network
 from umamba.patches import PatchDataModule
@@ -27,12 +27,14 @@ from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.case_validation import CaseValidation
 from umamba.training.checkpoints import AtomicCheckpointIO, SaveCheckpoints, newest_readable
 from umamba.training.curves import ProgressPicture
+from umamba.training.learning_rate import found_learning_rate
 from umamba.training.loggers import wandb_logger
 from umamba.training.metrics_csv import MetricsCsv
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged, SkipNonFinite
 from umamba.training.panels import ValidationPanels
 from umamba.training.pretrained import load_pretrained
+from umamba.training.profiling import build_profiler
 from umamba.training.progress import progress_callbacks
 from umamba.training.run_folder import RunFolder
 from umamba.training.step_times import StepTimes
@@ -42,7 +44,10 @@ from umamba.training.workers import explain_worker_error
 console = Console(soft_wrap=True)
 
 # Keys of the trainer group that are not Lightning's.
-OWN_KEYS = ("limit_train_batches", "limit_val_batches", "max_time", "compile", "activation_checkpointing", "ddp_batch")
+OWN_KEYS = (
+    *("limit_train_batches", "limit_val_batches", "max_time", "find_lr"),
+    *("compile", "activation_checkpointing", "ddp_batch"),
+)
 FULL_PRECISION = "32-true"
 # What Lightning warns of although it is meant so.
 EXPECTED = (
@@ -125,6 +130,9 @@ def attempt(config: TrainConfig, prepared: Prepared, folder: RunFolder, record: 
         f"precision {trainer.precision}, "
         f"device {trainer.strategy.root_device}"
     )
+    if config.trainer.get("find_lr"):
+        module.learning_rate = found_learning_rate(folder, module, datamodule, trainer)
+        say(f"Learning rate {module.learning_rate:.3g}, found by trying: {folder.path / 'learning_rate.png'}")
     if config.trainer.get("activation_checkpointing"):
         say(f"Activation checkpointing: {checkpoint_stages(module.network)} stages keep their inputs only.")
     if config.trainer.get("compile"):
@@ -154,6 +162,7 @@ def build_trainer(
     device = accelerator_device(str(arguments.get("accelerator", "auto")))
     if arguments.get("precision") == "auto":
         arguments["precision"] = choose_precision(device)
+    arguments["profiler"] = build_profiler(arguments.get("profiler"), folder.path)
     arguments["precision"] = folder.status().get("precision", arguments.get("precision"))
     bar = arguments["enable_progress_bar"] = arguments.get("enable_progress_bar", True) and sys.stdout.isatty()
     labels, spacing = prepared.dataset.labels, prepared.configuration.spacing
@@ -175,7 +184,7 @@ def build_trainer(
     ]
     loggers: list[Logger] = []
     if config.logger.wandb and is_first_process():
-        settings = {**asdict(config), "plan_json": prepared.plan.to_json()}
+        settings = {**asdict(config), "plan_json": prepared.plan.to_json(), "provenance": provenance()}
         loggers.append(wandb_logger(folder, config.logger.project, config.logger.entity, settings))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)

@@ -21,7 +21,7 @@ from umamba.io import UserError, atomic_path, provenance, read_image, read_label
 from umamba.patches import mirrored_axes
 from umamba.pipeline import Prepared
 from umamba.planning import fold_cases
-from umamba.training.loggers import log_pictures
+from umamba.training.loggers import log_pictures, upload_model
 from umamba.training.run_folder import RunFolder
 from umamba.training.stopping import LeaveOnSignal, budget_seconds
 
@@ -77,6 +77,8 @@ def run_training(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> 
         loggers = fit(config, prepared, folder, record)
         if not first:
             return
+        if config.logger.upload_model:
+            upload_model(loggers, folder)
         folder.set_status(state="predicting")
         predict_and_score(config, prepared, folder, loggers)
         folder.set_status(state="finished")

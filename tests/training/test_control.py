@@ -186,10 +186,40 @@ def test_recomputed_stages_give_the_same_gradients_from_less_memory(name: str) -
 
 @pytest.mark.slow
 def test_a_compiled_run_trains_alike(small_fit: Fit) -> None:
-    plain, compiled = small_fit(name="plain"), small_fit("trainer.compile=true", name="compiled")
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    plain = small_fit(name="plain")
+    assert not counters["stats"]["unique_graphs"]
+    compiled = small_fit("trainer.compile=true", name="compiled")
+    assert counters["stats"]["unique_graphs"], "the network was compiled"
     assert weights(plain).keys() == weights(compiled).keys()
     for name, tensor in weights(plain).items():
         torch.testing.assert_close(weights(compiled)[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_the_learning_rate_is_found_once(small_fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small_fit("trainer.find_lr=true", "trainer.max_epochs=1")
+    rate = folder.status()["found_lr"]
+    assert 1e-6 <= rate <= 1
+    assert float(rows(folder)[0]["lr"]) == pytest.approx(rate, rel=1e-5), "the schedule starts at it"
+    assert (folder.path / "learning_rate.png").stat().st_size > 5_000
+    assert f"Learning rate {rate:.3g}" in capsys.readouterr().out
+    before = (folder.path / "learning_rate.png").stat().st_mtime_ns
+    folder = small_fit("trainer.find_lr=true")
+    assert float(rows(folder)[1]["lr"]) == pytest.approx(rate * 0.5**0.9, rel=1e-5), "continued with the same"
+    assert (folder.path / "learning_rate.png").stat().st_mtime_ns == before
+    # The search leaves no trace: the run is the one that is told this rate.
+    told = small_fit(f"recipe.optimizer.lr={rate}", "trainer.max_epochs=1", name="told")
+    again = small_fit("trainer.find_lr=true", "trainer.max_epochs=1", name="again")
+    assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(told).items())
+
+
+def test_a_profile_is_written(small_fit: Fit) -> None:
+    folder = small_fit("trainer.profiler=simple", "trainer.max_epochs=1")
+    assert "optimizer_step" in (folder.path / "fit-profile.txt").read_text()
+    with pytest.raises(UserError, match=r"trainer\.profiler=slow is unknown"):
+        small_fit("trainer.profiler=slow")
 
 
 def test_only_held_out_cases_are_called_validation(small_fit: Fit) -> None:

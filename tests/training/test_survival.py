@@ -15,7 +15,7 @@ import torch
 
 from umamba.io import UserError
 from umamba.training.checkpoints import AtomicCheckpointIO, newest_readable
-from umamba.training.loggers import EnduringWandbLogger
+from umamba.training.loggers import EnduringWandbLogger, upload_model
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import IN_A_ROW, watched
 from umamba.training.run_folder import RunFolder
@@ -112,6 +112,27 @@ def test_a_lost_logger_ends_the_logging_only(capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert said.count("logging has ended") == 1
     assert "BrokenPipeError: the service is gone" in said
+
+
+def test_the_model_is_sent_as_an_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.set_status(wandb_id="ab12")
+    save(tmp_path / "checkpoints", 0)
+    sent = []
+
+    class Run:
+        def log_artifact(self, artifact: Any) -> None:
+            sent.append((artifact.name, artifact.type, list(artifact.manifest.entries)))
+
+    monkeypatch.setattr(EnduringWandbLogger, "experiment", Run())
+    logger = EnduringWandbLogger(offline=True)
+    upload_model([logger], folder)
+    assert sent == [("model-ab12", "model", ["last.ckpt"])]
+    folder.last.unlink()
+    upload_model([logger], folder)
+    assert "logging has ended" in capsys.readouterr().out
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, when: Callable[[SegmentationModule, int], bool]) -> None:

@@ -43,9 +43,28 @@ class EnduringWandbLogger(WandbLogger):
         """Log pictures, if W&B still can."""
         self.attempt(super().log_image, key, images, step, **options)
 
+    def log_model_file(self, path: Path, name: str) -> None:
+        """Send a checkpoint as an artifact, if W&B still can."""
+
+        def send() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type="model")
+            artifact.add_file(str(path))
+            self.experiment.log_artifact(artifact)
+
+        self.attempt(send)
+
     def finalize(self, status: str) -> None:
         """Close, if W&B still can."""
         self.attempt(super().finalize, status)
+
+
+def upload_model(loggers: Sequence[Logger], folder: RunFolder) -> None:
+    """Send the last checkpoint of a run to the loggers that take it, under the name of its W&B run."""
+    for logger in loggers:
+        if isinstance(logger, EnduringWandbLogger):
+            logger.log_model_file(folder.last, f"model-{folder.status()['wandb_id']}")
 
 
 def wandb_logger(folder: RunFolder, project: str, entity: str | None, settings: Mapping[str, Any]) -> WandbLogger:

@@ -47,6 +47,7 @@ class SegmentationModule(lightning.LightningModule):
         )
         self.labels = labels
         self.recipe = recipe
+        self.learning_rate = float(recipe["optimizer"]["lr"])
         self.record = record
         self.loss = DeepSupervisionLoss(DiceCrossEntropy(labels, configuration.batch_dice, **recipe["loss"]))
         self.checked = "val" if held_out else "seen"
@@ -63,7 +64,12 @@ class SegmentationModule(lightning.LightningModule):
         return build_optimizer(self.parameters(), self.recipe["optimizer"])
 
     def on_train_epoch_start(self) -> None:
-        """Set the epoch's learning rate from its number alone, so that a resumed run needs no scheduler state."""
+        """Set the epoch's learning rate from its number alone, so that a resumed run needs no scheduler state.
+
+        While Lightning's tuner tries rates, it sets them.
+        """
+        if self.trainer.lr_scheduler_configs:
+            return
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise RuntimeError("the schedule needs trainer.max_epochs")
@@ -71,7 +77,7 @@ class SegmentationModule(lightning.LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         for group in optimizer.param_groups:
-            group["lr"] = self.recipe["optimizer"]["lr"] * factor
+            group["lr"] = self.learning_rate * factor
         self.log("lr", optimizer.param_groups[0]["lr"])
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:

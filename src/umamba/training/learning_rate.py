@@ -1,0 +1,78 @@
+"""The learning rate found before a run starts, by Lightning's tuner: the loss while the rate grows, batch by batch."""
+
+import copy
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.tuner import Tuner
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from umamba.io import UserError, atomic_path
+from umamba.patches import PatchDataModule
+from umamba.training.module import SegmentationModule
+from umamba.training.run_folder import RunFolder
+
+LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
+
+
+def found_learning_rate(
+    folder: RunFolder, module: SegmentationModule, datamodule: PatchDataModule, trainer: lightning.Trainer
+) -> float:
+    """Return the run's rate: the one that was found when it started, else found now and noted in run.json.
+
+    The search works on a copy of the module; weights and random numbers of the run stay as they are.
+
+    Raises:
+        UserError: several devices train, or the losses suggest no rate.
+    """
+    known = folder.status().get("found_lr")
+    if known is not None:
+        return float(known)
+    if trainer.world_size > 1:
+        raise UserError("trainer.find_lr=true searches on one device: find the rate with trainer.devices=1 first.")
+    searcher = lightning.Trainer(
+        accelerator="cpu" if trainer.strategy.root_device.type == "cpu" else "auto",
+        devices=1,
+        precision=trainer.precision,
+        gradient_clip_val=trainer.gradient_clip_val,
+        max_epochs=-1,
+        check_val_every_n_epoch=STEPS,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder.path,
+    )
+    with torch.random.fork_rng():
+        finder = Tuner(searcher).lr_find(
+            copy.deepcopy(module),
+            datamodule=datamodule,
+            min_lr=LOWEST,
+            max_lr=HIGHEST,
+            num_training=STEPS,
+            update_attr=False,
+        )
+    rate = finder.suggestion() if finder is not None else None
+    if finder is None or rate is None:
+        raise UserError("trainer.find_lr=true: the losses suggest no rate. Set recipe.optimizer.lr, and find_lr=false.")
+    draw_search(finder.results["lr"], finder.results["loss"], rate, folder.path / "learning_rate.png")
+    folder.set_status(found_lr=rate)
+    return float(rate)
+
+
+def draw_search(rates: list[float], losses: list[float], rate: float, path: Path) -> None:
+    """Draw the smoothed losses over the rates, with the rate that was chosen, into a PNG."""
+    figure = Figure(figsize=(7, 4), layout="constrained", dpi=90)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(rates, losses, color="tab:blue")
+    axes.axvline(rate, color="tab:red", label=f"chosen: {rate:.3g}")
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss")
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)

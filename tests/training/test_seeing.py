@@ -1,0 +1,90 @@
+"""What a run shows: where the time of a step goes and the one setting to change, and its curves."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+
+from umamba.patches import PatchDataModule
+from umamba.training import step_times
+from umamba.training.curves import draw_curves
+from umamba.training.module import SegmentationModule
+from umamba.training.run_folder import RunFolder
+from umamba.training.step_times import PARTS, StepTimes
+
+Fit = Callable[..., RunFolder]
+
+
+def test_the_split_of_the_step_is_printed_once(
+    small_fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(step_times.time, "perf_counter", lambda: clock[0])
+
+    def slow(method: Any, seconds: float) -> Any:
+        def run(*arguments: Any, **options: Any) -> Any:
+            clock[0] += seconds
+            return method(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(SegmentationModule, "forward", slow(SegmentationModule.forward, 3.0))
+    monkeypatch.setattr(SegmentationModule, "backward", slow(SegmentationModule.backward, 4.0))
+    clip = SegmentationModule.configure_gradient_clipping
+    monkeypatch.setattr(SegmentationModule, "configure_gradient_clipping", slow(clip, 1.0))
+    transfer = PatchDataModule.transfer_batch_to_device
+    monkeypatch.setattr(PatchDataModule, "transfer_batch_to_device", slow(transfer, 2.0))
+    small_fit("trainer.max_epochs=2")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Step ")]
+    # Nothing else takes time by this clock; what delays the call of the transfer was waited for.
+    assert line.startswith("Step 10.000 s: data wait 20%, transfer 0%, forward 30%, backward 40%, optimiser 10%.")
+    assert "Data is the bottleneck" in line
+
+
+def report(waits: float, workers: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what is said of steps with that share of waiting, on eight CPUs."""
+    monkeypatch.setattr(step_times, "available_cpus", lambda: 8)
+
+    class Module:
+        num_workers = workers
+
+    times = StepTimes(Module())  # type: ignore[arg-type]
+    times.seconds = dict(zip(PARTS, (waits, 0.0, (1 - waits) / 2, (1 - waits) / 2, 0.0), strict=True))
+    times.steps = 1
+    return times.report()
+
+
+def test_one_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        report(0.05, 1, monkeypatch)
+        == "Step 1.000 s: data wait 5%, transfer 0%, forward 48%, backward 48%, optimiser 0%."
+    )
+    assert "set data.num_workers=7 (now 1)" in report(0.5, 1, monkeypatch)
+    assert "set augmentation.device=gpu" in report(0.5, 7, monkeypatch)
+
+
+def test_curves_show_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, tuple[list[int], list[float]]] = {}
+
+    def plot(self: Axes, x: Any, y: Any, *style: Any, label: str, **options: Any) -> Any:
+        drawn[label] = (list(x), list(y))
+
+    rows = [
+        {"epoch": "0", "train/loss": "1", "val/loss": "2", "val/patch_dice": "0.5", "val/ema_patch_dice": "0.5",
+         "lr": "0.01", "time/iteration_s": "3", "val/case_dice": ""},
+        {"epoch": "1", "train/loss": "0", "val/loss": "1", "val/patch_dice": "0.7", "val/ema_patch_dice": "0.52",
+         "lr": "0.005", "time/iteration_s": "2", "val/case_dice": "0.6"},
+    ]  # fmt: skip
+    draw_curves(rows, tmp_path / "progress.png")
+    assert (tmp_path / "progress.png").read_bytes()[:4] == b"\x89PNG"
+    monkeypatch.setattr(Axes, "plot", plot)
+    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
+    draw_curves(rows, tmp_path / "again.png")
+    assert drawn["training loss"] == ([1, 2], [1.0, 0.0])
+    assert drawn["Dice of whole validation cases"] == ([2], [0.6])
+    assert set(drawn) == {
+        *("training loss", "loss, validation", "patch Dice", "patch Dice, smoothed", "seconds per iteration"),
+        *("Dice of whole validation cases", "learning rate"),
+    }
