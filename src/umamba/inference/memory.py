@@ -39,7 +39,7 @@ class MemoryLimit:
             raise UserError(f"max_memory_gb={max_memory_gb}: give a number above 0, or null for no limit.")
         before = resident_bytes()
         for model in models:
-            tiles = torch.zeros((model.tiles_at_once(), model.num_channels, *model.window))
+            tiles = torch.zeros((model.tiles_at_once, model.num_channels, *model.window))
             model.forward(tta)(tiles)
         self._pass = max(0, peak_resident_bytes() - before)
 

@@ -124,14 +124,10 @@ class Model:
         """Precision in which its tiles are summed: half where the network's own is no better."""
         return torch.float32 if self.precision == "32-true" else torch.float16
 
+    @property
     def tiles_at_once(self) -> int:
-        """Return how many tiles one pass takes: 8 slices; in 3D 1 on a GPU.
-
-        On a CPU it is 4, because its convolutions are slow with a batch of one.
-        """
-        if self.configuration.dim == 2:
-            return 8
-        return 4 if self.device.type == "cpu" else 1
+        """Tiles in one pass: 8 slices, or one volume; more of them gain nothing, and on a CPU they leave its cache."""
+        return 8 if self.configuration.dim == 2 else 1
 
     def forward(self, tta: bool) -> Forward:
         """Return the map from tiles (B, C, *window) along the file's axes to logits (B, num_classes, *window).

@@ -105,7 +105,7 @@ def give_slabs(
                 columns=own,
                 capacity=_capacity(view, crop_shape, layout.rows),
                 tile_step_size=tile_step_size,
-                tiles_at_once=view.model.tiles_at_once(),
+                tiles_at_once=view.model.tiles_at_once,
                 dtype=view.model.sums_dtype,
                 sums_on=sums_on,
             )
