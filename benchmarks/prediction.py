@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--nnunet-bin", type=Path, required=True, help="bin folder of an environment with nnunetv2")
     parser.add_argument("--dataset", type=Path, help="raw dataset in a folder named DatasetNNN_NAME")
     parser.add_argument("--phantoms", type=int, default=0, help="compare on so many CT-sized phantoms")
+    parser.add_argument("--images", type=int, help="how many of the dataset's training images; all if not given")
     parser.add_argument("--iterations", type=int, default=60, help="training iterations before")
     parser.add_argument("--tta", action="store_true", help="mirror along all axes")
     arguments = parser.parse_args()
@@ -211,7 +212,11 @@ def main() -> None:
     try:
         if arguments.dataset:
             root = arguments.dataset.absolute()
-            compare(root, root / "imagesTr", {}, scratch / "dataset", *common)
+            images = scratch / "images"
+            images.mkdir()
+            for path in sorted((root / "imagesTr").iterdir())[: arguments.images]:
+                shutil.copy(path, images)
+            compare(root, images, {}, scratch / "dataset", *common)
         if arguments.phantoms:
             root = scratch / "raw" / "Dataset901_CTPhantoms"
             write_phantoms(root, arguments.phantoms)

@@ -188,17 +188,14 @@ def test_several_channels(project_dir: Path, checkpoints: dict[tuple[int, int], 
     assert np.load(output / "files.npz")["probabilities"].shape == (3, 6, 9, 11)
 
 
-def test_empty_folder_and_absent_input(
-    project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path
-) -> None:
+def test_empty_folder(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for name, said in (("empty", "no images in"), ("absent", "no file or folder")):
-        result = predict(
-            project_dir, f"checkpoint={checkpoints[3, 1]}", f"input={tmp_path / name}", f"output={tmp_path / 'out'}"
-        )
-        assert result.returncode == 2
-        assert said in result.stderr
-        assert "Traceback" not in result.stderr
+    result = predict(
+        project_dir, f"checkpoint={checkpoints[3, 1]}", f"input={tmp_path / 'empty'}", f"output={tmp_path / 'out'}"
+    )
+    assert result.returncode == 2
+    assert "no images in" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_full_disk(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
@@ -220,6 +217,7 @@ def test_full_disk(project_dir: Path, checkpoints: dict[tuple[int, int], Path], 
     assert sitk.ReadImage(str(output / "b.nii.gz")).GetSize() == (30, 30, 20)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_probabilities(
     project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 The array is filled in an uncompressed file, whose space is reserved first, and packed when it is complete.
 """
 
-import os
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,9 @@ class ProbabilitiesFile:
                 with open(self._raw, "wb") as stream:
                     np.lib.format.write_array_header_1_0(stream, header)
                     offset = stream.tell()
-                    os.posix_fallocate(stream.fileno(), offset, 4 * int(np.prod(shape)))
+                    plane = bytes(4 * math.prod(shape[2:]))
+                    for _ in range(shape[0] * shape[1]):  # really written: a mapped file must not meet a full disk
+                        stream.write(plane)
             except OSError:
                 self.discard()
                 raise
