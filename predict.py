@@ -1,6 +1,6 @@
-"""Segment images with a checkpoint, which is all that is needed beside them.
+"""Segment images with one checkpoint, or with the mean of several, which is all that is needed beside them.
 
-python predict.py checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt input=DIR output=DIR
+python predict.py checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt input=IMAGES output=DIR
 """
 
 from pathlib import Path
@@ -12,18 +12,25 @@ from umamba.entry import launch, typed
 
 
 def main(composed: DictConfig) -> None:
-    """Load the checkpoint and segment the folder."""
+    """Load the networks and segment the images."""
     config = typed(composed, PredictionConfig)
-    from umamba.inference import Predictor
+    from umamba.inference import PostProcessing, Predictor
 
-    predictor = Predictor.from_checkpoint(Path(config.checkpoint), device=config.device)
-    written = predictor.predict_folder(
-        Path(config.input),
-        Path(config.output),
+    predictor = Predictor.from_checkpoint(
+        config.checkpoints(),
+        device=config.device,
+        precision=None if config.precision == "auto" else config.precision,
+        post_processing=PostProcessing.read(Path(config.post_processing)) if config.post_processing else None,
+    )
+    written = predictor.predict(
+        config.input,
+        config.output,
         tile_step_size=config.tile_step_size,
         tta=config.tta,
         overwrite=config.overwrite,
         workers=config.workers,
+        max_memory_gb=config.max_memory_gb,
+        save_probabilities=config.probabilities,
     )
     print(f"{len(written)} segmentations written to {config.output}")
 

@@ -29,7 +29,9 @@ def test_every_option_composes(option: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [*OPTIONS, *map(Path, ("train.yaml", "predict.yaml", "describe.yaml", "export.yaml"))], ids=str
+    "option",
+    [*OPTIONS, *(Path(f"{name}.yaml") for name in ("train", "predict", "find_best", "evaluate", "describe", "export"))],
+    ids=str,
 )
 def test_every_key_of_a_group_has_a_sentence(option: Path) -> None:
     lines = (CONFIGS / option).read_text().splitlines()

@@ -10,7 +10,9 @@ ROOMS = (
     *("networks", "inference", "evaluation", "training", "sweeps", "reporting"),
 )
 # Beside the rooms: what the entry scripts share. Only training's wiring (run) and the entries use them.
-WIRING = {"config", "describe", "doctor", "entry", "fitting", "pipeline", "run", "slurm", "smoke", "study"}
+WIRING = {
+    *("config", "describe", "doctor", "entry", "fitting", "pipeline", "run", "selection", "slurm", "smoke", "study"),
+}
 # A room that is further left than its place in the order allows.
 NARROWER = {"evaluation": {"io", "labels"}, "networks": {"io", "planning"}}
 OPTIONAL = {"mamba_ssm": {"networks/scan/cuda.py"}, "numba": {"networks/scan"}, "monai": {"networks/monai_nets.py"},

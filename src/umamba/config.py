@@ -139,14 +139,40 @@ class DescribeConfig(TrainConfig):
 class PredictionConfig:
     """Everything `predict.py` takes."""
 
-    checkpoint: str = MISSING  # checkpoint of a run, or of nnU-Net or U-Mamba, or a results folder of these two
-    input: str = MISSING  # folder of images
+    checkpoint: Any = MISSING  # of a run, of nnU-Net or U-Mamba (or a results folder of these two), or a list of them
+    input: str = MISSING  # an image, a DICOM series, or a folder of them
     output: str = MISSING  # folder of the segmentations
+    post_processing: str | None = None  # JSON that find_best.py wrote; null: none
     tile_step_size: float = 0.5  # step of the sliding window as a fraction of the patch
     tta: bool = False  # mirror along all axes and average
     device: str = "auto"  # auto, cpu, cuda, ...
+    precision: str = "auto"  # auto, 32-true, bf16-mixed or 16-mixed
+    max_memory_gb: float | None = None  # GiB of main memory the process may take; null: no limit
+    probabilities: bool = False  # write NAME.npz, too
     overwrite: bool = False  # segment again what is already there
-    workers: int = 2  # processes beside the network
+    workers: int = 2  # threads on either side of the network
+
+    def checkpoints(self) -> list[str]:
+        """Return the checkpoints as a list."""
+        return [self.checkpoint] if isinstance(self.checkpoint, str) else [str(path) for path in self.checkpoint]
+
+
+@dataclass
+class FindBestConfig:
+    """Everything `find_best.py` takes."""
+
+    candidates: list[str] = MISSING  # type: ignore[assignment]  # folders runs/<experiment>/<configuration>
+    raw_dataset: str = MISSING  # raw dataset they were trained on
+    output: str = MISSING  # folder of validation segmentations, post_processing.json and best.json
+    splits: str | None = None  # splits_final.json of the training; null: the dataset's own, or derived folds
+    pairs: bool = True  # also the mean of every two candidates
+    checkpoint: str = "last"  # last or best
+    seed: int = 0  # seed of the runs
+    tile_step_size: float = 0.5  # step of the sliding window as a fraction of the patch
+    tta: bool = False  # mirror along all axes and average
+    device: str = "auto"  # auto, cpu, cuda, ...
+    max_memory_gb: float | None = None  # GiB of main memory the process may take; null: no limit
+    workers: int = 2  # threads beside the network
 
 
 @dataclass

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from umamba.inference.model import autocast
 from umamba.inference.precision import choose_precision, cpu_has_bfloat16
-from umamba.inference.tiling import autocast
 from umamba.io import provenance
 from umamba.io.resources import available_cpus
 from umamba.networks import build_network

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,8 @@ def test_smoke_runs_from_the_archive_to_the_report(
     assert len({row["case"] for row in rows}) >= 2
 
     python("report.py", f"study={study}", "overrides=['+smoke=true']")
+    page = (tmp_path / "runs" / "reports" / study / "index.html").read_text()
+    assert len(re.findall(r"<td>[\d,]+</td><td>[\d,.]+ G</td>", page)) == 1  # parameters and FLOPs of the one run
     with (tmp_path / "runs" / "reports" / study / "numbers.csv").open(newline="") as file:
         numbers = list(csv.DictReader(file))
     dataset, method = experiment.split("_", 1)

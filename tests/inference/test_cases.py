@@ -42,5 +42,5 @@ def test_all_problems_together(tmp_path: Path) -> None:
 def test_nothing_to_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images"):
         list_cases(tmp_path, 1)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="no file or folder"):
         list_cases(tmp_path / "absent", 1)

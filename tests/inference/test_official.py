@@ -56,7 +56,7 @@ def test_the_network_gives_the_official_outputs(results: Path) -> None:
     with np.load(results / "expected.npz") as file:
         arrays = dict(file)
     with torch.no_grad():
-        output = predictor.network.double()(torch.from_numpy(arrays["input"]).double()).numpy()
+        output = predictor.models[0].network.double()(torch.from_numpy(arrays["input"]).double()).numpy()
     if "output64" in arrays:
         assert error(output, arrays["output64"]) < 1e-9
     else:
@@ -85,7 +85,7 @@ def images_in(folder: Path, channels: int) -> Path:
 
 def test_a_results_folder_predicts(results: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_checkpoint(results, device="cpu")
-    (written,) = predictor.predict_folder(images_in(tmp_path / "images", predictor.num_channels), tmp_path / "out")
+    (written,) = predictor.predict(images_in(tmp_path / "images", predictor.num_channels), tmp_path / "out")
     segmentation = sitk.GetArrayFromImage(sitk.ReadImage(str(written)))
     assert segmentation.shape == (12, 40, 50)
     assert set(np.unique(segmentation)) <= {0, 1, 2}

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from umamba.datasets import RawCase
-from umamba.inference import Predictor
+from umamba.inference import Model, Predictor
 from umamba.io import UserError, read_image, read_label
 from umamba.labels import LabelSet
 from umamba.networks import build_network
@@ -95,7 +95,7 @@ def images(tmp_path: Path) -> Path:
 
 def test_folder_in_the_images_own_space(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
-    written = predictor.predict_folder(images, tmp_path / "out")
+    written = predictor.predict(images, tmp_path / "out")
     assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     seen = set()
     for source, target in zip(sorted(images.iterdir()), written, strict=True):
@@ -115,8 +115,8 @@ def test_any_construction_and_worker_number_gives_the_same(checkpoint: Path, ima
     plan, configuration = make_plan(3)
     torch.manual_seed(0)
     network = build_network(ARCHITECTURE, configuration, 1, LABELS.num_classes, deep_supervision=True).train()
-    built = Predictor(network, plan, configuration, LABELS, 1, torch.device("cpu"))
-    first = loaded.predict_folder(images, tmp_path / "first", tta=True, workers=1)
+    built = Predictor((Model(network, plan, configuration, LABELS, 1, torch.device("cpu")),))
+    first = loaded.predict(images, tmp_path / "first", tta=True, workers=1)
     cases = [RawCase(path.name.split("_")[0].split(".")[0], (path,), None) for path in sorted(images.iterdir())]
     second = built.predict_cases(cases, tmp_path / "second", tta=True, workers=3)
     for ours, theirs in zip(first, second, strict=True):
@@ -126,23 +126,23 @@ def test_any_construction_and_worker_number_gives_the_same(checkpoint: Path, ima
 def test_only_missing_ones_are_segmented(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     output = tmp_path / "out"
-    written = predictor.predict_folder(images, output)
+    written = predictor.predict(images, output)
     kept = written[0].stat().st_mtime_ns
     written[1].unlink()
-    assert predictor.predict_folder(images, output) == [written[1]]
+    assert predictor.predict(images, output) == [written[1]]
     assert written[0].stat().st_mtime_ns == kept
-    assert predictor.predict_folder(images, output) == []
-    assert predictor.predict_folder(images, output, overwrite=True) == written
+    assert predictor.predict(images, output) == []
+    assert predictor.predict(images, output, overwrite=True) == written
     assert written[0].stat().st_mtime_ns > kept
 
 
 def test_segmentations_of_different_networks_are_not_mixed(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    Predictor.from_checkpoint(checkpoint, device="cpu").predict_folder(images, output)
+    Predictor.from_checkpoint(checkpoint, device="cpu").predict(images, output)
     other = Predictor.from_checkpoint(save_checkpoint(tmp_path / "other.ckpt", seed=1), device="cpu")
     with pytest.raises(UserError, match="another network"):
-        other.predict_folder(images, output)
-    assert len(other.predict_folder(images, output, overwrite=True)) == 3
+        other.predict(images, output)
+    assert len(other.predict(images, output, overwrite=True)) == 3
 
 
 def test_good_images_are_done_and_bad_ones_named(checkpoint: Path, images: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_good_images_are_done_and_bad_ones_named(checkpoint: Path, images: Path,
     sitk.WriteImage(vectors, str(images / "colour.mha"))
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     with pytest.raises(UserError) as raised:
-        predictor.predict_folder(images, tmp_path / "out")
+        predictor.predict(images, tmp_path / "out")
     message = str(raised.value)
     assert "2 of 4" in message
     assert "b_0000.nii.gz" in message
@@ -164,7 +164,7 @@ def test_images_are_never_overwritten(checkpoint: Path, images: Path) -> None:
     (images / "a_0000.nii.gz").rename(images / "a.nii.gz")
     before = (images / "a.nii.gz").read_bytes()
     with pytest.raises(UserError, match="another folder"):
-        predictor.predict_folder(images, images, overwrite=True)
+        predictor.predict(images, images, overwrite=True)
     assert (images / "a.nii.gz").read_bytes() == before
 
 
@@ -179,7 +179,7 @@ def test_slices_of_volumes_and_natural_images(tmp_path: Path) -> None:
     sitk.WriteImage(
         sitk.GetImageFromArray(generator.integers(1, 255, (11, 9)).astype(np.uint8)), str(folder / "flat.png")
     )
-    flat, deep = (read_label(path).array for path in predictor.predict_folder(folder, tmp_path / "out"))
+    flat, deep = (read_label(path).array for path in predictor.predict(folder, tmp_path / "out"))
     assert flat.shape == (1, 1, 11, 9)
     assert deep.shape == (1, 3, 10, 12)
 
@@ -194,13 +194,13 @@ def test_unusable_settings_are_refused(checkpoint: Path, images: Path, tmp_path:
     with pytest.raises(UserError, match="device=nonsense"):
         Predictor.from_checkpoint(checkpoint, device="nonsense")
     with pytest.raises(UserError, match="tile_step_size"):
-        Predictor.from_checkpoint(checkpoint, device="cpu").predict_folder(images, tmp_path, tile_step_size=0.0)
+        Predictor.from_checkpoint(checkpoint, device="cpu").predict(images, tmp_path, tile_step_size=0.0)
 
 
 def test_values_that_are_not_finite_are_reported(images: Path, tmp_path: Path, checkpoint: Path) -> None:
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     with torch.no_grad():
-        next(iter(predictor.network.parameters())).fill_(float("nan"))
+        next(iter(predictor.models[0].network.parameters())).fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        predictor.predict_folder(images, tmp_path / "out")
+        predictor.predict(images, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "prediction.json").read_text())["tta"] is False

@@ -1,5 +1,8 @@
-"""Tiling: exact for networks that work voxel by voxel, whatever the sizes; the tiles and weights of nnU-Net's rule."""
+"""Tiling: exact for networks that work voxel by voxel, whatever the sizes; the tiles and weights of nnU-Net's rule;
+the same within any memory limit."""
 
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -7,32 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from umamba.inference import predict_logits
-from umamba.inference.tiling import gaussian_weights, tile_starts
-from umamba.planning import Configuration
+from umamba.inference import Model
+from umamba.inference.resize import axis_maps
+from umamba.inference.slabs import Layout, View, choose_layout, count_tiles, give_slabs, logits_bytes
+from umamba.inference.tiling import gaussian_weights, tile_starts, tiles_along
+from umamba.io import UserError
 
-
-def configuration(patch_size: tuple[int, ...]) -> Configuration:
-    """Return a configuration with a patch size and nothing else of interest."""
-    dim = len(patch_size)
-    return Configuration(
-        name="2d" if dim == 2 else "3d_fullres",
-        spacing=(1.0,) * dim,
-        median_shape=(64.0,) * dim,
-        patch_size=patch_size,
-        batch_size=2,
-        batch_dice=False,
-        normalization=("ZScoreNormalization",),
-        use_mask_for_norm=(False,),
-        strides=((1,) * dim,),
-        kernel_sizes=((3,) * dim,),
-        features_per_stage=(4,),
-        encoder_blocks=(2,),
-        decoder_blocks=(),
-        residual_encoder=False,
-    )
+CPU = torch.device("cpu")
 
 
 class Recorder(nn.Module):
@@ -42,39 +28,114 @@ class Recorder(nn.Module):
         super().__init__()
         self.shapes: list[tuple[int, ...]] = []
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         self.shapes.append(tuple(x.shape))
         return x
 
 
-sizes = st.integers(1, 14)
+class Uneven(nn.Module):
+    """Multiplies each voxel by its place in the patch, so that tiles disagree."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for axis in range(2, x.ndim):
+            x = x * torch.arange(1, x.shape[axis] + 1, dtype=x.dtype).reshape([-1] + [1] * (x.ndim - 1 - axis))
+        return x
 
 
-@settings(max_examples=60, deadline=None)
+def logits_of(model: Model, image: Tensor, step: float, *, limit: float | None = None, tta: bool = False) -> Tensor:
+    """Put together the logits of all slabs under a limit."""
+    shape = image.shape[1:]
+    view = View(model, image, axis_maps(shape, shape, (1, 1, 1), (1, 1, 1)))
+    layout = choose_layout([view], shape, limit)
+    assert layout is not None
+    result = torch.full((model.labels.num_classes, *shape), torch.nan)
+    tiles: list[int] = []
+    for box, (slab,) in give_slabs(
+        [view], shape, layout, tile_step_size=step, tta=tta, sums_on=CPU, advance=tiles.append
+    ):
+        assert slab.first == (box[0].start, box[1].start)
+        result[(slice(None), *box)] = slab.logits.float()
+    assert sum(tiles) == count_tiles([view], shape, layout, step)
+    return result
+
+
+def naive_logits(network: nn.Module, image: np.ndarray, patch: Sequence[int], step: float) -> np.ndarray:
+    """Sum whole volumes of weighted tiles and of weights, then divide, as the rule is written."""
+    amounts = [max(size - length, 0) for size, length in zip(patch, image.shape[1:], strict=True)]
+    padding = [(amount // 2, amount - amount // 2) for amount in amounts]
+    padded = np.pad(image, [(0, 0), *padding]).astype(np.float64)
+    grids = np.meshgrid(*[(np.arange(size) - size // 2) / (size / 8) for size in patch], indexing="ij")
+    gaussian = np.exp(-0.5 * sum(grid**2 for grid in grids))
+    total, weights = np.zeros_like(padded), np.zeros(padded.shape[1:])
+    starts = [tile_starts(length, size, step) for length, size in zip(padded.shape[1:], patch, strict=True)]
+    for start in itertools.product(*starts):
+        place = tuple(slice(first, first + size) for first, size in zip(start, patch, strict=True))
+        total[(slice(None), *place)] += (
+            network(torch.from_numpy(padded[(slice(None), *place)])[None])[0].numpy() * gaussian
+        )
+        weights[place] += gaussian
+    inner = tuple(slice(before, before + length) for (before, _), length in zip(padding, image.shape[1:], strict=True))
+    return (total / weights)[(slice(None), *inner)]
+
+
+sizes = st.integers(1, 11)
+
+
+@settings(max_examples=500, deadline=None)
 @given(
     shape=st.tuples(sizes, sizes, sizes),
     patch=st.tuples(sizes, sizes, sizes) | st.tuples(sizes, sizes),
-    step=st.floats(0.2, 1.0),
+    step=st.floats(0.3, 1.0),
+    share=st.floats(0, 1),
     tta=st.booleans(),
-    tiles_at_once=st.integers(1, 5),
+    forward=st.sampled_from([(0, 1, 2), (1, 0, 2), (2, 0, 1)]),
 )
-def test_identity_gives_the_image_back(
-    shape: tuple[int, ...], patch: tuple[int, ...], step: float, tta: bool, tiles_at_once: int
+def test_identity_gives_the_image_back_within_any_limit(
+    make_model: Callable[..., Model],
+    shape: tuple[int, ...],
+    patch: tuple[int, ...],
+    step: float,
+    share: float,
+    tta: bool,
+    forward: tuple[int, int, int],
 ) -> None:
     image = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    network = Recorder()
-    logits = predict_logits(
-        network,
-        image,
-        configuration(patch),
-        num_classes=2,
-        tile_step_size=step,
-        tta=tta,
-        tiles_at_once=tiles_at_once,
-    )
-    torch.testing.assert_close(logits, image, rtol=1e-5, atol=1e-6)
-    assert {seen[2:] for seen in network.shapes} == {patch}
-    assert max(seen[0] for seen in network.shapes) <= tiles_at_once
+    model = make_model(Recorder(), patch, 2, forward=forward)
+    whole = logits_of(model, image, step, tta=tta)
+    torch.testing.assert_close(whole, image, rtol=1e-5, atol=1e-6)
+    assert {seen[2:] for seen in model.network.shapes} == {patch}
+    view = View(model, image, axis_maps(shape, shape, (1, 1, 1), (1, 1, 1)))
+    least = logits_bytes(view, shape, Layout(shape[1], 1))
+    most = logits_bytes(view, shape, Layout(1, shape[0]))
+    assert most == image.nbytes
+    limit = least + share * max(0, most - least)
+    layout = choose_layout([view], shape, limit)
+    assert layout is not None
+    assert logits_bytes(view, shape, layout) <= limit
+    assert torch.equal(logits_of(model, image, step, limit=limit, tta=tta), whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=st.tuples(sizes, sizes, sizes), patch=st.tuples(sizes, sizes, sizes), step=st.floats(0.2, 1.0))
+def test_tiles_that_disagree_are_averaged_as_the_rule_says(
+    make_model: Callable[..., Model], shape: tuple[int, ...], patch: tuple[int, ...], step: float
+) -> None:
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    model = make_model(Uneven(), patch, 1)
+    expected = torch.from_numpy(naive_logits(Uneven(), image.numpy(), patch, step)).float()
+    torch.testing.assert_close(logits_of(model, image, step), expected, rtol=1e-4, atol=1e-3)
+    view = View(model, image, axis_maps(shape, shape, (1, 1, 1), (1, 1, 1)))
+    limit = logits_bytes(view, shape, Layout(2, 1))
+    torch.testing.assert_close(logits_of(model, image, step, limit=limit), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_half_precision_sums_are_close(make_model: Callable[..., Model]) -> None:
+    image = 20 * torch.randn(2, 20, 17, 19, generator=torch.Generator().manual_seed(0))
+    model = make_model(nn.Identity(), (8, 8, 8), 2, precision="bf16-mixed")
+    assert model.sums_dtype == torch.float16
+    found = logits_of(model, image, 0.5)
+    assert 0 < (found - image).abs().max() < 20 * 4 * 2**-11 * 3
+    assert torch.equal(logits_of(model, image, 0.5, limit=2 * 2 * 9 * 17 * 19), found)
 
 
 @pytest.mark.parametrize(
@@ -91,67 +152,56 @@ def test_unusable_steps_are_refused() -> None:
             tile_starts(20, 10, step)
 
 
-@pytest.mark.parametrize("patch", [(8, 13, 32), (1, 64, 64), (160, 160), (1, 1, 1)])
-def test_weights_are_positive_and_highest_in_the_centre(patch: tuple[int, ...]) -> None:
-    weights = gaussian_weights(patch)
-    assert weights.shape == patch
+@pytest.mark.parametrize("length", [1, 8, 13, 64, 160])
+def test_weights_are_a_gaussian_and_shares_add_up(length: int) -> None:
+    weights = gaussian_weights(length)
     assert (weights > 0).all()
-    assert weights[tuple(length // 2 for length in patch)] == weights.max() == 1
-    sigma = patch[-1] / 8
-    row = weights[tuple(length // 2 for length in patch[:-1])].numpy()
-    expected = np.exp(-0.5 * ((np.arange(patch[-1]) - patch[-1] // 2) / sigma) ** 2)
-    np.testing.assert_allclose(row, expected, rtol=1e-6)
+    assert weights[length // 2] == weights.max() == 1
+    expected = np.exp(-0.5 * ((np.arange(length) - length // 2) / (length / 8)) ** 2)
+    np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-9)
+    total = torch.zeros(3 * length + 1)
+    for tile in tiles_along(3 * length + 1, length, 0.5):
+        total[tile.start : tile.stop] += tile.weights
+    torch.testing.assert_close(total, torch.ones_like(total))
 
 
-class Uneven(nn.Module):
-    """Multiplies each voxel by its place in the patch, so that tiles disagree."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        ramp = torch.arange(x.shape[-1], dtype=x.dtype)
-        return x * ramp
+def test_small_images_lie_in_the_middle_of_the_tile() -> None:
+    (tile,) = tiles_along(5, 8, 0.5)
+    assert (tile.start, tile.stop) == (-1, 7)
 
 
-def test_overlapping_tiles_are_averaged_by_weight() -> None:
-    image = torch.ones(1, 1, 1, 12)
-    logits = predict_logits(Uneven(), image, configuration((1, 1, 8)), num_classes=1)
-    weight = np.exp(-0.5 * (np.arange(8) - 4.0) ** 2)
-    tiles = [0, 4]
-    for voxel in range(12):
-        inside = [voxel - start for start in tiles if 0 <= voxel - start < 8]
-        expected = sum(weight[i] * i for i in inside) / sum(weight[i] for i in inside)
-        assert logits[0, 0, 0, voxel].item() == pytest.approx(expected, rel=1e-5)
+def test_mirroring_is_the_mean_over_all_flips(make_model: Callable[..., Model]) -> None:
+    class Ramp(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.arange(x.shape[-1], dtype=x.dtype)
 
-
-def test_mirroring_is_the_mean_over_all_flips() -> None:
     image = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    logits = predict_logits(Uneven(), image, configuration((2, 3, 4)), num_classes=1, tta=True)
+    logits = logits_of(make_model(Ramp(), (2, 3, 4), 1), image, 0.5, tta=True)
     torch.testing.assert_close(logits, image * 1.5)  # mean of the ramp 0..3 and its mirror image
 
 
-def test_first_of_several_outputs_counts() -> None:
+def test_first_of_several_outputs_counts(make_model: Callable[..., Model]) -> None:
     class Deep(nn.Module):
-        def forward(self, x: torch.Tensor) -> Any:
+        def forward(self, x: Tensor) -> Any:
             return [x, x[..., ::2]]
 
     image = torch.randn(1, 2, 6, 6)
-    torch.testing.assert_close(predict_logits(Deep(), image, configuration((2, 6, 6)), num_classes=1), image)
+    torch.testing.assert_close(logits_of(make_model(Deep(), (2, 6, 6), 1), image, 0.5), image)
 
 
-def test_wrong_heads_and_precision_are_refused() -> None:
-    image = torch.zeros(1, 2, 2, 2)
+def test_wrong_heads_and_precision_are_refused(make_model: Callable[..., Model]) -> None:
     with pytest.raises(ValueError, match="outputs"):
-        predict_logits(Recorder(), image, configuration((2, 2, 2)), num_classes=3)
-    with pytest.raises(ValueError, match="precision"):
-        predict_logits(Recorder(), image, configuration((2, 2, 2)), num_classes=1, precision="8-bit")
+        logits_of(make_model(Recorder(), (2, 2, 2), 3), torch.zeros(1, 2, 2, 2), 0.5)
+    with pytest.raises(UserError, match="precision"):
+        make_model(Recorder(), (2, 2, 2), 1, precision="8-bit")
 
 
-def test_bfloat16_runs_close_to_float32() -> None:
+def test_bfloat16_runs_close_to_float32(make_model: Callable[..., Model]) -> None:
     torch.manual_seed(0)
     network = nn.Conv3d(1, 3, 3, padding=1)
     image = torch.randn(1, 6, 12, 12)
     full, half = (
-        predict_logits(network, image, configuration((6, 8, 8)), num_classes=3, precision=precision)
+        logits_of(make_model(network, (6, 8, 8), 3, num_channels=1, precision=precision), image, 0.5)
         for precision in ("32-true", "bf16-mixed")
     )
-    assert half.dtype == torch.float32
     assert 0 < (full - half).abs().max() < 0.05

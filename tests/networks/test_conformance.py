@@ -169,3 +169,19 @@ def test_other_sizes_run_or_are_refused_by_name(name: str, dim: int, make_config
             with pytest.raises(UserError, match="patch size"):
                 network(torch.randn(1, CHANNELS, *size))
     assert (network.fixed_patch_size is not None) == (name in ("umamba_enc", "unetr"))
+
+
+@pytest.mark.slow
+@every_backbone
+@both_dimensions
+def test_compiled_networks_compute_the_same(name: str, dim: int, make_configuration: Maker) -> None:
+    configuration = make_configuration(dim)
+    network = build(name, configuration).double()  # rounding must not be mistaken for a difference
+    x = torch.randn(1, CHANNELS, *configuration.patch_size, dtype=torch.float64)
+    results = []
+    for forward in (network, torch.compile(network, backend="aot_eager")):
+        network.zero_grad()
+        outputs = forward(x)
+        sum(output.square().mean() for output in (outputs if isinstance(outputs, list) else [outputs])).backward()
+        results.append((outputs, [parameter.grad for parameter in network.parameters()]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-9)

@@ -70,3 +70,30 @@ def test_residual_adds_the_input() -> None:
     added = MambaLayer(8, residual=True)
     added.load_state_dict(plain.state_dict())
     torch.testing.assert_close(added(x), x + plain(x))
+
+
+def test_bidirectional_averages_a_scan_from_either_end() -> None:
+    torch.manual_seed(0)
+    x, layer = torch.randn(1, 6, 3, 4), MambaLayer(6, scan_directions="bidirectional", num_axes=2)
+    tokens = layer.norm(x[0].reshape(6, 12).T)[None]
+    from_end = layer.other_mambas[0](tokens[:, torch.arange(11, -1, -1)])[:, torch.arange(11, -1, -1)]
+    expected = (layer.mamba(tokens) + from_end) / 2
+    torch.testing.assert_close(layer(x)[0].reshape(6, 12), expected[0].T)
+
+
+def test_each_axis_runs_fastest_once() -> None:
+    torch.manual_seed(0)
+    x, layer = torch.randn(1, 6, 3, 2, 4), MambaLayer(6, scan_directions="axes", num_axes=3)
+    orders = {-1: "b c z y x", -2: "b c z x y", -3: "b c y x z"}
+    blocks = [layer.mamba, *layer.other_mambas]
+    expected = torch.zeros_like(x)
+    for block, (axis, order) in zip(blocks, orders.items(), strict=True):
+        places = [["b", "c", "z", "y", "x"].index(name) for name in order.split()]
+        assert places[-1] == 5 + axis
+        turned = x.permute(places)
+        mixed = block(layer.norm(turned.reshape(1, 6, 24).transpose(1, 2))).transpose(1, 2).reshape(turned.shape)
+        back = [places.index(place) for place in range(5)]
+        expected += mixed.permute(back) / 3
+    torch.testing.assert_close(layer(x), expected)
+    channels = MambaLayer(24, channel_token=True, scan_directions="axes", num_axes=3)
+    assert len(channels.other_mambas) == 0

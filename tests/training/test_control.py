@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from umamba.inference import Predictor, decide_labels, predict_logits
+from umamba.inference import Predictor, decide_labels
+from umamba.inference.tiling import whole_logits
 from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.networks import build_network
@@ -235,13 +236,10 @@ def test_whole_cases_are_validated_every_few_epochs(small_fit: Fit, prepared: An
     # Again by the saved weights, with the Dice counted label by label.
     case = prepared.store.load(fold_cases(prepared.store.case_ids, 0)[1][0])
     labels = prepared.dataset.labels
-    logits = predict_logits(
-        Predictor.from_checkpoint(folder.last, device="cpu").network,
-        torch.from_numpy(case.image[:]),
-        prepared.configuration,
-        num_classes=labels.num_classes,
-    ).numpy()
-    predicted, true = decide_labels(len(logits), logits.__getitem__, labels), case.label[:][0]
+    (model,) = Predictor.from_checkpoint(folder.last, device="cpu", precision="32-true").models
+    image = torch.from_numpy(case.image[:])
+    logits = whole_logits(model.forward(False), image, model.window, labels.num_classes, tiles_at_once=1)
+    predicted, true = decide_labels(len(logits), logits.__getitem__, labels).numpy(), case.label[:][0]
     dices = []
     for (value,) in labels.values:
         total = (predicted == value).sum() + (true == value).sum()

@@ -62,7 +62,7 @@ def first_batch(prepared: Any) -> dict[str, Any]:
 def logits_of(folder: RunFolder, image: torch.Tensor) -> np.ndarray:
     """Return what the run's network says, float64."""
     with torch.no_grad():
-        return Predictor.from_checkpoint(folder.last, device="cpu").network(image).double().numpy()
+        return Predictor.from_checkpoint(folder.last, device="cpu").models[0].network(image).double().numpy()
 
 
 def dice_of(probability: np.ndarray, truth: np.ndarray) -> float:

@@ -1,29 +1,54 @@
-"""Which images of a folder belong together: one case is NAME_0000.ext, NAME_0001.ext, ... or a single file NAME.ext."""
+"""Which images belong together: one case is NAME_0000.ext, NAME_0001.ext, ... or a single file NAME.ext.
+
+A folder that holds a DICOM series stands in place of a file, its name in place of the file's.
+"""
 
 import re
 from pathlib import Path
 
 from umamba.datasets import RawCase
-from umamba.io import UserError, supported_endings
+from umamba.io import UserError, holds_dicom, supported_endings
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
-def list_cases(folder: Path, num_channels: int) -> list[RawCase]:
-    """List the images of a folder by nnU-Net's naming, sorted by name.
+def list_cases(source: Path, num_channels: int) -> list[RawCase]:
+    """List the images of a folder by nnU-Net's naming, sorted by name; or those that a file or DICOM series makes.
 
     A case has a file for each channel, or a single file that holds them all; the suffix `_0000` of the latter may be
-    left out. Hidden files and files of other kinds are passed over.
+    left out. Of a file NAME_0000.ext the other channels are found beside it. Hidden files and files of other kinds are
+    passed over.
 
     Raises:
         UserError: there is no such folder or no image in it, or, all together, cases with missing or doubled channels.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"input: there is no folder {folder}. Give the folder that holds the images.")
+    source = Path(source)
+    if source.is_file():
+        return [_case_of(source, num_channels)]
+    if not source.is_dir():
+        raise UserError(f"input: there is no file or folder {source}. Give an image or the folder that holds them.")
+    if holds_dicom(source):
+        return [RawCase(source.absolute().name, (source,), None)]
+    return _group(source, sorted(source.iterdir()), num_channels)
+
+
+def _case_of(path: Path, num_channels: int) -> RawCase:
+    stem = path.stem if path.suffix.lower() == ".dcm" else _stem(path)
+    if stem is None:
+        raise UserError(f"input: {path} is no image. It reads {', '.join(supported_endings())} and DICOM.")
+    match = _CHANNEL.match(stem)
+    if match is None or int(match["channel"]) != 0:
+        return RawCase(stem, (path,), None)
+    ending = path.name[len(stem) :]
+    names = [f"{match['case']}_{channel:04d}{ending}" for channel in range(num_channels)]
+    siblings = [path.with_name(name) for name in names if path.with_name(name).exists()]
+    return _group(path.parent, siblings, num_channels)[0]
+
+
+def _group(folder: Path, paths: list[Path], num_channels: int) -> list[RawCase]:
     found: dict[str, dict[int, Path]] = {}
     problems = []
-    for path in sorted(folder.iterdir()):
+    for path in paths:
         stem = _stem(path)
         if stem is None:
             continue
@@ -35,7 +60,10 @@ def list_cases(folder: Path, num_channels: int) -> list[RawCase]:
             problems.append(f"{path}: {files[channel].name} is the same case and channel. Keep one of them.")
         files.setdefault(channel, path)
     if not found:
-        raise UserError(f"input: no images in {folder}. It reads {', '.join(supported_endings())}.")
+        raise UserError(
+            f"input: no images in {folder}. It reads {', '.join(supported_endings())}, and DICOM series, each in a "
+            "folder of its own."
+        )
     for case, files in found.items():
         missing = [channel for channel in range(num_channels) if channel not in files]
         if missing and set(files) != {0}:
@@ -52,8 +80,10 @@ def list_cases(folder: Path, num_channels: int) -> list[RawCase]:
 
 def _stem(path: Path) -> str | None:
     """Return the name without its image ending; None for anything that is no image."""
-    if path.name.startswith(".") or not path.is_file():
+    if path.name.startswith("."):
         return None
+    if path.is_dir():
+        return path.name if holds_dicom(path) else None
     for ending in supported_endings():
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]

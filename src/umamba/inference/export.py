@@ -1,22 +1,156 @@
-"""From logits on the network's grid to a label map on the image's own grid (nnU-Net's rule).
+"""From logits on networks' grids to a label map on the image's own grid, box by box (nnU-Net's rule).
 
-The logits are resampled to the cropped shape, then decided: the highest one, or with regions every one above zero (its
-sigmoid above 0.5), painted in `regions_class_order`. The result is put into a zero volume at the crop box, and its axes
-are put back in the order of the file.
+The logits are resampled to the cropped image, then decided: the highest one, or with regions every one above zero (its
+sigmoid above 0.5), painted in `regions_class_order`. With several networks the mean of their probabilities is decided,
+where 0.5 takes the place of zero. The result is put into a zero volume at the crop box. All axes are the file's.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from umamba.inference.resize import AxisMaps, Box, axis_maps, parts, resize_box, whole
+from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Plan
-from umamba.preprocessing import CaseProperties, resample_logits
+from umamba.preprocessing import CaseProperties
+
+_VOXELS_AT_ONCE = 1 << 22  # of one class, or of all classes together for probabilities: bounds the memory beside logits
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the crop that networks see lies in an image, along the axes of the file."""
+
+    shape: tuple[int, ...]
+    crop: Box
+
+    @classmethod
+    def of(cls, properties: CaseProperties, plan: Plan) -> "Placement":
+        """Return the placement of a case that was preprocessed under a plan."""
+        z, y, x = (slice(*properties.bbox[axis]) for axis in plan.transpose_backward)
+        return cls(tuple(properties.shape_before_crop[axis] for axis in plan.transpose_backward), (z, y, x))
+
+    @property
+    def crop_shape(self) -> tuple[int, ...]:
+        """Voxels of the crop."""
+        return tuple(extent.stop - extent.start for extent in self.crop)
+
+
+@dataclass(frozen=True)
+class Slab:
+    """What one network says of a box of the crop.
+
+    Attributes:
+        logits: (num_classes, z, y, X) on the network's grid, as much of it as the box needs, the last axis whole.
+        first: row and column of the grid at which they begin.
+        maps: from the whole grid to the crop.
+    """
+
+    logits: Tensor
+    first: tuple[int, int]
+    maps: AxisMaps
+
+    def resized(self, head: int, box: Box) -> Tensor:
+        """Return a head's logits in a box of the crop, float32; UserError if they are not finite."""
+        values = resize_box(self.logits[head], self.first, self.maps, box)
+        if not torch.isfinite(values.sum()):  # one pass; finite logits are far too small for their sum to overflow
+            raise UserError(
+                "the network gave values that are not finite: its training diverged, its precision is too low for it "
+                "(try precision=32-true), or the image holds such values."
+            )
+        return values
+
+
+class Canvas:
+    """The label map of one image, painted box by box; boxes may be added in any order and at once."""
+
+    def __init__(self, placement: Placement, labels: LabelSet, probabilities: np.ndarray | None = None) -> None:
+        """Begin with background everywhere.
+
+        Args:
+            placement: of the crop in the image.
+            labels: labels, or regions and the order they are painted in.
+            probabilities: (num_classes, *shape) float32 that is filled, too; None: labels alone.
+        """
+        self.placement, self._labels, self._probabilities = placement, labels, probabilities
+        self.segmentation = np.zeros(placement.shape, dtype=np.min_scalar_type(labels.all_values[-1]))
+        if probabilities is not None and not labels.has_regions:
+            probabilities[0] = 1  # background beyond the crop
+
+    def add(self, box: Box, slabs: Sequence[Slab]) -> None:
+        """Decide the labels of a box of the crop from what each network says of it.
+
+        Raises:
+            UserError: logits are not finite.
+        """
+        heads = self._labels.num_classes
+        direct = len(slabs) == 1 and self._probabilities is None
+        for part in parts(box, _VOXELS_AT_ONCE if direct else max(1, _VOXELS_AT_ONCE // heads)):
+            place = tuple(
+                slice(extent.start + crop.start, extent.stop + crop.start)
+                for extent, crop in zip(part, self.placement.crop, strict=True)
+            )
+            if direct:
+                decided = decide_labels(heads, partial(slabs[0].resized, box=part), self._labels)
+            else:
+                mean = mean_probabilities(slabs, part, self._labels)
+                decided = decide_labels(heads, mean.__getitem__, self._labels, threshold=0.5)
+                if self._probabilities is not None:
+                    self._probabilities[(slice(None), *place)] = mean.cpu().numpy()
+            self.segmentation[place] = decided.cpu().numpy()
+
+
+def mean_probabilities(slabs: Sequence[Slab], box: Box, labels: LabelSet) -> Tensor:
+    """Return the mean of the networks' probabilities (num_classes, *box) float32: softmax, with regions sigmoid."""
+    total: Tensor | None = None
+    for slab in slabs:
+        logits = torch.stack([slab.resized(head, box) for head in range(labels.num_classes)])
+        own = logits.sigmoid_() if labels.has_regions else logits.softmax(0)
+        total = own.cpu() if total is None else total.add_(own.cpu())
+    assert total is not None
+    return total.div_(len(slabs))
+
+
+def decide_labels(heads: int, values_of: Callable[[int], Tensor], labels: LabelSet, threshold: float = 0.0) -> Tensor:
+    """Return the label map that the logits or probabilities of each head, volumes of one shape, decide.
+
+    Args:
+        heads: how many there are.
+        values_of: makes the volume of a head; two are in memory at a time.
+        labels: the first of equally high heads wins; regions are painted in their order where above the threshold.
+        threshold: 0 for logits, 0.5 for probabilities.
+    """
+    dtype = torch.uint8 if labels.all_values[-1] < 256 else torch.int32
+    best = values_of(0)
+    if labels.region_order is not None:
+        painted = (best > threshold).to(dtype).mul_(labels.region_order[0])
+        for head in range(1, heads):
+            painted.masked_fill_(values_of(head) > threshold, labels.region_order[head])
+        return painted
+    winner = torch.zeros_like(best, dtype=dtype)
+    for head in range(1, heads):
+        values = values_of(head)
+        winner.masked_fill_(values > best, head)
+        best = torch.maximum(best, values)
+    return winner
+
+
+def grid_maps(
+    shape: Sequence[int], placement: Placement, spacing: Sequence[float], plan: Plan, configuration: Configuration
+) -> AxisMaps:
+    """Return the maps from a network's grid of that shape to the crop of an image of that spacing (mm)."""
+    own = tuple(spacing[axis] for axis in plan.transpose_forward)
+    target = own[: 3 - configuration.dim] + tuple(configuration.spacing)
+    return axis_maps(shape, placement.crop_shape, [target[axis] for axis in plan.transpose_backward], spacing)
 
 
 def logits_to_segmentation(
-    logits: torch.Tensor | np.ndarray,
+    logits: Tensor | np.ndarray,
     properties: CaseProperties,
     plan: Plan,
     configuration: Configuration,
@@ -31,42 +165,10 @@ def logits_to_segmentation(
         configuration: its target spacing.
         labels: labels, or regions and the order they are painted in.
     """
-    array = logits.numpy() if isinstance(logits, torch.Tensor) else logits
-    spacing = tuple(properties.geometry.spacing[axis] for axis in plan.transpose_forward)
-    current = spacing[: 3 - configuration.dim] + tuple(configuration.spacing)
-
-    def resampled(head: int) -> np.ndarray:
-        return resample_logits(array[head : head + 1], properties.shape_after_crop, current, spacing)[0]
-
-    cropped = decide_labels(len(array), resampled, labels)
-    full = np.zeros(properties.shape_before_crop, dtype=cropped.dtype)
-    full[tuple(slice(start, stop) for start, stop in properties.bbox)] = cropped
-    return np.ascontiguousarray(full.transpose(plan.transpose_backward))
-
-
-def decide_labels(heads: int, logits_of: Callable[[int], np.ndarray], labels: LabelSet) -> np.ndarray:
-    """Return the label map that the logits of each head, volumes of one shape, decide; one is in memory at a time."""
-    dtype = np.min_scalar_type(labels.all_values[-1])
-    if labels.region_order is None:
-        return _highest(heads, logits_of, dtype)
-    return _paint(heads, logits_of, dtype, labels.region_order)
-
-
-def _highest(heads: int, resampled: Callable[[int], np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """Return the head with the highest value at each voxel, the first of equal ones; one volume in memory at a time."""
-    best = resampled(0)
-    winner = np.zeros(best.shape, dtype=dtype)
-    for head in range(1, heads):
-        values = resampled(head)
-        better = values > best
-        winner[better] = head
-        np.maximum(best, values, out=best)
-    return winner
-
-
-def _paint(heads: int, resampled: Callable[[int], np.ndarray], dtype: np.dtype, order: Sequence[int]) -> np.ndarray:
-    """Return the regions' values, later regions over earlier ones."""
-    painted = np.where(resampled(0) > 0, order[0], 0).astype(dtype)
-    for head in range(1, heads):
-        painted[resampled(head) > 0] = order[head]
-    return painted
+    backward = [0, *(axis + 1 for axis in plan.transpose_backward)]
+    turned = torch.as_tensor(logits).permute(backward)
+    placement = Placement.of(properties, plan)
+    maps = grid_maps(turned.shape[1:], placement, properties.geometry.spacing, plan, configuration)
+    canvas = Canvas(placement, labels)
+    canvas.add(whole(placement.crop_shape), [Slab(turned, (0, 0), maps)])
+    return canvas.segmentation

@@ -1,95 +1,80 @@
-"""Segments images with a trained network: one image, a list of cases, or a folder, going on where it stopped.
+"""Segments images with one trained network or the mean of several; a folder is continued where it stopped.
+
+    predictor = Predictor.from_checkpoint("last.ckpt")
+    predictor.predict("images", "segmentations")
 
 Training's own predictions and `predict.py` both come through this class, so that they are equal voxel for voxel.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from rich.progress import track
-from torch import nn
 
 from umamba.datasets import RawCase
+from umamba.inference.batch import Batch, Target
 from umamba.inference.cases import list_cases
-from umamba.inference.checkpoint import load_checkpoint
-from umamba.inference.export import logits_to_segmentation
-from umamba.inference.official import find_checkpoint
-from umamba.inference.precision import choose_precision
-from umamba.inference.tiling import predict_logits
+from umamba.inference.export import Canvas
+from umamba.inference.memory import MemoryLimit
+from umamba.inference.model import Model, choose_device
+from umamba.inference.postprocessing import PostProcessing
+from umamba.inference.segment import Settings, paint, prepare_image
 from umamba.io import (
     Image,
     UserError,
     exclusive,
-    file_digest,
-    read_image,
     read_json,
     remove_stale,
+    storage_errors,
     write_json,
-    write_segmentation,
 )
 from umamba.labels import LabelSet
-from umamba.networks import build_network
-from umamba.planning import Configuration, Plan
-from umamba.preprocessing import CaseProperties, preprocess_case
 
 _SETTINGS = "prediction.json"
 _LOCK = ".prediction.lock"
 
 
-def choose_device(device: str) -> torch.device:
-    """Return the device of a name; `auto` is CUDA where there is a GPU, else the CPU. UserError if it cannot be."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"device={device} cannot be used here ({reason}). Use auto or cpu.") from None
-    return chosen
-
-
 @dataclass
 class Predictor:
-    """A network with all that is needed to segment images in their own space.
+    """Networks with all that is needed to segment images in their own space; several give the mean of their
+    probabilities, and may differ in architecture and plan.
 
     Attributes:
-        network: in any mode, on any device; it is moved to `device` and set to evaluation.
-        plan: the plan it was trained under.
-        configuration: the configuration of that plan.
-        labels: the label set.
-        num_channels: channels of an image.
-        device: where the network runs.
-        file_ending: of the segmentations that are written.
-        precision: Lightning's name of the precision; None: `choose_precision`.
-        identity: what tells this network from others, such as the hash of its checkpoint.
+        models: the networks, of one label set and number of channels, on one device.
+        post_processing: applied to every segmentation.
     """
 
-    network: nn.Module
-    plan: Plan
-    configuration: Configuration
-    labels: LabelSet
-    num_channels: int
-    device: torch.device
-    file_ending: str = ".nii.gz"
-    precision: str | None = None
-    identity: str = ""
+    models: tuple[Model, ...]
+    post_processing: PostProcessing = field(default_factory=PostProcessing)
 
     def __post_init__(self) -> None:
-        self.precision = self.precision or choose_precision(self.device)
-        if getattr(self.network, "deep_supervision", False):
-            self.network.deep_supervision = False  # type: ignore[assignment]
-        self.network.to(self.device).eval()
+        first = self.models[0]
+        for other in self.models[1:]:
+            for name in ("labels", "num_channels"):
+                if getattr(other, name) != getattr(first, name):
+                    raise UserError(
+                        f"checkpoint: the networks differ in {name}, {getattr(first, name)} and "
+                        f"{getattr(other, name)}. Train those of an ensemble for the same labels and channels."
+                    )
 
     @classmethod
-    def from_checkpoint(cls, path: Path, device: str = "auto", precision: str | None = None) -> "Predictor":
-        """Build the network of a run's checkpoint, which is all that is needed.
+    def from_checkpoint(
+        cls,
+        checkpoints: Path | str | Sequence[Path | str],
+        device: str = "auto",
+        precision: str | None = None,
+        post_processing: PostProcessing | None = None,
+    ) -> "Predictor":
+        """Build the network of a run's checkpoint, which is all that is needed, or those of several.
+
+        Args:
+            checkpoints: one file, or several for the mean of their probabilities.
+            device: auto, cpu, cuda, ...
+            precision: Lightning's name; None: what the device computes fast (`choose_precision`).
+            post_processing: applied to every segmentation; None: nothing.
 
         Args:
             path: checkpoint of a run, or of nnU-Net or U-Mamba, or a results folder of these two.
@@ -97,67 +82,66 @@ class Predictor:
             precision: see the class.
 
         Raises:
-            UserError: the file is no checkpoint of this project or of these two, or its weights do not fit the network
-                it names; the device cannot be used.
+            UserError: a file is no checkpoint of this project, or its weights do not fit the network it names; the
+                networks do not fit together; the device cannot be used.
         """
-        path = find_checkpoint(path)
-        content = load_checkpoint(path)
-        record: dict[str, Any] = content["umamba"]
-        plan, labels = Plan.from_json(record["plan"]), LabelSet.from_json(record["labels"])
-        configuration = plan.configuration(record["configuration"])
-        num_channels = len(record["channel_names"])
-        network = build_network(
-            record["architecture"],
-            configuration,
-            num_channels,
-            labels.num_classes,
-            deep_supervision=record["recipe"].get("deep_supervision", True),
-        )
-        prefix = "network."
-        weights = {
-            name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)
-        }
-        try:
-            network.load_state_dict(weights, strict=True)
-        except RuntimeError as error:
-            raise UserError(
-                f"{path}: the weights do not fit the network {record['architecture'].get('name')} of its plan. Another "
-                f"version of this project wrote it, or a trainer that changes the network. {error}"
-            ) from None
-        return cls(
-            network,
-            plan,
-            configuration,
-            labels,
-            num_channels,
-            choose_device(device),
-            record["file_ending"],
-            precision,
-            file_digest(path),
-        )
+        paths = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
+        if not paths:
+            raise UserError("checkpoint: none is given. Give one, or several as checkpoint=[a.ckpt,b.ckpt].")
+        chosen = choose_device(device)
+        models = tuple(Model.from_checkpoint(Path(path), chosen, precision) for path in paths)
+        return cls(models, post_processing or PostProcessing())
 
-    def predict_image(self, image: Image, *, tile_step_size: float = 0.5, tta: bool = False) -> np.ndarray:
-        """Segment an image: label map (Z, Y, X) on its own grid. UserError if its number of channels is wrong."""
-        data, properties = self._preprocess(image)
-        return self._export(self._logits(data, tile_step_size, tta), properties)
+    @property
+    def labels(self) -> LabelSet:
+        """The label set."""
+        return self.models[0].labels
 
-    def predict_folder(
+    @property
+    def num_channels(self) -> int:
+        """Channels of an image."""
+        return self.models[0].num_channels
+
+    @property
+    def file_ending(self) -> str:
+        """Ending of the segmentations that are written."""
+        return self.models[0].file_ending
+
+    def predict_image(
+        self, image: Image, tile_step_size: float = 0.5, tta: bool = False, max_memory_gb: float | None = None
+    ) -> np.ndarray:
+        """Return the label map (Z, Y, X) of an image on its own grid; raises UserError as `predict_cases`."""
+        settings = Settings(tile_step_size, tta, MemoryLimit(max_memory_gb, self.models, tta))
+        prepared = prepare_image(image, self.models)
+        canvas = Canvas(prepared.placement, self.labels)
+        paint(prepared, canvas, settings, lambda done, total: None)()
+        return self.post_processing.apply(canvas.segmentation)
+
+    def predict(
         self,
-        input: Path,
-        output: Path,
+        input: Path | str,
+        output: Path | str,
         *,
         tile_step_size: float = 0.5,
         tta: bool = False,
         overwrite: bool = False,
         workers: int = 2,
+        max_memory_gb: float | None = None,
+        save_probabilities: bool = False,
     ) -> list[Path]:
-        """Segment the images of a folder into output/NAME<file_ending>; the rest as in `predict_cases`.
+        """Segment a file, a DICOM series or all images of a folder into output/NAME<file_ending>.
 
-        A case is NAME_0000.ext, NAME_0001.ext, ... (a file per channel) or NAME.ext.
+        See `list_cases` for what makes a case, and `predict_cases` for the rest.
         """
-        cases = list_cases(input, self.num_channels)
         return self.predict_cases(
-            cases, output, tile_step_size=tile_step_size, tta=tta, overwrite=overwrite, workers=workers
+            list_cases(Path(input), self.num_channels),
+            Path(output),
+            tile_step_size=tile_step_size,
+            tta=tta,
+            overwrite=overwrite,
+            workers=workers,
+            max_memory_gb=max_memory_gb,
+            save_probabilities=save_probabilities,
         )
 
     def predict_cases(
@@ -169,6 +153,8 @@ class Predictor:
         tta: bool = False,
         overwrite: bool = False,
         workers: int = 2,
+        max_memory_gb: float | None = None,
+        save_probabilities: bool = False,
     ) -> list[Path]:
         """Segment cases into output/<case_id><file_ending>, reading and writing beside the network.
 
@@ -179,133 +165,69 @@ class Predictor:
             tta: average over mirrored images.
             overwrite: segment again what is already there; else only what is missing.
             workers: threads that read and preprocess, and as many that resample and write.
+            max_memory_gb: GiB of main memory that this process may take; None: no limit. The result does not depend on
+                it; a low limit costs time.
+            save_probabilities: write output/<case_id>.npz, too: `probabilities` (num_classes, Z, Y, X) float32.
 
         Returns:
-            The files written now, in the order of the cases.
+            The segmentations written now, in the order of the cases.
 
         Raises:
             UserError: the folder holds segmentations of another network or other settings; or, after all other cases
                 are done, the ones that could not be segmented, each with its reason.
+            StorageError: the output cannot be written; what was written before is complete.
         """
         output = Path(output)
-        if not 0 < tile_step_size <= 1:
-            raise UserError(f"tile_step_size={tile_step_size}: give a fraction of the patch above 0, at most 1.")
-        targets = {case.case_id: output / f"{case.case_id}{self.file_ending}" for case in cases}
+        settings = Settings(tile_step_size, tta, MemoryLimit(max_memory_gb, self.models, tta))
+        targets = {case.case_id: self._target(output, case, save_probabilities) for case in cases}
         inputs = {path.resolve() for case in cases for path in case.images}
         for target in targets.values():
-            if target.resolve() in inputs:
-                raise UserError(f"output: {target} is one of the images. Give another folder for the segmentations.")
-        with exclusive(output / _LOCK, f"the predictions in {output}"):
-            remove_stale(output)
-            if overwrite:
-                for stale in (output / _SETTINGS, *targets.values()):
-                    stale.unlink(missing_ok=True)
-            self._claim(output, {"network": self.identity, "tile_step_size": tile_step_size, "tta": tta})
-            wanted = [case for case in cases if not targets[case.case_id].exists()]
-            problems: dict[str, str] = {}
-            self._run(wanted, targets, problems, tile_step_size, tta, max(1, workers))
+            if target.segmentation.resolve() in inputs:
+                raise UserError(
+                    f"output: {target.segmentation} is one of the images. Give another folder for the segmentations."
+                )
+        with ExitStack() as stack:
+            with storage_errors(output):
+                stack.enter_context(exclusive(output / _LOCK, f"the predictions in {output}"))
+                remove_stale(output)
+                if overwrite:
+                    for case in cases:
+                        self._target(output, case, True).remove()
+                    (output / _SETTINGS).unlink(missing_ok=True)
+                _claim(output, self._record(settings))
+            wanted = [case for case in cases if not targets[case.case_id].complete()]
+            batch = Batch(self.models, self.post_processing, settings, max(1, workers))
+            problems = batch.run(wanted, [targets[case.case_id] for case in wanted])
         if problems:
             raise UserError(
                 f"{len(problems)} of {len(wanted)} images could not be segmented, the others are in {output}:\n"
                 + "\n".join(f"{case}: {problem}" for case, problem in problems.items())
             )
-        return [targets[case.case_id] for case in wanted]
+        return [targets[case.case_id].segmentation for case in wanted]
 
-    def _claim(self, output: Path, settings: dict[str, Any]) -> None:
-        """Record what the folder's segmentations are made with; UserError if they were made with something else."""
-        path = output / _SETTINGS
-        if path.exists() and read_json(path) != settings:
-            raise UserError(
-                f"{output}: holds segmentations of another network or other settings ({_SETTINGS}). Give another "
-                "folder, or overwrite=true to make them again."
-            )
-        write_json(path, settings)
+    def _target(self, output: Path, case: RawCase, probabilities: bool) -> Target:
+        name = f"{case.case_id}{self.file_ending}"
+        return Target(output / name, output / f"{case.case_id}.npz" if probabilities else None)
 
-    def _run(
-        self,
-        cases: Sequence[RawCase],
-        targets: dict[str, Path],
-        problems: dict[str, str],
-        tile_step_size: float,
-        tta: bool,
-        workers: int,
-    ) -> None:
-        """Read ahead and write behind the network, at most `workers` cases each way."""
-        writing: deque[tuple[str, Future[None]]] = deque()
+    def _record(self, settings: Settings) -> dict[str, Any]:
+        """Return what the segmentations of a folder depend on beside the images."""
+        identities = [model.identity for model in self.models]
+        record: dict[str, Any] = {
+            "network": identities[0] if len(identities) == 1 else identities,
+            "tile_step_size": settings.tile_step_size,
+            "tta": settings.tta,
+        }
+        if self.post_processing.steps:
+            record["post_processing"] = [list(step) for step in self.post_processing.steps]
+        return record
 
-        def finish(limit: int) -> None:
-            while len(writing) > limit:
-                case_id, future = writing.popleft()
-                try:
-                    future.result()
-                except UserError as error:
-                    problems[case_id] = str(error)
 
-        readers, writers = ThreadPoolExecutor(workers), ThreadPoolExecutor(workers)
-        try:
-            ahead = _read_ahead(readers, self._read, cases, workers)
-            for case, future in track(ahead, "Predicting", len(cases)):
-                try:
-                    image, data, properties = future.result()
-                    logits = self._logits(data, tile_step_size, tta)
-                except UserError as error:
-                    problems[case.case_id] = str(error)
-                    continue
-                target = targets[case.case_id]
-                writing.append((case.case_id, writers.submit(self._write, target, logits, properties, image)))
-                finish(workers)
-            finish(0)
-        finally:
-            for pool in (readers, writers):
-                pool.shutdown(cancel_futures=True)
-
-    def _read(self, case: RawCase) -> tuple[Image, torch.Tensor, CaseProperties]:
-        image = read_image(case.images)
-        data, properties = self._preprocess(image)
-        return Image(image.array[:0], image.geometry), data, properties
-
-    def _preprocess(self, image: Image) -> tuple[torch.Tensor, CaseProperties]:
-        if len(image.array) != self.num_channels:
-            raise UserError(
-                f"the image has {len(image.array)} channels, the network was trained with {self.num_channels}. "
-                "Give the same channels in the same order."
-            )
-        data, _, properties = preprocess_case(image, None, self.plan, self.configuration, self.labels)
-        return torch.from_numpy(data), properties
-
-    def _logits(self, data: torch.Tensor, tile_step_size: float, tta: bool) -> torch.Tensor:
-        assert self.precision is not None
-        logits = predict_logits(
-            self.network,
-            data,
-            self.configuration,
-            num_classes=self.labels.num_classes,
-            tile_step_size=tile_step_size,
-            tta=tta,
-            device=self.device,
-            precision=self.precision,
+def _claim(output: Path, record: dict[str, Any]) -> None:
+    """Record what the folder's segmentations are made with; UserError if they were made with something else."""
+    path = output / _SETTINGS
+    if path.exists() and read_json(path) != record:
+        raise UserError(
+            f"{output}: holds segmentations of another network or other settings ({_SETTINGS}). Give another "
+            "folder, or overwrite=true to make them again."
         )
-        if not torch.isfinite(logits).all():
-            raise UserError(
-                f"the network gave values that are not finite in precision {self.precision}: its training diverged, or "
-                "the image holds such values."
-            )
-        return logits
-
-    def _export(self, logits: torch.Tensor, properties: CaseProperties) -> np.ndarray:
-        return logits_to_segmentation(logits, properties, self.plan, self.configuration, self.labels)
-
-    def _write(self, target: Path, logits: torch.Tensor, properties: CaseProperties, image: Image) -> None:
-        write_segmentation(target, self._export(logits, properties), image.geometry)
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, read: Any, cases: Sequence[RawCase], ahead: int
-) -> Iterator[tuple[RawCase, Future[Any]]]:
-    """Yield each case with the future of its content, with up to `ahead` more being read."""
-    queue: deque[tuple[RawCase, Future[Any]]] = deque()
-    for case in cases:
-        queue.append((case, pool.submit(read, case)))
-        if len(queue) > ahead:
-            yield queue.popleft()
-    yield from queue
+    write_json(path, record)

@@ -1,24 +1,22 @@
-"""Logits of a whole image from a network that sees patches: overlapping tiles under Gaussian weights (nnU-Net's rule).
+"""Logits of an image from a network that sees patches: overlapping tiles under Gaussian weights (nnU-Net's rule).
 
 Tiles are spread evenly with at most `tile_step_size` of a patch between them; weights are a Gaussian with sigma =
-patch / 8 around the patch's centre. Weights and sums are float32 (nnU-Net: float16). A 2D configuration sees each slice
-on its own.
+patch / 8 around the patch's centre. Gaussian and grid are products of their axes, so the sum of all weights at a voxel
+is one too, and each tile's weights are divided by it beforehand: sums of tiles are means, need no second volume and
+hold in half precision. The image is gone through along its first axis, and only rows that a tile to come can still add
+to are kept. A 2D network sees each slice on its own.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from umamba.planning import Configuration
-
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-# Free GPU memory that the sums over an image may take; more than that and they are kept in main memory.
-_GPU_SHARE = 0.6
+Forward = Callable[[Tensor], Tensor]
 
 
 def tile_starts(length: int, patch: int, tile_step_size: float) -> list[int]:
@@ -37,120 +35,176 @@ def tile_starts(length: int, patch: int, tile_step_size: float) -> list[int]:
     return [round((length - patch) / steps * index) for index in range(steps + 1)] if steps else [0]
 
 
-def gaussian_weights(patch_size: Sequence[int]) -> Tensor:
-    """Return the weights of a tile's voxels (*patch_size) float32: largest at the centre, where they are 1, all > 0."""
-    weights = torch.ones(())
-    for length in patch_size:
-        position = torch.arange(length, dtype=torch.float64) - length // 2
-        weights = weights[..., None] * torch.exp(-0.5 * (position / (length / 8)) ** 2)
-    return weights.float()
+def gaussian_weights(length: int) -> Tensor:
+    """Return the weights of a tile's voxels along one axis (length,) float64: 1 at the centre, all above 0."""
+    position = torch.arange(length, dtype=torch.float64) - length // 2
+    return torch.exp(-0.5 * (position / (length / 8)) ** 2)
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Return the context in which the network runs, for Lightning's name of a precision; ValueError for other names."""
-    if precision in _AUTOCAST:
-        return torch.autocast(device.type, _AUTOCAST[precision])
-    if precision in ("32-true", "32"):
-        return nullcontext()
-    raise ValueError(f"precision {precision} is not one of 32-true, {', '.join(_AUTOCAST)}")
+@dataclass(frozen=True)
+class Tile:
+    """A tile along one axis: its first voxel, negative in the padding before the image, and its share of each voxel."""
+
+    start: int
+    weights: Tensor
+
+    @property
+    def stop(self) -> int:
+        """The voxel after its last."""
+        return self.start + len(self.weights)
 
 
-@torch.inference_mode()
-def predict_logits(
-    network: nn.Module,
-    image: Tensor,
-    configuration: Configuration,
-    *,
-    num_classes: int,
-    tile_step_size: float = 0.5,
-    tta: bool = False,
-    device: torch.device | str = "cpu",
-    precision: str = "32-true",
-    tiles_at_once: int | None = None,
-) -> Tensor:
-    """Run the network over an image and return its logits (num_classes, Z, Y, X), float32, on the CPU.
+def tiles_along(length: int, patch: int, tile_step_size: float) -> list[Tile]:
+    """Return the tiles of one axis; the shares of all tiles at a voxel of the image add up to 1.
 
     Args:
-        network: in evaluation mode and on `device`; full-resolution logits, or a list that begins with them.
-        image: preprocessed image (C, Z, Y, X); smaller than the patch is padded with zeros on both sides.
-        configuration: its patch size, two entries for a network that sees slices.
-        num_classes: outputs of the network.
-        tile_step_size: largest step between tiles as a fraction of the patch.
-        tta: average the logits over all flips of the patch's axes.
-        device: where the network is.
-        precision: Lightning's name, 32-true, bf16-mixed or 16-mixed.
-        tiles_at_once: tiles in one pass; None: 8 slices; in 3D 1 on a GPU, and 4 on a CPU, whose convolutions are slow
-            with a batch of one.
+        length: voxels of the image; where it is smaller than the patch it is padded on both sides, more at the end.
+        patch: voxels of a tile.
+        tile_step_size: largest step as a fraction of the patch.
     """
-    device = torch.device(device)
-    patch = tuple(configuration.patch_size)
-    flat = len(patch) == 2
-    window = (1, *patch) if flat else patch
-    image, inner = _pad(image.float(), window)
-    shape = image.shape[1:]
-    per_axis = [tile_starts(length, size, tile_step_size) for length, size in zip(shape, window, strict=True)]
-    if flat:
-        per_axis[0] = list(range(shape[0]))
-
-    sums_on = _accumulation_device(device, num_classes + 1, shape)
-    logits = torch.zeros((num_classes, *shape), device=sums_on)
-    total = torch.zeros(shape, device=sums_on)
-    weights = gaussian_weights(window).to(sums_on)
-    image = image.to(sums_on)
-    cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True)
-    with cudnn, autocast(device, precision):
-        for starts in _batched(itertools.product(*per_axis), tiles_at_once or _tiles_at_once(device, flat)):
-            places = [tuple(slice(a, a + size) for a, size in zip(start, window, strict=True)) for start in starts]
-            tiles = torch.stack([image[(slice(None), *place)] for place in places]).to(device)
-            output = _forward(network, tiles.squeeze(2) if flat else tiles, tta).to(sums_on)
-            if output.shape[1] != num_classes:
-                raise ValueError(f"the network has {output.shape[1]} outputs, not {num_classes}")
-            for place, tile in zip(places, output.unsqueeze(2) if flat else output, strict=True):
-                logits[(slice(None), *place)] += tile * weights
-                total[place] += weights
-    logits /= total
-    return logits[(slice(None), *inner)].cpu()
+    before = max(patch - length, 0) // 2
+    starts = tile_starts(max(length, patch), patch, tile_step_size)
+    gaussian = gaussian_weights(patch)
+    total = torch.zeros(max(length, patch), dtype=torch.float64)
+    for start in starts:
+        total[start : start + patch] += gaussian
+    return [Tile(start - before, (gaussian / total[start : start + patch]).float()) for start in starts]
 
 
-def _forward(network: nn.Module, tiles: Tensor, tta: bool) -> Tensor:
-    """Return the logits (B, K, *patch) in float32, averaged over all flips with `tta`."""
-    axes = range(2, tiles.ndim)
-    flips = [flip for n in range(len(axes) + 1) for flip in itertools.combinations(axes, n)] if tta else [()]
-    total: Tensor | None = None
-    for flip in flips:
-        output = network(tiles.flip(flip) if flip else tiles)
-        full = (output[0] if isinstance(output, (list, tuple)) else output).float()
-        full = full.flip(flip) if flip else full
-        total = full if total is None else total + full
-    assert total is not None
-    return total / len(flips)
+class LogitRows:
+    """The logits of an image, given out row by row along its first axis; each tile is computed once."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        image: Tensor,
+        window: Sequence[int],
+        *,
+        num_classes: int,
+        columns: slice,
+        capacity: int,
+        tile_step_size: float,
+        tiles_at_once: int,
+        dtype: torch.dtype,
+        sums_on: torch.device,
+    ) -> None:
+        """Prepare the tiles.
+
+        Args:
+            forward: maps tiles (B, C, *window) to logits (B, num_classes, *window).
+            image: (C, Z, Y, X) float32.
+            window: voxels of a tile along each axis.
+            num_classes: outputs of the network.
+            columns: part of the second axis that is wanted; tiles beside it are left out.
+            capacity: rows to hold: those of one call and a window, or all of the image.
+            tile_step_size: largest step between tiles as a fraction of the patch.
+            tiles_at_once: tiles in one pass.
+            dtype: of the sums.
+            sums_on: device of the sums.
+        """
+        self._forward, self._columns = forward, columns
+        self._image = image
+        self._window, self._num_classes, self._tiles_at_once = tuple(window), num_classes, tiles_at_once
+        self._size = (image.shape[1], columns.stop - columns.start, image.shape[3])
+        planes, rows, self._x = (
+            tiles_along(length, size, tile_step_size) for length, size in zip(image.shape[1:], window, strict=True)
+        )
+        self._z = iter(planes)
+        self._next = next(self._z, None)
+        self._y = [tile for tile in rows if tile.start < columns.stop and tile.stop > columns.start]
+        self._first, self._reached = 0, 0  # rows that the sums hold
+        self._sums = torch.zeros(
+            (num_classes, min(capacity, self._size[0]), *self._size[1:]), dtype=dtype, device=sums_on
+        )
+
+    def take(self, first: int, stop: int) -> Tensor:
+        """Return the rows (num_classes, stop - first, columns, X), of which the tensor is valid until the next call.
+
+        Rows before `first` are forgotten; neither end may be less than in the call before.
+        """
+        todo = []
+        while self._next is not None and self._next.start < stop:
+            todo.append(self._next)
+            self._next = next(self._z, None)
+        self._keep(first, max([stop, self._reached, *(min(tile.stop, self._size[0]) for tile in todo)]))
+        places = itertools.product(todo, self._y, self._x)
+        while batch := list(itertools.islice(places, self._tiles_at_once)):
+            self._add(batch)
+        return self._sums[:, : stop - first]
+
+    def _keep(self, first: int, reached: int) -> None:
+        """Let the sums hold the rows from `first` to `reached`."""
+        if reached - first > self._sums.shape[1]:
+            raise ValueError(f"rows {first} to {reached} exceed the capacity of {self._sums.shape[1]}")
+        if first > self._first:
+            kept = max(0, self._reached - first)
+            for volume in self._sums:
+                volume[:kept] = volume[first - self._first :][:kept].clone()
+                volume[kept:] = 0
+        self._first, self._reached = first, reached
+
+    def _add(self, batch: Sequence[tuple[Tile, Tile, Tile]]) -> None:
+        tiles = torch.stack([self._cut(place) for place in batch])
+        output = self._forward(tiles)
+        if output.shape[1] != self._num_classes:
+            raise ValueError(f"the network has {output.shape[1]} outputs, not {self._num_classes}")
+        for (z, y, x), logits in zip(batch, output, strict=True):
+            (rows, inner_z), (columns, inner_y), (across, inner_x) = (
+                _overlap(z, self._first, self._reached),
+                _overlap(y, self._columns.start, self._columns.stop),
+                _overlap(x, 0, self._size[2]),
+            )
+            weights = (z.weights[inner_z, None, None] * y.weights[inner_y, None] * x.weights[inner_x]).to(
+                self._sums.device
+            )
+            sums = self._sums[:, rows, columns, across]
+            part = logits[:, inner_z, inner_y, inner_x]
+            if part.device == sums.device and part.dtype == sums.dtype == weights.dtype:
+                sums.addcmul_(part, weights)
+            else:
+                for into, values in zip(sums, part, strict=True):  # class by class, for a small copy at a time
+                    into += values.to(sums.device) * weights
+
+    def _cut(self, place: Sequence[Tile]) -> Tensor:
+        """Return the image under a tile (C, *window), with zeros beyond its border."""
+        inside, padding = [], []
+        for tile, length in zip(place, self._image.shape[1:], strict=True):
+            start, stop = max(tile.start, 0), min(tile.stop, length)
+            inside.append(slice(start, stop))
+            padding.append((start - tile.start, tile.stop - stop))
+        part = self._image[(slice(None), *inside)]
+        return functional.pad(part, [amount for pair in reversed(padding) for amount in pair])
 
 
-def _pad(image: Tensor, window: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pad (C, Z, Y, X) with zeros to at least the window, a surplus voxel at the end; return where the image lies."""
-    padding, inner = [], []
-    for length, size in zip(image.shape[1:], window, strict=True):
-        before = max(size - length, 0) // 2
-        padding.append((before, max(size - length, 0) - before))
-        inner.append(slice(before, before + length))
-    flat = [amount for pair in reversed(padding) for amount in pair]
-    return functional.pad(image, flat), tuple(inner)
+def _overlap(tile: Tile, start: int, stop: int) -> tuple[slice, slice]:
+    """Return where a tile and an extent overlap, from the extent's begin and from the tile's."""
+    first, last = max(tile.start, start), min(tile.stop, stop)
+    return slice(first - start, last - start), slice(first - tile.start, last - tile.start)
 
 
-def _tiles_at_once(device: torch.device, flat: bool) -> int:
-    if flat:
-        return 8
-    return 4 if device.type == "cpu" else 1
+def whole_logits(
+    forward: Forward, image: Tensor, window: Sequence[int], num_classes: int, tiles_at_once: int
+) -> Tensor:
+    """Return the logits (num_classes, Z, Y, X) float32 of an image (C, Z, Y, X), all at once; see `LogitRows`."""
+    _, depth, height, _ = image.shape
+    rows = LogitRows(
+        forward,
+        image,
+        window,
+        num_classes=num_classes,
+        columns=slice(0, height),
+        capacity=depth,
+        tile_step_size=0.5,
+        tiles_at_once=tiles_at_once,
+        dtype=torch.float32,
+        sums_on=torch.device("cpu"),
+    )
+    return rows.take(0, depth)
 
 
-def _batched(starts: Iterator[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
-    while batch := list(itertools.islice(starts, size)):
-        yield batch
-
-
-def _accumulation_device(device: torch.device, volumes: int, shape: Sequence[int]) -> torch.device:
-    """Return the network's device if the sums fit beside it, else the CPU."""
-    if device.type != "cuda":
-        return torch.device("cpu")
-    needed = 4 * volumes * math.prod(shape)
-    return device if needed < _GPU_SHARE * torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
+def mirrored(network: Callable[[Tensor], Tensor], tiles: Tensor, axes: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the logits of the tiles (B, C, *S) flipped along every combination of axes of S, flipped back."""
+    axes = [axis + 2 for axis in axes]
+    for number in range(len(axes) + 1):
+        for flip in itertools.combinations(axes, number):
+            yield network(tiles.flip(flip)).flip(flip) if flip else network(tiles)

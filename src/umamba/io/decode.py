@@ -42,9 +42,10 @@ def decode(path: Path) -> sitk.Image:
     try:
         reader.ReadImageInformation()
         _check_length(path, reader)
-        return reader.Execute()
+        image = reader.Execute()
     except RuntimeError as error:
         raise UserError(f"{path}: cannot be decoded ({_reason(error)}). {_REMEDY}") from None
+    return _without_palette(path, image) if path.suffix.lower() == ".bmp" else image
 
 
 def _reason(error: RuntimeError) -> str:
@@ -114,16 +115,22 @@ def _inflated(path: Path) -> Iterator[bytes]:
 def _check_length(path: Path, reader: sitk.ImageFileReader) -> None:
     """Compare an uncompressed NIfTI, MHA or BMP file's length with the size its header declares."""
     suffix = path.suffix.lower()
-    if suffix not in (".nii", ".mha", ".bmp", ".gipl") or (suffix == ".mha" and _compressed_mha(path)):
+    if suffix not in (".nii", ".mha", ".bmp", ".gipl"):
         return
+    if suffix == ".mha" and _compressed_mha(path):
+        return
+    actual = path.stat().st_size
+    expected = _declared_bmp(path) if suffix == ".bmp" else _declared(path, suffix, reader)
+    if actual < expected:
+        raise UserError(f"{path}: the file is truncated ({actual} bytes, its header declares {expected}). {_REMEDY}")
+
+
+def _declared(path: Path, suffix: str, reader: sitk.ImageFileReader) -> int:
     voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
     expected = voxel.GetSizeOfPixelComponent() * reader.GetNumberOfComponents()
     for length in reader.GetSize():
         expected *= length
-    expected += _header_bytes(path, suffix)
-    actual = path.stat().st_size
-    if actual < expected:
-        raise UserError(f"{path}: the file is truncated ({actual} bytes, its header declares {expected}). {_REMEDY}")
+    return expected + _header_bytes(path, suffix)
 
 
 def _header_bytes(path: Path, suffix: str) -> int:
@@ -140,6 +147,23 @@ def _compressed_mha(path: Path) -> bool:
     with open(path, "rb") as stream:
         header = stream.read(4096).split(b"ElementDataFile", 1)[0].lower().replace(b" ", b"")
     return b"compresseddata=true" in header
+
+
+def _declared_bmp(path: Path) -> int:
+    with open(path, "rb") as stream:
+        return int.from_bytes(stream.read(6)[2:], "little")
+
+
+def _without_palette(path: Path, image: sitk.Image) -> sitk.Image:
+    """Return a BMP file's image; where ITK made three equal channels of a palette of greys, one of them."""
+    with open(path, "rb") as stream:
+        bits = int.from_bytes(stream.read(30)[28:], "little")
+    if bits != 8 or image.GetNumberOfComponentsPerPixel() != 3:
+        return image
+    colours = sitk.GetArrayViewFromImage(image)
+    if (colours != colours[..., :1]).any():
+        return image
+    return sitk.VectorIndexSelectionCast(image, 0)
 
 
 def stored_spacing(path: Path) -> tuple[float, ...] | None:

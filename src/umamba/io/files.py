@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from umamba.io.errors import UserError
+from umamba.io.errors import StorageError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,21 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def partial_path(path: Path) -> Path:
+    """Return a hidden sibling of `path` (same suffixes) to work on, which `remove_stale` deletes once we are dead."""
+    return _temporary_sibling(path, "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a failure of the disk while `path` is written into a StorageError that names it."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StorageError(f"{path}: could not be written ({reason}). Check space and rights.") from None
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` (same suffixes) to write; rename it to `path` on success, remove it on error.
@@ -57,7 +72,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_sibling(path, "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix)
+    temporary = partial_path(path)
     try:
         yield temporary
         _flush(temporary)

@@ -1,9 +1,11 @@
-"""Images in and out with their geometry, through SimpleITK: NIfTI, NRRD, MHA, GIPL, PNG, BMP and TIFF.
+"""Images in and out with their geometry, through SimpleITK: NIfTI, NRRD, MHA, GIPL, PNG, BMP and TIFF;
+DICOM in.
 
 The axis order is (C, Z, Y, X) everywhere. 2D files get one slice; following nnU-Net their Z spacing is 999 times the
 larger spacing in the plane, so that Z is always the axis of lowest resolution; natural images count as 1 mm a pixel.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from umamba.io.decode import decode
-from umamba.io.errors import UserError
-from umamba.io.files import atomic_path
+from umamba.io.dicom import decode_series, series_files
+from umamba.io.errors import StorageError, UserError
+from umamba.io.files import atomic_path, storage_errors
 
 _MEDICAL = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 _NATURAL = (".png", ".bmp", ".tif", ".tiff")
@@ -58,7 +61,10 @@ def _is_natural(path: Path) -> bool:
     return path.name.lower().endswith(_NATURAL)
 
 
-def _from_sitk(image: sitk.Image, path: Path) -> Image:
+def _from_sitk(image: sitk.Image, path: Path, time_is_channels: bool = False) -> Image:
+    if time_is_channels and image.GetDimension() == 4 and image.GetNumberOfComponentsPerPixel() == 1:
+        count = image.GetSize()[3]
+        image = sitk.Compose([image[..., index] for index in range(count)]) if count > 1 else image[..., 0]
     dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
     if dimension not in (2, 3):
         size = "x".join(map(str, image.GetSize()))
@@ -104,8 +110,11 @@ def _round(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(round(float(value), 4) for value in values)
 
 
-def read_image(paths: Sequence[Path]) -> Image:
+def read_image(paths: Sequence[Path], time_is_channels: bool = False) -> Image:
     """Read one image: a file per channel, in the order given, or a single file with several (vector, RGB) channels.
+
+    In place of a file there may be a folder that holds a DICOM series. With `time_is_channels` the fourth axis of a 4D
+    file is taken for its channels; without, such a file is refused.
 
     Returns an array (C, Z, Y, X) in the dtype stored (the common one, if the channels' files differ). Raises UserError
     naming the file if one is missing, undecodable, truncated or 4D, holds NaN, or if the channels' grids differ.
@@ -113,7 +122,9 @@ def read_image(paths: Sequence[Path]) -> Image:
     paths = [Path(path) for path in paths]
     if not paths:
         raise UserError("No image file was given: pass one file per channel, or one multi-channel file.")
-    parts = [_from_sitk(decode(path), path) for path in paths]
+    parts = [
+        _from_sitk(decode_series(path) if path.is_dir() else decode(path), path, time_is_channels) for path in paths
+    ]
     for path, part in zip(paths[1:], parts[1:], strict=True):
         difference = geometry_difference(parts[0].geometry, part.geometry)
         if difference:
@@ -123,6 +134,21 @@ def read_image(paths: Sequence[Path]) -> Image:
             )
     array = parts[0].array if len(parts) == 1 else np.concatenate([part.array for part in parts])
     return Image(array, parts[0].geometry)
+
+
+def voxel_count(paths: Sequence[Path]) -> int:
+    """Return the voxels, all channels counted, that the headers of an image's files declare; 0 for unreadable ones."""
+    total = 0
+    for path in map(Path, paths):
+        slices = series_files(path) if path.is_dir() else [path]
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(os.fspath(slices[0]) if slices else "")
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            continue
+        total += math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * len(slices)
+    return total
 
 
 def read_label(path: Path) -> Image:
@@ -163,11 +189,23 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
     image.SetSpacing(tuple(reversed(geometry.spacing[1:] if geometry.is_2d else geometry.spacing)))
     image.SetOrigin(geometry.origin_xyz)
     image.SetDirection(geometry.direction_xyz)
-    with atomic_path(path) as temporary:
+    with storage_errors(path), atomic_path(path) as temporary:
         try:
             sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
         except RuntimeError as error:
-            raise UserError(f"{path}: could not be written ({_last_line(error)}). Check space and rights.") from None
+            raise StorageError(f"{path}: could not be written ({_last_line(error)}). Check space and rights.") from None
+        _check_written(temporary, path, image)
+
+
+def _check_written(temporary: Path, path: Path, image: sitk.Image) -> None:
+    """Read back what was written; StorageError if it is not what it should be, for ITK overlooks a full disk."""
+    try:
+        written = decode(temporary)
+    except UserError as error:
+        reason = str(error).partition(": ")[2].partition(". ")[0]
+        raise StorageError(f"{path}: could not be written ({reason}). Check the space that is left.") from None
+    if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)):
+        raise StorageError(f"{path}: could not be written, what was read back differs. Check the space that is left.")
 
 
 def _last_line(error: Exception) -> str:

@@ -1,6 +1,8 @@
-"""What this process may use: the CPUs of its allocation, not of the machine."""
+"""What this process may use and does use: the CPUs of its allocation, not of the machine, and its memory."""
 
 import os
+import resource
+import sys
 
 
 def available_cpus() -> int:
@@ -15,3 +17,18 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def resident_bytes() -> int:
+    """Return the memory this process holds now; where the system does not tell, the most it ever held."""
+    try:
+        with open("/proc/self/statm") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Return the most memory this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

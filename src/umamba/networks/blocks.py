@@ -7,10 +7,21 @@ residual encoder; norms are InstanceNorm with affine weights, activations LeakyR
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 SLOPE = 0.01
+LARGEST_HALF = torch.finfo(torch.float16).max
+
+
+def saturated(x: Tensor) -> Tensor:
+    """Return float16 values with those beyond its range, which are infinite, at its ends; other dtypes as they are.
+
+    Convolutions and sums without a norm after them outgrow float16 (65504), and a norm of infinities is NaN for good;
+    see docs/nan.md. Within the range nothing changes.
+    """
+    return x.clamp(-LARGEST_HALF, LARGEST_HALF) if x.dtype == torch.float16 else x
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, *S) to (B, outputs, *S / stride)."""
-        return self.activation(self.norm(self.conv(x)))
+        return self.activation(saturated(self.norm(saturated(self.conv(x)))))
 
 
 class ConvStack(nn.Module):
@@ -107,7 +118,7 @@ class ResidualBlock(nn.Module):
         """Map (B, inputs, *S) to (B, outputs, *S / stride)."""
         y = self.conv2(self.conv1(x))
         y += self.skip(x)
-        return self.activation(y)
+        return self.activation(saturated(y))
 
 
 class ProjectionBlock(nn.Module):
@@ -125,10 +136,10 @@ class ProjectionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, *S) to (B, outputs, *S / stride)."""
-        y = self.activation(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y))
-        y += self.conv3(x)
-        return self.activation(y)
+        y = self.activation(saturated(self.norm1(saturated(self.conv1(x)))))
+        y = saturated(self.norm2(saturated(self.conv2(y))))
+        y += saturated(self.conv3(x))
+        return self.activation(saturated(y))
 
 
 class NearestUpsample(nn.Module):

@@ -196,7 +196,7 @@ def parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     for name, child in network.named_children():
         held = [grandchild for grandchild in child.children() if isinstance(grandchild, nn.ModuleList)]
-        yield from _unpacked(name, child, depth=1 if held else 0)
+        yield from _unpacked(name, child, depth=1 if held and not isinstance(child, MambaLayer) else 0)
 
 
 def _unpacked(name: str, module: nn.Module, depth: int) -> Iterator[tuple[str, nn.Module]]:

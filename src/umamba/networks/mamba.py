@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umamba.networks.blocks import LARGEST_HALF
 from umamba.networks.scan import resolve_backend, selective_scan, without_autocast
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4  # step sizes at the start
@@ -80,7 +81,6 @@ class Mamba(nn.Module):
         from umamba.networks.scan.triton_layer import mix
 
         assert self.conv1d.bias is not None
-        assert self.conv1d.bias is not None
         return mix(
             xz,
             self.conv1d.weight,
@@ -106,6 +106,10 @@ class MambaLayer(nn.Module):
         expand: see `Mamba`.
         residual: add the input to the output; the released code does not.
         scan_backend: see `selective_scan`.
+        scan_directions: forward, once through the voxels in C order (as released); bidirectional, also from the end;
+            axes, once with each axis running fastest. Each direction has a Mamba block of its own, and the outputs are
+            averaged. Channels as tokens have no axes.
+        num_axes: spatial axes of the map.
     """
 
     def __init__(
@@ -118,19 +122,39 @@ class MambaLayer(nn.Module):
         expand: int = 2,
         residual: bool = False,
         scan_backend: str = "auto",
+        scan_directions: str = "forward",
+        num_axes: int = 3,
     ) -> None:
         super().__init__()
         self.channel_token = channel_token
         self.residual = residual
+        axes = range(-1, -num_axes - 1, -1) if scan_directions == "axes" and not channel_token else (-1,)
+        reversed_too = scan_directions == "bidirectional"
+        # The axis that runs fastest, and whether from the end.
+        self.scans = [(axis, backward) for axis in axes for backward in ((False, True) if reversed_too else (False,))]
         self.norm = nn.LayerNorm(dim)
         self.mamba = Mamba(dim, d_state, d_conv, expand, scan_backend)
+        self.other_mambas = nn.ModuleList(Mamba(dim, d_state, d_conv, expand, scan_backend) for _ in self.scans[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, *S) to (B, C, *S), in float32 (or float64)."""
-        with without_autocast(x.device.type):
+        device = x.device.type
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        half = autocast and torch.get_autocast_dtype(device) == torch.float16
+        with without_autocast(device):
             x = x if x.dtype == torch.float64 else x.float()
-            flat = x.flatten(2)
-            tokens = flat if self.channel_token else flat.transpose(1, 2)
-            mixed = self.mamba(self.norm(tokens))
-            y = (mixed if self.channel_token else mixed.transpose(1, 2)).reshape(x.shape)
-            return x + y if self.residual else y
+            first, *others = (
+                self._scan(block, x, axis, backward)
+                for block, (axis, backward) in zip((self.mamba, *self.other_mambas), self.scans, strict=True)
+            )
+            y = sum(others, first) / len(self.scans) if others else first
+            y = x + y if self.residual else y
+            return y.clamp(-LARGEST_HALF, LARGEST_HALF) if half else y  # what follows makes float16 of it
+
+    def _scan(self, block: Mamba, x: Tensor, axis: int, backward: bool) -> Tensor:
+        """Map (B, C, *S) to the same through one block, with an axis running fastest."""
+        turned = x.movedim(axis, -1)
+        flat = turned.flatten(2)
+        tokens = self.norm(flat if self.channel_token else flat.transpose(1, 2))
+        mixed = block(tokens.flip(1)).flip(1) if backward else block(tokens)
+        return (mixed if self.channel_token else mixed.transpose(1, 2)).reshape(turned.shape).movedim(-1, axis)

@@ -39,6 +39,7 @@ class UMambaOptions:
     d_conv: int = 4
     expand: int = 2
     scan_backend: str = "auto"
+    scan_directions: Literal["forward", "bidirectional", "axes"] = "forward"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def build_umamba_bot(
     """Build U-Mamba_Bot."""
     chosen = parse_options(UMambaOptions, options, "umamba_bot")
     stage_sizes(configuration)
-    layer = _mamba_layer(chosen, configuration.features_per_stage[-1])
+    layer = _mamba_layer(chosen, configuration, configuration.features_per_stage[-1])
     encoder = _build_encoder(chosen, configuration, in_channels, layers=None)
     network = UMambaBot(encoder, _build_decoder(chosen, configuration, num_classes), configuration, layer)
     initialise_convolutions(network)
@@ -94,7 +95,7 @@ def build_umamba_enc(
         channel_token = voxels <= features
         if s in with_mamba:
             fixed_size |= channel_token
-            layers.append(_mamba_layer(chosen, voxels if channel_token else features, channel_token))
+            layers.append(_mamba_layer(chosen, configuration, voxels if channel_token else features, channel_token))
         else:
             layers.append(nn.Identity())
     encoder = _build_encoder(chosen, configuration, in_channels, layers)
@@ -137,7 +138,9 @@ def block_counts(blocks: str, configuration: Configuration) -> tuple[tuple[int, 
     return encoder, decoder
 
 
-def _mamba_layer(options: UMambaOptions, dim: int, channel_token: bool = False) -> nn.Module:
+def _mamba_layer(
+    options: UMambaOptions, configuration: Configuration, dim: int, channel_token: bool = False
+) -> nn.Module:
     if options.mamba == "identity":
         return nn.Identity()
     return MambaLayer(
@@ -148,6 +151,8 @@ def _mamba_layer(options: UMambaOptions, dim: int, channel_token: bool = False) 
         expand=options.expand,
         residual=options.residual,
         scan_backend=options.scan_backend,
+        scan_directions=options.scan_directions,
+        num_axes=configuration.dim,
     )
 
 

@@ -20,6 +20,7 @@ from umamba.networks.blocks import (
     initialise_convolutions,
     ones,
     residual_stack,
+    saturated,
     transposed_upsample,
 )
 from umamba.networks.options import parse_options
@@ -80,10 +81,10 @@ class Decoder(nn.Module):
         assert isinstance(upsampling, nn.ModuleList)
         logits = []
         for index, (up, stage, head) in enumerate(zip(upsampling, self.stages, self.seg_layers, strict=True)):
-            x = up(x)
+            x = saturated(up(x))
             x = stage(torch.cat((x, below[index]), dim=1) if self.skips[index] else x)
             if every_stage or index == len(self.stages) - 1:
-                logits.append(head(x))
+                logits.append(saturated(head(x)))
         return logits[::-1]
 
 

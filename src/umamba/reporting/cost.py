@@ -1,10 +1,15 @@
-"""What each run cost: hours, memory, and the size of its network, from its files."""
+"""What each run cost: hours and memory from its files, and the size of its network, counted again as its files say."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas
 
+from umamba.labels import LabelSet
+from umamba.networks.describe import network_cost
+from umamba.planning import Plan
 from umamba.reporting.results import Results, read_record
 
 _MEMORY = ("memory/peak_gb", "memory/gpu_peak_gb", "gpu/peak_memory_gb")
@@ -20,6 +25,7 @@ class Cost:
         hours: of training and validation batches, by the measured seconds of a training batch; NaN if unknown.
         memory_gb: largest memory of the accelerator that was logged, NaN if none was.
         parameters: of the network, None if run.json does not say.
+        step_flops: of forward and backward of a batch, None if run.json does not say what the network is.
     """
 
     dataset: str
@@ -30,6 +36,7 @@ class Cost:
     hours: float
     memory_gb: float
     parameters: int | None
+    step_flops: float | None
 
 
 def costs(results: Results) -> list[Cost]:
@@ -40,16 +47,29 @@ def costs(results: Results) -> list[Cost]:
         curve = results.curves.get(run.folder)
         if curve is None:
             continue
+        record = read_record(run.folder)
         found.append(
             Cost(
                 *(run.dataset, run.method, run.fold, run.seed),
                 epochs=len(curve),
                 hours=hours(curve, run.batches),
                 memory_gb=max((float(curve[name].max()) for name in _MEMORY if name in curve), default=math.nan),
-                parameters=read_record(run.folder).get("parameters"),
+                parameters=record.get("parameters"),
+                step_flops=step_flops(record["identity"]) if "identity" in record else None,
             )
         )
     return found
+
+
+def step_flops(identity: Mapping[str, Any]) -> float:
+    """Return the FLOPs of a training step from run.json's identity: three forward passes of a batch.
+
+    The backward pass has two products for each one of the forward pass.
+    """
+    configuration = Plan.from_json(identity["plan"]).configuration(identity["configuration"])
+    classes = LabelSet.from_json(identity["labels"]).num_classes
+    forward = network_cost(identity["architecture"], configuration, len(identity["channel_names"]), classes).flops
+    return 3.0 * forward * configuration.batch_size
 
 
 def hours(curve: pandas.DataFrame, batches: int) -> float:

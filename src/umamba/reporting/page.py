@@ -140,19 +140,22 @@ def _runs(results: Results) -> str:
 
 def _cost(cost: Sequence[Cost]) -> str:
     head = "".join(
-        f"<th>{name}</th>" for name in ("run", "fold", "seed", "epochs", "batches took", "memory", "parameters")
+        f"<th>{name}</th>"
+        for name in ("run", "fold", "seed", "epochs", "batches took", "memory", "parameters", "FLOPs of a step")
     )
     rows = "".join(
         f"<tr><td>{escape(entry.dataset)} {escape(entry.method)}</td><td>{entry.fold}</td><td>{entry.seed}</td>"
         f"<td>{entry.epochs}</td><td>{'' if math.isnan(entry.hours) else duration(3600 * entry.hours)}</td>"
         f"<td>{'not logged' if math.isnan(entry.memory_gb) else f'{entry.memory_gb:.1f} GB'}</td>"
-        f"<td>{'' if entry.parameters is None else f'{entry.parameters:,}'}</td></tr>"
+        f"<td>{'' if entry.parameters is None else f'{entry.parameters:,}'}</td>"
+        f"<td>{'' if entry.step_flops is None else f'{entry.step_flops / 1e9:,.1f} G'}</td></tr>"
         for entry in cost
     )
     total = sum(entry.hours for entry in cost if not math.isnan(entry.hours))
     return (
         f'<h2 id="cost">Cost</h2>'
-        f"<p>All batches of the runs so far took {duration(3600 * total)}, on one device each.</p>"
+        f"<p>All batches of the runs so far took {duration(3600 * total)}, on one device each. FLOPs: forward and "
+        "backward of a batch, counted on tensors without data.</p>"
         f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
     )
 

@@ -13,7 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from umamba.evaluation import dice
-from umamba.inference import decide_labels, predict_logits
+from umamba.inference import decide_labels
+from umamba.inference.model import autocast
+from umamba.inference.tiling import whole_logits
 from umamba.labels import LabelSet
 from umamba.planning import Configuration
 from umamba.preprocessing import CaseStore
@@ -59,15 +61,17 @@ class CaseValidation(Callback):
     def score(self, network: torch.nn.Module, case_id: str, device: torch.device, precision: str) -> float:
         """Return the mean Dice over the labels of a case, NaN if it has none."""
         case = self.store.load(case_id)
-        logits = predict_logits(
-            network,
-            torch.from_numpy(case.image[:]),
-            self.configuration,
-            num_classes=self.labels.num_classes,
-            device=device,
-            precision=precision,
-        ).numpy()
-        prediction = decide_labels(len(logits), logits.__getitem__, self.labels)
+        flat = self.configuration.dim == 2
+
+        def forward(tiles: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode(), autocast(device, precision):
+                logits = network((tiles.squeeze(2) if flat else tiles).to(device))
+            return logits.unsqueeze(2) if flat else logits
+
+        window = (1,) * flat + tuple(self.configuration.patch_size)
+        image = torch.from_numpy(case.image[:])
+        logits = whole_logits(forward, image, window, self.labels.num_classes, tiles_at_once=4)
+        prediction = decide_labels(len(logits), logits.__getitem__, self.labels).numpy()
         truth = np.maximum(case.label[:][0], 0)  # -1 is outside the nonzero mask
         if self.labels.ignore is not None:
             counted = truth != self.labels.ignore

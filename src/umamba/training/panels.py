@@ -48,8 +48,8 @@ class ValidationPanels(Callback):
             output = pl_module(batch["image"][-1:])
         logits = output[0] if isinstance(output, list) else output
         image, truth = batch["image"][-1].float(), batch["label"][-1, 0]
-        heads = logits[0].float().cpu().numpy()
-        prediction = decide_labels(len(heads), heads.__getitem__, self.labels)
+        heads = logits[0].float().cpu()
+        prediction = decide_labels(len(heads), heads.__getitem__, self.labels).numpy()
         if image.ndim == 3:
             image, truth, prediction = image.unsqueeze(1), truth.unsqueeze(0), prediction[None]
         path = self.folder / f"epoch_{epoch + 1:04d}.png"

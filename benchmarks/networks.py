@@ -1,0 +1,126 @@
+"""Time and memory of a training step's forward and backward pass of every architecture, side by side in one run.
+
+python benchmarks/networks.py                  # on a CPU: a patch of 32 x 64 x 64, and of 256 x 256
+python benchmarks/networks.py --device cuda    # on a GPU: larger ones
+
+Each architecture has its own options of configs/architecture. Times are the best of several passes; memory is what the
+first pass of a fresh process adds to the peak: of the process on a CPU (Linux), of PyTorch's allocator on a GPU.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from measuring import machine
+from omegaconf import OmegaConf
+from scan import resident_kb
+from torch import Tensor, nn
+
+from umamba.networks import build_network
+from umamba.planning import Configuration
+
+ARCHITECTURES = Path(__file__).resolve().parents[1] / "configs" / "architecture"
+PATCHES = {"cpu": ((32, 64, 64), (256, 256)), "cuda": ((64, 128, 128), (512, 512))}
+FEATURES = {2: (32, 64, 128, 256, 512), 3: (32, 64, 128, 256, 320)}
+
+
+def configuration(patch: tuple[int, ...]) -> Configuration:
+    """Return a plan of five stages that halve every axis."""
+    dim = len(patch)
+    return Configuration(
+        name=f"{dim}d",
+        spacing=(1.0,) * dim,
+        median_shape=tuple(map(float, patch)),
+        patch_size=patch,
+        batch_size=2,
+        batch_dice=False,
+        normalization=("ZScoreNormalization",),
+        use_mask_for_norm=(False,),
+        strides=((1,) * dim, *((2,) * dim,) * 4),
+        kernel_sizes=((3,) * dim,) * 5,
+        features_per_stage=FEATURES[dim],
+        encoder_blocks=(2,) * 5,
+        decoder_blocks=(2,) * 4,
+        residual_encoder=False,
+    )
+
+
+def one_pass(network: nn.Module, image: Tensor, autocast: bool) -> tuple[float, float]:
+    """Return the seconds of a forward and a backward pass."""
+    device = image.device.type
+
+    def now() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    network.zero_grad(set_to_none=True)
+    start = now()
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+        outputs = network(image)
+    between = now()
+    logits = outputs if isinstance(outputs, list) else [outputs]
+    torch.stack([each.float().square().mean() for each in logits]).sum().backward()
+    return between - start, now() - between
+
+
+def memory_mb(network: nn.Module, image: Tensor, autocast: bool) -> float:
+    """Return what a pass adds to the peak memory; on a CPU right only for the first large pass of a process."""
+    if image.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        one_pass(network, image, autocast)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    resident = resident_kb("VmRSS")
+    one_pass(network, image, autocast)
+    return (resident_kb("VmHWM") - resident) / 1024
+
+
+def prepared(name: str, patch: tuple[int, ...], device: str) -> tuple[nn.Module, Tensor]:
+    """Return a network and an image."""
+    options = OmegaConf.to_container(OmegaConf.load(ARCHITECTURES / f"{name}.yaml"))
+    assert isinstance(options, dict)
+    torch.manual_seed(0)
+    network = build_network({str(key): value for key, value in options.items()}, configuration(patch), 1, 14)
+    return network.to(device).train(), torch.randn(1, 1, *patch, device=device)
+
+
+def main() -> None:
+    """Build, run and print every architecture, 3D and 2D."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=PATCHES, default="cpu")
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--float32", action="store_true", help="without bfloat16 autocast")
+    parser.add_argument("--memory", nargs=2, help="print the memory of one architecture at a patch (0 or 1) and end")
+    arguments = parser.parse_args()
+    device, autocast = arguments.device, not arguments.float32
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no GPU here.")
+    if arguments.memory:
+        print(memory_mb(*prepared(arguments.memory[0], PATCHES[device][int(arguments.memory[1])], device), autocast))
+        return
+    print(f"{machine()}, torch {torch.__version__}, {'bfloat16 autocast' if autocast else 'float32'}")
+    names = sorted((path.stem for path in ARCHITECTURES.glob("*.yaml")), key=lambda name: (name != "unet", name))
+    for number, patch in enumerate(PATCHES[device]):
+        print(f"\npatch {' x '.join(map(str, patch))}, batch of one")
+        print(f"  {'':14}{'parameters':>12}{'forward (s)':>13}{'backward (s)':>14}{'memory (MB)':>13}{'to unet':>9}")
+        unet = 0.0
+        for name in names:
+            command = [sys.executable, __file__, *sys.argv[1:], "--memory", name, str(number)]
+            memory = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            network, image = prepared(name, patch, device)
+            one_pass(network, image, autocast)
+            times = [one_pass(network, image, autocast) for _ in range(arguments.passes)]
+            forward, backward = (min(each) for each in zip(*times, strict=True))
+            unet = unet or forward + backward
+            parameters = sum(p.numel() for p in network.parameters())
+            ratio = (forward + backward) / unet
+            print(f"  {name:14}{parameters:12,}{forward:13.3f}{backward:14.3f}{memory:13.0f}{ratio:9.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""How much sooner images are segmented than by nnU-Net with the same weights, and in how much memory, in one run.
+
+python benchmarks/prediction.py --nnunet-bin ENVIRONMENT/bin --dataset PATH/Dataset004_Hippocampus
+python benchmarks/prediction.py --nnunet-bin ENVIRONMENT/bin --phantoms 2
+
+ENVIRONMENT has nnunetv2 2.8.1. A U-Net of the dataset's plan (for the CT phantoms: of a small plan that resamples their
+512 x 512 x 100 voxels) is trained for some iterations, so that its outputs are no noise, and written as a checkpoint of
+either side. Then nnUNetv2_predict and predict.py segment the same images on the CPU, the whole commands, at the same
+step, mirroring and precision:
+
+    voxels/s       voxels of all images, every one of its own grid, by the wall time
+    CPU time       of the command's process tree, which other work on the machine disturbs less
+    peak memory    of the process tree: proportional set size, sampled near its peak (Linux)
+    agreement      share of voxels with the same label
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from preprocessing import Measured, machine, measure, write_phantoms
+from torch import nn
+
+from umamba.datasets import RawDataset, read_dataset
+from umamba.io import read_image, read_label
+from umamba.networks import build_network
+from umamba.planning import Configuration, Plan, compute_fingerprint, plan_dataset, to_nnunet_plans
+from umamba.preprocessing import preprocess_case
+
+PREDICT = Path(__file__).resolve().parents[1] / "predict.py"
+MODEL = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+# Of the phantoms: a network that two CPU cores run in a minute.
+SMALL_PLAN = {
+    "spacing": (3.0, 1.5, 1.5),
+    "patch_size": (32, 96, 96),
+    "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+    "kernel_sizes": ((3, 3, 3),) * 4,
+    "features_per_stage": (16, 32, 64, 128),
+    "encoder_blocks": (2, 2, 2, 2),
+    "decoder_blocks": (2, 2, 2),
+}
+
+
+def planned(dataset: RawDataset, pinned: dict[str, Any]) -> tuple[Plan, Configuration]:
+    """Return the dataset's plan, with values pinned, and its configuration."""
+    plan = plan_dataset(
+        compute_fingerprint(dataset, 2),
+        dataset_name=dataset.name,
+        channel_names=dataset.channel_names,
+        num_training=dataset.num_training,
+        num_label_entries=dataset.labels.num_entries,
+        overrides={},
+    )
+    configuration = replace(plan.configuration("3d_fullres"), **pinned)
+    return replace(plan, configurations={"3d_fullres": configuration}), configuration
+
+
+def train(dataset: RawDataset, plan: Plan, configuration: Configuration, iterations: int) -> nn.Module:
+    """Return a U-Net after some iterations of Adam on random patches around foreground."""
+    torch.manual_seed(0)
+    generator = np.random.default_rng(0)
+    network = build_network(
+        {"name": "unet"}, configuration, len(dataset.channel_names), dataset.labels.num_classes, deep_supervision=False
+    )
+    cases = []
+    for case in dataset.training[:6]:
+        image, label, _ = preprocess_case(
+            read_image(case.images), read_label(case.label), plan, configuration, dataset.labels
+        )
+        padding = [
+            (0, 0),
+            *(
+                (0, max(0, size - length))
+                for size, length in zip(configuration.patch_size, image.shape[1:], strict=True)
+            ),
+        ]
+        cases.append((np.pad(image, padding), np.pad(np.maximum(label, 0), padding)[0]))
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(iterations):
+        image, label = cases[generator.integers(len(cases))]
+        inside = np.argwhere(label > 0)
+        centre = inside[generator.integers(len(inside))]
+        place = tuple(
+            slice(start, start + size)
+            for start, size in (
+                (int(np.clip(middle - size // 2, 0, length - size)), size)
+                for middle, size, length in zip(centre, configuration.patch_size, label.shape, strict=True)
+            )
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(torch.from_numpy(image[(slice(None), *place)].copy())[None]).float()
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(label[place].astype(np.int64))[None])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"trained for {iterations} iterations, loss {loss.item():.3f}")
+    return network
+
+
+def write_ours(path: Path, dataset: RawDataset, plan: Plan, weights: dict[str, torch.Tensor]) -> None:
+    """Write a checkpoint of this project."""
+    record = {
+        "format": 1,
+        "plan": plan.to_json(),
+        "configuration": "3d_fullres",
+        "architecture": {"name": "unet"},
+        "labels": dataset.labels.to_json(),
+        "channel_names": list(dataset.channel_names),
+        "file_ending": dataset.file_ending,
+        "recipe": {},
+    }
+    torch.save({"umamba": record, "state_dict": {f"network.{key}": value for key, value in weights.items()}}, path)
+
+
+def write_nnunet(results: Path, dataset: RawDataset, plan: Plan, weights: dict[str, torch.Tensor]) -> None:
+    """Write a trained model's folder of nnU-Net; its networks store convolutions and encoder under further names."""
+    state = dict(weights)
+    for key, value in weights.items():
+        for own, number in ((".conv.", 0), (".norm.", 1)):
+            if own in key:
+                state[key.replace(own, f".all_modules.{number}.")] = value
+    state |= {f"decoder.{key}": value for key, value in state.items() if key.startswith("encoder.")}
+    folder = results / dataset.name / MODEL
+    (folder / "fold_0").mkdir(parents=True)
+    shutil.copy(dataset.root / "dataset.json", folder)
+    (folder / "plans.json").write_text(json.dumps(to_nnunet_plans(plan, dataset.file_ending)))
+    content = {
+        "network_weights": state,
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": "3d_fullres"},
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    }
+    torch.save(content, folder / "fold_0" / "checkpoint_final.pth")
+
+
+def agreement(first: Path, second: Path, ending: str) -> tuple[float, float]:
+    """Return the share of voxels in which the segmentations of two folders are equal, and that of foreground."""
+    equal = total = foreground = 0
+    for path in sorted(first.glob(f"*{ending}")):
+        ours, theirs = (read_label(folder / path.name).array for folder in (first, second))
+        equal += int((ours == theirs).sum())
+        foreground += int((theirs > 0).sum())
+        total += ours.size
+    return equal / total, foreground / total
+
+
+def compare(
+    root: Path, images: Path, pinned: dict[str, Any], scratch: Path, nnunet_bin: Path, iterations: int, tta: bool
+) -> None:
+    """Train, write both checkpoints, run both sides and print the figures."""
+    dataset = read_dataset(root)
+    plan, configuration = planned(dataset, pinned)
+    weights = dict(train(dataset, plan, configuration, iterations).state_dict())
+    scratch.mkdir(parents=True)
+    write_ours(scratch / "unet.ckpt", dataset, plan, weights)
+    write_nnunet(scratch / "results", dataset, plan, weights)
+    files = sorted(images.glob(f"*{dataset.file_ending}"))
+    voxels = sum(read_image([path]).array.size for path in files)
+
+    environment = os.environ | {name: str(scratch) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
+    environment["nnUNet_results"] = str(scratch / "results")
+    theirs = [str(nnunet_bin / "nnUNetv2_predict"), "-i", str(images), "-o", str(scratch / "theirs")]
+    theirs += ["-d", dataset.name, "-c", "3d_fullres", "-f", "0", "-device", "cpu", "-step_size", "0.5"]
+    theirs += [] if tta else ["--disable_tta"]
+    ours = [sys.executable, str(PREDICT), f"checkpoint={scratch / 'unet.ckpt'}", f"input={images}", "device=cpu"]
+    ours += [f"tta={str(tta).lower()}", "tile_step_size=0.5"]
+
+    measured: dict[str, Measured] = {"nnU-Net, float32": measure(theirs, environment)}
+    for title, precision in (("ours, float32", "32-true"), ("ours, bfloat16", "bf16-mixed")):
+        command = [*ours, f"precision={precision}", f"output={scratch / precision}"]
+        measured[title] = measure(command, dict(os.environ))
+
+    print(
+        f"{dataset.name}: {len(files)} images, {voxels / 1e6:.1f} million voxels, patch {configuration.patch_size}, "
+        f"mirroring {tta}"
+    )
+    base = measured["nnU-Net, float32"]
+    for title, each in measured.items():
+        print(
+            f"  {title:18} {voxels / each.seconds / 1e3:9.0f} thousand voxels/s ({base.seconds / each.seconds:.1f} x), "
+            f"wall {each.seconds:.1f} s, CPU {each.cpu_seconds:.1f} s ({base.cpu_seconds / each.cpu_seconds:.1f} x), "
+            f"peak memory {each.peak_gb:.2f} GB ({each.peak_gb / base.peak_gb:.2f} of nnU-Net's)"
+        )
+    for precision in ("32-true", "bf16-mixed"):
+        equal, foreground = agreement(scratch / precision, scratch / "theirs", dataset.file_ending)
+        print(f"  {precision}: {100 * equal:.4f} % of voxels agree ({100 * foreground:.2f} % are foreground)")
+
+
+def main() -> None:
+    """Parse the arguments and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nnunet-bin", type=Path, required=True, help="bin folder of an environment with nnunetv2")
+    parser.add_argument("--dataset", type=Path, help="raw dataset in a folder named DatasetNNN_NAME")
+    parser.add_argument("--phantoms", type=int, default=0, help="compare on so many CT-sized phantoms")
+    parser.add_argument("--iterations", type=int, default=60, help="training iterations before")
+    parser.add_argument("--tta", action="store_true", help="mirror along all axes")
+    arguments = parser.parse_args()
+    if not arguments.dataset and not arguments.phantoms:
+        parser.error("give --dataset, --phantoms, or both")
+    print(f"{machine()}, PyTorch {torch.__version__}")
+    scratch = Path(tempfile.mkdtemp(prefix="benchmark_"))
+    common = (arguments.nnunet_bin, arguments.iterations, arguments.tta)
+    try:
+        if arguments.dataset:
+            root = arguments.dataset.absolute()
+            compare(root, root / "imagesTr", {}, scratch / "dataset", *common)
+        if arguments.phantoms:
+            root = scratch / "raw" / "Dataset901_CTPhantoms"
+            write_phantoms(root, arguments.phantoms)
+            compare(root, root / "imagesTr", SMALL_PLAN, scratch / "phantoms", *common)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

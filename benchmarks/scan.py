@@ -1,0 +1,172 @@
+"""The selective scan on a CPU against the formulations in plain PyTorch: time, and memory beyond the inputs.
+
+python benchmarks/scan.py                      # mambapy is compared where it is installed (pip install mambapy)
+
+    reference   a loop over the tokens, as mamba_ssm's own reference without CUDA
+    mambapy     the parallel scan of mambapy, with the discretisation written around it as that package does
+    cpu         this project's compiled scan
+
+At B = 2, D = 64, N = 16, L = 4096 with D, z, a bias and softplus, float32, and all threads of PyTorch; then the time
+per token at the length of the CT plan's first stage. Times are the best of several calls, taken in turns; memory is the
+growth of the peak resident size in a process of its own (Linux). On a GPU: benchmarks/scan_gpu.py.
+"""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from measuring import machine
+from torch import Tensor
+
+from umamba.networks.scan import selective_scan
+
+BATCH, CHANNELS, STATES, LENGTH = 2, 64, 16, 4096
+CT_TOKENS = 40 * 224 * 192  # the CT plan's first stage
+CALLS = {"reference": 2, "mambapy": 4, "cpu": 12}
+
+Inputs = dict[str, Tensor]
+
+
+def make_inputs(batch: int, length: int) -> Inputs:
+    """Return random arguments of the scan that want gradients."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {
+        "u": (batch, CHANNELS, length),
+        "delta": (batch, CHANNELS, length),
+        "A": (CHANNELS, STATES),
+        "B": (batch, STATES, length),
+        "C": (batch, STATES, length),
+        "D": (CHANNELS,),
+        "z": (batch, CHANNELS, length),
+        "delta_bias": (CHANNELS,),
+    }
+    inputs = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
+    inputs["A"] = -torch.arange(1.0, STATES + 1).repeat(CHANNELS, 1)
+    inputs["delta"] -= 3
+    return {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+
+
+def run_reference(inputs: Inputs) -> Tensor:
+    """Step through the tokens one by one."""
+    step = F.softplus(inputs["delta"] + inputs["delta_bias"][:, None])
+    decay = torch.exp(torch.einsum("bdl,dn->bdln", step, inputs["A"]))
+    driven = torch.einsum("bdl,bnl,bdl->bdln", step, inputs["B"], inputs["u"])
+    state = torch.zeros(*step.shape[:2], STATES)
+    outputs = []
+    for t in range(step.shape[2]):
+        state = decay[:, :, t] * state + driven[:, :, t]
+        outputs.append(torch.einsum("bdn,bn->bd", state, inputs["C"][:, :, t]))
+    y = torch.stack(outputs, dim=2) + inputs["u"] * inputs["D"][:, None]
+    return y * F.silu(inputs["z"])
+
+
+def run_mambapy(inputs: Inputs) -> Tensor:
+    """Scan all tokens in parallel with mambapy's autograd function."""
+    from mambapy.pscan import pscan
+
+    tokens_first = {name: inputs[name].transpose(1, 2) for name in ("u", "delta", "B", "C", "z")}
+    step = F.softplus(tokens_first["delta"] + inputs["delta_bias"])
+    decay = torch.exp(step.unsqueeze(-1) * inputs["A"])
+    driven = (step * tokens_first["u"]).unsqueeze(-1) * tokens_first["B"].unsqueeze(2)
+    states = pscan(decay, driven)
+    y = (states @ tokens_first["C"].unsqueeze(-1)).squeeze(3) + inputs["D"] * tokens_first["u"]
+    return (y * F.silu(tokens_first["z"])).transpose(1, 2)
+
+
+def run_cpu(inputs: Inputs) -> Tensor:
+    """Call this project's scan."""
+    out = selective_scan(**inputs, delta_softplus=True, backend="cpu")
+    assert isinstance(out, Tensor)
+    return out
+
+
+SIDES: dict[str, Callable[[Inputs], Tensor]] = {"reference": run_reference, "mambapy": run_mambapy, "cpu": run_cpu}
+
+
+def call(side: str, inputs: Inputs, backward: bool) -> float:
+    """Return the seconds of one call."""
+    start = time.perf_counter()
+    if backward:
+        torch.autograd.grad(SIDES[side](inputs).sum(), list(inputs.values()))
+    else:
+        with torch.no_grad():
+            SIDES[side](inputs)
+    return time.perf_counter() - start
+
+
+def extra_memory(side: str) -> float:
+    """Return the growth of this process's peak memory by a forward and backward pass, MB."""
+    inputs = make_inputs(BATCH, LENGTH)
+    call(side, {name: tensor[..., :64].detach().requires_grad_() if tensor.ndim == 3 else tensor
+                for name, tensor in inputs.items()}, True)  # fmt: skip
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident_kb("VmRSS")
+    call(side, inputs, True)
+    return (resident_kb("VmHWM") - before) / 1024
+
+
+def resident_kb(what: str) -> int:
+    """Return this process's resident memory, VmRSS now or VmHWM at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
+
+
+def main() -> None:
+    """Measure, and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory", choices=SIDES, help="print the extra memory of one side and end")
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(extra_memory(arguments.memory))
+        return
+    print(f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    sides = list(SIDES)
+    if importlib.util.find_spec("mambapy") is None:
+        sides.remove("mambapy")
+        print("mambapy is not installed (pip install mambapy), so it is not compared.")
+    inputs = make_inputs(BATCH, LENGTH)
+    expected = run_reference(inputs).detach()
+    for side in sides:
+        error = float((SIDES[side](inputs).detach() - expected).abs().max() / expected.abs().max())
+        print(f"{side}: largest difference from the reference {error:.1e}")
+    best: dict[tuple[str, bool], float] = {}
+    for turn in range(max(CALLS.values())):
+        for side in (side for side in sides if turn < CALLS[side]):
+            for backward in (False, True) if side != "reference" else (False,):  # back through a loop takes minutes
+                seconds = call(side, inputs, backward)
+                best[side, backward] = min(seconds, best.get((side, backward), seconds))
+    command = [sys.executable, __file__, "--memory"]
+    memory = {
+        side: float(subprocess.run([*command, side], check=True, capture_output=True, text=True).stdout)
+        for side in sides
+        if side != "reference"
+    }
+    print(f"B {BATCH}, D {CHANNELS}, N {STATES}, L {LENGTH}")
+    for side in sides:
+        rows = [("forward", best[side, False] * 1e3, best["cpu", False] * 1e3, "ms")]
+        if side in memory:
+            rows.append(("forward and backward", best[side, True] * 1e3, best["cpu", True] * 1e3, "ms"))
+            rows.append(("extra memory", memory[side], memory["cpu"], "MB"))
+        for what, value, ours, unit in rows:
+            print(f"  {side:10} {what:21} {value:10.1f} {unit} {value / ours:6.1f} x")
+    short, long = make_inputs(1, LENGTH), make_inputs(1, CT_TOKENS)
+    for backward in (False, True):
+        per_token = [
+            min(call("cpu", each, backward) for _ in range(calls)) / each["u"].shape[2]
+            for each, calls in ((short, 20), (long, 2))
+        ]
+        what = "forward and backward" if backward else "forward"
+        print(
+            f"{what}, B 1: {per_token[0] * 1e9:.0f} ns a token at L {LENGTH}, {per_token[1] * 1e9:.0f} ns at L "
+            f"{CT_TOKENS} ({per_token[1] / per_token[0]:.2f} x)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Whether U-Mamba_Enc stays finite: 1,000 steps on inputs that should not be, ours and the official formulation.
+
+python benchmarks/stability.py [--steps 1000]
+
+A small 2D U-Mamba_Enc is trained by the official recipe (Dice and cross-entropy, deep supervision, SGD with Nesterov
+momentum 0.99, clipping at 12) with a learning rate of 0.1, on images that are in turn scaled by 1e3, constant, and
+almost everywhere zero; in float32, in bfloat16 autocast, and in float16 autocast with loss scaling as GPUs do it.
+"official" is the released formulation: the same network, without the saturation of float16. Counted are steps whose
+loss is not finite, and steps whose gradient is not, which loss scaling skips. A run ends early when nothing moves any
+more.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import torch
+from measuring import machine
+from torch import Tensor
+from torch.nn import functional
+
+from umamba.labels import LabelSet
+from umamba.networks import blocks, build_network, mamba, unet
+from umamba.planning import Configuration
+from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy
+
+KINDS = ("scaled", "constant", "sparse")
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SIZE, BATCH = 32, 2
+_STUCK = 100  # non-finite steps in a row after which a run is over
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened in a run: steps made, with non-finite loss, with non-finite gradient; the last finite loss."""
+
+    steps: int
+    losses: int
+    gradients: int
+    last_loss: float
+
+
+def configuration() -> Configuration:
+    """Return a plan of four stages in 2D."""
+    return Configuration(
+        name="2d",
+        spacing=(1.0, 1.0),
+        median_shape=(float(SIZE), float(SIZE)),
+        patch_size=(SIZE, SIZE),
+        batch_size=BATCH,
+        batch_dice=True,
+        normalization=("ZScoreNormalization",),
+        use_mask_for_norm=(False,),
+        strides=((1, 1), (2, 2), (2, 2), (2, 2)),
+        kernel_sizes=((3, 3),) * 4,
+        features_per_stage=(8, 16, 32, 32),
+        encoder_blocks=(2,) * 4,
+        decoder_blocks=(2,) * 3,
+        residual_encoder=False,
+    )
+
+
+def draw(kind: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return images (B, 1, Y, X) of a kind, and labels that belong to them before they were spoilt."""
+    image = torch.randn(BATCH, 1, SIZE, SIZE, generator=generator)
+    label = (functional.avg_pool2d(image, 7, 1, 3) > 0).long()
+    if kind == "scaled":
+        image = image * 1e3
+    elif kind == "constant":
+        image = torch.full_like(image, 7.0)
+    else:
+        image = torch.where(torch.rand(image.shape, generator=generator) < 0.01, image * 100, 0.0)
+    return image, label
+
+
+def unbounded() -> AbstractContextManager[object]:
+    """Take the saturation out of all layers for a while."""
+
+    def as_it_is(x: Tensor) -> Tensor:
+        return x
+
+    stack = [patch.object(module, "saturated", as_it_is) for module in (blocks, unet)]
+    stack.append(patch.object(mamba, "LARGEST_HALF", math.inf))
+
+    class All:
+        def __enter__(self) -> None:
+            for each in stack:
+                each.start()
+
+        def __exit__(self, *_: object) -> None:
+            for each in stack:
+                each.stop()
+
+    return All()
+
+
+def train(dtype: torch.dtype | None, steps: int, say: Callable[[int], None] = lambda _: None) -> Outcome:
+    """Train from seed 0 and count."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    network = build_network({"name": "umamba_enc"}, configuration(), 1, 2, deep_supervision=True)
+    loss_of = DeepSupervisionLoss(DiceCrossEntropy(LabelSet(("object",), ((1,),)), batch_dice=True))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.99, nesterov=True, weight_decay=3e-5)
+    scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    losses = gradients = in_a_row = done = 0
+    last = math.nan
+    for step in range(steps):
+        image, label = draw(KINDS[step % len(KINDS)], generator)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            logits = network(image)
+        loss = loss_of(logits, label)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
+        scaler.step(optimizer)
+        scaler.update()
+        finite = (bool(torch.isfinite(loss)), bool(torch.isfinite(norm)))
+        losses, gradients = losses + (not finite[0]), gradients + (not finite[1])
+        last = float(loss.detach()) if finite[0] else last
+        in_a_row = 0 if all(finite) else in_a_row + 1
+        done = step + 1
+        say(done)
+        if in_a_row == _STUCK:
+            break
+    return Outcome(done, losses, gradients, last)
+
+
+def main() -> None:
+    """Train each formulation at each precision and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000)
+    arguments = parser.parse_args()
+    print(f"{machine()}, torch {torch.__version__}")
+    print(f"{'':22}{'steps':>8}{'loss not finite':>18}{'gradient not finite':>22}{'last finite loss':>18}")
+    for precision, dtype in PRECISIONS.items():
+        for formulation, context in (("ours", nullcontext()), ("official", unbounded())):
+            start = time.perf_counter()
+            with context:
+                found = train(dtype, arguments.steps)
+            print(
+                f"{precision:10}{formulation:12}{found.steps:8}{found.losses:18}{found.gradients:22}"
+                f"{found.last_loss:18.4g}   ({time.perf_counter() - start:.0f} s)",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

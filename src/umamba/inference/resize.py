@@ -1,0 +1,135 @@
+"""Linear resampling of logits from the network's grid to an image's, box by box (nnU-Net's rule, see `preprocessing`).
+
+Each voxel of the result comes from the same few voxels by the same sums, whichever box it is computed in.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from umamba.preprocessing.resample import separate_axis
+
+Box = tuple[slice, slice, slice]
+_COLUMNS = 64  # samples of the last axis that one matrix makes
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """How the samples of one axis of the image come from those of the network's grid.
+
+    Attributes:
+        low, high: the two samples each one lies between, ascending.
+        share: weight of `high`, float32.
+        size: samples of the network's grid.
+    """
+
+    low: Tensor
+    high: Tensor
+    share: Tensor
+    size: int
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the samples are the grid's own."""
+        return len(self.low) == self.size and not bool(self.share.any())
+
+    def needed(self, rows: slice) -> slice:
+        """Return the samples of the grid that these samples of the image come from."""
+        return slice(int(self.low[rows.start]), int(self.high[rows.stop - 1]) + 1)
+
+
+AxisMaps = tuple[AxisMap, AxisMap, AxisMap]
+
+
+def axis_maps(
+    shape: Sequence[int], new_shape: Sequence[int], current_spacing: Sequence[float], target_spacing: Sequence[float]
+) -> AxisMaps:
+    """Return the maps of the three axes.
+
+    Args:
+        shape: of the network's grid.
+        new_shape: of the image.
+        current_spacing: of the grid in mm; with the target it decides whether an axis is separate, and resampled to the
+            nearest sample.
+        target_spacing: of the image in mm.
+    """
+    separate = separate_axis(current_spacing, target_spacing)
+    z, y, x = (
+        _axis_map(size, new_size, axis == separate)
+        for axis, (size, new_size) in enumerate(zip(shape, new_shape, strict=True))
+    )
+    return z, y, x
+
+
+def _axis_map(size: int, new_size: int, nearest: bool) -> AxisMap:
+    places = size / new_size * (torch.arange(new_size, dtype=torch.float64) + 0.5) - 0.5
+    if nearest or size == new_size:
+        low = torch.floor(places + 0.5).long().clamp(0, size - 1)
+        return AxisMap(low, low, torch.zeros(new_size), size)
+    places = places.clamp(0, size - 1)
+    low = places.long()
+    return AxisMap(low, (low + 1).clamp(max=size - 1), (places - low).float(), size)
+
+
+def resize_box(logits: Tensor, first: tuple[int, int], maps: AxisMaps, box: Box) -> Tensor:
+    """Return a box of the resampled volume, float32.
+
+    Args:
+        logits: (z, y, X) part of a volume on the network's grid: what the box needs, the last axis whole.
+        first: place of its first row and column in the volume.
+        maps: of the whole volume.
+        box: of the image; its last axis whole.
+    """
+    axes = [axis for axis in range(3) if not maps[axis].unchanged]
+    for axis in (0, 1):
+        needed = maps[axis].needed(box[axis])
+        logits = logits.narrow(axis, needed.start - first[axis], needed.stop - needed.start)
+    logits = logits.float()
+    for axis in sorted(axes, key=lambda axis: len(maps[axis].low) / maps[axis].size):
+        logits = _columns(logits, maps[2]) if axis == 2 else _rows(logits, maps[axis], box[axis], axis)
+    return logits
+
+
+def _rows(logits: Tensor, axis_map: AxisMap, rows: slice, axis: int) -> Tensor:
+    start = axis_map.needed(rows).start
+    low = logits.index_select(axis, (axis_map.low[rows] - start).to(logits.device))
+    if not axis_map.share[rows].any():
+        return low
+    high = logits.index_select(axis, (axis_map.high[rows] - start).to(logits.device))
+    return torch.lerp(low, high, axis_map.share[rows].to(logits.device).reshape([-1] + [1] * (2 - axis)))
+
+
+def _columns(logits: Tensor, axis_map: AxisMap) -> Tensor:
+    """Resample the last axis by small matrices, much faster than gathering single voxels."""
+    result = logits.new_empty((*logits.shape[:2], len(axis_map.low)))
+    for start in range(0, len(axis_map.low), _COLUMNS):
+        columns = slice(start, min(start + _COLUMNS, len(axis_map.low)))
+        needed = axis_map.needed(columns)
+        count = columns.stop - columns.start
+        weights = torch.zeros(needed.stop - needed.start, count)
+        place = torch.arange(count)
+        weights[axis_map.low[columns] - needed.start, place] += 1 - axis_map.share[columns]
+        weights[axis_map.high[columns] - needed.start, place] += axis_map.share[columns]
+        result[..., columns] = logits[..., needed] @ weights.to(logits.device)
+    return result
+
+
+def parts(box: Box, voxels: int) -> list[Box]:
+    """Cut a box into boxes of about that many voxels, whole in the last axis."""
+    planes, rows, columns = box
+    width = columns.stop - columns.start
+    step_y = max(1, min(rows.stop - rows.start, voxels // width))
+    step_z = max(1, voxels // (width * step_y))
+    return [
+        (slice(z, min(z + step_z, planes.stop)), slice(y, min(y + step_y, rows.stop)), columns)
+        for z in range(planes.start, planes.stop, step_z)
+        for y in range(rows.start, rows.stop, step_y)
+    ]
+
+
+def whole(shape: Sequence[int]) -> Box:
+    """Return the box of a whole volume."""
+    z, y, x = (slice(0, length) for length in shape)
+    return z, y, x

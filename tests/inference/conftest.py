@@ -1,0 +1,69 @@
+"""Models around networks of a line, and the plans they need."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from umamba.inference import Model
+from umamba.labels import LabelSet
+from umamba.planning import Configuration, Plan
+
+BACKWARD = {(0, 1, 2): (0, 1, 2), (1, 0, 2): (1, 0, 2), (2, 0, 1): (1, 2, 0), (1, 2, 0): (2, 0, 1)}
+
+
+def _make_model(
+    network: nn.Module,
+    patch: tuple[int, ...],
+    num_classes: int,
+    *,
+    num_channels: int | None = None,
+    spacing: tuple[float, ...] | None = None,
+    forward: tuple[int, int, int] = (0, 1, 2),
+    precision: str = "32-true",
+    regions: bool = False,
+) -> Model:
+    """Return a model of `num_classes` outputs, and as many channels if not said, that normalises nothing."""
+    dim, channels = len(patch), num_channels or num_classes
+    configuration = Configuration(
+        name="2d" if dim == 2 else "3d_fullres",
+        spacing=spacing or (1.0,) * dim,
+        median_shape=(16.0,) * dim,
+        patch_size=patch,
+        batch_size=2,
+        batch_dice=False,
+        normalization=("NoNormalization",) * channels,
+        use_mask_for_norm=(False,) * channels,
+        strides=((1,) * dim, (2,) * dim),
+        kernel_sizes=((3,) * dim,) * 2,
+        features_per_stage=(4, 8),
+        encoder_blocks=(1, 1),
+        decoder_blocks=(1,),
+        residual_encoder=False,
+    )
+    plan = Plan(
+        dataset_name="Dataset001_Test",
+        rules="nnunet",
+        transpose_forward=forward,
+        transpose_backward=BACKWARD[forward],  # type: ignore[arg-type]
+        median_spacing=(1.0, 1.0, 1.0),
+        median_shape=(16.0, 16.0, 16.0),
+        intensity=(),
+        configurations={configuration.name: configuration},
+    )
+    if regions:
+        names = tuple(f"region {index}" for index in range(num_classes))
+        values = tuple(tuple(range(index + 1, num_classes + 1)) for index in range(num_classes))
+        labels = LabelSet(names, values, region_order=tuple(range(1, num_classes + 1)))
+    else:
+        names = tuple(f"label {index}" for index in range(1, num_classes))
+        labels = LabelSet(names, tuple((index,) for index in range(1, num_classes)))
+    return Model(network, plan, configuration, labels, channels, torch.device("cpu"), precision=precision)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Any]:
+    """Return the maker of models."""
+    return _make_model

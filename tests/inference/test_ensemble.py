@@ -1,0 +1,127 @@
+"""The mean of several networks: equal to the mean of their own probabilities, across plans, within a limit."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from umamba.datasets import RawCase
+from umamba.inference import Model, Predictor
+from umamba.inference.export import Canvas
+from umamba.inference.segment import prepare_image
+from umamba.inference.slabs import choose_layout, give_slabs, logits_bytes
+from umamba.io import Geometry, Image, UserError, read_label, write_segmentation
+
+SHAPE = (13, 17, 19)
+
+
+class Mixed(nn.Module):
+    """A convolution with random weights, in two or three dimensions."""
+
+    def __init__(self, dim: int, heads: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        kind = nn.Conv2d if dim == 2 else nn.Conv3d
+        self.layer = kind(1, heads, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.1 * self.layer(x)
+
+
+def image() -> Image:
+    """Return an image with zeros around, so that it is cropped."""
+    array = np.zeros((1, *SHAPE), dtype=np.int16)
+    array[:, 2:12, 1:15, 3:18] = np.random.default_rng(0).integers(1, 200, (10, 14, 15))
+    return Image(array, Geometry((2.5, 1.0, 1.1), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()), SHAPE, False))
+
+
+def members(make_model: Callable[..., Model], regions: bool = False) -> list[Model]:
+    """Return three models that differ in dimension, spacing, patch and order of axes."""
+    common = {"num_channels": 1, "regions": regions}
+    return [
+        make_model(Mixed(3, 3, 0), (6, 8, 7), 3, spacing=(1.7, 1.3, 1.0), **common),
+        make_model(Mixed(3, 3, 1), (8, 6, 5), 3, spacing=(1.0, 2.0, 1.4), forward=(1, 0, 2), **common),
+        make_model(Mixed(2, 3, 2), (9, 8), 3, spacing=(0.9, 1.5), forward=(2, 0, 1), **common),
+    ]
+
+
+def probabilities(models: list[Model], tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the npz file's content and the segmentation that are written for the image."""
+    source = image()
+    write_segmentation(tmp_path / "image.mha", source.array[0], source.geometry)
+    case = RawCase("case", (tmp_path / "image.mha",), None)
+    (path,) = Predictor(tuple(models)).predict_cases([case], tmp_path / "out", save_probabilities=True)
+    with np.load(tmp_path / "out" / "case.npz") as content:
+        found = content["probabilities"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
+        "case.nii.gz",
+        "case.npz",
+        "prediction.json",
+    ]
+    return found, read_label(path).array[0]
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_mean_of_the_members_probabilities(make_model: Callable[..., Model], tmp_path: Path, regions: bool) -> None:
+    models = members(make_model, regions)
+    own = [probabilities([model], tmp_path / str(number))[0] for number, model in enumerate(models)]
+    mean, segmentation = probabilities(models, tmp_path / "all")
+    assert mean.dtype == np.float32
+    assert mean.shape == (3, *SHAPE)
+    np.testing.assert_allclose(mean, np.mean(own, axis=0, dtype=np.float64), rtol=0, atol=1e-6)
+    if regions:
+        expected = np.zeros(SHAPE, dtype=int)
+        for index in range(3):
+            expected[mean[index] > 0.5] = index + 1
+        assert not mean[:, :2].any()
+    else:
+        expected = mean.argmax(0)
+        assert (mean[0, :2] == 1).all()  # background beyond the crop
+        np.testing.assert_allclose(mean.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(segmentation, expected)
+    assert len(np.unique(segmentation)) > 1
+    np.testing.assert_array_equal(Predictor(tuple(models)).predict_image(image()), segmentation)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
+def test_bounded_equals_naive(make_model: Callable[..., Model], count: int, share: float) -> None:
+    models = members(make_model)[:count]
+    expected = Predictor(tuple(models)).predict_image(image())
+    prepared = prepare_image(image(), models)
+    shape = prepared.placement.crop_shape
+    assert shape == (10, 14, 15)
+    whole = choose_layout(prepared.views, shape, None)
+    assert whole is not None
+    naive = sum(logits_bytes(view, shape, whole) for view in prepared.views)
+    limit = naive * (0.35 + 0.65 * share)
+    layout = choose_layout(prepared.views, shape, limit)
+    assert layout is not None
+    assert layout != whole
+    canvas = Canvas(prepared.placement, models[0].labels)
+    boxes = 0
+    for box, slabs in give_slabs(
+        prepared.views,
+        shape,
+        layout,
+        tile_step_size=0.5,
+        tta=False,
+        sums_on=torch.device("cpu"),
+        advance=lambda tiles: None,
+    ):
+        # The memory of all sums, not of the part that is given out.
+        assert sum(slab.logits.untyped_storage().nbytes() for slab in slabs) <= limit
+        canvas.add(box, slabs)
+        boxes += 1
+    assert boxes > 1
+    np.testing.assert_array_equal(canvas.segmentation, expected)
+
+
+def test_networks_of_other_labels_are_refused(make_model: Callable[..., Any]) -> None:
+    two, three = (make_model(Mixed(3, heads, 0), (8, 8, 8), heads, num_channels=1) for heads in (2, 3))
+    with pytest.raises(UserError, match="differ in labels"):
+        Predictor((two, three))
