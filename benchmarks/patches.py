@@ -127,7 +127,7 @@ def torchio_queue(job: dict[str, Any]) -> list[float]:
         tio.SubjectsDataset(subjects, transform=transform),
         max_length=8 * job["batch"],
         samples_per_volume=4,
-        sampler=tio.data.LabelSampler(tuple(job["patch"][::-1]), "label", {0: 1, 1: 1}),
+        sampler=tio.data.UniformSampler(tuple(job["patch"][::-1])),
         num_workers=job["workers"],
     )
 

@@ -43,7 +43,8 @@ def test_3d_batches(make_module: Make, store: Any, nnunet_group: dict[str, Any])
             assert batch["image"].shape == (3, 1, 8, 10, 6)
             assert batch["label"].shape == (3, 1, 8, 10, 6)
             assert batch["image"].dtype == torch.float32
-            assert batch["label"].dtype == torch.int64
+            assert batch["label"].dtype == torch.int16
+            assert module.on_after_batch_transfer(batch, 0)["label"].dtype == torch.int64
             assert batch["image"].is_contiguous()
             assert len(batch["case_id"]) == 3
 

@@ -32,7 +32,8 @@ def test_batches_are_those_of_the_workers(
         assert set(batch) == {"image", "label", "case_id"}
         assert batch["case_id"] == expected["case_id"]
         assert torch.equal(batch["image"], expected["image"])
-        assert torch.equal(batch["label"], expected["label"])
+        assert batch["label"].dtype == torch.int64
+        assert torch.equal(batch["label"], expected["label"].long())
         assert late.transfer_s > 0
     for batch, expected in zip(late.val_dataloader(), early.val_dataloader(), strict=True):
         assert torch.equal(late.on_after_batch_transfer(batch, 0)["image"], expected["image"])

@@ -251,11 +251,11 @@ def test_whole_cases_are_validated_every_few_epochs(small_fit: Fit, prepared: An
 DDP_STEPS = ["trainer.max_epochs=20", "trainer.limit_train_batches=1", "plan.batch_size=4"]
 
 
-def command(project_dir: Path, small: list[str], paths: Path, *overrides: str) -> None:
+def command(project_dir: Path, small: list[str], paths: Path, *overrides: str, sweep: bool = False) -> None:
     """Run train.py with the small settings in processes of its own."""
     folders = [f"paths.{name}={paths / name}" for name in ("raw", "preprocessed", "runs")]
     result = subprocess.run(
-        [sys.executable, str(project_dir / "train.py"), *small, *folders, *overrides],
+        [sys.executable, str(project_dir / "train.py"), *(["-m"] if sweep else []), *small, *folders, *overrides],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -288,7 +288,7 @@ def test_two_processes_train_as_one(
 def test_cross_validation_is_a_sweep(
     small_settings: list[str], small_paths: Path, prepared: Any, project_dir: Path
 ) -> None:
-    command(project_dir, small_settings, small_paths, "-m", "fold=0,1,2,3,4", "name=cv", "trainer.max_epochs=1")
+    command(project_dir, small_settings, small_paths, "fold=0,1,2,3,4", "name=cv", "trainer.max_epochs=1", sweep=True)
     (pooled,) = (small_paths / "runs" / "cv").glob("*/cross_validation_seed_0.csv")
     with pooled.open() as file:
         table = list(csv.DictReader(file))

@@ -56,7 +56,7 @@ def first_batch(prepared: Any) -> dict[str, Any]:
         seed=0,
         iterations=1,
     )
-    return next(iter(module.train_dataloader()))
+    return module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
 
 
 def logits_of(folder: RunFolder, image: torch.Tensor) -> np.ndarray:

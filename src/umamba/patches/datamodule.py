@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class PatchDataModule(lightning.LightningDataModule):
     """Feeds batches {"image": float32 (B, C, *patch), "label": int64 (B, 1, *patch), "case_id": list of str}.
 
+    The loaders' labels are int16, which travels faster; they become int64 where the network is.
+
     Args:
         store: the preprocessed cases.
         configuration: the plan's configuration: patch size, batch size, channels with masked normalisation.
@@ -118,11 +120,10 @@ class PatchDataModule(lightning.LightningDataModule):
         return moved
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment a training batch where it is now, with augmentation.device=gpu; that counts as transfer."""
-        if "number" not in batch:
-            return batch
+        """Make the labels int64, and with augmentation.device=gpu augment a training batch; that counts as transfer."""
         start = time.perf_counter()
-        patches = self.train_patches.transform_batch(batch, self.dim)
+        patches = self.train_patches.transform_batch(batch, self.dim) if "number" in batch else batch
+        patches["label"] = patches["label"].long()
         self.transfer_s += self._seconds_since(start, patches["image"].device)
         return patches
 

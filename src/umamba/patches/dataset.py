@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torchio as tio
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler, get_worker_info
+from torch.utils.data import Dataset, DistributedSampler, default_collate, get_worker_info
 
 from umamba.labels import LabelSet
 from umamba.patches.sampling import OUTSIDE, draw_start, draw_voxel, is_forced, read_box
@@ -16,6 +16,9 @@ from umamba.patches.seeding import generator_of, seeded_torch
 
 if TYPE_CHECKING:
     from umamba.preprocessing import CaseStore, StoredCase
+
+
+IMAGES = ("image", "label")
 
 
 class OpenCases:
@@ -183,12 +186,12 @@ class PatchSampler(DistributedSampler[int]):
 
 
 def collate_patches(subjects: Sequence[tio.Subject], dim: int) -> dict[str, Any]:
-    """Return "image" float32 (B, C, *patch), "label" int64 (B, 1, *patch), "case_id"; 2D: without the first axis.
+    """Return "image" float32 (B, C, *patch), "label" int16 (B, 1, *patch), "case_id"; 2D: without the first axis.
 
     Boxes that are yet to be transformed also have their "number".
     """
-    image = torch.stack([subject.get_image("image").data for subject in subjects])
-    label = torch.stack([subject.get_image("label").data for subject in subjects]).long()
+    # PyTorch's collation writes straight into the memory that a worker shares with the main process.
+    image, label = (default_collate([subject.get_image(name).data for subject in subjects]) for name in IMAGES)
     if dim == 2:
         image, label = image.squeeze(2), label.squeeze(2)
     told = [name for name in ("case_id", "number") if name in subjects[0]]

@@ -172,12 +172,18 @@ class ApplyGamma(ChannelTransform):
 
     def change(self, channel_ZYX: Tensor) -> Tensor:
         """Return the channel with another gamma."""
-        signed = channel_ZYX * self.sign
-        std, mean = torch.std_mean(signed, correction=0)
+        signed = channel_ZYX if self.sign > 0 else -channel_ZYX
+        std, mean = std_and_mean(signed)
         lowest, highest = torch.aminmax(signed)
-        curved = ((signed - lowest) / (highest - lowest).clamp_min(TINY)).pow_(draw_around_one(self.exponent))
-        new_std, new_mean = torch.std_mean(curved, correction=0)
-        return ((curved - new_mean) * (std / new_std.clamp_min(TINY)) + mean) * self.sign
+        curved = (signed - lowest).div_((highest - lowest).clamp_min(TINY)).pow_(draw_around_one(self.exponent))
+        new_std, new_mean = std_and_mean(curved)
+        return curved.sub_(new_mean).mul_(std / new_std.clamp_min(TINY)).add_(mean).mul_(self.sign)
+
+
+def std_and_mean(channel_ZYX: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the (population) standard deviation and the mean; torch.std_mean takes many times as long on a CPU."""
+    mean = channel_ZYX.mean()
+    return torch.linalg.vector_norm(channel_ZYX - mean) / channel_ZYX.numel() ** 0.5, mean
 
 
 class ClearOutside(tio.Transform):
