@@ -31,6 +31,7 @@ def main(composed: DictConfig) -> None:
         workers=config.workers,
         max_memory_gb=config.max_memory_gb,
         save_probabilities=config.probabilities,
+        instances=config.instances,
     )
     print(f"{len(written)} segmentations written to {config.output}")
 

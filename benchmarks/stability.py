@@ -5,15 +5,14 @@ python benchmarks/stability.py [--steps 1000]
 A small 2D U-Mamba_Enc is trained by the official recipe (Dice and cross-entropy, deep supervision, SGD with Nesterov
 momentum 0.99, clipping at 12) with a learning rate of 0.1, on images that are in turn scaled by 1e3, constant, and
 almost everywhere zero; in float32, in bfloat16 autocast, and in float16 autocast with loss scaling as GPUs do it.
-"official" is the released formulation: the same network, without the saturation of float16. Counted are steps whose
-loss is not finite, and steps whose gradient is not, which loss scaling skips. A run ends early when nothing moves any
-more.
+"official" is the released formulation: the same network, without the saturation of float16. Counted are optimisation
+steps, attempts whose loss is not finite, and attempts whose (scaled) gradient is not. With loss scaling the latter is
+no step: the scale is halved and the same batch tried again. A run ends early when nothing moves any more.
 """
 
 import argparse
 import math
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -36,12 +35,13 @@ _STUCK = 100  # non-finite steps in a row after which a run is over
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened in a run: steps made, with non-finite loss, with non-finite gradient; the last finite loss."""
+    """What happened: steps made, attempts with non-finite loss, with non-finite gradient, last finite loss, scale."""
 
     steps: int
     losses: int
     gradients: int
     last_loss: float
+    scale: float
 
 
 def configuration() -> Configuration:
@@ -98,7 +98,7 @@ def unbounded() -> AbstractContextManager[object]:
     return All()
 
 
-def train(dtype: torch.dtype | None, steps: int, say: Callable[[int], None] = lambda _: None) -> Outcome:
+def train(dtype: torch.dtype | None, steps: int) -> Outcome:
     """Train from seed 0 and count."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -108,8 +108,9 @@ def train(dtype: torch.dtype | None, steps: int, say: Callable[[int], None] = la
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
     losses = gradients = in_a_row = done = 0
     last = math.nan
-    for step in range(steps):
-        image, label = draw(KINDS[step % len(KINDS)], generator)
+    while done < steps and in_a_row < _STUCK:
+        if in_a_row == 0 or not scaler.is_enabled():
+            image, label = draw(KINDS[done % len(KINDS)], generator)
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             logits = network(image)
         loss = loss_of(logits, label)
@@ -123,11 +124,8 @@ def train(dtype: torch.dtype | None, steps: int, say: Callable[[int], None] = la
         losses, gradients = losses + (not finite[0]), gradients + (not finite[1])
         last = float(loss.detach()) if finite[0] else last
         in_a_row = 0 if all(finite) else in_a_row + 1
-        done = step + 1
-        say(done)
-        if in_a_row == _STUCK:
-            break
-    return Outcome(done, losses, gradients, last)
+        done += all(finite) or not scaler.is_enabled()
+    return Outcome(done, losses, gradients, last, scaler.get_scale())
 
 
 def main() -> None:
@@ -136,7 +134,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     arguments = parser.parse_args()
     print(f"{machine()}, torch {torch.__version__}")
-    print(f"{'':22}{'steps':>8}{'loss not finite':>18}{'gradient not finite':>22}{'last finite loss':>18}")
+    print(f"{'':22}{'steps':>8}{'loss not finite':>18}{'gradient not finite':>22}{'last finite loss':>18}{'scale':>9}")
     for precision, dtype in PRECISIONS.items():
         for formulation, context in (("ours", nullcontext()), ("official", unbounded())):
             start = time.perf_counter()
@@ -144,7 +142,7 @@ def main() -> None:
                 found = train(dtype, arguments.steps)
             print(
                 f"{precision:10}{formulation:12}{found.steps:8}{found.losses:18}{found.gradients:22}"
-                f"{found.last_loss:18.4g}   ({time.perf_counter() - start:.0f} s)",
+                f"{found.last_loss:18.4g}{found.scale:9.4g}   ({time.perf_counter() - start:.0f} s)",
                 flush=True,
             )
 

@@ -149,6 +149,7 @@ class PredictionConfig:
     precision: str = "auto"  # auto, 32-true, bf16-mixed or 16-mixed
     max_memory_gb: float | None = None  # GiB of main memory the process may take; null: no limit
     probabilities: bool = False  # write NAME.npz, too
+    instances: str | None = None  # components or watershed: write NAME_label.tiff, too; null: no instances
     overwrite: bool = False  # segment again what is already there
     workers: int = 2  # threads on either side of the network
 

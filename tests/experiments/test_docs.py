@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -125,12 +126,15 @@ def test_the_worked_example_of_a_backbone_trains(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the phantom of each archive, where a small network has been trained."""
+    """Return a folder with each archive's phantom, two folds of a small U-Net, its export and its segmentations."""
     folder = tmp_path_factory.mktemp("docs")
     for archive, write in WRITERS.items():
         write(folder / archive, 5, 2, 0)
-    said = run(folder, ["train.py", "experiment=cell_unet", "+smoke=true", *SHORT])
+    said = run(folder, ["train.py", "-m", "experiment=flare_unet", "fold=0,1", "+smoke=true", *SHORT])
     assert "Run folder" in said
+    for text in ("export.py checkpoint=PATH output=DIR", "predict.py checkpoint=PATH input=IMAGES output=DIR"):
+        script, *rest = filled(text.split(), folder)
+        run(folder, [script, *rest[:-1], "output=nnunet" if script == "export.py" else "output=segmentations"])
     return folder
 
 
@@ -150,15 +154,44 @@ def filled(rest: list[str], folder: Path) -> list[str]:
     if script == "convert.py":
         archive = next(text.removeprefix("archive=") for text in rest if text.startswith("archive="))
         return [text.replace("source=FOLDER", f"source={archive}") for text in rest]
-    if script == "predict.py":
-        checkpoint = next(folder.glob("runs/smoke_cell_unet/*/*/*/checkpoints/last.ckpt"))
-        images = next(folder.glob("data/raw/Dataset994_SmokeCell/imagesTs"))
-        return [script, f"checkpoint={checkpoint}", f"input={images}", "output=predicted"]
     if script in ("train.py", "prepare.py") and "--help" not in rest:
         own = {text.split("=")[0] for text in rest}
         short = [text for text in SHORT if text.split("=")[0] not in own and script == "train.py"]
         return [text.replace("=PATH", "=there") for text in rest] + short + ["+smoke=true"] * ("+smoke" not in own)
+    if script.endswith(".py") and script != "report.py":
+        return [
+            script,
+            *(f"{key}={value_of(key, text, folder)}" for key, text in (each.split("=", 1) for each in rest[1:])),
+        ]
     return ["dry-run" if text == "submit" else text for text in rest]
+
+
+def value_of(key: str, text: str, folder: Path) -> str:
+    """Return what stands for a placeholder in the workspace; other values as they are."""
+    raw = folder / "data" / "raw" / "Dataset991_SmokeFlare"
+    runs = folder / "runs" / "smoke_flare_unet" / "3d_fullres"
+    first, second = (runs / f"fold_{fold}" / "seed_0" / "checkpoints" / "last.ckpt" for fold in (0, 1))
+    exported = [path.parents[1] for path in folder.glob("nnunet/*/*/fold_0/checkpoint_final.pth")]
+    if key == "checkpoint":
+        if text.startswith("["):
+            return f"[{first},{second}]"
+        official = text.endswith(".pth") or "nnUNet" in text
+        return str(
+            exported[0] / ("fold_0/checkpoint_final.pth" if text.endswith(".pth") else "") if official else first
+        )
+    if key == "output":
+        return tempfile.mkdtemp(dir=folder)
+    if key == "plan.from_file":
+        return str(exported[0] / "plans.json")
+    known = {
+        "input": raw / "imagesTs",
+        "predictions": folder / "segmentations",
+        "truth": raw / "labelsTs",
+        "raw_dataset": raw,
+        "dataset.root": raw,
+        "candidates": f"[{runs}]",
+    }
+    return str(known.get(key, text))
 
 
 @pytest.mark.slow

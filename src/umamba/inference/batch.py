@@ -16,22 +16,29 @@ from umamba.inference.postprocessing import PostProcessing
 from umamba.inference.probabilities import ProbabilitiesFile
 from umamba.inference.segment import Prepared, Settings, paint, prepare_image
 from umamba.io import Geometry, StorageError, UserError, read_image, voxel_count, write_segmentation
+from umamba.labels.instance_maps import numbered_instances
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a case's results go: its segmentation and, if they are wanted, its probabilities."""
+    """Where a case's results go: its segmentation and, if they are wanted, its probabilities and numbered instances."""
 
     segmentation: Path
     probabilities: Path | None
+    instances: Path | None
+
+    @property
+    def paths(self) -> tuple[Path | None, ...]:
+        """All of them, the segmentation last, as they are written."""
+        return self.probabilities, self.instances, self.segmentation
 
     def complete(self) -> bool:
         """Whether all of them are there."""
-        return self.segmentation.exists() and (self.probabilities is None or self.probabilities.exists())
+        return all(path is None or path.exists() for path in self.paths)
 
     def remove(self) -> None:
         """Remove what is there."""
-        for path in (self.segmentation, self.probabilities):
+        for path in self.paths:
             if path is not None:
                 path.unlink(missing_ok=True)
 
@@ -43,12 +50,14 @@ class Batch:
     Attributes:
         models: the networks.
         post_processing: applied to each segmentation.
+        instances: how segmentations become numbered instances (`numbered_instances`); None: they do not.
         settings: how images are gone through.
         workers: threads that read and preprocess, and as many that resample and write.
     """
 
     models: Sequence[Model]
     post_processing: PostProcessing
+    instances: str | None
     settings: Settings
     workers: int
 
@@ -125,7 +134,10 @@ class Batch:
             rest()
             if file is not None:
                 file.save()
-            write_segmentation(target.segmentation, self.post_processing.apply(canvas.segmentation), geometry)
+            segmentation = self.post_processing.apply(canvas.segmentation)
+            if target.instances is not None and self.instances is not None:
+                write_segmentation(target.instances, numbered_instances(segmentation, self.instances), geometry)
+            write_segmentation(target.segmentation, segmentation, geometry)
 
 
 class _noting:

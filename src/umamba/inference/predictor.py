@@ -32,6 +32,7 @@ from umamba.io import (
     write_json,
 )
 from umamba.labels import LabelSet
+from umamba.labels.instance_maps import BOUNDARY, INTERIOR, METHODS
 
 _SETTINGS = "prediction.json"
 _LOCK = ".prediction.lock"
@@ -128,6 +129,7 @@ class Predictor:
         workers: int = 2,
         max_memory_gb: float | None = None,
         save_probabilities: bool = False,
+        instances: str | None = None,
     ) -> list[Path]:
         """Segment a file, a DICOM series or all images of a folder into output/NAME<file_ending>.
 
@@ -142,6 +144,7 @@ class Predictor:
             workers=workers,
             max_memory_gb=max_memory_gb,
             save_probabilities=save_probabilities,
+            instances=instances,
         )
 
     def predict_cases(
@@ -155,6 +158,7 @@ class Predictor:
         workers: int = 2,
         max_memory_gb: float | None = None,
         save_probabilities: bool = False,
+        instances: str | None = None,
     ) -> list[Path]:
         """Segment cases into output/<case_id><file_ending>, reading and writing beside the network.
 
@@ -168,18 +172,24 @@ class Predictor:
             max_memory_gb: GiB of main memory that this process may take; None: no limit. The result does not depend on
                 it; a low limit costs time.
             save_probabilities: write output/<case_id>.npz, too: `probabilities` (num_classes, Z, Y, X) float32.
+            instances: components or watershed: write output/<case_id>_label.tiff, too, the numbered instances of a
+                network of interior and boundary (`numbered_instances`); None: none.
 
         Returns:
             The segmentations written now, in the order of the cases.
 
         Raises:
-            UserError: the folder holds segmentations of another network or other settings; or, after all other cases
+            UserError: the folder holds segmentations of another network or other settings; instances are asked of a
+                network without interior and boundary; or, after all other cases
                 are done, the ones that could not be segmented, each with its reason.
             StorageError: the output cannot be written; what was written before is complete.
         """
         output = Path(output)
         settings = Settings(tile_step_size, tta, MemoryLimit(max_memory_gb, self.models, tta))
-        targets = {case.case_id: self._target(output, case, save_probabilities) for case in cases}
+        self._check_instances(instances)
+        targets = {
+            case.case_id: self._target(output, case, save_probabilities, instances is not None) for case in cases
+        }
         inputs = {path.resolve() for case in cases for path in case.images}
         for target in targets.values():
             if target.segmentation.resolve() in inputs:
@@ -192,11 +202,11 @@ class Predictor:
                 remove_stale(output)
                 if overwrite:
                     for case in cases:
-                        self._target(output, case, True).remove()
+                        self._target(output, case, True, True).remove()
                     (output / _SETTINGS).unlink(missing_ok=True)
-                _claim(output, self._record(settings))
+                _claim(output, self._record(settings, instances))
             wanted = [case for case in cases if not targets[case.case_id].complete()]
-            batch = Batch(self.models, self.post_processing, settings, max(1, workers))
+            batch = Batch(self.models, self.post_processing, instances, settings, max(1, workers))
             problems = batch.run(wanted, [targets[case.case_id] for case in wanted])
         if problems:
             raise UserError(
@@ -205,12 +215,25 @@ class Predictor:
             )
         return [targets[case.case_id].segmentation for case in wanted]
 
-    def _target(self, output: Path, case: RawCase, probabilities: bool) -> Target:
+    def _target(self, output: Path, case: RawCase, probabilities: bool, instances: bool) -> Target:
         name = f"{case.case_id}{self.file_ending}"
-        return Target(output / name, output / f"{case.case_id}.npz" if probabilities else None)
+        return Target(
+            output / name,
+            output / f"{case.case_id}.npz" if probabilities else None,
+            output / f"{case.case_id}_label.tiff" if instances else None,
+        )
 
-    def _record(self, settings: Settings) -> dict[str, Any]:
-        """Return what the segmentations of a folder depend on beside the images."""
+    def _check_instances(self, method: str | None) -> None:
+        if method is not None and method not in METHODS:
+            raise UserError(f"instances={method}: give {' or '.join(METHODS)}, or null for none.")
+        if method is not None and self.labels.values != ((INTERIOR,), (BOUNDARY,)):
+            raise UserError(
+                f"instances={method}: needs a network of two labels, {INTERIOR} the interior and {BOUNDARY} the "
+                f"boundary; this one has {', '.join(self.labels.names)}. Leave instances away."
+            )
+
+    def _record(self, settings: Settings, instances: str | None) -> dict[str, Any]:
+        """Return what the results in a folder depend on beside the images."""
         identities = [model.identity for model in self.models]
         record: dict[str, Any] = {
             "network": identities[0] if len(identities) == 1 else identities,
@@ -219,6 +242,8 @@ class Predictor:
         }
         if self.post_processing.steps:
             record["post_processing"] = [list(step) for step in self.post_processing.steps]
+        if instances is not None:
+            record["instances"] = instances
         return record
 
 

@@ -1,0 +1,98 @@
+"""Numbered instances from maps of interior and boundary, by hand-made cells and through the predictor."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from umamba.evaluation.objects import match_objects
+from umamba.inference import Model, Predictor
+from umamba.io import UserError, read_label, write_segmentation
+from umamba.io.image import Geometry
+from umamba.labels.instance_maps import BOUNDARY, INTERIOR, interior_and_boundary, numbered_instances
+
+SHAPE = (40, 70)
+Y, X = np.mgrid[: SHAPE[0], : SHAPE[1]]
+
+
+def disc(y: float, x: float, radius: float) -> np.ndarray:
+    return (Y - y) ** 2 + (X - x) ** 2 <= radius**2
+
+
+def three_cells() -> np.ndarray:
+    """Return two cells that touch, and one apart."""
+    cells = np.where(disc(18, 16, 10), 1, 0)
+    cells[disc(20, 34, 9) & (cells == 0)] = 2
+    cells[disc(20, 58, 6)] = 3
+    return cells
+
+
+class Classes(nn.Module):
+    """Logits that are highest for the class that the intensity names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([-(x - value).abs() for value in range(3)], dim=1)
+
+
+def test_components_are_the_interiors() -> None:
+    classes = interior_and_boundary(three_cells())
+    found = numbered_instances(classes, "components")
+    assert found.max() == 3
+    assert np.array_equal(found > 0, classes == INTERIOR)
+    for number in (1, 2, 3):
+        assert len(np.unique(found[(three_cells() == number) & (classes == INTERIOR)])) == 1
+
+
+def test_watershed_gives_cells_back_with_their_boundaries() -> None:
+    cells = three_cells()
+    found = numbered_instances(interior_and_boundary(cells), "watershed")
+    assert np.array_equal(found > 0, cells > 0)
+    assert match_objects(cells, found, 0.9) == (3, 3, 3)
+    assert np.array_equal(found[None], numbered_instances(interior_and_boundary(cells)[None], "watershed"))
+
+
+def test_watershed_parts_interiors_that_touch() -> None:
+    classes = np.where(disc(20, 20, 10) | disc(20, 36, 10), INTERIOR, 0).astype(np.uint8)
+    assert numbered_instances(classes, "components").max() == 1
+    found = numbered_instances(classes, "watershed")
+    assert found.max() == 2
+    assert len({found[20, 20], found[20, 36]}) == 2
+    # The line between them is where the discs meet.
+    assert np.abs(np.flatnonzero(np.diff(found[20, 15:42]) != 0) + 15 - 27.5).max() <= 1
+
+
+def test_no_cells() -> None:
+    for method in ("components", "watershed"):
+        assert not numbered_instances(np.zeros((5, 6), np.uint8), method).any()
+    # Without an interior there is no cell that the boundary could belong to.
+    assert not numbered_instances(np.full((5, 6), BOUNDARY, np.uint8), "watershed").any()
+
+
+def test_predictor_writes_them_beside_the_classes(make_model: Callable[..., Model], tmp_path: Path) -> None:
+    classes = interior_and_boundary(three_cells())[None]
+    geometry = Geometry((999.0, 1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), classes.shape, True)
+    write_segmentation(tmp_path / "images" / "cells.png", classes, geometry)
+    predictor = Predictor((make_model(Classes(), (16, 16), 3, num_channels=1),))
+    asked = {"tile_step_size": 1.0, "instances": "watershed"}
+    (segmentation,) = predictor.predict(tmp_path / "images", tmp_path / "out", **asked)
+    assert np.array_equal(read_label(segmentation).array[0], classes)
+    instances = read_label(tmp_path / "out" / "cells_label.tiff").array[0]
+    assert np.array_equal(instances, numbered_instances(classes, "watershed"))
+    assert predictor.predict(tmp_path / "images", tmp_path / "out", **asked) == []
+    (tmp_path / "out" / "cells_label.tiff").unlink()
+    assert predictor.predict(tmp_path / "images", tmp_path / "out", **asked) == [segmentation]
+    with pytest.raises(UserError, match="other settings"):
+        predictor.predict(tmp_path / "images", tmp_path / "out", tile_step_size=1.0, instances="components")
+
+
+@pytest.mark.parametrize(
+    ("classes", "method", "message"), [(3, "regions", "components or watershed"), (4, "components", "label 3")]
+)
+def test_mistakes(make_model: Callable[..., Model], tmp_path: Path, classes: int, method: str, message: str) -> None:
+    predictor = Predictor((make_model(Classes(), (16, 16), classes, num_channels=1),))
+    with pytest.raises(UserError, match=message):
+        predictor.predict_cases([], tmp_path / "out", instances=method)
+    assert not (tmp_path / "out").exists()
