@@ -15,8 +15,14 @@ WIRING = {
 }
 # A room that is further left than its place in the order allows.
 NARROWER = {"evaluation": {"io", "labels"}, "networks": {"io", "planning"}}
-OPTIONAL = {"mamba_ssm": {"networks/scan/cuda.py"}, "numba": {"networks/scan"}, "monai": {"networks/monai_nets.py"},
-            "wandb": {"training/loggers.py"}, "triton": {"networks/scan/triton"}, "hydra": {"entry.py"}}  # fmt: skip
+OPTIONAL = {
+    "mamba_ssm": {"networks/scan/cuda.py"},
+    "numba": {"networks/scan", "patches/resample.py"},
+    "monai": {"networks/monai_nets.py"},
+    "wandb": {"training/loggers.py"},
+    "triton": {"networks/scan/triton"},
+    "hydra": {"entry.py"},
+}
 
 
 def imported_modules(path: Path) -> set[str]:

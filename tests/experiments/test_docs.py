@@ -132,6 +132,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(folder / archive, 5, 2, 0)
     said = run(folder, ["train.py", "-m", "experiment=flare_unet", "fold=0,1", "+smoke=true", *SHORT])
     assert "Run folder" in said
+    run(folder, ["train.py", "experiment=cell_unet", "fold=0", "+smoke=true", *SHORT])
     for text in ("export.py checkpoint=PATH output=DIR", "predict.py checkpoint=PATH input=IMAGES output=DIR"):
         script, *rest = filled(text.split(), folder)
         run(folder, [script, *rest[:-1], "output=nnunet" if script == "export.py" else "output=segmentations"])
@@ -151,25 +152,28 @@ def run(folder: Path, rest: list[str]) -> str:
 def filled(rest: list[str], folder: Path) -> list[str]:
     """Return a command with the placeholders filled in, short: trainings as smoke runs, submissions as dry runs."""
     script = rest[0]
+    if "--help" in rest:
+        return rest
     if script == "convert.py":
         archive = next(text.removeprefix("archive=") for text in rest if text.startswith("archive="))
         return [text.replace("source=FOLDER", f"source={archive}") for text in rest]
-    if script in ("train.py", "prepare.py") and "--help" not in rest:
+    if script in ("train.py", "prepare.py"):
         own = {text.split("=")[0] for text in rest}
         short = [text for text in SHORT if text.split("=")[0] not in own and script == "train.py"]
         return [text.replace("=PATH", "=there") for text in rest] + short + ["+smoke=true"] * ("+smoke" not in own)
     if script.endswith(".py") and script != "report.py":
+        cells = any(text.startswith("instances=") for text in rest)
         return [
             script,
-            *(f"{key}={value_of(key, text, folder)}" for key, text in (each.split("=", 1) for each in rest[1:])),
+            *(f"{key}={value_of(key, text, folder, cells)}" for key, text in (each.split("=", 1) for each in rest[1:])),
         ]
     return ["dry-run" if text == "submit" else text for text in rest]
 
 
-def value_of(key: str, text: str, folder: Path) -> str:
-    """Return what stands for a placeholder in the workspace; other values as they are."""
-    raw = folder / "data" / "raw" / "Dataset991_SmokeFlare"
-    runs = folder / "runs" / "smoke_flare_unet" / "3d_fullres"
+def value_of(key: str, text: str, folder: Path, cells: bool) -> str:
+    """Return what stands for a placeholder in the workspace, of cells or of organs; others as they are."""
+    raw = folder / "data" / "raw" / ("Dataset994_SmokeCell" if cells else "Dataset991_SmokeFlare")
+    runs = next((folder / "runs").glob("smoke_cell_unet/*" if cells else "smoke_flare_unet/*"))
     first, second = (runs / f"fold_{fold}" / "seed_0" / "checkpoints" / "last.ckpt" for fold in (0, 1))
     exported = [path.parents[1] for path in folder.glob("nnunet/*/*/fold_0/checkpoint_final.pth")]
     if key == "checkpoint":

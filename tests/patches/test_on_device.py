@@ -10,7 +10,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from umamba.io import UserError
 from umamba.patches.intensity import blur_axis
-from umamba.patches.spatial import rotation_matrix, vote_label_by_sampling, vote_label_patch
+from umamba.patches.resample import resample_patch
+from umamba.patches.spatial import rotation_matrix, vote_label_by_sampling
 
 Make = Callable[..., Any]
 
@@ -54,7 +55,7 @@ def test_votes_are_the_same(angles: list[float], factor: float) -> None:
     label = np.random.default_rng(0).integers(-1, 4, size=(1, 9, 16, 14)).astype(np.int16)
     matrix = factor * rotation_matrix(angles)
     size = (9, 14, 18)
-    expected = vote_label_patch(label, matrix, size)
+    _, expected = resample_patch(label.astype(np.float32), label, matrix, size)
     voted = vote_label_by_sampling(torch.from_numpy(label), matrix, size)
     assert voted.dtype == torch.int16
     assert set(np.unique(expected)) == {-1, 0, 1, 2, 3}

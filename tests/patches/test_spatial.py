@@ -9,13 +9,13 @@ import torchio as tio
 from scipy.ndimage import map_coordinates
 
 from umamba.patches.augmentation import is_flat, max_degrees
+from umamba.patches.resample import resample_patch
 from umamba.patches.settings import Augmentation, Rotation, Scaling
 from umamba.patches.spatial import (
     RotateScaleCrop,
     crop_centre,
     resample_image_patch,
     rotation_matrix,
-    vote_label_patch,
 )
 
 CASES = [
@@ -44,9 +44,13 @@ def test_image_is_interpolated_linearly(source, target, angles, factor) -> None:
     matrix = rotation_matrix(angles) * factor
     points = source_points(matrix, source, target)
     expected = np.stack([map_coordinates(c.astype(float), points, order=1, mode="grid-constant") for c in image])
-    result = resample_image_patch(torch.from_numpy(image), matrix, target)
-    assert result.shape == (2, *target)
-    np.testing.assert_allclose(result.numpy(), expected, atol=2e-5)
+    label = np.zeros((1, *source), np.int16)
+    for result in (
+        resample_patch(image, label, matrix, target)[0],
+        resample_image_patch(torch.from_numpy(image), matrix, target).numpy(),
+    ):
+        assert result.shape == (2, *target)
+        np.testing.assert_allclose(result, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(("source", "target", "angles", "factor"), CASES)
@@ -62,7 +66,7 @@ def test_labels_vote(source, target, angles, factor) -> None:  # type: ignore[no
             for value in range(-1, 4)
         ]
     )
-    result = vote_label_patch(label[None], matrix, target)
+    _, result = resample_patch(label[None].astype(np.float32), label[None], matrix, target)
     assert result.shape == (1, *target)
     assert result.dtype == np.int16
     best, second = np.sort(votes, axis=0)[[-1, -2]]
@@ -77,7 +81,10 @@ def test_identity_is_the_crop() -> None:
     size = (5, 6, 7)
     assert torch.equal(crop_centre(image, size), image[:, 2:7, 3:9, 2:9])
     torch.testing.assert_close(resample_image_patch(image, np.eye(3), size), image[:, 2:7, 3:9, 2:9])
-    assert np.array_equal(vote_label_patch(label.numpy(), np.eye(3), size), label[:, 2:7, 3:9, 2:9])
+    for found, source in zip(
+        resample_patch(image.numpy(), label.numpy(), np.eye(3), size), (image, label), strict=True
+    ):
+        assert np.array_equal(found, source[:, 2:7, 3:9, 2:9])
 
 
 def test_a_quarter_turn_is_rot90() -> None:
@@ -85,7 +92,7 @@ def test_a_quarter_turn_is_rot90() -> None:
     matrix = rotation_matrix([np.pi / 2])
     turned = resample_image_patch(image, matrix, (1, 5, 5))
     assert any(torch.allclose(turned, torch.rot90(image, k, (2, 3)), atol=1e-4) for k in (1, 3))
-    voted = vote_label_patch(image.numpy().astype(np.int16), matrix, (1, 5, 5))
+    _, voted = resample_patch(image.numpy(), image.numpy().astype(np.int16), matrix, (1, 5, 5))
     np.testing.assert_array_equal(voted, turned.round().numpy().astype(np.int16))
 
 
@@ -99,7 +106,10 @@ def test_rotations_are_rotations(angles: list[float]) -> None:
 def test_a_factor_above_one_shows_more() -> None:
     label = np.zeros((1, 20, 20, 20), np.int16)
     label[:, 6:14, 6:14, 6:14] = 1
-    smaller, larger = (vote_label_patch(label, np.eye(3) * factor, (20, 20, 20)).clip(0).sum() for factor in (1.4, 0.7))
+    smaller, larger = (
+        resample_patch(label.astype(np.float32), label, np.eye(3) * factor, (20, 20, 20))[1].clip(0).sum()
+        for factor in (1.4, 0.7)
+    )
     assert smaller < 512 < larger
 
 
@@ -153,3 +163,31 @@ def test_it_is_a_torchio_transform() -> None:
     )
     result = RotateScaleCrop((4, 5, 6), False, 30.0, Rotation(p=1), Scaling(p=1))(subject)
     assert result["image"].data.shape == result["label"].data.shape == (1, 4, 5, 6)
+
+
+@pytest.mark.parametrize("in_plane", [False, True])
+def test_no_more_is_read_than_the_drawn_matrix_needs(in_plane: bool) -> None:
+    patch, largest = (9, 12, 10), (9, 25, 24) if in_plane else (21, 24, 23)
+    transform = RotateScaleCrop(patch, in_plane, 30.0, Rotation(p=0.5), Scaling(p=0.5))
+    generator = np.random.default_rng(0)
+    image = generator.normal(size=(1, *largest)).astype(np.float32)
+    label = generator.integers(-1, 3, size=(1, *largest)).astype(np.int16)
+    torch.manual_seed(0)
+    smaller = 0
+    for _ in range(60):
+        matrix = transform.draw_matrix()
+        size = transform.source_size(matrix, largest)
+        smaller += size < largest
+        whole, part = (
+            transform(
+                tio.Subject(
+                    image=tio.ScalarImage(tensor=crop_centre(torch.from_numpy(image), box).contiguous()),
+                    label=tio.LabelMap(tensor=crop_centre(torch.from_numpy(label), box).contiguous()),
+                    matrix=matrix,
+                )
+            )
+            for box in (largest, size)
+        )
+        torch.testing.assert_close(whole["image"].data, part["image"].data, rtol=0, atol=1e-5)
+        assert (whole["label"].data != part["label"].data).float().mean() < 0.002, "but for ties"
+    assert smaller > 40

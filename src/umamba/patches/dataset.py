@@ -2,7 +2,8 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +14,18 @@ from torch.utils.data import Dataset, DistributedSampler, default_collate, get_w
 from umamba.labels import LabelSet
 from umamba.patches.sampling import OUTSIDE, draw_start, draw_voxel, is_forced, read_box
 from umamba.patches.seeding import generator_of, seeded_torch
+from umamba.patches.spatial import RotateScaleCrop, crop_centre
 
 if TYPE_CHECKING:
     from umamba.preprocessing import CaseStore, StoredCase
 
 
 IMAGES = ("image", "label")
+
+
+def steps_of(transforms: tio.Transform) -> Sequence[tio.Transform]:
+    """Return the transforms of a chain, or the only one."""
+    return transforms.transforms if isinstance(transforms, tio.Compose) else [transforms]
 
 
 class OpenCases:
@@ -54,7 +61,7 @@ class PatchDataset(Dataset[tio.Subject]):
         labels: the label set.
         transforms: what a patch goes through; ends with size `patch_size` and without -1 in the label.
         deferred: leave the transforms to `transform_batch`: subjects are boxes as they were read, with their `number`.
-        read_size: size (Z, Y, X) of the box that is read.
+        read_size: size (Z, Y, X) of the box that any rotation and scaling needs; read is what the drawn one needs.
         patch_size: size (Z, Y, X) of the result.
         batch_size: patches of a batch over all ranks.
         iterations: batches of an epoch.
@@ -83,6 +90,7 @@ class PatchDataset(Dataset[tio.Subject]):
         self.case_ids = tuple(case_ids)
         self.labels = labels
         self.transforms = transforms
+        self.spatial = next((each for each in steps_of(transforms) if isinstance(each, RotateScaleCrop)), None)
         self.read_size = tuple(read_size)
         self.patch_size = tuple(patch_size)
         self.batch_size = batch_size
@@ -122,38 +130,53 @@ class PatchDataset(Dataset[tio.Subject]):
         worker = get_worker_info()
         if worker is not None and self.in_work is not None:
             self.in_work[worker.id] = torch.tensor([os.getpid(), number])
-        index = number % len(self)
+        if self.deferred:
+            subject = self._read(number, self.read_size)
+            subject["number"] = number
+            return subject
+        return self._transformed(number, partial(self._read, number))
+
+    def _read(self, number: int, size: Sequence[int]) -> tio.Subject:
+        """Return the box of a patch, or the part of this size in its centre."""
         generator = generator_of(*self._key(number), "place")
         case_id = self.case_ids[generator.integers(len(self.case_ids))]
         case = self.cases.load(case_id)
-        forced = is_forced(index % self.batch_size, self.batch_size, self.oversample_foreground)
+        forced = is_forced(number % len(self) % self.batch_size, self.batch_size, self.oversample_foreground)
         voxel = draw_voxel(case.foreground, self.labels, forced, generator)
-        start = draw_start(case.image.shape[1:], self.read_size, self.patch_size, voxel, generator)
-        subject = tio.Subject(
-            image=tio.ScalarImage(tensor=torch.from_numpy(read_box(case.image, start, self.read_size, 0))),
-            label=tio.LabelMap(tensor=torch.from_numpy(read_box(case.label, start, self.read_size, OUTSIDE))),
+        box = draw_start(case.image.shape[1:], self.read_size, self.patch_size, voxel, generator)
+        start = [first + (whole - part) // 2 for first, whole, part in zip(box, self.read_size, size, strict=True)]
+        return tio.Subject(
+            image=tio.ScalarImage(tensor=torch.from_numpy(read_box(case.image, start, size, 0))),
+            label=tio.LabelMap(tensor=torch.from_numpy(read_box(case.label, start, size, OUTSIDE))),
             case_id=case_id,
         )
-        if self.deferred:
-            subject["number"] = number
-            return subject
-        return self._transformed(subject, number)
 
     def transform_batch(self, batch: Mapping[str, Any], dim: int) -> dict[str, Any]:
         """Return a batch of boxes (see `deferred`) as patches: each with the draws of its number, on its device."""
         boxes = batch["image"], batch["label"]
         images, labels = boxes if dim == 3 else (box.unsqueeze(2) for box in boxes)
-        subjects = [
-            self._transformed(
-                tio.Subject(image=tio.ScalarImage(tensor=image), label=tio.LabelMap(tensor=label), case_id=case_id),
-                number,
+
+        def cut(image: Tensor, label: Tensor, case_id: str, size: Sequence[int]) -> tio.Subject:
+            # Contiguous as what is read: the layout decides in what order sums are made.
+            parts = [crop_centre(tensor, size).contiguous() for tensor in (image, label)]
+            return tio.Subject(
+                image=tio.ScalarImage(tensor=parts[0]), label=tio.LabelMap(tensor=parts[1]), case_id=case_id
             )
+
+        subjects = [
+            self._transformed(number, partial(cut, image, label, case_id))
             for image, label, case_id, number in zip(images, labels, batch["case_id"], batch["number"], strict=True)
         ]
         return collate_patches(subjects, dim)
 
-    def _transformed(self, subject: tio.Subject, number: int) -> tio.Subject:
+    def _transformed(self, number: int, give: Callable[[Sequence[int]], tio.Subject]) -> tio.Subject:
+        """Return a patch; how it is turned is drawn first, so that `give` is asked for no larger a part than needed."""
         with seeded_torch(*self._key(number), "augmentation"):
+            if self.spatial is None:
+                return self.transforms(give(self.read_size))
+            matrix = self.spatial.draw_matrix()
+            subject = give(self.spatial.source_size(matrix, self.read_size))
+            subject["matrix"] = matrix
             return self.transforms(subject)
 
 

@@ -200,8 +200,9 @@ class ClearOutside(tio.Transform):
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Clear image and label."""
         label = subject.get_image("label").data
-        outside = label == OUTSIDE
-        for channel in self.channels:
-            subject.get_image("image").data[channel].masked_fill_(outside[0], 0.0)
-        label.masked_fill_(outside, 0)
+        if self.channels:
+            outside = label[0] == OUTSIDE
+            for channel in self.channels:
+                subject.get_image("image").data[channel].masked_fill_(outside, 0.0)
+        label.clamp_(min=0)  # nothing else is below zero
         return subject

@@ -82,10 +82,12 @@ def read_box(array: Any, start: Sequence[int], size: Sequence[int], outside: flo
         (max(0, first), min(extent, first + length))
         for first, length, extent in zip(start, size, array.shape[1:], strict=True)
     ]
-    box = np.empty((array.shape[0], *size), dtype=array.dtype)
-    if any(high - low < length for (low, high), length in zip(clipped, size, strict=True)):
-        box.fill(outside)
+    there = (slice(None), *(slice(low, high) for low, high in clipped))
+    if all(high - low == length for (low, high), length in zip(clipped, size, strict=True)):
+        box = array[there]
+        return box if box.flags.owndata else box.copy()
+    box = np.full((array.shape[0], *size), outside, dtype=array.dtype)
     if all(low < high for low, high in clipped):
         inside = tuple(slice(low - first, high - first) for (low, high), first in zip(clipped, start, strict=True))
-        box[(slice(None), *inside)] = array[(slice(None), *(slice(low, high) for low, high in clipped))]
+        box[(slice(None), *inside)] = array[there]
     return box

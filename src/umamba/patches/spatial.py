@@ -5,7 +5,7 @@ with zeros outside, and every label's indicator votes linearly, with -1 outside.
 """
 
 from collections.abc import Sequence
-from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 from torchio.transforms.augmentation import RandomTransform
 
+from umamba.patches.resample import resample_patch
 from umamba.patches.sampling import OUTSIDE
 from umamba.patches.settings import Rotation, Scaling
 
 
 class RotateScaleCrop(RandomTransform):
     """Rotate, scale and crop `image` and `label` of a subject to the centre patch.
+
+    The subject's `matrix` says how, if it was drawn before (`draw_matrix`), so that no more is read than it needs.
 
     Args:
         patch_size: (Z, Y, X), the size of the result.
@@ -42,15 +45,30 @@ class RotateScaleCrop(RandomTransform):
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Return the subject at the size of the patch; without rotation and scaling the centre is cut out."""
         image, label = subject.get_image("image"), subject.get_image("label")
-        matrix = self.draw_matrix()
+        matrix: Any = subject["matrix"] if "matrix" in subject else self.draw_matrix()
         if matrix is None:
-            image.set_data(crop_centre(image.data, self.patch_size))
-            label.set_data(crop_centre(label.data, self.patch_size))
+            patches = [crop_centre(each.data, self.patch_size) for each in (image, label)]
+        elif label.data.device.type == "cpu":
+            made = resample_patch(image.data.numpy(), label.data.numpy(), matrix, self.patch_size)
+            patches = [torch.from_numpy(array) for array in made]
         else:
-            image.set_data(resample_image_patch(image.data, matrix, self.patch_size))
-            vote = vote_label_by_numpy if label.data.device.type == "cpu" else vote_label_by_sampling
-            label.set_data(vote(label.data, matrix, self.patch_size))
+            patches = [
+                resample_image_patch(image.data, matrix, self.patch_size),
+                vote_label_by_sampling(label.data, matrix, self.patch_size),
+            ]
+        image.set_data(patches[0])
+        label.set_data(patches[1])
         return subject
+
+    def source_size(self, matrix: np.ndarray | None, largest: Sequence[int]) -> tuple[int, ...]:
+        """Return the part (Z, Y, X) in the centre of a box of size `largest` that a patch is made of."""
+        size = np.array(self.patch_size)
+        if matrix is None:
+            return self.patch_size
+        reach = np.abs(matrix) @ (size[-self.axes :] - 1)  # between the outermost places that are sampled
+        size[-self.axes :] = np.ceil(reach) + 3  # and the corners of their cells
+        size += (np.array(largest) - size) % 2  # the centre stays where it is
+        return tuple(np.minimum(size, largest).tolist())
 
     def draw_matrix(self) -> np.ndarray | None:
         """Return the (n, n) matrix that takes an offset from the patch centre to one in the source; None: identity."""
@@ -117,7 +135,7 @@ def sample_linearly(tensor_CZYX: Tensor, grid: Tensor) -> Tensor:
 
 
 def vote_label_by_sampling(label_CZYX: Tensor, matrix: np.ndarray, size: Sequence[int]) -> Tensor:
-    """Return the same as `vote_label_patch`, but for ties, on any device: the weights of one label after the other."""
+    """Return the label as `resample_patch` does, but for ties, on any device: one label after the other is weighed."""
     if len(matrix) == 2:
         label_CZYX = crop_centre(label_CZYX, (size[0], *label_CZYX.shape[2:]))
     grid = sampling_grid(label_CZYX, matrix, size)
@@ -129,11 +147,6 @@ def vote_label_by_sampling(label_CZYX: Tensor, matrix: np.ndarray, size: Sequenc
         result = torch.where(votes > best, value, result)
         best, outside = torch.maximum(best, votes), outside - votes
     return result.masked_fill(outside > best, OUTSIDE)
-
-
-def vote_label_by_numpy(label_CZYX: Tensor, matrix: np.ndarray, size: Sequence[int]) -> Tensor:
-    """Return the same as `vote_label_patch` of a tensor on the CPU."""
-    return torch.from_numpy(vote_label_patch(label_CZYX.numpy(), matrix, size))
 
 
 class MirrorPatch(tio.RandomFlip):
@@ -148,69 +161,3 @@ class MirrorPatch(tio.RandomFlip):
                 image = subject.get_image(name)
                 image.set_data(image.data.flip(axes))
         return subject
-
-
-def vote_label_patch(label_CZYX: np.ndarray, matrix: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Return the label with the largest linear weight at `matrix` times the offsets from the patch centre; -1 outside.
-
-    The corners of a source cell mostly agree, and then there is nothing to vote on: only the others are counted.
-    """
-    dims = len(matrix)
-    if dims == 2:
-        surplus = label_CZYX.shape[1] - size[0]
-        label_CZYX = label_CZYX[:, surplus // 2 : surplus // 2 + size[0]]
-    source, target = label_CZYX.shape[-dims:], size[-dims:]
-    stack = label_CZYX.reshape(-1, *source)
-    padded = np.pad(stack, [(0, 0), *[(1, 1)] * dims], constant_values=OUTSIDE)
-    strides = [int(np.prod(padded.shape[axis + 2 :])) for axis in range(dims)]
-
-    coordinates = _source_coordinates(matrix, source, target)
-    lower = [
-        np.minimum(coordinate.astype(np.int32), extent) for coordinate, extent in zip(coordinates, source, strict=True)
-    ]
-    index = sum(low * stride for low, stride in zip(lower, strides, strict=True)).ravel()
-    flat = padded.reshape(len(padded), -1)
-    result = flat[:, index]
-
-    which, where = np.nonzero(~_agreeing_cells(padded).reshape(len(padded), -1)[:, index])
-    fractions = [
-        (coordinate.ravel()[where] - low.ravel()[where]) for coordinate, low in zip(coordinates, lower, strict=True)
-    ]
-    corners = list(product((0, 1), repeat=dims))
-    labels = np.stack([flat[which, index[where] + np.dot(corner, strides)] for corner in corners])
-    weights = np.stack(
-        [
-            np.prod([part if on else 1 - part for part, on in zip(fractions, corner, strict=True)], axis=0)
-            for corner in corners
-        ]
-    )
-    votes = np.stack([np.where(labels == candidate, weights, 0).sum(axis=0) for candidate in labels])
-    result[which, where] = np.take_along_axis(labels, votes.argmax(axis=0)[None], axis=0)[0]
-    return result.reshape(label_CZYX.shape[0], *size)
-
-
-def _source_coordinates(matrix: np.ndarray, source: Sequence[int], target: Sequence[int]) -> list[np.ndarray]:
-    """Return per axis the coordinates (*target) in the source padded by one voxel, held within the padding."""
-    offsets = np.meshgrid(
-        *[np.arange(length, dtype=np.float32) - np.float32((length - 1) / 2) for length in target],
-        indexing="ij",
-        sparse=True,
-    )
-    coordinates = []
-    for row, extent in zip(matrix.astype(np.float32), source, strict=True):
-        coordinate = sum(factor * offset for factor, offset in zip(row, offsets, strict=True))
-        coordinates.append(np.clip(coordinate + np.float32((extent - 1) / 2 + 1), 0, extent + 1))
-    return coordinates
-
-
-def _agreeing_cells(padded: np.ndarray) -> np.ndarray:
-    """Return where the cell that begins at a voxel has the same label at all its corners; False at the far ends."""
-    dims = padded.ndim - 1
-    agreeing = np.zeros(padded.shape, dtype=bool)
-    first = padded[(slice(None), *[slice(None, -1)] * dims)]
-    same = np.ones(first.shape, dtype=bool)
-    for corner in product((0, 1), repeat=dims):
-        if any(corner):
-            same &= padded[(slice(None), *(slice(1, None) if on else slice(None, -1) for on in corner))] == first
-    agreeing[(slice(None), *[slice(None, -1)] * dims)] = same
-    return agreeing
