@@ -19,6 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from umamba.io.errors import UserError
+from umamba.io.itk import one_at_a_time
 
 # Compressed bytes read at once; deflate expands at most about 1000 times, so this bounds the memory to 64 MB.
 _CHUNK = 1 << 16
@@ -33,19 +34,25 @@ def decode(path: Path) -> sitk.Image:
         raise UserError(f"{path}: no such file. Check the name and the file ending.")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty. {_REMEDY}")
+    if path.name.lower().endswith((".gz", ".nii")):
+        _check_stream(path)
+    with one_at_a_time:
+        image = _read(path)
+    return _without_palette(path, image) if path.suffix.lower() == ".bmp" else image
+
+
+def _read(path: Path) -> sitk.Image:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(os.fspath(path))
-    if path.name.lower().endswith((".gz", ".nii")):
-        _check_stream(path)
-        reader.SetImageIO("NiftiImageIO" if path.name.lower().endswith((".nii", ".nii.gz")) else "")  # spares a search
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        reader.SetImageIO("NiftiImageIO")  # spares a search
     try:
         reader.ReadImageInformation()
         _check_length(path, reader)
-        image = reader.Execute()
+        return reader.Execute()
     except RuntimeError as error:
         raise UserError(f"{path}: cannot be decoded ({_reason(error)}). {_REMEDY}") from None
-    return _without_palette(path, image) if path.suffix.lower() == ".bmp" else image
 
 
 def _reason(error: RuntimeError) -> str:

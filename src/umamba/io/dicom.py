@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from umamba.io.errors import UserError
+from umamba.io.itk import one_at_a_time
 
 _POSITION, _ORIENTATION = "0020|0032", "0020|0037"
 _UNEVEN = 0.1  # largest deviation from the usual distance of slices, as a share of it
@@ -49,12 +50,12 @@ def series_files(folder: Path) -> list[Path]:
         UserError: there is none, or more than one.
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    with kept_locale():
+    with one_at_a_time, kept_locale():
         found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(os.fspath(folder))
     if len(found) != 1:
         what = "no DICOM series" if not found else f"{len(found)} DICOM series ({', '.join(found)})"
         raise UserError(f"{folder}: {what} in this folder. Give a folder with the files of one series.")
-    with kept_locale():
+    with one_at_a_time, kept_locale():
         return [Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(os.fspath(folder), found[0])]
 
 
@@ -70,7 +71,7 @@ def decode_series(folder: Path) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([os.fspath(path) for path in files])
     try:
-        with kept_locale():
+        with one_at_a_time, kept_locale():
             return reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
@@ -83,7 +84,8 @@ def _check_distances(folder: Path, files: Sequence[Path]) -> None:
         reader = sitk.ImageFileReader()
         reader.SetFileName(os.fspath(path))
         try:
-            reader.ReadImageInformation()
+            with one_at_a_time:
+                reader.ReadImageInformation()
             position = np.array(reader.GetMetaData(_POSITION).split("\\"), dtype=float)
             row, column = np.array(reader.GetMetaData(_ORIENTATION).split("\\"), dtype=float).reshape(2, 3)
         except (RuntimeError, ValueError) as error:

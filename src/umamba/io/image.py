@@ -18,6 +18,7 @@ from umamba.io.decode import decode
 from umamba.io.dicom import decode_series, series_files
 from umamba.io.errors import StorageError, UserError
 from umamba.io.files import atomic_path, storage_errors
+from umamba.io.itk import one_at_a_time
 
 _MEDICAL = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 _NATURAL = (".png", ".bmp", ".tif", ".tiff")
@@ -144,7 +145,8 @@ def voxel_count(paths: Sequence[Path]) -> int:
         reader = sitk.ImageFileReader()
         reader.SetFileName(os.fspath(slices[0]) if slices else "")
         try:
-            reader.ReadImageInformation()
+            with one_at_a_time:
+                reader.ReadImageInformation()
         except RuntimeError:
             continue
         total += math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * len(slices)
@@ -191,7 +193,8 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
     image.SetDirection(geometry.direction_xyz)
     with storage_errors(path), atomic_path(path) as temporary:
         try:
-            sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
+            with one_at_a_time:
+                sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
         except RuntimeError as error:
             raise StorageError(f"{path}: could not be written ({_last_line(error)}). Check space and rights.") from None
         _check_written(temporary, path, image)
