@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     arguments = parser.parse_args()
     print(f"{machine()}, torch {torch.__version__}")
-    print(f"{'':22}{'steps':>8}{'loss not finite':>18}{'gradient not finite':>22}{'last finite loss':>18}{'scale':>9}")
+    print(f"{'':22}{'steps':>8}{'loss not finite':>18}{'gradient not finite':>22}{'last finite loss':>18}{'scale':>11}")
     for precision, dtype in PRECISIONS.items():
         for formulation, context in (("ours", nullcontext()), ("official", unbounded())):
             start = time.perf_counter()
@@ -142,7 +142,7 @@ def main() -> None:
                 found = train(dtype, arguments.steps)
             print(
                 f"{precision:10}{formulation:12}{found.steps:8}{found.losses:18}{found.gradients:22}"
-                f"{found.last_loss:18.4g}{found.scale:9.4g}   ({time.perf_counter() - start:.0f} s)",
+                f"{found.last_loss:18.4g}{found.scale:11.3g}   ({time.perf_counter() - start:.0f} s)",
                 flush=True,
             )
 

@@ -33,6 +33,7 @@ from umamba.training.metrics_csv import MetricsCsv
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged, SkipNonFinite
 from umamba.training.panels import ValidationPanels
+from umamba.training.peak_memory import PeakMemory
 from umamba.training.pretrained import load_pretrained
 from umamba.training.profiling import build_profiler
 from umamba.training.progress import progress_callbacks
@@ -175,6 +176,7 @@ def build_trainer(
         *([CaseValidation(prepared.store, shown, prepared.configuration, labels, every)] if every else []),
         *([EMAWeightAveraging(device=device, decay=decay)] if decay is not None else []),
         SkipNonFinite(folder.path / "nonfinite", config.seed),
+        PeakMemory(),
         ValidationPanels(folder.path / "panels", labels, spacing, config.logger.panels_every),
         *progress_callbacks(bar),
         TimeBudget(budget_seconds(config.trainer.get("max_time"))),

@@ -12,7 +12,7 @@ from umamba.networks.describe import network_cost
 from umamba.planning import Plan
 from umamba.reporting.results import Results, read_record
 
-_MEMORY = ("memory/peak_gb", "memory/gpu_peak_gb", "gpu/peak_memory_gb")
+_MEMORY = "memory/peak_gb"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Cost:
         dataset, method, fold, seed: the run.
         epochs: completed epochs.
         hours: of training and validation batches, by the measured seconds of a training batch; NaN if unknown.
-        memory_gb: largest memory of the accelerator that was logged, NaN if none was.
+        memory_gb: the most that was logged, of the GPU or, without one, of the main process; NaN if none was.
         parameters: of the network, None if run.json does not say.
         step_flops: of forward and backward of a batch, None if run.json does not say what the network is.
     """
@@ -53,7 +53,7 @@ def costs(results: Results) -> list[Cost]:
                 *(run.dataset, run.method, run.fold, run.seed),
                 epochs=len(curve),
                 hours=hours(curve, run.batches),
-                memory_gb=max((float(curve[name].max()) for name in _MEMORY if name in curve), default=math.nan),
+                memory_gb=float(curve[_MEMORY].max()) if _MEMORY in curve else math.nan,
                 parameters=record.get("parameters"),
                 step_flops=step_flops(record["identity"]) if "identity" in record else None,
             )
