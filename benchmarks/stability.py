@@ -1,6 +1,6 @@
 """Whether U-Mamba_Enc stays finite: 1,000 steps on inputs that should not be, ours and the official formulation.
 
-python benchmarks/stability.py [--steps 1000]
+python benchmarks/stability.py [--steps 1000] [--loss-scale 65536]
 
 A small 2D U-Mamba_Enc is trained by the official recipe (Dice and cross-entropy, deep supervision, SGD with Nesterov
 momentum 0.99, clipping at 12) with a learning rate of 0.1, on images that are in turn scaled by 1e3, constant, and
@@ -98,14 +98,14 @@ def unbounded() -> AbstractContextManager[object]:
     return All()
 
 
-def train(dtype: torch.dtype | None, steps: int) -> Outcome:
+def train(dtype: torch.dtype | None, steps: int, loss_scale: float) -> Outcome:
     """Train from seed 0 and count."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     network = build_network({"name": "umamba_enc"}, configuration(), 1, 2, deep_supervision=True)
     loss_of = DeepSupervisionLoss(DiceCrossEntropy(LabelSet(("object",), ((1,),)), batch_dice=True))
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.99, nesterov=True, weight_decay=3e-5)
-    scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale, enabled=dtype == torch.float16)
     losses = gradients = in_a_row = done = 0
     last = math.nan
     while done < steps and in_a_row < _STUCK:
@@ -132,14 +132,16 @@ def main() -> None:
     """Train each formulation at each precision and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--loss-scale", type=float, default=65536.0, help="that float16 starts from")
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=list(PRECISIONS))
     arguments = parser.parse_args()
     print(f"{machine()}, torch {torch.__version__}")
     print(f"{'':22}{'steps':>8}{'loss not finite':>18}{'gradient not finite':>22}{'last finite loss':>18}{'scale':>11}")
-    for precision, dtype in PRECISIONS.items():
+    for precision in arguments.precision:
         for formulation, context in (("ours", nullcontext()), ("official", unbounded())):
             start = time.perf_counter()
             with context:
-                found = train(dtype, arguments.steps)
+                found = train(PRECISIONS[precision], arguments.steps, arguments.loss_scale)
             print(
                 f"{precision:10}{formulation:12}{found.steps:8}{found.losses:18}{found.gradients:22}"
                 f"{found.last_loss:18.4g}{found.scale:11.3g}   ({time.perf_counter() - start:.0f} s)",
