@@ -30,5 +30,11 @@ def resident_bytes() -> int:
 
 def peak_resident_bytes() -> int:
     """Return the most memory this process ever held."""
+    try:
+        # Not ru_maxrss, which a process inherits from the one that started it.
+        with open("/proc/self/status") as stream:
+            return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
