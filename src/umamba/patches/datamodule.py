@@ -6,6 +6,7 @@ patches that the uninterrupted run would have seen, whatever the number of worke
 
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import torchio as tio
 from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.patches.augmentation import read_size, training_transforms, validation_transforms
-from umamba.patches.dataset import PatchDataset, PatchSampler, collate_patches
+from umamba.patches.dataset import PatchDataset, PatchSampler, as_made
 from umamba.patches.seeding import seed_of
 from umamba.patches.settings import read_augmentation
 
@@ -87,6 +88,7 @@ class PatchDataModule(lightning.LightningDataModule):
             store,
             labels=labels,
             patch_size=whole_patch,
+            dim=len(patch_size),
             batch_size=batch_size,
             oversample_foreground=oversample_foreground,
             seed=seed,
@@ -106,7 +108,6 @@ class PatchDataModule(lightning.LightningDataModule):
             iterations=val_iterations,
             stream="val",
         )
-        self.dim = len(patch_size)
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.transfer_s = 0.0
@@ -122,7 +123,7 @@ class PatchDataModule(lightning.LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make the labels int64, and with augmentation.device=gpu augment a training batch; that counts as transfer."""
         start = time.perf_counter()
-        patches = self.train_patches.transform_batch(batch, self.dim) if "number" in batch else batch
+        patches = self.train_patches.transform_batch(batch) if "number" in batch else batch
         patches["label"] = patches["label"].long()
         self.transfer_s += self._seconds_since(start, patches["image"].device)
         return patches
@@ -158,13 +159,13 @@ class PatchDataModule(lightning.LightningDataModule):
                 f"plan.batch_size={patches.batch_size} is less than the {world_size} processes (trainer.devices x "
                 "trainer.num_nodes) that share a batch. Use fewer, or a larger batch."
             )
-        patches.share_work(num_workers)
         sampler = PatchSampler(patches, rank, world_size)
+        patches.share_work(num_workers, len(sampler.positions), self.prefetch_factor)
         # Lightning sets the epoch too, but in a resumed run only after workers have begun with the first batches.
         sampler.set_epoch(epoch)
         return tio.SubjectsLoader(
-            patches,
-            collate_fn=partial(collate_patches, dim=self.dim),
+            copy(patches),  # with the memory of its own workers, whatever loaders are made later
+            collate_fn=as_made,
             batch_size=len(sampler.positions),
             sampler=sampler,
             num_workers=num_workers,

@@ -62,6 +62,7 @@ def draw_preview(
         tio.Compose([]),
         read_size=read_size(settings, patch_size),
         patch_size=whole,
+        dim=len(patch_size),
         batch_size=1,
         iterations=rows,
         oversample_foreground=1.0,

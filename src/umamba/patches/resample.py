@@ -140,6 +140,8 @@ def _resample_volumes(images, labels, matrix, image_out, label_out):  # type: ig
     corners, weights = np.empty(8, labels.dtype), np.empty(8, np.float32)
     zs, ys, xs = np.empty(columns, np.int64), np.empty(columns, np.int64), np.empty(columns, np.int64)
     fzs, fys, fxs = np.empty(columns, np.float32), np.empty(columns, np.float32), np.empty(columns, np.float32)
+    cells = np.empty(columns, np.uint32)  # unsigned, as above
+    right, below, behind = np.uint32(1), np.uint32(width), np.uint32(height * width)
     start, last = np.empty(3), np.array([depth - 1.0, height - 1.0, width - 1.0])
     for number in range(slices * rows):
         slice_, row = number // rows, number % rows
@@ -159,24 +161,28 @@ def _resample_volumes(images, labels, matrix, image_out, label_out):  # type: ig
             zs[column], ys[column], xs[column] = int(np.floor(z)), int(np.floor(y)), int(np.floor(x))
             fzs[column], fys[column], fxs[column] = z - zs[column], y - ys[column], x - xs[column]
         first, end = _whole_cells(start, matrix[:, 2], last, columns)
+        for column in range(first, end):
+            cells[column] = (zs[column] * height + ys[column]) * width + xs[column]
         for channel in range(len(images)):
-            image, out = images[channel], image_out[channel, slice_, row]
+            flat, out = images[channel].ravel(), image_out[channel, slice_, row]
             for column in range(first, end):
-                z, y, x, fz, fy, fx = zs[column], ys[column], xs[column], fzs[column], fys[column], fxs[column]
-                a = image[z, y, x] + fx * (image[z, y, x + 1] - image[z, y, x])
-                b = image[z, y + 1, x] + fx * (image[z, y + 1, x + 1] - image[z, y + 1, x])
-                c = image[z + 1, y, x] + fx * (image[z + 1, y, x + 1] - image[z + 1, y, x])
-                d = image[z + 1, y + 1, x] + fx * (image[z + 1, y + 1, x + 1] - image[z + 1, y + 1, x])
+                cell, fz, fy, fx = cells[column], fzs[column], fys[column], fxs[column]
+                a = flat[cell] + fx * (flat[cell + right] - flat[cell])
+                b = flat[cell + below] + fx * (flat[cell + below + right] - flat[cell + below])
+                cell += behind
+                c = flat[cell] + fx * (flat[cell + right] - flat[cell])
+                d = flat[cell + below] + fx * (flat[cell + below + right] - flat[cell + below])
                 upper, lower = a + fy * (b - a), c + fy * (d - c)
                 out[column] = upper + fz * (lower - upper)
         for channel in range(len(labels)):
-            label, out = labels[channel], label_out[channel, slice_, row]
+            flat, out = labels[channel].ravel(), label_out[channel, slice_, row]
             for column in range(first, end):
-                z, y, x = zs[column], ys[column], xs[column]
-                one = label[z, y, x]
-                same = (one == label[z, y, x + 1]) & (one == label[z, y + 1, x]) & (one == label[z, y + 1, x + 1])
-                same &= (one == label[z + 1, y, x]) & (one == label[z + 1, y, x + 1])
-                same &= (one == label[z + 1, y + 1, x]) & (one == label[z + 1, y + 1, x + 1])
+                cell = cells[column]
+                one = flat[cell]
+                same = (one == flat[cell + right]) & (one == flat[cell + below]) & (one == flat[cell + below + right])
+                cell += behind
+                same &= (one == flat[cell]) & (one == flat[cell + right])
+                same &= (one == flat[cell + below]) & (one == flat[cell + below + right])
                 out[column] = one if same else OUTSIDE
         for column in range(columns):
             within = first <= column < end

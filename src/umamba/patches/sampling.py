@@ -76,18 +76,35 @@ def draw_start(
     return tuple(starts)
 
 
-def read_box(array: Any, start: Sequence[int], size: Sequence[int], outside: float) -> np.ndarray:
-    """Read a box of a sliceable array (C, Z, Y, X) into an array of its own, (C, *size); `outside` beyond the image."""
-    clipped = [
-        (max(0, first), min(extent, first + length))
-        for first, length, extent in zip(start, size, array.shape[1:], strict=True)
-    ]
-    there = (slice(None), *(slice(low, high) for low, high in clipped))
-    if all(high - low == length for (low, high), length in zip(clipped, size, strict=True)):
-        box = array[there]
-        return box if box.flags.owndata else box.copy()
-    box = np.full((array.shape[0], *size), outside, dtype=array.dtype)
-    if all(low < high for low, high in clipped):
-        inside = tuple(slice(low - first, high - first) for (low, high), first in zip(clipped, start, strict=True))
-        box[(slice(None), *inside)] = array[there]
+def read_box(
+    array: Any, start: Sequence[int], size: Sequence[int], outside: float, into: np.ndarray | None = None
+) -> np.ndarray:
+    """Return a box (C, *size) of a sliceable array (C, Z, Y, X), copied; `outside` beyond the image.
+
+    Args:
+        array: what is read.
+        start: first voxel (Z, Y, X) of the box, which may lie outside.
+        size: of the box.
+        outside: value beyond the image.
+        into: contiguous memory of the box; new memory if None.
+    """
+    box = np.empty((array.shape[0], *size), array.dtype) if into is None else into
+    low = [max(0, first) for first in start]
+    high = [min(extent, first + length) for extent, first, length in zip(array.shape[1:], start, size, strict=True)]
+    if all(b - a == length for a, b, length in zip(low, high, size, strict=True)):
+        _copy(array, low, high, box)
+        return box
+    box.fill(outside)
+    if all(a < b for a, b in zip(low, high, strict=True)):
+        inside = np.empty((array.shape[0], *(b - a for a, b in zip(low, high, strict=True))), array.dtype)
+        _copy(array, low, high, inside)
+        box[(slice(None), *(slice(a - f, b - f) for a, b, f in zip(low, high, start, strict=True)))] = inside
     return box
+
+
+def _copy(array: Any, low: Sequence[int], high: Sequence[int], into: np.ndarray) -> None:
+    """Copy the voxels from `low` to `high` (without these) into contiguous memory."""
+    if hasattr(array, "get_slice_numpy"):  # blosc2 decodes where it is told to
+        array.get_slice_numpy(into, ([0, *low], [array.shape[0], *high]))
+    else:
+        into[:] = array[(slice(None), *map(slice, low, high))]

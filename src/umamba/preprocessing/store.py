@@ -28,9 +28,9 @@ from umamba.planning import Configuration, Plan
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
 
-FORMAT = 2  # raised whenever the same dataset and plan would give other files
+FORMAT = 3  # raised whenever the same dataset and plan would give other files
 _STORE = "store.json"
-_BLOCK_VOXELS = 32**3  # decoded at once: fits a core's cache
+_BLOCK_VOXELS = 16 * 32 * 32  # decoded at once: fits a core's cache, and little is decoded beyond a patch's borders
 _CHUNK_VOXELS = 128**3
 
 
@@ -198,20 +198,20 @@ def _write(path: Path, array: np.ndarray, flat: bool, meta: dict[str, Any] | Non
 
 
 def chunk_shapes(shape: Sequence[int], flat: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return chunks and blocks (C, Z, Y, X): cubes of all channels, or squares of one slice if slices are read."""
-    edges = 2 if flat else 3
+    """Return chunks and blocks (C, Z, Y, X) of all channels.
 
-    def box(voxels: int) -> tuple[int, ...]:
-        edge = max(8, int((voxels / shape[0]) ** (1 / edges)))
-        depth = 1 if flat else edge
-        return (shape[0], *(min(size, most) for size, most in zip(shape[1:], (depth, edge, edge), strict=True)))
-
-    blocks = box(_BLOCK_VOXELS)
+    Blocks are half as thick as wide, or squares of one slice if slices are read, and divide an axis evenly.
+    """
+    voxels = _BLOCK_VOXELS / shape[0]
+    edge = round(voxels ** (1 / 2) if flat else (2 * voxels) ** (1 / 3))
+    edges = (1 if flat else max(4, edge // 2), max(8, edge), max(8, edge))
+    blocks = tuple(math.ceil(size / max(1, round(size / most))) for size, most in zip(shape[1:], edges, strict=True))
+    wide = round((_CHUNK_VOXELS / shape[0]) ** (1 / (2 if flat else 3)))
     chunks = tuple(
         min(size, math.ceil(most / step) * step)
-        for size, most, step in zip(shape, box(_CHUNK_VOXELS), blocks, strict=True)
+        for size, most, step in zip(shape[1:], (1 if flat else wide, wide, wide), blocks, strict=True)
     )
-    return chunks, blocks
+    return (shape[0], *chunks), (shape[0], *blocks)
 
 
 def _file(folder: Path, case_id: str, what: str) -> Path:
