@@ -8,11 +8,11 @@ from abc import abstractmethod
 
 import torch
 import torchio as tio
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.nn import functional
 from torchio.transforms.augmentation import RandomTransform
 
+from umamba.patches.blur import blur_axis
 from umamba.patches.sampling import OUTSIDE
 from umamba.patches.settings import Blur, Factor, GammaCurve, LowResolution, Noise, Range
 
@@ -81,29 +81,11 @@ class BlurChannels(ChannelTransform):
 
     def change(self, channel_ZYX: Tensor) -> Tensor:
         """Return the blurred channel; axes of size 1 stay as they are."""
-        blur = blur_axis_by_scipy if channel_ZYX.device.type == "cpu" else blur_axis
         for axis, length in enumerate(channel_ZYX.shape):
             sigma = self.sample_uniform(*self.sigma)
             if length > 1:
-                channel_ZYX = blur(channel_ZYX, sigma, axis)
+                channel_ZYX = blur_axis(channel_ZYX, sigma, axis)
         return channel_ZYX
-
-
-def blur_axis_by_scipy(channel_ZYX: Tensor, sigma: float, axis: int) -> Tensor:
-    """Return a channel blurred along one axis, on the CPU."""
-    return torch.from_numpy(gaussian_filter1d(channel_ZYX.numpy(), sigma, axis=axis, mode="mirror"))
-
-
-def blur_axis(channel_ZYX: Tensor, sigma: float, axis: int) -> Tensor:
-    """Return the same on any device: a Gaussian cut off at four sigma, the channel mirrored at its borders."""
-    length, radius = channel_ZYX.shape[axis], int(4 * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1, device=channel_ZYX.device)
-    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    places = torch.arange(-radius, length + radius, device=channel_ZYX.device) % (2 * length - 2)
-    mirrored = channel_ZYX.movedim(axis, -1)[..., torch.minimum(places, 2 * length - 2 - places)]
-    rows = mirrored.reshape(-1, 1, length + 2 * radius)
-    blurred = functional.conv1d(rows, (weights / weights.sum()).reshape(1, 1, -1))
-    return blurred.reshape(*mirrored.shape[:-1], length).movedim(-1, axis)
 
 
 class ScaleBrightness(ChannelTransform):
