@@ -111,7 +111,7 @@ class ScaleContrast(ChannelTransform):
         """Return the channel with another contrast."""
         lowest, highest = torch.aminmax(channel_ZYX)
         mean = channel_ZYX.mean()
-        return ((channel_ZYX - mean) * draw_around_one(self.factor) + mean).clamp_(lowest, highest)
+        return (channel_ZYX - mean).mul_(draw_around_one(self.factor)).add_(mean).clamp_(lowest, highest)
 
 
 class LowerResolution(ChannelTransform):
@@ -154,12 +154,13 @@ class ApplyGamma(ChannelTransform):
 
     def change(self, channel_ZYX: Tensor) -> Tensor:
         """Return the channel with another gamma."""
-        signed = channel_ZYX if self.sign > 0 else -channel_ZYX
-        std, mean = std_and_mean(signed)
-        lowest, highest = torch.aminmax(signed)
-        curved = (signed - lowest).div_((highest - lowest).clamp_min(TINY)).pow_(draw_around_one(self.exponent))
+        std, mean = std_and_mean(channel_ZYX)
+        lowest, highest = torch.aminmax(channel_ZYX)
+        zero, extent = lowest if self.sign > 0 else highest, (highest - lowest).clamp_min(TINY)
+        curved = (channel_ZYX - zero).mul_(self.sign / extent).pow_(draw_around_one(self.exponent))
         new_std, new_mean = std_and_mean(curved)
-        return curved.sub_(new_mean).mul_(std / new_std.clamp_min(TINY)).add_(mean).mul_(self.sign)
+        gain = self.sign * std / new_std.clamp_min(TINY)
+        return curved.mul_(gain).add_(mean - gain * new_mean)
 
 
 def std_and_mean(channel_ZYX: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from umamba.patches.sampling import OUTSIDE
 
+UNDECIDED = -2  # no label is this
+
 _compile = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
@@ -90,46 +92,48 @@ def _resample_planes(images, labels, matrix, image_out, label_out):  # type: ign
     for plane in range(len(images)):
         flat = images[plane].ravel()
         for row in range(rows):
-            for column in range(spans[row, 0], spans[row, 1]):
+            first, end = spans[row]
+            for column in range(first, end):
                 cell, fy, fx = cells[row, column], fys[row, column], fxs[row, column]
                 upper = flat[cell] + fx * (flat[cell + right] - flat[cell])
                 lower = flat[cell + below] + fx * (flat[cell + below + right] - flat[cell + below])
                 image_out[plane, row, column] = upper + fy * (lower - upper)
+            for begin, stop in ((0, first), (end, columns)):
+                for column in range(begin, stop):
+                    y, x, fy, fx = ys[row, column], xs[row, column], fys[row, column], fxs[row, column]
+                    image_out[plane, row, column] = 0
+                    if not (-1 <= y < height and -1 <= x < width):
+                        continue
+                    for corner in range(4):
+                        at_y, at_x = y + corner // 2, x + corner % 2
+                        if 0 <= at_y < height and 0 <= at_x < width:
+                            weight = (fy if corner // 2 else 1 - fy) * (fx if corner % 2 else 1 - fx)
+                            image_out[plane, row, column] += weight * images[plane, at_y, at_x]
+    corners, weights = np.empty(4, labels.dtype), np.empty(4, np.float32)
     for plane in range(len(labels)):
         flat = labels[plane].ravel()
         for row in range(rows):
-            for column in range(spans[row, 0], spans[row, 1]):
+            (first, end), mixed = spans[row], False
+            for column in range(first, end):
                 cell = cells[row, column]
                 one = flat[cell]
                 same = (one == flat[cell + right]) & (one == flat[cell + below]) & (one == flat[cell + below + right])
-                label_out[plane, row, column] = one if same else OUTSIDE
-    corners, weights = np.empty(4, labels.dtype), np.empty(4, np.float32)
-    for plane in range(len(labels)):
-        for row in range(rows):
-            for column in range(columns):
-                within = spans[row, 0] <= column < spans[row, 1]
-                if within and label_out[plane, row, column] != OUTSIDE:
-                    continue
-                y, x, fy, fx = ys[row, column], xs[row, column], fys[row, column], fxs[row, column]
-                for corner in range(4):
-                    at_y, at_x = y + corner // 2, x + corner % 2
-                    inside = 0 <= at_y < height and 0 <= at_x < width
-                    corners[corner] = labels[plane, at_y, at_x] if inside else OUTSIDE
-                    weights[corner] = (fy if corner // 2 else 1 - fy) * (fx if corner % 2 else 1 - fx)
-                label_out[plane, row, column] = _vote(corners, weights)
-    for plane in range(len(images)):
-        for row in range(rows):
-            for column in range(columns):
-                if spans[row, 0] <= column < spans[row, 1]:
-                    continue
-                y, x, fy, fx = ys[row, column], xs[row, column], fys[row, column], fxs[row, column]
-                value = np.float32(0)
-                for corner in range(4):
-                    at_y, at_x = y + corner // 2, x + corner % 2
-                    if 0 <= at_y < height and 0 <= at_x < width:
-                        weight = (fy if corner // 2 else 1 - fy) * (fx if corner % 2 else 1 - fx)
-                        value += weight * images[plane, at_y, at_x]
-                image_out[plane, row, column] = value
+                label_out[plane, row, column] = one if same else UNDECIDED
+                mixed |= not same
+            for begin, stop in ((0, first), (first if mixed else end, end), (end, columns)):
+                for column in range(begin, stop):
+                    if first <= column < end and label_out[plane, row, column] != UNDECIDED:
+                        continue
+                    y, x, fy, fx = ys[row, column], xs[row, column], fys[row, column], fxs[row, column]
+                    if not (-1 <= y < height and -1 <= x < width):
+                        label_out[plane, row, column] = OUTSIDE
+                        continue
+                    for corner in range(4):
+                        at_y, at_x = y + corner // 2, x + corner % 2
+                        inside = 0 <= at_y < height and 0 <= at_x < width
+                        corners[corner] = labels[plane, at_y, at_x] if inside else OUTSIDE
+                        weights[corner] = (fy if corner // 2 else 1 - fy) * (fx if corner % 2 else 1 - fx)
+                    label_out[plane, row, column] = _vote(corners, weights)
 
 
 @_compile
@@ -183,15 +187,19 @@ def _resample_volumes(images, labels, matrix, image_out, label_out):  # type: ig
                 cell += behind
                 same &= (one == flat[cell]) & (one == flat[cell + right])
                 same &= (one == flat[cell + below]) & (one == flat[cell + below + right])
-                out[column] = one if same else OUTSIDE
+                out[column] = one if same else UNDECIDED
         for column in range(columns):
             within = first <= column < end
             undecided = not within
             for channel in range(len(labels)):
-                undecided |= label_out[channel, slice_, row, column] == OUTSIDE
+                undecided |= label_out[channel, slice_, row, column] == UNDECIDED
             if not undecided:
                 continue
             z, y, x, fz, fy, fx = zs[column], ys[column], xs[column], fzs[column], fys[column], fxs[column]
+            if not (-1 <= z < depth and -1 <= y < height and -1 <= x < width):
+                image_out[:, slice_, row, column] = 0
+                label_out[:, slice_, row, column] = OUTSIDE
+                continue
             for corner in range(8):
                 weight = (fz if corner // 4 else 1 - fz) * (fy if corner // 2 % 2 else 1 - fy)
                 weights[corner] = weight * (fx if corner % 2 else 1 - fx)
