@@ -116,6 +116,7 @@ def paint(
         return partial(canvas.add, *next(slabs))
     for box, own in slabs:
         canvas.add(box, own)
+        del own  # as give_slabs asks
     return _nothing
 
 

@@ -92,31 +92,48 @@ def give_slabs(
 ) -> Iterator[tuple[Box, list[Slab]]]:
     """Yield boxes of the crop with each network's logits; where there are several, each is valid until the next.
 
-    `advance` is told the number of tiles after each pass.
+    `advance` is told the number of tiles after each pass. Who takes a box lets go of its logits before the next: a
+    strip's sums are to be gone when those of the next one are made.
     """
     for columns in _strips(crop_shape[1], layout.strips):
         needed = [view.maps[1].needed(columns) for view in views]
-        rows = [
-            LogitRows(
-                _counting(view.model.forward(tta), advance),
-                view.image,
-                view.model.window,
-                num_classes=view.model.labels.num_classes,
-                columns=own,
-                capacity=_capacity(view, crop_shape, layout.rows),
-                tile_step_size=tile_step_size,
-                tiles_at_once=view.model.tiles_at_once,
-                dtype=view.model.sums_dtype,
-                sums_on=sums_on,
-            )
-            for view, own in zip(views, needed, strict=True)
+        # Made in the call: nothing here holds the sums when the strip is done.
+        yield from _slabs_of_strip(
+            [
+                LogitRows(
+                    _counting(view.model.forward(tta), advance),
+                    view.image,
+                    view.model.window,
+                    num_classes=view.model.labels.num_classes,
+                    columns=own,
+                    capacity=_capacity(view, crop_shape, layout.rows),
+                    tile_step_size=tile_step_size,
+                    tiles_at_once=view.model.tiles_at_once,
+                    dtype=view.model.sums_dtype,
+                    sums_on=sums_on,
+                )
+                for view, own in zip(views, needed, strict=True)
+            ],
+            [view.maps for view in views],
+            [own.start for own in needed],
+            (ranges(crop_shape[0], layout.rows), columns, slice(0, crop_shape[2])),
+        )
+
+
+def _slabs_of_strip(
+    sources: Sequence[LogitRows],
+    maps: Sequence[AxisMaps],
+    first_columns: Sequence[int],
+    boxes: tuple[Sequence[slice], slice, slice],
+) -> Iterator[tuple[Box, list[Slab]]]:
+    for extent in boxes[0]:
+        lines = [own[0].needed(extent) for own in maps]
+        slabs = [
+            Slab(source.take(line.start, line.stop), (line.start, column), own)
+            for source, line, column, own in zip(sources, lines, first_columns, maps, strict=True)
         ]
-        for extent in ranges(crop_shape[0], layout.rows):
-            slabs = []
-            for view, own, source in zip(views, needed, rows, strict=True):
-                lines = view.maps[0].needed(extent)
-                slabs.append(Slab(source.take(lines.start, lines.stop), (lines.start, own.start), view.maps))
-            yield (extent, columns, slice(0, crop_shape[2])), slabs
+        yield (extent, *boxes[1:]), slabs
+        del slabs
 
 
 def count_tiles(views: Sequence[View], crop_shape: Sequence[int], layout: Layout, tile_step_size: float) -> int:
