@@ -289,6 +289,7 @@ def test_cross_validation_is_a_sweep(
     small_settings: list[str], small_paths: Path, prepared: Any, project_dir: Path
 ) -> None:
     command(project_dir, small_settings, small_paths, "fold=0,1,2,3,4", "name=cv", "trainer.max_epochs=1", sweep=True)
+    assert (small_paths / "runs" / "multirun.yaml").exists(), "and not where the command was given"
     (pooled,) = (small_paths / "runs" / "cv").glob("*/cross_validation_seed_0.csv")
     with pooled.open() as file:
         table = list(csv.DictReader(file))
