@@ -17,7 +17,7 @@ WIRING = {
 NARROWER = {"evaluation": {"io", "labels"}, "networks": {"io", "planning"}}
 OPTIONAL = {
     "mamba_ssm": {"networks/scan/cuda.py"},
-    "numba": {"networks/scan", "patches/resample.py"},
+    "numba": {"networks/scan", "patches/blur.py", "patches/resample.py"},
     "monai": {"networks/monai_nets.py"},
     "wandb": {"training/loggers.py"},
     "triton": {"networks/scan/triton"},
