@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from umamba.io import UserError
 from umamba.training.checkpoints import AtomicCheckpointIO, newest_readable
@@ -220,7 +221,14 @@ class DeadlyStore:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_killed_worker_is_explained(small_fit: Fit, prepared: Any) -> None:
+@pytest.mark.parametrize("told", [True, False], ids=["told of its death", "found dead"])
+def test_a_killed_worker_is_explained(
+    small_fit: Fit, prepared: Any, told: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if not told:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        request.addfinalizer(lambda: signal.signal(signal.SIGCHLD, before))
+        monkeypatch.setattr(signal_handling, "_set_SIGCHLD_handler", lambda: None)
     deadly = prepared.store.case_ids[1]
     cases = replace(prepared, store=DeadlyStore(prepared.store, deadly))
     with pytest.raises(UserError) as caught:

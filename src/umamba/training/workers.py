@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import signal
+import traceback
 from pathlib import Path
 
 from umamba.patches import PatchDataModule
@@ -19,10 +21,11 @@ def explain_worker_error(error: Exception, datamodule: PatchDataModule) -> str |
     found = re.search(r"pid\(?s?\)? ?(\d+)", text)
     pid = int(found.group(1)) if found else None
     killed = re.search(r"killed by signal: ([^.]+)", text)
-    how = f"was ended by signal {killed.group(1).strip()}" if killed else "ended unexpectedly"
+    by = killed.group(1).strip() if killed else _signal_by_exit_code(error, pid)
+    how = f"was ended by signal {by}" if by else "ended unexpectedly"
     case = datamodule.case_in_work(pid) if pid is not None else None
     on_case = f" while it made a patch of case {case}" if case else ""
-    bus = "Bus error" in text or "shared memory" in text
+    bus = "Bus error" in f"{text} {by}" or "shared memory" in text
     advice = (
         "The shared memory is full: give the container more (docker: --shm-size=8g or --ipc=host), or lower "
         "data.num_workers or data.prefetch_factor."
@@ -34,6 +37,19 @@ def explain_worker_error(error: Exception, datamodule: PatchDataModule) -> str |
         f"A process that makes patches (pid {pid}) {how}{on_case}. {memory_report()} {advice} "
         "The same command continues after the last completed epoch."
     )
+
+
+def _signal_by_exit_code(error: Exception, pid: int | None) -> str | None:
+    """Return the signal that ended a process; None if none did, or it cannot be found out.
+
+    Where PyTorch finds the process dead before it is told of its death, the message leaves the signal out, and only
+    the loader's frame has the exit code.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for worker in frame.f_locals.get("failed_workers", ()):
+            if worker.pid == pid and (worker.exitcode or 0) < 0:
+                return signal.strsignal(-worker.exitcode)
+    return None
 
 
 def memory_report() -> str:
