@@ -1,0 +1,341 @@
+"""The one validator of all settings: from plain values to frozen records, with all mistakes in one message.
+
+A record is a frozen dataclass that inherits `Settings`; its types and `Key` limits say what is allowed. Every record
+checks itself when it is made, so that a record in a notebook is as safe as a command line.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from umamba.io.errors import UserError
+from umamba.settings.fields import Key
+
+Record = TypeVar("Record", bound="Settings")
+REQUIRED = "???"  # omegaconf's mark of a value that the user must give
+
+
+class InvalidSettings(UserError):
+    """Settings that cannot be used; `problems` holds one sentence for each mistake."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of all settings records.
+
+    Attributes:
+        section: dotted name under which the record stands on the command line, for messages.
+    """
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check and convert every value (lists become tuples, integers floats where floats are asked for).
+
+        Raises:
+            InvalidSettings: all mistakes of this record.
+        """
+        problems: list[str] = []
+        for name, (kind, limits) in _declared(type(self)).items():
+            value = _checked(getattr(self, name), kind, limits, _join(self.section, name), problems)
+            object.__setattr__(self, name, value)
+        problems = problems or list(self.conflicts())
+        if problems:
+            raise InvalidSettings(problems)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what is wrong with combinations of values that are each allowed."""
+        return iter(())
+
+
+def parse(record: type[Record], values: Mapping[str, Any], section: str | None = None) -> Record:
+    """Return a record of plain values; keys that are left out keep their defaults.
+
+    Args:
+        record: the settings record.
+        values: nested plain values, as YAML holds them.
+        section: dotted name of the record for messages; None: the record's own.
+
+    Raises:
+        InvalidSettings: all unknown keys, missing keys, wrong values and impossible combinations, one sentence each.
+
+    >>> from umamba.settings import RecipeSettings
+    >>> parse(RecipeSettings, {"optimizer": {"lr": 0.001}}).optimizer.lr
+    0.001
+    """
+    problems: list[str] = []
+    found = _parsed(record, values, record.section if section is None else section, problems)
+    if problems:
+        raise InvalidSettings(problems)
+    return typing.cast(Record, found)
+
+
+def plain(value: Any) -> Any:
+    """Return a record as plain nested values that JSON and YAML can hold: paths as text, tuples as lists.
+
+    >>> from umamba.settings import UNETRSettings
+    >>> plain(UNETRSettings())["name"]
+    'unetr'
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        content = {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
+        extra = content.pop(getattr(value, "open_field", ""), {})  # keys that the record does not declare
+        return {**content, **extra}
+    if isinstance(value, Mapping):
+        return {str(name): plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def unknown_name(name: str, section: str, known: Iterable[str]) -> str:
+    """Return the message for a key that does not exist, with the nearest name that does."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean '{_join(section, close[0])}'?" if close else ""
+    return f"Unknown key '{_join(section, name)}'.{hint} Keys of {section or 'the configuration'}: {', '.join(names)}."
+
+
+def wrong_choice(path: str, value: Any, choices: Iterable[str]) -> str:
+    """Return the message for a value that is none of the choices, with the nearest one."""
+    names = list(choices)
+    close = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"{path}={value}: must be one of {', '.join(names)}.{hint}"
+
+
+@cache
+def _declared(record: Any) -> dict[str, tuple[Any, Key]]:
+    """Return type and limits of each field of a record."""
+    hints = typing.get_type_hints(record)
+    return {entry.name: (hints[entry.name], entry.metadata.get("key", Key())) for entry in fields(record)}
+
+
+@cache
+def _required(record: Any) -> frozenset[str]:
+    """Return the names of the fields that have no default."""
+    missing = [entry for entry in fields(record) if entry.default is MISSING and entry.default_factory is MISSING]
+    return frozenset(entry.name for entry in missing)
+
+
+def _parsed(record: type[Any], values: Any, section: str, problems: list[str]) -> Any:
+    """Return the record of plain values, or None after adding to the problems."""
+    if not isinstance(values, Mapping):
+        example = next(iter(_declared(record)))
+        problems.append(f"{section}={values}: must hold keys, such as {_join(section, example)}.")
+        return None
+    before = len(problems)
+    declared, given = _declared(record), dict(values)
+    open_field = getattr(record, "open_field", "")
+    arguments: dict[str, Any] = {}
+    wrong: set[str] = set()
+    for entry in fields(record):
+        path = _join(section, entry.name)
+        if entry.name == open_field:
+            continue
+        value = given.pop(entry.name, REQUIRED)
+        if isinstance(value, str) and value == REQUIRED:
+            if entry.name in _required(record):
+                problems.append(f"A required value is not given: {path}. Add it to the command: {path}=...")
+            continue
+        so_far = len(problems)
+        arguments[entry.name] = _checked(value, *declared[entry.name], path, problems)
+        if len(problems) > so_far:
+            wrong.add(entry.name)
+    if open_field:
+        arguments[open_field] = given
+    else:
+        known = [entry.name for entry in fields(record)]
+        problems += [unknown_name(str(name), section, known) for name in given]
+    failed = len(problems) > before
+    try:
+        if failed:
+            # Mistakes of combinations are shown together with those of single values, which their defaults stand for.
+            arguments = {name: value for name, value in arguments.items() if name not in wrong}
+            if any(_is_choice(declared[name][0]) for name in wrong) or not _required(record) <= set(arguments):
+                return None
+        made = record(**arguments)
+        return None if failed else made
+    except InvalidSettings as error:
+        problems += error.problems
+        return None
+
+
+def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str]) -> Any:
+    """Return a value converted to its kind; add a sentence to the problems if it is not possible."""
+    alternatives = _alternatives(kind)
+    if limits.variants is not None:
+        return _variant(value, limits.variants, path, problems)
+    for candidate in alternatives:
+        if is_dataclass(candidate):
+            value = limits.null if value is None and limits.null is not None else value
+            return value if isinstance(value, candidate) else _parsed(candidate, value, path, problems)  # type: ignore[arg-type]
+        converted = _converted(value, candidate, limits)
+        if converted is not _NO:
+            if limits.existing and isinstance(converted, Path) and not converted.exists():
+                problems.append(f"{path}={value}: there is no such file or folder. Check the path.")
+            return converted
+    if _is_choice(kind):
+        choices = [_shown(choice) for entry in alternatives for choice in typing.get_args(entry) or (None,)]
+        problems.append(wrong_choice(path, _shown(value), choices))
+    else:
+        problems.append(f"{path}={_shown(value)}: must be {described(kind, limits)}.")
+    return value
+
+
+def _variant(value: Any, variants: Mapping[str, type[Any]], path: str, problems: list[str]) -> Any:
+    """Return the record that the entry `name` of a value chooses."""
+    if isinstance(value, Settings):
+        return value
+    name = value.get("name") if isinstance(value, Mapping) else value
+    record = variants.get(str(name)) or (variants.get("") if ":" in str(name) else None)
+    if record is None:
+        problems.append(wrong_choice(f"{path}.name", name, [known for known in variants if known]))
+        return None
+    return _parsed(record, value, path, problems)
+
+
+_NO = object()
+
+
+def _converted(value: Any, kind: Any, limits: Key) -> Any:
+    """Return the value as one plain kind has it, or _NO."""
+    if kind is type(None):
+        return None if value is None else _NO
+    if _is_literal(kind):
+        choices = typing.get_args(kind)
+        if isinstance(value, bool):
+            return value if any(choice is value for choice in choices) else _NO
+        return next((choice for choice in choices if not isinstance(choice, bool) and str(choice) == str(value)), _NO)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        return _entries(value, typing.get_args(kind), limits)
+    if origin in (Mapping, dict) or kind is Mapping:
+        return dict(value) if isinstance(value, Mapping) else _NO
+    if kind is bool:
+        return value if isinstance(value, bool) else _NO
+    if kind is int:
+        return value if isinstance(value, int) and not isinstance(value, bool) and _within(value, limits) else _NO
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if number and _within(value, limits) else _NO
+    if kind is str:
+        return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else _NO
+    if kind is Path:
+        return Path(str(value)) if isinstance(value, str | int | Path) and str(value) else _NO
+    return value if kind is Any or kind is object else _NO
+
+
+def _entries(value: Any, kinds: tuple[Any, ...], limits: Key) -> Any:
+    """Return a tuple whose entries are of the given kinds (`X, ...` or one each), or _NO."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return _NO
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value) or (limits.lengths and len(value) not in limits.lengths):
+        return _NO
+    found = tuple(_converted(entry, kind, limits) for entry, kind in zip(value, kinds, strict=True))
+    return _NO if any(entry is _NO for entry in found) else found
+
+
+def _within(value: float, limits: Key) -> bool:
+    """Return whether a finite number lies within the limits."""
+    return (
+        value == value
+        and abs(value) != float("inf")
+        and (limits.low is None or value >= limits.low)
+        and (limits.above is None or value > limits.above)
+        and (limits.high is None or value <= limits.high)
+        and (limits.below is None or value < limits.below)
+    )
+
+
+def described(kind: Any, limits: Key) -> str:
+    """Return in words what a key takes, such as 'a number from 0 to 1, or null'.
+
+    >>> described(float | None, Key(low=0, high=1))
+    'a number from 0 to 1, or null'
+    """
+    parts = [_described(entry, limits) for entry in _alternatives(kind) if entry is not type(None)]
+    if type(None) in _alternatives(kind):
+        parts.append("null")
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f", or {parts[-1]}"
+
+
+def _described(kind: Any, limits: Key) -> str:
+    if _is_literal(kind):
+        choices = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in typing.get_args(kind)]
+        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+    if typing.get_origin(kind) is tuple:
+        arguments = typing.get_args(kind)
+        if arguments[-1] is not Ellipsis:
+            return f"a list of {len(arguments)} {_plural(arguments[0], limits)}"
+        count = " or ".join(map(str, limits.lengths)) + " " if limits.lengths else ""
+        return f"a list of {count}{_plural(arguments[0], limits)}"
+    if is_dataclass(kind) or typing.get_origin(kind) in (Mapping, dict):
+        return "a group of keys"
+    names = {bool: "true or false", str: "text", Path: "a path"}
+    if kind in names:
+        return names[kind]
+    return ("a whole number" if kind is int else "a number") + _range(limits)
+
+
+def _plural(kind: Any, limits: Key) -> str:
+    if typing.get_origin(kind) is tuple:
+        return f"lists of {_plural(typing.get_args(kind)[0], limits)}"
+    if _is_literal(kind):
+        return f"names out of {', '.join(map(str, typing.get_args(kind)))}"
+    names = {int: f"whole numbers{_range(limits)}", float: f"numbers{_range(limits)}", bool: "true or false"}
+    return names.get(kind, "names")
+
+
+def _range(limits: Key) -> str:
+    """Return the limits in words, such as ' from 0 to 1' or ' above 0'; empty without limits."""
+    parts = []
+    if limits.low is not None or limits.above is not None:
+        parts.append(f"from {limits.low:g}" if limits.low is not None else f"above {limits.above:g}")
+    if limits.high is not None:
+        parts.append(f"to {limits.high:g}" if limits.low is not None else f"up to {limits.high:g}")
+    elif limits.below is not None:
+        parts.append(f"below {limits.below:g}")
+    elif limits.low is not None:
+        parts.append("on")
+    joined = " ".join(parts) if limits.below is None and limits.above is None else " and ".join(parts)
+    return f" {joined}" if joined else ""
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if union else (kind,)
+
+
+def _is_literal(kind: Any) -> bool:
+    return typing.get_origin(kind) is Literal
+
+
+def _is_choice(kind: Any) -> bool:
+    """Return whether a kind takes nothing but listed values."""
+    alternatives = _alternatives(kind)
+    literals = [_is_literal(entry) for entry in alternatives]
+    return any(literals) and all(
+        literal or entry is type(None) for literal, entry in zip(literals, alternatives, strict=True)
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
+
+
+def _join(section: str, name: str) -> str:
+    return f"{section}.{name}" if section else name
