@@ -5,7 +5,7 @@ from umamba.planning.describe import plan_table
 from umamba.planning.fingerprint import Fingerprint, compute_fingerprint
 from umamba.planning.folds import fold_cases, split_folds
 from umamba.planning.nnunet_files import foreign_settings, parse_nnunet_plans, read_nnunet_plans, to_nnunet_plans
-from umamba.planning.paper import assumed_fingerprint, paper_setting
+from umamba.planning.paper import assumed_fingerprint, paper_setting, planned_configuration
 from umamba.planning.plan import Configuration, Intensity, Plan
 from umamba.planning.planner import plan_dataset
 
@@ -23,6 +23,7 @@ __all__ = [
     "parse_nnunet_plans",
     "plan_dataset",
     "plan_table",
+    "planned_configuration",
     "read_nnunet_plans",
     "split_folds",
     "to_nnunet_plans",

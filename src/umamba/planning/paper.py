@@ -85,6 +85,19 @@ def paper_setting(dataset_name: str, configuration: str | None) -> Setting:
     )
 
 
+def planned_configuration(dataset_name: str, paper: bool, configuration: str | None) -> str:
+    """Return the name of the configuration that a plan asks for, which is known without data.
+
+    Raises:
+        UserError: Table 2 has no row for the dataset, or no configuration is given.
+    """
+    if paper:
+        return paper_setting(dataset_name, configuration).configuration
+    if configuration is None:
+        raise UserError("plan.configuration is not given. Choose 2d, 3d_fullres or 3d_lowres.")
+    return configuration
+
+
 def assumed_fingerprint(setting: Setting) -> Fingerprint:
     """Return what a row's dataset might look like where it is not at hand: the assumed spacing, twice the patch."""
     flat = len(setting.patch_size) == 2

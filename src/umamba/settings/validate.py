@@ -45,7 +45,7 @@ class Settings:
             InvalidSettings: all mistakes of this record.
         """
         problems: list[str] = []
-        for name, (kind, limits) in _declared(type(self)).items():
+        for name, (kind, limits) in _declared(self.__class__).items():
             value = _checked(getattr(self, name), kind, limits, _join(self.section, name), problems)
             object.__setattr__(self, name, value)
         problems = problems or list(self.conflicts())
@@ -127,7 +127,7 @@ def _required(record: Any) -> frozenset[str]:
     return frozenset(entry.name for entry in missing)
 
 
-def _parsed(record: type[Any], values: Any, section: str, problems: list[str]) -> Any:
+def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
     """Return the record of plain values, or None after adding to the problems."""
     if not isinstance(values, Mapping):
         example = next(iter(_declared(record)))

@@ -1,4 +1,4 @@
-"""Checkpoints that nnU-Net or U-Mamba wrote, as this project's own: weights, plan and labels under our names.
+"""Checkpoints of nnU-Net and U-Mamba in the form of this project's: weights, plan and labels under our names.
 
 Their results folder is RESULTS/plans.json, RESULTS/dataset.json, RESULTS/fold_0/checkpoint_final.pth. A checkpoint
 without these two files beside it is read with the copies that it holds itself.
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from umamba.io import UserError, read_json
 from umamba.labels import LabelSet
 from umamba.networks import official_architecture, official_state_dict
@@ -19,8 +21,8 @@ FILE_NAME = "checkpoint_final.pth"
 _NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u1": "B", "b1": "?"}
 
 
-class Kind:
-    """A number's type in a pickle of numpy, such as f8; what can be told of it without running numpy."""
+class NumpyType:
+    """Stands in for numpy.dtype while a pickle is read: it takes the name of a plain number's type, such as f8."""
 
     def __init__(self, name: str, *_: object) -> None:
         if name not in _NUMBERS:
@@ -32,17 +34,17 @@ class Kind:
             self.order = str(state[1])
 
 
-def number(kind: Kind, data: bytes) -> int | float | bool:
-    """Return a number that numpy pickled as a plain one."""
+def number(kind: NumpyType, data: bytes) -> int | float | bool:
+    """Return the plain Python number of a number that numpy pickled."""
     (value,) = struct.unpack(kind.order + kind.code, data)
     return value  # type: ignore[no-any-return]
 
 
-# What official checkpoints hold beside tensors and plain types: numbers of their curves. Read by the functions above.
+# Official checkpoints hold numpy numbers (their curves) beside tensors and plain types; the two names above read them.
 SAFE_GLOBALS: list[Any] = [
     (number, "numpy.core.multiarray.scalar"),
     (number, "numpy._core.multiarray.scalar"),
-    (Kind, "numpy.dtype"),
+    (NumpyType, "numpy.dtype"),
 ]
 
 
@@ -71,11 +73,11 @@ def find_checkpoint(path: Path) -> Path:
     return found[0]
 
 
-def from_official(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an official checkpoint's content in the form of this project's checkpoints.
+def from_official(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the record (as `CheckpointRecord.from_json` reads it) and the weights of an official checkpoint.
 
-    The network is told from the names of the weights, which trainers of other names and recipes share. plans.json and
-    dataset.json are those of the results folder, else the ones that the checkpoint holds.
+    The names of the weights decide which network it is, because trainers of many names and recipes share a network.
+    plans.json and dataset.json are those of the results folder, else the ones that the checkpoint holds.
 
     Args:
         path: the file; its folder's parent is the results folder.
@@ -112,7 +114,6 @@ def from_official(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
             f"{path}: its plan asks for what this project does not do: {'; '.join(foreign)}. Predict it with nnU-Net."
         )
     record = {
-        "format": 1,
         "plan": plan.to_json(),
         "configuration": name,
         "architecture": {"name": architecture},
@@ -121,7 +122,7 @@ def from_official(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         "mirror_axes": list(content.get("inference_allowed_mirroring_axes") or ()),
         "provenance": {"trainer": trainer, "epochs": content.get("current_epoch")},
     }
-    return {"umamba": record, "state_dict": {f"network.{key}": value for key, value in weights.items()}}
+    return record, weights
 
 
 def _beside(file: Path, own: Any, checkpoint: Path) -> dict[str, Any]:
