@@ -16,6 +16,7 @@ from torch import Tensor
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
+from umamba.networks import official_state_dict
 from umamba.planning import Configuration, Plan
 from umamba.records.official import SAFE_GLOBALS, find_checkpoint, from_official
 from umamba.settings import ArchitectureSettings, RecipeSettings, parse, plain, read_architecture
@@ -176,6 +177,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def network_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the network's weights out of a LightningModule's state."""
     return {name.removeprefix(NETWORK): value for name, value in state_dict.items() if name.startswith(NETWORK)}
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], LabelSet | None]:
+    """Return a checkpoint's weights under this project's names, and its labels if it holds them.
+
+    Fine-tuning needs no more, so that official weights without plans.json and dataset.json are accepted.
+
+    Raises:
+        UserError: as `read_checkpoint`, or the file holds no weights of a network.
+    """
+    content = load_safely(find_checkpoint(path))
+    record, official = content.get(_KEY), content.get("network_weights")
+    if isinstance(record, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        return network_weights(content["state_dict"]), LabelSet.from_json(record["labels"])
+    if isinstance(official, Mapping):
+        return official_state_dict(official), None
+    raise UserError(f"{path}: holds no weights of this project, nnU-Net or U-Mamba. {_ACCEPTED}")
 
 
 def store_record(checkpoint: dict[str, Any], record: CheckpointRecord) -> None:

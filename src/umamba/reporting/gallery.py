@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from umamba.datasets import RawCase, RawDataset, list_findings
 from umamba.io import Geometry, read_image, read_label
 from umamba.labels import LabelSet, colours
+from umamba.records import RunFolder
 from umamba.reporting.results import Results
 
 _ALPHA = 0.45
@@ -59,16 +60,15 @@ def gallery(results: Results, dataset: str) -> list[Picture]:
     ]
 
 
-def raw_dataset(run_folder: Path) -> RawDataset | None:
+def raw_dataset(folder: RunFolder) -> RawDataset | None:
     """Return the raw dataset of a run, None if it is no longer where the run found it."""
-    config = run_folder / "config.yaml"
-    if not config.exists():
+    if not folder.config.exists():
         return None
-    root = Path(str(OmegaConf.select(OmegaConf.load(config), "dataset.root")))
+    root = Path(str(OmegaConf.select(OmegaConf.load(folder.config), "dataset.root")))
     return list_findings(root)[0] if root.is_dir() else None
 
 
-def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, Path]) -> bytes:
+def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, RunFolder]) -> bytes:
     """Return image, truth and each method's prediction of a case, in the axial slice with most of the truth.
 
     It is shown as radiologists see it: the patient's front above, the right side at the left.
@@ -82,7 +82,7 @@ def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, Path]) -> byte
     background = _display(image.array[:, index])
     panels: dict[str, np.ndarray | None] = {"image": None, "truth": truth[index]}
     for method, folder in folders.items():
-        path = folder / "predictions" / f"{case.case_id}{raw.file_ending}"
+        path = folder.predictions / f"{case.case_id}{raw.file_ending}"
         if path.exists():
             panels[method] = read_label(path).array[0, index]
     flipped = _flips(image.geometry)

@@ -1,7 +1,7 @@
 """What a study's runs have left in their folders: scores of each case, learning curves, cost. Files only."""
 
 import csv
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any
 import pandas
 
 from umamba.io import UserError
+from umamba.records import RunFolder
+from umamba.records.tables import read_scores
 from umamba.sweeps import PlannedRun, RunState, run_state
 
 METRICS = ("dsc", "nsd", "f1")
@@ -56,7 +58,7 @@ class Results:
     question: str
     states: tuple[RunState, ...]
     scores: pandas.DataFrame
-    curves: Mapping[Path, pandas.DataFrame]
+    curves: Mapping[RunFolder, pandas.DataFrame]
     published: Mapping[tuple[str, str, str, str], Published]
     overrides: tuple[str, ...] = ()
 
@@ -70,7 +72,7 @@ class Results:
         """What a reader must know of the runs, empty if they are the study's own."""
         if not self.overrides:
             return ""
-        small = "+smoke=true" in self.overrides
+        small = any(text.lstrip("+") == "smoke=true" for text in self.overrides)
         return f"Made with {' '.join(self.overrides)}: " + (
             "small runs on phantoms, which show that the path works; beside the paper's numbers they mean nothing."
             if small
@@ -92,7 +94,8 @@ def gather(
     """Read what the runs of a study have left.
 
     Args:
-        name, question: of the study.
+        name: the study's name.
+        question: what the study asks.
         runs: its runs.
         published: its published.csv, None without one.
         overrides: of every run, beside those of the study.
@@ -105,7 +108,7 @@ def gather(
     for state in states:
         if state.state == "done":
             rows += run_scores(state.run)
-    files = {state.run.folder: state.run.folder / "metrics.csv" for state in states}
+    files = {state.run.folder: state.run.folder.metrics for state in states}
     curves = {folder: pandas.read_csv(path) for folder, path in files.items() if path.exists()}
     return Results(
         name=name,
@@ -120,21 +123,14 @@ def gather(
 
 def run_scores(run: PlannedRun) -> list[tuple[Any, ...]]:
     """Return the rows (SCORE_COLUMNS) of a run's scores.csv, none if its test images have no labels."""
-    path = run.folder / "scores.csv"
-    if not path.exists():
-        return []
-    rows = []
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if "case" not in row or "label" not in row:
-                raise UserError(f"{path}: has no columns case and label. Score the run again.")
-            for metric in METRICS:
-                value = row.get(metric) or "nan"
-                if value.lower() != "nan":
-                    label = label_name(row["label"])
-                    rows.append(
-                        (run.dataset, run.method, str(run.fold), run.seed, row["case"], label, metric, float(value))
-                    )
+    table = read_scores(run.folder.scores)
+    rows: list[tuple[Any, ...]] = []
+    for values in table.to_dict("records"):
+        for metric in METRICS:
+            value = float(values.get(metric, math.nan))
+            if not math.isnan(value):
+                label = label_name(values["label"])
+                rows.append((run.dataset, run.method, str(run.fold), run.seed, values["case"], label, metric, value))
     return rows
 
 
@@ -161,9 +157,3 @@ def read_published(path: Path) -> dict[tuple[str, str, str, str], Published]:
                     f"{path}, line {line}: {error}. Columns: dataset,method,label,metric,mean,sd."
                 ) from error
     return found
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return a run's run.json, empty if it has none."""
-    path = folder / "run.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}

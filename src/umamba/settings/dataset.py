@@ -66,3 +66,13 @@ class DatasetSettings(Settings):
     )
     protocol: Protocol = key("generic", PROTOCOL_SENTENCE)
     phantom: PhantomSettings = key(PhantomSettings, "The phantom of dataset=phantom and of smoke=true.")
+
+    def absent(self) -> str | None:
+        """Return why the dataset cannot be read, with where to put it and where it comes from; None: it is there."""
+        if self.kind == "phantom" or self.root.is_dir():
+            return None
+        origin = f" The data: {self.source}." if self.source else ""
+        return (
+            f"dataset.root: there is no folder {self.root.absolute()}. Put the dataset there in nnU-Net's raw layout "
+            f"(dataset.json, imagesTr, labelsTr), or say where it is with paths.raw=FOLDER or dataset.root=FOLDER.{origin}"
+        )

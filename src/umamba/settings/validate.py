@@ -45,7 +45,8 @@ class Settings:
             InvalidSettings: all mistakes of this record.
         """
         problems: list[str] = []
-        for name, (kind, limits) in _declared(self.__class__).items():
+        record: Any = type(self)
+        for name, (kind, limits) in _declared(record).items():
             value = _checked(getattr(self, name), kind, limits, _join(self.section, name), problems)
             object.__setattr__(self, name, value)
         problems = problems or list(self.conflicts())

@@ -15,36 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from umamba.io import UserError, read_json, write_json
+from umamba.records import RunFolder
+from umamba.settings import SlurmSettings
 from umamba.sweeps.ledger import PlannedRun
-
-
-@dataclass(frozen=True)
-class Request:
-    """What each training asks SLURM for.
-
-    Attributes:
-        partition: of the trainings; None: the cluster's default.
-        prepare_partition: of the preparation and the report, which need no GPU; None: that of the trainings.
-        nodes: per training.
-        gpus: per node of a training; with several, or several nodes, each has a process of its own.
-        cpus: per node of a training; one for each network, the others make patches.
-        memory_gb: per node of a training.
-        time_limit: as SLURM writes it; a longer training is requeued and continues.
-        max_parallel: trainings at once.
-        warn_s: seconds before the limit at which a training is told to leave.
-        extra: further options of sbatch, such as --account=NAME.
-    """
-
-    partition: str | None = None
-    prepare_partition: str | None = None
-    nodes: int = 1
-    gpus: int = 1
-    cpus: int = 13
-    memory_gb: int = 32
-    time_limit: str = "24:00:00"
-    max_parallel: int = 8
-    warn_s: int = 120
-    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,14 +48,14 @@ def write_list(folder: Path, study: str, runs: Sequence[PlannedRun]) -> Path:
         path,
         {
             "study": study,
-            "tasks": [{"overrides": list(run.overrides), "folder": str(run.folder.absolute())} for run in runs],
+            "tasks": [{"overrides": list(run.overrides), "folder": str(run.folder.path.absolute())} for run in runs],
             "prepare": [list(overrides) for overrides in prepared.values()],
         },
     )
     return path
 
 
-def read_task(list_file: Path, index: int) -> tuple[list[str], Path]:
+def read_task(list_file: Path, index: int) -> tuple[list[str], RunFolder]:
     """Return overrides and run folder of a task.
 
     Raises:
@@ -91,22 +64,21 @@ def read_task(list_file: Path, index: int) -> tuple[list[str], Path]:
     tasks = read_json(list_file).get("tasks", [])
     if not 0 <= index < len(tasks):
         raise UserError(f"{list_file}: there is no task {index}; it has 0 to {len(tasks) - 1}.")
-    return list(tasks[index]["overrides"]), Path(tasks[index]["folder"])
+    return list(tasks[index]["overrides"]), RunFolder(Path(tasks[index]["folder"]))
 
 
-def submission(list_file: Path, request: Request, python: str, project: Path, collect: Sequence[str]) -> Submission:
+def submission(list_file: Path, request: SlurmSettings, program: Sequence[str], script: Path, collect: Sequence[str]) -> Submission:
     """Return the sbatch commands of a list file.
 
     Args:
         list_file: what `write_list` wrote.
         request: what a training asks for.
-        python: the interpreter of the jobs.
-        project: the checkout.
-        collect: arguments of report.py.
+        program: the words that start this program on the cluster.
+        script: array.sh.
+        collect: arguments of the report.
     """
     content = read_json(list_file)
     logs = list_file.parent / "logs"
-    module = [python, "-m", "umamba.slurm"]
     common = ["sbatch", "--parsable", f"--chdir={Path.cwd()}", "--open-mode=append"]
     light = [
         *common,
@@ -132,21 +104,21 @@ def submission(list_file: Path, request: Request, python: str, project: Path, co
         "--requeue",
         f"--signal=B:USR1@{request.warn_s}",
         *request.extra,
-        str(project / "slurm" / "array.sh"),
-        python,
+        str(script),
+        program[0],
         str(list_file),
     ]
     prepare = [
         *light,
         "--job-name=umamba-prepare",
         f"--output={logs / '%j_prepare.log'}",
-        f"--wrap={shlex.join([*module, 'prepare', str(list_file)])}",
+        f"--wrap={shlex.join([*program, 'slurm', 'prepare', str(list_file)])}",
     ]
     report = [
         *light,
         "--job-name=umamba-report",
         f"--output={logs / '%j_report.log'}",
-        f"--wrap={shlex.join([python, str(project / 'report.py'), *collect])}",
+        f"--wrap={shlex.join([*program, 'report', *collect])}",
     ]
     return Submission(list_file, prepare, train, report)
 
@@ -227,7 +199,7 @@ def launched(command: list[str], environment: Mapping[str, str]) -> list[str]:
         f"--cpus-per-task={environment.get('SLURM_CPUS_PER_TASK', '1')}",
     ]
     devices = [f"trainer.devices={environment['SLURM_NTASKS_PER_NODE']}"]
-    return [*srun, *command, "trainer=ddp", *devices, f"+trainer.num_nodes={environment['SLURM_NNODES']}"]
+    return [*srun, *command, "trainer=ddp", *devices, f"trainer.num_nodes={environment['SLURM_NNODES']}"]
 
 
 def dumps(jobs: Submission) -> str:

@@ -1,10 +1,9 @@
-"""How far each run of a study is, told from the files of its run folder alone.
+"""How far each run of a study is, by the files of its run folder alone.
 
 `run.json` and `metrics.csv` are training's; `task.json` is written by the process that runs a training as a job (see
 `task.py`), which touches it while it lives. No scheduler is asked, so that any machine that sees the files can tell.
 """
 
-import csv
 import math
 import time
 from collections.abc import Sequence
@@ -12,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from rich.table import Table
 
 from umamba.io import UserError, read_json
+from umamba.records import RunFolder
+from umamba.records.tables import main_score, read_metrics, read_scores, seconds_per_epoch
 
 State = Literal["pending", "running", "failed", "done"]
-TASK_FILE = "task.json"
 # Without a sign of life for this long, and for three epochs, a run counts as dead.
 _SILENCE_S = 600.0
-_METRICS = ("dsc", "f1")
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class PlannedRun:
     """
 
     overrides: tuple[str, ...]
-    folder: Path
+    folder: RunFolder
     dataset: str
     method: str
     fold: int | str
@@ -75,11 +73,11 @@ class RunState:
 def run_state(run: PlannedRun, now: float | None = None) -> RunState:
     """Return how far a run is; `now` is a time in seconds since the epoch, None for this moment."""
     now = time.time() if now is None else now
-    status, task = _json(run.folder / "run.json"), _json(run.folder / TASK_FILE)
-    rows = read_metrics(run.folder)
+    status, task = _json(run.folder.status_file), _json(run.folder.task_file)
+    rows = read_metrics(run.folder.metrics)
     epochs = len(rows)
     if status.get("state") == "finished" and status.get("max_epochs", 0) >= run.max_epochs:
-        return RunState(run, "done", epochs, 0.0, mean_score(run.folder))
+        return RunState(run, "done", epochs, 0.0, main_score(read_scores(run.folder.scores)))
     epoch_s = seconds_per_epoch(rows, run.batches)
     if not status and not task:
         return RunState(run, "pending")
@@ -99,37 +97,6 @@ def run_state(run: PlannedRun, now: float | None = None) -> RunState:
 def left_to_do(states: Sequence[RunState]) -> list[PlannedRun]:
     """Return the runs that nobody does and that are not done: pending and failed ones."""
     return [state.run for state in states if state.state in ("pending", "failed")]
-
-
-def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of a run's metrics.csv, one a completed epoch."""
-    path = Path(folder) / "metrics.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def seconds_per_epoch(rows: Sequence[dict[str, str]], batches: int) -> float | None:
-    """Return the seconds of an epoch by the last epochs' seconds per training batch, None before the first."""
-    recent = [float(row["time/iteration_s"]) for row in rows[-5:] if row.get("time/iteration_s")]
-    return None if not recent else float(np.mean(recent)) * batches
-
-
-def mean_score(folder: Path) -> float:
-    """Return the mean over cases of the mean over labels of scores.csv (DSC, else F1), NaN without one."""
-    path = Path(folder) / "scores.csv"
-    if not path.exists():
-        return math.nan
-    by_case: dict[str, list[float]] = {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    metric = next((name for name in _METRICS if rows and rows[0].get(name) not in (None, "")), _METRICS[0])
-    for row in rows:
-        value = float(row.get(metric) or math.nan)
-        if not math.isnan(value):
-            by_case.setdefault(row["case"], []).append(value)
-    return float(np.mean([np.mean(values) for values in by_case.values()])) if by_case else math.nan
 
 
 def state_table(states: Sequence[RunState], title: str) -> Table:
@@ -171,6 +138,6 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _last_sign(folder: Path) -> float:
-    names = ("run.json", "metrics.csv", TASK_FILE, "checkpoints/last.ckpt")
-    return max((folder / name).stat().st_mtime for name in names if (folder / name).exists())
+def _last_sign(folder: RunFolder) -> float:
+    files = (folder.status_file, folder.metrics, folder.task_file, folder.last)
+    return max(file.stat().st_mtime for file in files if file.exists())

@@ -5,14 +5,15 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from umamba.io import UserError, read_json
-from umamba.sweeps.jobs import Request
-from umamba.sweeps.ledger import PlannedRun, duration, read_metrics, seconds_per_epoch
+from umamba.records import RunFolder
+from umamba.records.tables import read_metrics, seconds_per_epoch
+from umamba.settings import SlurmSettings
+from umamba.sweeps.ledger import PlannedRun, duration
 
-# Patch workers beside a GPU are useful up to this number (see run.patch_workers); each needs memory of its own.
-_MOST_WORKERS = 12
+# Patch workers beside a GPU are useful up to this number; each needs memory of its own.
+MOST_WORKERS = 12
 _BASE_GB = 6.0
 _WORKER_GB = 1.0
 _BYTES = 4
@@ -66,7 +67,7 @@ def seconds(limit: str) -> float | None:
     return float(first * 60 + (second or 0))
 
 
-def preflight(runs: Sequence[PlannedRun], request: Request, offered: Sequence[Partition]) -> list[str]:
+def preflight(runs: Sequence[PlannedRun], request: SlurmSettings, offered: Sequence[Partition]) -> list[str]:
     """Return what is wrong with a request, each with what to ask for; empty if nothing is.
 
     Args:
@@ -86,18 +87,18 @@ def preflight(runs: Sequence[PlannedRun], request: Request, offered: Sequence[Pa
     return remarks
 
 
-def _of_plans(runs: Sequence[PlannedRun], request: Request) -> list[str]:
+def _of_plans(runs: Sequence[PlannedRun], request: SlurmSettings) -> list[str]:
     remarks = []
     processes = max(1, request.gpus)
     per_process = request.cpus // processes
-    if request.gpus and per_process < _MOST_WORKERS // 2:
+    if request.gpus and per_process < MOST_WORKERS // 2:
         remarks.append(
             f"cpus {request.cpus}: {max(0, per_process - 1)} workers make patches for each GPU, which will wait for "
-            f"them. Ask for {processes * (_MOST_WORKERS + 1)}, at least {processes * (_MOST_WORKERS // 2 + 1)}."
+            f"them. Ask for {processes * (MOST_WORKERS + 1)}, at least {processes * (MOST_WORKERS // 2 + 1)}."
         )
     if not request.gpus:
-        remarks.append("gpus 0: the trainings run on CPUs, which suits +smoke=true only. Ask for --gpus 1.")
-    workers = min(_MOST_WORKERS, max(1, per_process - 1))
+        remarks.append("gpus 0: the trainings run on CPUs, which suits smoke=true only. Ask for slurm.gpus=1.")
+    workers = min(MOST_WORKERS, max(1, per_process - 1))
     batch_gb = max((_batch_gb(run.folder) for run in runs), default=0.0)
     needed = math.ceil(processes * (_BASE_GB + workers * (_WORKER_GB + 2 * batch_gb)))
     if request.memory_gb < needed:
@@ -105,11 +106,11 @@ def _of_plans(runs: Sequence[PlannedRun], request: Request) -> list[str]:
     return remarks
 
 
-def _batch_gb(folder: Path) -> float:
+def _batch_gb(folder: RunFolder) -> float:
     """Return the GB of a batch of a run that has a plan, one channel and its label; 0 if it has not begun."""
     try:
-        plan = read_json(folder / "plan.json")
-        configuration: Mapping[str, Sequence[int] | int] = plan["configurations"][folder.parents[1].name]
+        plan = read_json(folder.plan)
+        configuration: Mapping[str, Sequence[int] | int] = plan["configurations"][folder.path.parents[1].name]
         patch, batch = configuration["patch_size"], configuration["batch_size"]
     except (UserError, KeyError):
         return 0.0
@@ -118,9 +119,9 @@ def _batch_gb(folder: Path) -> float:
     return math.prod(patch) * batch * (len(plan["intensity"]) + 1) * _BYTES / 1e9
 
 
-def _of_time(runs: Sequence[PlannedRun], request: Request) -> list[str]:
+def _of_time(runs: Sequence[PlannedRun], request: SlurmSettings) -> list[str]:
     limit = seconds(request.time_limit)
-    measured = {run.folder: seconds_per_epoch(read_metrics(run.folder), run.batches) for run in runs}
+    measured = {run.folder.path: seconds_per_epoch(read_metrics(run.folder.metrics), run.batches) for run in runs}
     known = {folder: epoch for folder, epoch in measured.items() if epoch is not None}
     if limit is None or not known:
         return []
@@ -133,7 +134,7 @@ def _of_time(runs: Sequence[PlannedRun], request: Request) -> list[str]:
     return []
 
 
-def _of_partition(offered: Partition, request: Request) -> list[str]:
+def _of_partition(offered: Partition, request: SlurmSettings) -> list[str]:
     name = offered.name.rstrip("*")
     remarks = [
         f"{what} {asked:g}: the largest node of partition {name} has {has:g}. Ask for that, or name another partition."

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from umamba.io import write_json
-from umamba.sweeps.ledger import TASK_FILE
+from umamba.records import RunFolder
 
 # The record is touched this often; the ledger calls a run dead after many times this.
 HEARTBEAT_S = 30.0
@@ -26,7 +26,7 @@ _LEAVING = (signal.SIGTERM, signal.SIGUSR1)
 _LEAVE_S = 20.0
 
 
-def run_task(command: Sequence[str], folder: Path, job: str | None = None) -> str:
+def run_task(command: Sequence[str], folder: RunFolder, job: str | None = None) -> str:
     """Run a training and keep <folder>/task.json true; return how it ended: done, failed or stopped.
 
     Args:
@@ -34,7 +34,7 @@ def run_task(command: Sequence[str], folder: Path, job: str | None = None) -> st
         folder: its run folder.
         job: SLURM's name of this array task, `<array>_<index>`; when the time limit nears, it is requeued.
     """
-    record = Path(folder) / TASK_FILE
+    record = folder.task_file
     facts = {"job": job, "host": socket.gethostname(), "pid": os.getpid(), "command": shlex.join(command)}
     received: list[int] = []
     write_json(record, {**facts, "state": "running"})
@@ -52,7 +52,7 @@ def run_task(command: Sequence[str], folder: Path, job: str | None = None) -> st
         code = _wait(process, record, received)
         reader.join(timeout=5)
         if code and not received:
-            received += [number for number in _LEAVING if code in (-number, 128 + number)]  # told without this process
+            received += [number for number in _LEAVING if code in (-number, 128 + number)]  # the signal went to the training alone
         if received:
             near_limit = received[0] == signal.SIGUSR1
             why = "the time limit came near" if near_limit else "the cluster took the node back, or it was cancelled"

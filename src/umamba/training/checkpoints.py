@@ -1,6 +1,7 @@
 """Checkpoints of a run: complete or not there; the last, the one before it, and the best."""
 
 import errno
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -12,24 +13,24 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from umamba.io import UserError, atomic_path
+from umamba.records import RunFolder
+from umamba.records.run_folder import LAST, PREVIOUS
 
-LAST = "last.ckpt"
-PREVIOUS = "previous.ckpt"
-BEST = "best.ckpt"
+log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint aside and renames it, so that a kill at any moment leaves the previous file whole.
 
-    What was `last.ckpt` becomes `previous.ckpt`: a disk that loses what it acknowledged costs one epoch, not the run.
+    `last.ckpt` becomes `previous.ckpt`, so that a disk that loses acknowledged data costs one epoch and not the run.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save `checkpoint` at `path`.
 
         Raises:
-            UserError: the file cannot be written, with the room there is; the earlier checkpoints stay.
+            UserError: the file cannot be written; the message names the free space. Earlier checkpoints stay.
         """
         path = Path(path)
         try:
@@ -41,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             free = shutil.disk_usage(path.parent).free / 1e9
             raise UserError(
                 f"{path} cannot be written: {error.strerror or error}; {free:.2f} GB are free there. Make room "
-                "(a checkpoint is kept thrice); the same command then continues after the last epoch that was saved."
+                "(a run keeps three checkpoints); the same command then continues after the last epoch that was saved."
             ) from error
 
 
@@ -59,10 +60,10 @@ class SaveCheckpoints(Callback):
     """Saves `last.ckpt` after every epoch, and `best.ckpt` when the smoothed patch Dice is higher than ever.
 
     Args:
-        folder: where the files go.
+        folder: the run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.best: float | None = None
 
@@ -71,28 +72,28 @@ class SaveCheckpoints(Callback):
         score = pl_module.ema_patch_dice
         if isinstance(score, float) and (self.best is None or score > self.best):
             self.best = score
-            trainer.save_checkpoint(self.folder / BEST)
-        trainer.save_checkpoint(self.folder / LAST)
+            trainer.save_checkpoint(self.folder.best)
+        trainer.save_checkpoint(self.folder.last)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best score up again."""
+        """Restore the best score."""
         self.best = state_dict["best"]
 
 
-def newest_readable(folder: Path) -> tuple[Path, int] | None:
+def newest_readable(folder: RunFolder) -> tuple[Path, int] | None:
     """Return the newest checkpoint that can be read and the number of its completed epochs; None: there is none.
 
-    `last.ckpt` counts first, then `previous.ckpt`; one that is damaged is set aside with a message.
+    `last.ckpt` comes first, then `previous.ckpt`; a damaged file is set aside with a message.
 
     Raises:
-        UserError: there are checkpoints, but none is whole; or the disk does not let itself be read.
+        UserError: there are checkpoints, but none is whole; or the disk cannot be read.
     """
     damaged = []
-    for path in (folder / LAST, folder / PREVIOUS):
+    for path in (folder.last, folder.previous):
         if not path.exists():
             continue
         try:
@@ -101,10 +102,10 @@ def newest_readable(folder: Path) -> tuple[Path, int] | None:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise UserError(f"{path} cannot be read: {error.strerror}. Check the disk and permissions.") from error
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(f"{path} is damaged ({reason[:120]}); it is kept as {path.name}.damaged.", flush=True)
+            log.warning("%s is damaged (%s); it is kept as %s.damaged.", path, reason[:120], path.name)
             damaged.append(path)
             continue
-        for other in damaged:  # not to become previous.ckpt with the next epoch
+        for other in damaged:  # set aside, because the next epoch would make it previous.ckpt
             os.replace(other, other.with_name(f"{other.name}.damaged"))
         return path, epochs
     if damaged:

@@ -1,5 +1,6 @@
 """progress.png: the curves of a run beside one another, as nnU-Net draws them, from the rows of metrics.csv."""
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from matplotlib.figure import Figure
 
 from umamba.io import atomic_path
 from umamba.training.metrics_csv import MetricsCsv
+
+log = logging.getLogger(__name__)
 
 EVERY_S = 60.0
 Rows = Sequence[dict[str, str]]
@@ -42,17 +45,17 @@ class ProgressPicture(Callback):
             self.draw()
 
     def draw(self) -> None:
-        """Draw what there is; a disk that takes no picture does not end the run."""
+        """Draw all rows so far; a picture that cannot be written does not end the run."""
         try:
             draw_curves(self.metrics.rows, self.path)
         except OSError as error:
-            print(f"{self.path} could not be written: {error.strerror or error}", flush=True)
+            log.warning("%s could not be written: %s", self.path, error.strerror or error)
 
 
 def draw_curves(rows: Rows, path: Path) -> None:
     """Draw losses and Dice, seconds per iteration, and the learning rate over the epochs, into a PNG.
 
-    Patch Dice is an estimate from patches; whole-case Dice is of cases predicted entirely, where the run has it.
+    Patch Dice is an estimate from patches. The Dice of whole validation cases is drawn where the run has it.
     """
     if not rows:
         return

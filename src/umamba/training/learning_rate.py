@@ -1,4 +1,4 @@
-"""The learning rate found before a run starts, by Lightning's tuner: the loss while the rate grows, batch by batch."""
+"""Find the learning rate before a run starts: Lightning's tuner raises it batch by batch and watches the loss."""
 
 import copy
 from pathlib import Path
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from umamba.io import UserError, atomic_path
 from umamba.patches import PatchDataModule
+from umamba.records import RunFolder
 from umamba.training.module import SegmentationModule
-from umamba.training.run_folder import RunFolder
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 
@@ -20,7 +20,7 @@ LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 def found_learning_rate(
     folder: RunFolder, module: SegmentationModule, datamodule: PatchDataModule, trainer: lightning.Trainer
 ) -> float:
-    """Return the run's rate: the one that was found when it started, else found now and noted in run.json.
+    """Return the run's learning rate: the one in run.json, else find it now and note it there.
 
     The search works on a copy of the module; weights and random numbers of the run stay as they are.
 
@@ -58,7 +58,7 @@ def found_learning_rate(
     rate = finder.suggestion() if finder is not None else None
     if finder is None or rate is None:
         raise UserError("trainer.find_lr=true: the losses suggest no rate. Set recipe.optimizer.lr, and find_lr=false.")
-    draw_search(finder.results["lr"], finder.results["loss"], rate, folder.path / "learning_rate.png")
+    draw_search(finder.results["lr"], finder.results["loss"], rate, folder.learning_rate_search)
     folder.set_status(found_lr=rate)
     return float(rate)
 

@@ -1,5 +1,6 @@
 """The W&B logger of a run: one W&B run for one run folder, online with an account, offline without."""
 
+import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +9,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from umamba.training.run_folder import RunFolder
+from umamba.records import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class EnduringWandbLogger(WandbLogger):
@@ -17,18 +20,19 @@ class EnduringWandbLogger(WandbLogger):
     lost = False
 
     def attempt(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Call a method of W&B's logger; after its first error, which is told, nothing is logged any more."""
+        """Call a method of W&B's logger; report its first error, and log nothing after it."""
         if self.lost:
             return
         try:
             method(*arguments, **options)
-        except Exception as error:  # whatever W&B raises, the run does not depend on it
+        except Exception as error:  # no error of W&B may end the run
             self.lost = True
             reason = (str(error).strip().splitlines() or [""])[0]
-            print(
-                f"W&B: logging has ended ({type(error).__name__}: {reason}). Training goes on, metrics.csv and "
-                "pictures are complete; the next continuation logs again.",
-                flush=True,
+            log.warning(
+                "W&B: logging has ended (%s: %s). Training goes on, metrics.csv and pictures are complete; the next "
+                "continuation logs again.",
+                type(error).__name__,
+                reason,
             )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -84,9 +88,10 @@ def wandb_logger(folder: RunFolder, project: str, entity: str | None, settings: 
     mode = os.environ.get("WANDB_MODE")
     if mode is None and not wandb.login(prompt=False, verify=False):
         mode = "offline"
-        print(
-            f"W&B: no account or key found, logging offline into {folder.path / 'wandb'}. "
-            "`wandb login` before the run logs online; `wandb sync` sends offline runs later."
+        log.info(
+            "W&B: no account or key found, logging offline into %s. `wandb login` before the run logs online; "
+            "`wandb sync` sends offline runs later.",
+            folder.wandb,
         )
     run_id = folder.status().get("wandb_id") or secrets.token_hex(4)
     folder.set_status(wandb_id=run_id)

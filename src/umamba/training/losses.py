@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
+from umamba.settings import LossSettings
 
 SMOOTH = 1e-5  # nnU-Net's smoothing of numerator and denominator
 EPSILON = 1e-8  # lower bound of the denominator
@@ -99,47 +100,28 @@ class DiceCrossEntropy(nn.Module):
     Args:
         labels: the label set, which decides between the two and names the ignore label.
         batch_dice: see `soft_dice_loss`.
-        dice_weight: factor of the Dice term.
-        cross_entropy_weight: factor of the cross-entropy term.
-        class_weights: factors of the classes in the cross-entropy, which is then a weighted mean: background first, or
-            one for each region; None: all 1.
-        focal_gamma: exponent of the focal factor (1 - p) on the cross-entropy (Lin et al., 2017); 0: none.
-        tversky: see `soft_dice_loss`.
+        settings: factors of the two terms, class weights (a weighted mean then: background first, or one for each
+            region), focal exponent (Lin et al., 2017) and Tversky factors.
 
     Raises:
-        UserError: a value that cannot be used.
+        UserError: the class weights are not one for each class.
     """
 
     class_weights: Tensor | None
 
-    def __init__(
-        self,
-        labels: LabelSet,
-        batch_dice: bool,
-        dice_weight: float = 1.0,
-        cross_entropy_weight: float = 1.0,
-        class_weights: Sequence[float] | None = None,
-        focal_gamma: float = 0.0,
-        tversky: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, labels: LabelSet, batch_dice: bool, settings: LossSettings | None = None) -> None:
         super().__init__()
         self.labels = labels
         self.batch_dice = batch_dice
-        self.dice_weight = dice_weight
-        self.cross_entropy_weight = cross_entropy_weight
-        if focal_gamma < 0:
-            raise UserError(f"recipe.loss.focal_gamma={focal_gamma}: give 0 (off) or more, commonly 2.")
-        self.focal_gamma = focal_gamma
-        if tversky is not None and (len(tversky) != 2 or min(tversky) < 0 or max(tversky) <= 0):
-            raise UserError(f"recipe.loss.tversky={list(tversky)}: give two factors from 0 on, such as [0.3, 0.7].")
-        self.tversky = None if tversky is None else tuple(tversky)
-        if class_weights is not None and (len(class_weights) != labels.num_classes or min(class_weights) < 0):
+        self.settings = settings or LossSettings()
+        given = self.settings.class_weights
+        if given is not None and len(given) != labels.num_classes:
             first = "" if labels.has_regions else "background, "
             raise UserError(
-                f"recipe.loss.class_weights={list(class_weights)}: give {labels.num_classes} numbers from 0 on, for "
+                f"recipe.loss.class_weights={list(given)}: give {labels.num_classes} numbers from 0 on, for "
                 f"{first}{', '.join(labels.names)}."
             )
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        weights = None if given is None else torch.tensor(given, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits_BKS: Tensor, label_B1S: Tensor) -> Tensor:
@@ -159,11 +141,11 @@ class DiceCrossEntropy(nn.Module):
                 weights = None if self.class_weights is None else self.class_weights[label]
                 one_hot = torch.zeros_like(logits).scatter_(1, label, 1.0)[:, 1:]
                 probabilities = logits.softmax(1)[:, 1:]
-            if self.focal_gamma:
-                losses = (1 - torch.exp(-losses)) ** self.focal_gamma * losses
+            if self.settings.focal_gamma:
+                losses = (1 - torch.exp(-losses)) ** self.settings.focal_gamma * losses
             cross_entropy = masked_mean(losses, mask, weights)
-            dice = soft_dice_loss(probabilities, one_hot, mask, self.batch_dice, self.tversky)
-        return self.cross_entropy_weight * cross_entropy + self.dice_weight * dice
+            dice = soft_dice_loss(probabilities, one_hot, mask, self.batch_dice, self.settings.tversky)
+        return self.settings.cross_entropy_weight * cross_entropy + self.settings.dice_weight * dice
 
 
 def masked_mean(values: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:

@@ -1,8 +1,9 @@
-"""Steps whose gradients are not finite: left out, counted and shown; too many in a row end the attempt.
+"""Steps whose gradients are not finite are skipped, counted and reported; too many in a row end the attempt.
 
 The check looks at the gradients after they were averaged over all ranks, so that all ranks decide alike.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch.optim import Optimizer
 
 from umamba.io import atomic_path
 
-IN_A_ROW = 5  # as many skipped steps end the attempt
+log = logging.getLogger(__name__)
+
+IN_A_ROW = 5  # so many skipped steps in a row end the attempt
 IN_A_ROW_SCALED = 25  # with float16, whose loss scaler overflows on purpose until it has found its factor
 
 
@@ -25,14 +28,14 @@ class Diverged(Exception):
 
 
 class SkipNonFinite(Callback):
-    """Leaves out optimiser steps with non-finite gradients, and keeps the first batch of each series of them.
+    """Skips optimiser steps with non-finite gradients, and saves the first batch of each series of them.
 
     The metric `train/skipped_steps` counts them by epoch. A file holds `batch` (image, label, case_id), `epoch`,
     `batch_index`, `seed` and `first_nonfinite`, the layer that gave the first non-finite value.
 
     Args:
-        folder: where the batches go.
-        seed: the run's.
+        folder: folder of the saved batches.
+        seed: the run's seed.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -44,19 +47,19 @@ class SkipNonFinite(Callback):
         self.skipped = 0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin to count."""
+        """Start the epoch's count."""
         self.skipped = 0
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Hold the batch, to save it if need be."""
+        """Keep the batch, so that it can be saved if its gradients are not finite."""
         self.batch, self.batch_index = batch, batch_idx
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Take the gradients away if they are not finite; the optimiser then changes nothing.
+        """Remove the gradients if they are not finite; the optimiser then changes nothing.
 
         Raises:
             Diverged: too many in a row.
@@ -94,12 +97,15 @@ class SkipNonFinite(Callback):
         try:
             with atomic_path(self.folder / name) as temporary:
                 torch.save(content, temporary)
-        except (OSError, RuntimeError) as error:  # a full disk must not make it worse
-            print(f"{self.folder / name} could not be written: {error}")
-        print(
-            f"Skipped a step whose gradients are not finite (epoch {trainer.current_epoch + 1}, batch "
-            f"{self.batch_index}, precision {trainer.precision}; first in {layer}): {self.folder / name}",
-            flush=True,
+        except (OSError, RuntimeError) as error:  # a full disk must not end the run, too
+            log.warning("%s could not be written: %s", self.folder / name, error)
+        log.info(
+            "Skipped a step whose gradients are not finite (epoch %d, batch %d, precision %s; first in %s): %s",
+            trainer.current_epoch + 1,
+            self.batch_index,
+            trainer.precision,
+            layer,
+            self.folder / name,
         )
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""How much memory a training takes, so that tables of cost can say it."""
+"""The peak memory of a training, logged for the tables of cost."""
 
 import lightning
 import torch
@@ -8,7 +8,7 @@ from umamba.io.resources import peak_resident_bytes
 
 
 class PeakMemory(Callback):
-    """Logs `memory/peak_gb` each epoch: the most that tensors took on the GPU; without one, the main process in all."""
+    """Logs `memory/peak_gb` each epoch: the peak of tensors on the GPU; without a GPU, that of the main process."""
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log the peak up to now."""

@@ -1,13 +1,16 @@
-"""What a person sees while a run trains: one line an epoch, and Lightning's bar in a terminal."""
+"""What a person sees during training: one line an epoch, and Lightning's bar in a terminal."""
 
+import logging
 import time
 
 import lightning
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
+log = logging.getLogger(__name__)
+
 
 class EpochLines(Callback):
-    """Prints one line an epoch (loss, patch Dice, seconds per iteration, time left) and logs the seconds."""
+    """Reports one line an epoch (loss, patch Dice, seconds per iteration, time left) and logs the seconds."""
 
     def __init__(self) -> None:
         self.epoch_start = 0.0
@@ -25,8 +28,8 @@ class EpochLines(Callback):
             pl_module.log("time/iteration_s", elapsed / iterations)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Print the epoch's line."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}  # of all processes together
+        """Report the epoch."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}  # a collective operation
         if not trainer.is_global_zero:
             return
         self.epoch_seconds.append(time.perf_counter() - self.epoch_start)
@@ -34,14 +37,13 @@ class EpochLines(Callback):
         skipped = metrics.get("train/skipped_steps", 0)
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
         mean_seconds = sum(self.epoch_seconds) / len(self.epoch_seconds)
-        print(
+        log.info(
             f"epoch {done}/{total}  loss {metrics.get('train/loss', float('nan')):.4f}"
             f"  {checked} loss {metrics.get(f'{checked}/loss', float('nan')):.4f}"
             f"  patch Dice {metrics.get(f'{checked}/patch_dice', float('nan')):.4f}"
             f"  {metrics.get('time/iteration_s', float('nan')):.2f} s/it"
             f"  {duration(mean_seconds * (total - done))} left"
-            + (f"  {skipped:.0f} steps skipped (not finite)" if skipped else ""),
-            flush=True,
+            + (f"  {skipped:.0f} steps skipped (not finite)" if skipped else "")
         )
 
 

@@ -1,9 +1,9 @@
-"""Which configuration or pair of configurations is best in cross-validation, and what post-processing helps it.
+"""Find the configuration, or pair of configurations, that is best in cross-validation, and the post-processing for it.
 
 nnU-Net's rules (`find_best_configuration`, `determine_postprocessing`): each network predicts the cases it was not
-trained on; the highest mean DSC over the labels wins, a single configuration before a pair of the same score. Of its
-segmentations first only the largest component of all foreground is kept, if that raises the mean and lowers no label;
-then that of each label, if that raises the label's own DSC.
+trained on. The highest mean DSC over the labels wins; at the same score a single configuration comes before a pair. The
+winner's post-processing first keeps only the largest component of all foreground, if that raises the mean and lowers no
+label; then the largest component of each label, if that raises the label's own DSC.
 """
 
 import itertools
@@ -11,27 +11,27 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from umamba.datasets import RawDataset
+from umamba.datasets import RawDataset, read_dataset
 from umamba.evaluation import dice
 from umamba.inference import PostProcessing, Predictor
 from umamba.io import UserError, read_label, write_json
 from umamba.labels import LabelSet
 from umamba.planning import fold_cases
+from umamba.settings import FindBestSettings, PredictionSettings
 
 
 @dataclass(frozen=True)
 class Validated:
-    """What a configuration, or the mean of several, made of the cases it was not trained on.
+    """The cross-validation of a configuration, or of the mean of several.
 
     Attributes:
         name: of the configuration, or names joined by a plus.
-        checkpoints: of all folds.
-        segmentations: file of each case.
+        checkpoints: checkpoints of all folds.
+        segmentations: file of the segmentation of each case.
         scores: mean DSC of each label, NaN where no case has it.
     """
 
@@ -106,8 +106,7 @@ def validate(
     output: Path,
     *,
     device: str,
-    workers: int,
-    **options: Any,
+    settings: PredictionSettings,
 ) -> Validated:
     """Predict the validation cases of every fold with that fold's networks, and score them; done ones are kept.
 
@@ -117,8 +116,7 @@ def validate(
         splits: splits_final.json; None: the folds are derived.
         output: folder of the segmentations.
         device: auto, cpu, cuda, ...
-        workers: threads.
-        options: further ones of `Predictor.predict_cases`.
+        settings: how cases are segmented.
     """
     name = "+".join(members)
     folds = sorted(next(iter(members.values())))
@@ -128,10 +126,10 @@ def validate(
         _, held_out = fold_cases(list(cases), fold, splits)
         predictor = Predictor.from_checkpoint([checkpoints[fold] for checkpoints in members.values()], device)
         folder = output / name / f"fold_{fold}"
-        predictor.predict_cases([cases[case] for case in held_out], folder, workers=workers, **options)
+        predictor.predict_cases([cases[case] for case in held_out], folder, settings)
         segmentations |= {case: folder / f"{case}{predictor.file_ending}" for case in held_out}
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
-    scores = mean_dice(segmentations, truths, dataset.labels, lambda segmentation: segmentation, workers)
+    scores = mean_dice(segmentations, truths, dataset.labels, lambda segmentation: segmentation, settings.workers)
     checkpoints = tuple(path for member in members.values() for path in member.values())
     return Validated(name, checkpoints, segmentations, scores)
 
@@ -160,53 +158,55 @@ def determine_post_processing(
     return chosen, scores
 
 
-def find_best(
-    candidates: Sequence[Path],
-    dataset: RawDataset,
-    splits: Path | None,
-    output: Path,
-    *,
-    pairs: bool = True,
-    checkpoint: str = "last",
-    seed: int = 0,
-    device: str = "auto",
-    workers: int = 2,
-    **options: Any,
-) -> tuple[list[Validated], PostProcessing, dict[str, float]]:
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of `find_best`.
+
+    Attributes:
+        ranked: all candidates and pairs, the best first.
+        post_processing: the steps that help the best one.
+        scores: mean DSC of each label with these steps.
+    """
+
+    ranked: tuple[Validated, ...]
+    post_processing: PostProcessing
+    scores: Mapping[str, float]
+
+    @property
+    def best(self) -> Validated:
+        """The best candidate or pair."""
+        return self.ranked[0]
+
+
+def find_best(settings: FindBestSettings) -> Selection:
     """Validate configurations and their pairs, and determine the best one's post-processing.
 
     Writes output/post_processing.json, which `predict.py` applies, and output/best.json with everything that was found.
 
     Args:
-        candidates: folders runs/<experiment>/<configuration>.
-        dataset: the raw dataset they were trained on.
-        splits: splits_final.json; None: the folds are derived.
-        output: folder of the validation's segmentations and the two files.
-        pairs: try the mean of two configurations, too.
-        checkpoint: last or best.
-        seed: of the runs.
-        device: auto, cpu, cuda, ...
-        workers: threads.
-        options: further ones of `Predictor.predict_cases`.
-
-    Returns:
-        All that were validated, the best first; its post-processing, and the DSC of each label with it.
+        settings: candidates, raw dataset, output, splits and how cases are segmented.
 
     Raises:
         UserError: the candidates differ in their trained folds, or have none.
     """
-    members = {_name(path): fold_checkpoints(path, checkpoint, seed) for path in candidates}
+    dataset = read_dataset(settings.raw_dataset)
+    own = dataset.root / "splits_final.json"
+    splits = settings.splits or (own if own.exists() else None)
+    members = {_name(path): fold_checkpoints(path, settings.checkpoint, settings.seed) for path in settings.candidates}
     if len({tuple(sorted(folds)) for folds in members.values()}) != 1:
         found = "; ".join(f"{name} has {', '.join(map(str, sorted(folds)))}" for name, folds in members.items())
         raise UserError(f"candidates: not the same folds are trained: {found}. Train those that are missing.")
     tried = [{name: members[name]} for name in members]
-    if pairs:
+    if settings.pairs:
         tried += [{one: members[one], two: members[two]} for one, two in itertools.combinations(members, 2)]
-    validated = [validate(each, dataset, splits, output, device=device, workers=workers, **options) for each in tried]
-    ranked = sorted(validated, key=lambda each: -each.mean)
+    prediction, output = settings.prediction, settings.output
+    validated = [
+        validate(each, dataset, splits, output, device=settings.device, settings=prediction) for each in tried
+    ]
+    ranked = tuple(sorted(validated, key=lambda each: -each.mean))
     best = ranked[0]
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
-    steps, scores = determine_post_processing(best.segmentations, truths, dataset.labels, workers)
+    steps, scores = determine_post_processing(best.segmentations, truths, dataset.labels, settings.workers)
     record = {"configuration": best.name, "dice_before": _json(best.scores), "dice_after": _json(scores)}
     steps.write(output / "post_processing.json", record)
     write_json(
@@ -217,7 +217,7 @@ def find_best(
             "mean_dice": {each.name: each.mean for each in ranked},
         },
     )
-    return ranked, steps, scores
+    return Selection(ranked, steps, scores)
 
 
 def ranking_table(ranked: Sequence[Validated]) -> Table:

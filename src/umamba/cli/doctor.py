@@ -1,28 +1,28 @@
-"""What this machine has and what of it works: versions, devices, scan backends, a network's forward and backward.
+"""`umamba doctor`: what of this machine works: versions, devices, scan backends, a network's forward and backward."""
 
-python -m umamba.doctor
-"""
-
+import logging
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from umamba.inference.model import autocast
 from umamba.inference.precision import choose_precision, cpu_has_bfloat16
-from umamba.io import provenance
+from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
 from umamba.networks import build_network
 from umamba.networks.scan.report import BackendState, backend_states
 from umamba.planning import Configuration
 
+log = logging.getLogger(__name__)
+
 EXIT_BROKEN = 1
-# A network of three stages with patch and channel tokens, as small as one can be.
+# A small network of three stages, which has patch tokens and channel tokens.
 _TINY = Configuration(
     name="3d_fullres",
     spacing=(1.0, 1.0, 1.0),
@@ -66,7 +66,7 @@ def try_device(device: str) -> Trial:
     precision = choose_precision(torch.device(device))
     try:
         torch.manual_seed(0)
-        network = build_network({"name": "umamba_enc"}, _TINY, 1, 2).to(device)
+        network = build_network("umamba_enc", _TINY, 1, 2).to(device)
         image = torch.randn((2, 1, *_TINY.patch_size), device=device)
         for _ in range(2):
             start = time.perf_counter()
@@ -76,7 +76,7 @@ def try_device(device: str) -> Trial:
             gradients = [parameter.grad for parameter in network.parameters()]
             finite = all(bool(gradient is not None and gradient.isfinite().all()) for gradient in gradients)
             seconds = time.perf_counter() - start
-    except Exception as error:  # whatever a foreign build does wrong is what is to be shown
+    except Exception as error:  # the report shows any error of a foreign build
         lines = str(error).strip().splitlines()
         return Trial(precision, f"{type(error).__name__}: {lines[0] if lines else 'no message'}", 0.0)
     return Trial(precision, None if finite else "gradients are missing or not finite", seconds)
@@ -141,18 +141,19 @@ def backends_table(states: dict[str, list[BackendState]]) -> Table:
     return table
 
 
-def main() -> int:
-    """Print the report; return 1 if a network does not train on some device, else 0."""
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(versions_table())
+def main(arguments: Sequence[str] = ()) -> int:
+    """Show the report; return 1 if a network does not train on some device, else 0.
+
+    Raises:
+        UserError: arguments are given; the command takes none.
+    """
+    if arguments:
+        raise UserError(f"umamba doctor takes no arguments, not {arguments[0]}.")
+    log.info(versions_table())
     trials = {device: try_device(device) for device in devices()}
-    console.print(devices_table(trials))
+    log.info(devices_table(trials))
     if "cuda" not in trials:
         reason, remedy = no_gpu_reason()
-        console.print(f"No GPU: {reason}." + (f" To mend it: {remedy}" if remedy else ""))
-    console.print(backends_table({device: backend_states(device) for device in trials}))
+        log.info("No GPU: %s.%s", reason, f" To mend it: {remedy}" if remedy else "")
+    log.info(backends_table({device: backend_states(device) for device in trials}))
     return EXIT_BROKEN if any(trial.problem for trial in trials.values()) else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

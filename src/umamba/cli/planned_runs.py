@@ -1,0 +1,72 @@
+"""From a study's sweep.yaml to its runs with their folders: each line is composed as `umamba train` would compose it."""
+
+import hashlib
+import json
+
+from umamba.cli.compose import settings_of
+from umamba.io.errors import UserError
+from umamba.records import RunFolder
+from umamba.runs.smoke import smoke_test
+from umamba.settings import TrainSettings, plain
+from umamba.sweeps import PlannedRun, StudyFile
+
+
+def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[PlannedRun]:
+    """Return the runs of a study, every line for every fold and seed.
+
+    Args:
+        study: the study.
+        overrides: further overrides of every run, such as smoke=true.
+
+    Raises:
+        UserError: a line cannot be composed, or two lines share a run folder.
+    """
+    runs = []
+    for line in study.runs:
+        for fold in study.folds:
+            for seed in study.seeds:
+                given = (*line, *overrides, f"fold={fold}", f"seed={seed}")
+                settings = _settings(study, given)
+                if settings.name is None:
+                    raise UserError(f"study={study.name}: give the run '{' '.join(line)}' a name: name=...")
+                dataset, method = dataset_and_method(line, settings)
+                if settings.smoke:
+                    settings = smoke_test(settings)
+                runs.append(
+                    PlannedRun(
+                        overrides=given,
+                        folder=RunFolder.of(settings),
+                        dataset=dataset,
+                        method=method,
+                        fold=fold,
+                        seed=seed,
+                        max_epochs=settings.trainer.max_epochs,
+                        batches=settings.train_batches + settings.val_batches,
+                        preparation=preparation(settings),
+                    )
+                )
+    folders = [run.folder.path for run in runs]
+    twice = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
+    if twice:
+        raise UserError(f"study={study.name}: several runs share {twice[0]}. Give them names of their own: name=...")
+    return runs
+
+
+def dataset_and_method(line: tuple[str, ...], settings: TrainSettings) -> tuple[str, str]:
+    """Return a run's dataset and method as published.csv names them; a variant's method is the rest of its name."""
+    chosen = [text.split("=", 1)[1] for text in line if text.startswith("experiment=")]
+    dataset = chosen[0].split("_")[0] if chosen else settings.dataset.root.name
+    return dataset, str(settings.name).removeprefix(f"{dataset}_")
+
+
+def preparation(settings: TrainSettings) -> str:
+    """Return a hash of all that the preprocessed cases depend on."""
+    parts = [plain(settings.dataset), plain(settings.planner), plain(settings.plan), str(settings.paths.preprocessed)]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _settings(study: StudyFile, overrides: tuple[str, ...]) -> TrainSettings:
+    try:
+        return settings_of(TrainSettings, overrides)
+    except UserError as error:
+        raise UserError(f"study={study.name}, run '{' '.join(overrides)}': {error}") from error

@@ -1,0 +1,34 @@
+"""`umamba prepare`: everything that `umamba train` does before it trains."""
+
+import logging
+
+from umamba.io.errors import UserError
+from umamba.settings import PrepareSettings
+
+log = logging.getLogger(__name__)
+
+
+def main(settings: PrepareSettings) -> None:
+    """Prepare a dataset: fingerprint, plan, preprocessed cases.
+
+    Raises:
+        UserError: all problems of the dataset together.
+    """
+    absent = None if settings.smoke else settings.dataset.absent()
+    if absent:
+        raise UserError(absent)
+    from umamba.runs.preparation import prepare
+    from umamba.runs.smoke import smoke_test
+
+    if settings.smoke:
+        settings = smoke_test(settings)
+    prepared = prepare(settings, settings.explain, settings.nnunet_plans)
+    if settings.preview:
+        from umamba.patches.preview import draw_preview
+
+        name = f"patches_{prepared.configuration.name}.png"
+        path = settings.paths.preprocessed / prepared.dataset.name / name
+        draw_preview(
+            prepared.store, prepared.configuration, prepared.labels, settings.augmentation, path, seed=settings.seed
+        )
+        log.info("Augmented patches: %s", path.absolute())
