@@ -4,7 +4,7 @@ Cases differ in anatomy, pose, contrast, field of view, spacing and direction. A
 volume (partial volume effect); its label is the organ that fills more than half of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,11 @@ class PhantomCase:
     direction_xyz: tuple[float, ...]
 
     def on_grid(self, array: np.ndarray) -> sitk.Image:
-        """Return a SimpleITK image of voxels (Z, Y, X) with this case's geometry."""
+        """Return a SimpleITK image with this case's geometry.
+
+        Args:
+            array: voxels (Z, Y, X).
+        """
         image = sitk.GetImageFromArray(array)
         image.SetSpacing(self.spacing_xyz)
         image.SetOrigin(self.origin_xyz)
@@ -158,8 +162,15 @@ def write_phantom(root: Path, *, num_training: int, num_test: int, seed: int, vo
         for index in range(num_training + num_test):
             split = "Tr" if index < num_training else "Ts"
             _write_case(folder, split, f"phantom_{index:03d}", phantom_case(seed, index, voxel_mm))
-        description = "Synthetic CT-like abdomen; no patient data."
-        content = phantom_json(("CT",), PHANTOM_ORGANS, num_training, ".nii.gz", description, made_with)
+        content = dataset_json(
+            ("CT",),
+            PHANTOM_ORGANS,
+            num_training,
+            ".nii.gz",
+            description="Synthetic CT-like abdomen; no patient data.",
+            licence=PHANTOM_LICENCE,
+            phantom=made_with,
+        )
         write_json(folder / "dataset.json", content)
 
     return write_once(root, made_with, write)
@@ -200,25 +211,3 @@ def _write_case(folder: Path, split: str, case_id: str, case: PhantomCase) -> No
         target = folder / f"{kind}{split}"
         target.mkdir(exist_ok=True)
         sitk.WriteImage(case.on_grid(array), str(target / f"{case_id}{suffix}.nii.gz"), useCompression=True)
-
-
-def phantom_json(
-    channel_names: Sequence[str],
-    labels: Sequence[str],
-    num_training: int,
-    file_ending: str,
-    description: str,
-    made_with: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the content of a phantom's dataset.json.
-
-    Args:
-        channel_names: names of the image channels.
-        labels: names of the labels 1, 2, ...
-        num_training: number of training cases.
-        file_ending: ending of images and labels.
-        description: what it shows.
-        made_with: the phantom's arguments.
-    """
-    facts = {"description": description, "licence": PHANTOM_LICENCE, "phantom": made_with}
-    return dataset_json(channel_names, labels, num_training, file_ending, **facts)

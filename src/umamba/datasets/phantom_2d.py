@@ -12,8 +12,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
+from umamba.datasets.declared import dataset_json
 from umamba.datasets.nnunet_raw import FIRST_CHANNEL
-from umamba.datasets.phantom import phantom_json, write_once
+from umamba.datasets.phantom import PHANTOM_LICENCE, write_once
 from umamba.io import UserError, write_json
 from umamba.labels.instance_maps import interior_and_boundary
 
@@ -172,8 +173,15 @@ def _write(folder: Path, made_with: dict[str, object]) -> None:
         image, label = draw(np.random.default_rng([seed, index]), (size[0], size[1]))
         write_picture(folder / f"images{split}" / f"{name}{FIRST_CHANNEL}.png", image)
         write_picture(folder / f"labels{split}" / f"{name}.png", label)
-    description = f"Synthetic {made_with['scene']} pictures; no patient data."
-    content = phantom_json(("R", "G", "B"), names, num_training, ".png", description, made_with)
+    content = dataset_json(
+        ("R", "G", "B"),
+        names,
+        num_training,
+        ".png",
+        description=f"Synthetic {made_with['scene']} pictures; no patient data.",
+        licence=PHANTOM_LICENCE,
+        phantom=made_with,
+    )
     write_json(folder / "dataset.json", content)
 
 

@@ -73,15 +73,8 @@ def converted_phantom(root: Path, *, archive: str, num_training: int, num_test: 
     return convert(replace(converter_of(archive, videos="official"), folder=root.name), source, root.parent, workers)
 
 
-def write_flare(folder: Path, num_training: int, num_test: int, seed: int) -> None:
-    """Write CT cases in the layout of FLARE22: images NAME_0000.nii.gz, labels NAME.nii.gz, 13 organs.
-
-    Args:
-        folder: the archive's folder.
-        num_training: number of training cases.
-        num_test: number of test cases.
-        seed: seed of all cases.
-    """
+def _write_flare(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write CT cases in the layout of FLARE22: images NAME_0000.nii.gz, labels NAME.nii.gz, 13 organs."""
     for index in range(num_training + num_test):
         training = index < num_training
         part = folder / ("FLARE22Train" if training else "Testing")
@@ -91,15 +84,8 @@ def write_flare(folder: Path, num_training: int, num_test: int, seed: int) -> No
         _write_volume(label, part / "labels" / f"{name}.nii.gz")
 
 
-def write_amos(folder: Path, num_training: int, num_test: int, seed: int) -> None:
-    """Write MR cases in the layout of AMOS22, with the test cases in the layout of U-Mamba's authors.
-
-    Args:
-        folder: the archive's folder.
-        num_training: number of training cases; the last one is written to AMOS22's validation part.
-        num_test: number of test cases.
-        seed: seed of all cases.
-    """
+def _write_amos(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write MR cases in the layout of AMOS22, the last one as validation, and test cases in that of U-Mamba's authors."""
     to_amos = np.array((0, *AMOS_VALUES), dtype=np.uint8)
     for index in range(num_training + num_test):
         image, label = _abdomen(seed, index)
@@ -116,15 +102,8 @@ def write_amos(folder: Path, num_training: int, num_test: int, seed: int) -> Non
             _write_volume(label, own / "labelsTs" / f"{name}.nii.gz")
 
 
-def write_endovis(folder: Path, num_training: int, num_test: int, seed: int) -> None:
-    """Write frames in the layout of EndoVis 2017: two training videos; as test, the end of the first and a new video.
-
-    Args:
-        folder: the archive's folder.
-        num_training: number of training frames.
-        num_test: number of test frames.
-        seed: seed of all frames.
-    """
+def _write_endovis(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write frames in the layout of EndoVis 2017: two training videos, and for test the end of the first and a new one."""
     first = num_training // 2
     continued = num_test // 2
     sequences = (
@@ -148,15 +127,8 @@ def write_endovis(folder: Path, num_training: int, num_test: int, seed: int) -> 
                 _write_picture(own / "ground_truth" / masks / name, np.where(types == kind, _SHAFT, 0).astype(np.uint8))
 
 
-def write_cell(folder: Path, num_training: int, num_test: int, seed: int) -> None:
-    """Write microscopy images with numbered cells in the layout and formats of the NeurIPS 2022 challenge.
-
-    Args:
-        folder: the archive's folder.
-        num_training: number of training images.
-        num_test: number of test images.
-        seed: seed of all images.
-    """
+def _write_cell(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write microscopy images with numbered cells in the layout and formats of the NeurIPS 2022 challenge."""
     for index in range(num_training + num_test):
         ending, dtype, channels = _MICROSCOPES[index % len(_MICROSCOPES)]
         image, cells = cell_instances(np.random.default_rng([seed, index]), _PICTURE)
@@ -166,11 +138,12 @@ def write_cell(folder: Path, num_training: int, num_test: int, seed: int) -> Non
         _write_picture(part / "labels" / f"cell_{index:05d}_label.tiff", cells)
 
 
+# Each writes the archive into a folder: (folder, num_training, num_test, seed).
 WRITERS: dict[str, Callable[[Path, int, int, int], None]] = {
-    "flare": write_flare,
-    "amos": write_amos,
-    "endovis": write_endovis,
-    "cell": write_cell,
+    "flare": _write_flare,
+    "amos": _write_amos,
+    "endovis": _write_endovis,
+    "cell": _write_cell,
 }
 
 

@@ -28,7 +28,12 @@ _REMEDY = "Copy or export the file again, or remove the case from the dataset."
 
 
 def nonfinite_error(path: Path, count: int) -> UserError:
-    """Return the error for an image file with `count` voxels that are NaN or infinite."""
+    """Return the error for an image with voxels that are not finite.
+
+    Args:
+        path: the image file.
+        count: number of voxels that are NaN or infinite.
+    """
     return UserError(f"{path}: {count} voxels are NaN or infinite. Replace them by a real intensity.")
 
 

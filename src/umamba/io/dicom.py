@@ -21,7 +21,11 @@ _UNEVEN = 0.1  # largest allowed deviation from the median distance of slices, a
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file has DICOM's mark "DICM" after its first 128 bytes; False if it cannot be read."""
+    """Return whether a file has DICOM's mark "DICM" after its first 128 bytes.
+
+    Args:
+        path: the file. If it cannot be read, the answer is False.
+    """
     try:
         with open(path, "rb") as stream:
             return stream.read(132)[128:] == b"DICM"
@@ -30,7 +34,11 @@ def is_dicom(path: Path) -> bool:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Return whether a folder directly contains a DICOM file."""
+    """Return whether a folder directly contains a DICOM file.
+
+    Args:
+        folder: the folder; its subfolders are not searched.
+    """
     return any(path.is_file() and is_dicom(path) for path in sorted(folder.iterdir()))
 
 

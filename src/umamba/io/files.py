@@ -244,6 +244,10 @@ def remove_stale(folder: Path, target: str | None = None) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Return the BLAKE2b-128 hash of a file's content, in hexadecimal."""
+    """Return the BLAKE2b-128 hash of a file's content, in hexadecimal.
+
+    Args:
+        path: the file.
+    """
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

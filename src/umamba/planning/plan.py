@@ -14,7 +14,17 @@ Parsed = TypeVar("Parsed")
 
 @dataclass(frozen=True)
 class Intensity:
-    """Foreground intensities of a channel over the training cases."""
+    """Statistics of the foreground intensities of one channel over the training cases.
+
+    Attributes:
+        mean: mean.
+        median: median.
+        std: population standard deviation.
+        min: minimum.
+        max: maximum.
+        percentile_00_5: percentile 0.5.
+        percentile_99_5: percentile 99.5.
+    """
 
     mean: float
     median: float
@@ -42,7 +52,7 @@ class Configuration:
         kernel_sizes: kernel sizes of each encoder stage.
         features_per_stage: feature maps of each encoder stage.
         encoder_blocks: convolutions, or residual blocks, of each encoder stage.
-        decoder_blocks: convolutions of each decoder stage, of which there is one fewer.
+        decoder_blocks: convolutions of each decoder stage; there is one stage fewer than in the encoder.
         residual_encoder: whether the encoder was planned with residual blocks.
     """
 
@@ -194,12 +204,20 @@ def stages(values: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
 
 
 def integers(values: Sequence[int]) -> tuple[int, ...]:
-    """Return integers as a tuple."""
+    """Return integers as a tuple.
+
+    Args:
+        values: numbers without a fraction.
+    """
     return tuple(int(value) for value in values)
 
 
 def numbers(values: Sequence[float]) -> tuple[float, ...]:
-    """Return floats as a tuple."""
+    """Return floats as a tuple.
+
+    Args:
+        values: numbers.
+    """
     return tuple(float(value) for value in values)
 
 
