@@ -1,4 +1,4 @@
-"""The digest follows the content of the training files, and the cache only spares reading them again."""
+"""The digest changes with the content of the training files; the cache only saves reading them again."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""From a configuration to a plan: nnU-Net's file, the paper's rows, pinned values; and what prepare.py prints."""
+"""Making a plan from nnU-Net's file, the paper's rows and pinned values, and the output of prepare.py."""
 
 import json
 from dataclasses import replace
@@ -59,7 +59,7 @@ def statistics(config: TrainConfig) -> Fingerprint:
     return fingerprint_dataset(read_dataset(Path(config.dataset.root)), Path(config.paths.preprocessed), 1)[0]
 
 
-def test_the_papers_row_is_pinned_and_gives_way_to_given_values(config: TrainConfig, statistics: Fingerprint) -> None:
+def test_given_values_replace_those_of_the_papers_row(config: TrainConfig, statistics: Fingerprint) -> None:
     dataset = read_dataset(Path(config.dataset.root))
     paper = PlanConfig(configuration=None, paper=True)
     plan, name = make_plan(replace(config, plan=paper), dataset, statistics)
@@ -93,7 +93,7 @@ def test_a_written_plans_file_is_read_back_and_prepares_the_same_store(
     second = prepare(replace(config, plan=PlanConfig(from_file=str(path))), explain=True)
     assert f"all values: read from {path}" in capsys.readouterr().out
     assert second.configuration == replace(first.configuration, batch_size=3)
-    assert second.store == first.store  # the batch does not change a voxel
+    assert second.store == first.store  # the batch size does not change the preprocessed voxels
 
 
 def test_a_plans_file_stands_alone_and_fits_the_dataset(

@@ -1,6 +1,6 @@
-"""How much memory a U-Net takes, in feature map values (nnU-Net: dynamic_network_architectures' estimate).
+"""Estimate the memory of a U-Net in feature map values (nnU-Net: dynamic_network_architectures).
 
-Counts the outputs of the convolutions for one patch; neither input channels nor deep supervision matter.
+The estimate counts the outputs of the convolutions for one patch. Input channels and deep supervision do not count.
 """
 
 import math
@@ -16,16 +16,20 @@ def feature_map_values(
     num_label_entries: int,
     residual_encoder: bool,
 ) -> int:
-    """Estimate the values of all feature maps for a batch of one.
+    """Estimate the number of values in all feature maps for a batch of one patch.
 
     Args:
-        patch_size: voxels of each axis.
-        strides: of each encoder stage.
-        features: of each encoder stage.
-        encoder_blocks: convolutions, or residual blocks (two convolutions each), of each encoder stage.
-        decoder_blocks: convolutions of each decoder stage, from the bottleneck up.
-        num_label_entries: entries of `labels` in dataset.json, background and ignore label included.
+        patch_size: voxels along each axis.
+        strides: strides of each encoder stage, one entry per axis.
+        features: feature maps of each encoder stage.
+        encoder_blocks: number of convolutions, or of residual blocks with two convolutions, of each encoder stage.
+        decoder_blocks: number of convolutions of each decoder stage, starting at the bottleneck.
+        num_label_entries: entries of `labels` in dataset.json, including background and ignore label.
         residual_encoder: whether the encoder has a stem and residual blocks.
+
+    Example:
+        >>> feature_map_values((8, 8), [(1, 1), (2, 2)], [4, 8], [1, 1], [1], 2, False)
+        1024
     """
     voxels = _stage_voxels(patch_size, strides)
     total = features[0] * math.prod(patch_size) if residual_encoder else 0
@@ -38,7 +42,7 @@ def feature_map_values(
         total += convolutions * width * voxels[stage]
         before = width
     for width, count, blocks in zip(features[-2::-1], voxels[-2::-1], decoder_blocks, strict=True):
-        total += (blocks + 1) * width * count  # the transposed convolution is one more
+        total += (blocks + 1) * width * count  # + 1 for the transposed convolution
     return total + (num_label_entries * voxels[0] if len(strides) > 1 else 0)
 
 

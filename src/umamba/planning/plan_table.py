@@ -1,4 +1,4 @@
-"""A plan as a table."""
+"""Show a plan as a table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,11 @@ from umamba.planning.plan import Configuration, Plan
 
 
 def plan_table(plan: Plan) -> Table:
-    """Return a table with a column for each configuration."""
+    """Return a table of a plan with one column per configuration.
+
+    Args:
+        plan: the plan.
+    """
     table = Table(title=f"Plan of {plan.dataset_name} by the rules {plan.rules}", title_justify="left")
     table.add_column("")
     for name in plan.configurations:
@@ -17,8 +21,7 @@ def plan_table(plan: Plan) -> Table:
     rows = [_rows(configuration) for configuration in plan.configurations.values()]
     for label in rows[0]:
         table.add_row(label, *(column[label] for column in rows))
-    axes = "z y x"
-    order = " ".join(axes.split()[axis] for axis in plan.transpose_forward)
+    order = " ".join("zyx"[axis] for axis in plan.transpose_forward)
     table.caption = f"axes {order}; median case {_sizes(plan.median_shape)} at {_sizes(plan.median_spacing)} mm"
     return table
 

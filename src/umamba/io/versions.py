@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine and revision, kept beside every checkpoint and store."""
+"""Record which versions, machine and git revision made a result."""
 
 import platform
 import socket
@@ -28,7 +28,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Return revision and dirty flag of the checkout that holds this package; None outside one (an installed wheel)."""
+    """Return revision and dirty flag of the checkout that holds this package; None for an installed wheel."""
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     revision, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
@@ -36,9 +36,10 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def provenance() -> dict[str, Any]:
-    """Return a JSON-able record: package versions (None if absent), Python, platform, git revision, host, command line.
+    """Return package versions, Python, platform, git revision, host and command line as JSON-able values.
 
-    Reads package metadata only; imports none of the packages. Missing git, or no repository, gives `git: None`.
+    The versions come from package metadata, so no package is imported. The version of an absent package is None, and
+    `git` is None without git or outside a repository.
     """
     return {
         "umamba": _version("umamba"),
