@@ -10,13 +10,14 @@ from scipy.ndimage import map_coordinates
 
 from umamba.patches.augmentation import is_flat, max_degrees
 from umamba.patches.resample import resample_patch
-from umamba.patches.settings import Augmentation, Rotation, Scaling
 from umamba.patches.spatial import (
     RotateScaleCrop,
     crop_centre,
     resample_image_patch,
     rotation_matrix,
 )
+from umamba.settings import AugmentationSettings
+from umamba.settings.augmentation import Rotation, Scaling
 
 CASES = [
     ((13, 17, 14), (8, 9, 7), [0.3, -0.4, 0.2], 1.0),
@@ -126,7 +127,7 @@ def test_a_factor_above_one_shows_more() -> None:
 )
 def test_angles_by_shape(patch: tuple[int, ...], flat: bool, degrees: float) -> None:
     assert is_flat(patch) == flat
-    assert max_degrees(Augmentation(), patch) == degrees
+    assert max_degrees(AugmentationSettings(), patch) == degrees
 
 
 @pytest.mark.parametrize("in_plane", [False, True])
@@ -189,5 +190,5 @@ def test_no_more_is_read_than_the_drawn_matrix_needs(in_plane: bool) -> None:
             for box in (largest, size)
         )
         torch.testing.assert_close(whole["image"].data, part["image"].data, rtol=0, atol=1e-5)
-        assert (whole["label"].data != part["label"].data).float().mean() < 0.002, "but for ties"
+        assert (whole["label"].data != part["label"].data).float().mean() < 0.002, "except ties"
     assert smaller > 40

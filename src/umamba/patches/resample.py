@@ -1,6 +1,7 @@
-"""Linear interpolation of an image and the vote on its label in one pass over the patch, compiled for a CPU.
+"""Compiled loops for a CPU that interpolate the image and the label of a patch in one pass.
 
-Both take the corners of the source cell that a voxel of the patch falls into, with the same weights.
+Each voxel of the patch falls into a cell of the source. The image takes the weighted mean of the cell's corners, and
+the label takes the value with the largest sum of the same weights.
 """
 
 from collections.abc import Sequence
@@ -8,9 +9,9 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 
-from umamba.patches.sampling import OUTSIDE
+from umamba.preprocessing.case import OUTSIDE
 
-UNDECIDED = -2  # no label is this
+UNDECIDED = -2  # marks voxels whose corners have different labels; no label has this value
 
 _compile = numba.njit(nogil=True, cache=True, error_model="numpy")
 
@@ -18,13 +19,15 @@ _compile = numba.njit(nogil=True, cache=True, error_model="numpy")
 def resample_patch(
     image_CZYX: np.ndarray, label_CZYX: np.ndarray, matrix: np.ndarray, size: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return image and label at `matrix` times the offsets from the centre of a patch of `size` (Z, Y, X).
+    """Return image (C, *size) and label (1, *size) of a patch, sampled at rotated and scaled positions.
 
     Args:
         image_CZYX: float32; zero outside.
-        label_CZYX: integers; -1 outside, which votes as a label does. Of equal votes the first corner's wins.
-        matrix: (3, 3); or (2, 2), which acts on the last two axes, and the first is cropped.
-        size: of the patch.
+        label_CZYX: integers; -1 outside, which competes like a label. Of labels with equal weights the one at the first
+            corner wins.
+        matrix: maps offsets from the patch centre to offsets from the source centre; (3, 3), or (2, 2) for the last two
+            axes, while the first is cropped.
+        size: (Z, Y, X) of the patch, voxels.
     """
     image = np.empty((len(image_CZYX), *size), image_CZYX.dtype)
     label = np.empty((len(label_CZYX), *size), label_CZYX.dtype)
@@ -55,7 +58,10 @@ def _vote(labels, weights):  # type: ignore[no-untyped-def]
 
 @_compile
 def _whole_cells(start, step, last, columns):  # type: ignore[no-untyped-def]
-    """Return the columns [first, end) at which start + column * step is in [0, last) on every axis, ends aside."""
+    """Return columns [first, end) at which start + column * step is in [0, last) on every axis.
+
+    A column at either end may be missing; callers treat the columns outside the range with the slower general code.
+    """
     first, end = 0.0, float(columns)
     for axis in range(len(start)):
         if step[axis] != 0.0:
@@ -69,12 +75,12 @@ def _whole_cells(start, step, last, columns):  # type: ignore[no-untyped-def]
 
 @_compile
 def _resample_planes(images, labels, matrix, image_out, label_out):  # type: ignore[no-untyped-def]
-    """All planes (P, Y, X) are sampled at the same places, so that these are worked out once."""
+    """Resample planes (P, Y, X); all of them are sampled at the same positions, which are computed once."""
     height, width = images.shape[1:]
     rows, columns = image_out.shape[1:]
     ys, xs = np.empty((rows, columns), np.int32), np.empty((rows, columns), np.int32)
     fys, fxs = np.empty((rows, columns), np.float32), np.empty((rows, columns), np.float32)
-    cells = np.zeros((rows, columns), np.uint32)  # unsigned, or each access looks whether it counts from the end
+    cells = np.zeros((rows, columns), np.uint32)  # unsigned, because signed indices are checked for being negative
     spans = np.empty((rows, 2), np.int64)
     start, last = np.empty(2), np.array([height - 1.0, width - 1.0])
     for row in range(rows):
@@ -138,13 +144,13 @@ def _resample_planes(images, labels, matrix, image_out, label_out):  # type: ign
 
 @_compile
 def _resample_volumes(images, labels, matrix, image_out, label_out):  # type: ignore[no-untyped-def]
-    """The same in three dimensions, (C, Z, Y, X)."""
+    """Resample volumes (C, Z, Y, X)."""
     depth, height, width = images.shape[1:]
     slices, rows, columns = image_out.shape[1:]
     corners, weights = np.empty(8, labels.dtype), np.empty(8, np.float32)
     zs, ys, xs = np.empty(columns, np.int64), np.empty(columns, np.int64), np.empty(columns, np.int64)
     fzs, fys, fxs = np.empty(columns, np.float32), np.empty(columns, np.float32), np.empty(columns, np.float32)
-    cells = np.empty(columns, np.uint32)  # unsigned, as above
+    cells = np.empty(columns, np.uint32)  # unsigned, as in _resample_planes
     right, below, behind = np.uint32(1), np.uint32(width), np.uint32(height * width)
     start, last = np.empty(3), np.array([depth - 1.0, height - 1.0, width - 1.0])
     for number in range(slices * rows):

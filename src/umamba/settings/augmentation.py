@@ -4,11 +4,11 @@ A kind that is null, or has p = 0, is off.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from umamba.settings.fields import key
-from umamba.settings.validate import Settings
+from umamba.settings.validate import InvalidSettings, Settings, parse
 
 Range = tuple[float, float]
 _OFF = {"p": 0.0}  # what null stands for in a kind of augmentation
@@ -172,8 +172,30 @@ class AugmentationSettings(Settings):
     gamma: Gamma = key(Gamma, "Power law on the channel.", null=_OFF)
     mirror: Mirror = key(Mirror, "Mirroring along axes.", null=_OFF)
 
+    @classmethod
+    def off(cls) -> "AugmentationSettings":
+        """Return settings that augment nothing.
+
+        >>> AugmentationSettings.off().noise.p
+        0.0
+        """
+        return parse(cls, {entry.name: None for entry in fields(cls) if entry.name != "device"})
+
     def mirrored_axes(self, dim: int) -> tuple[int, ...]:
-        """Return the axes of patches with `dim` axes that may be mirrored, none if mirroring is off."""
+        """Return the axes of patches with `dim` axes that may be mirrored, none if mirroring is off.
+
+        Raises:
+            InvalidSettings: `mirror.axes` names an axis that the patches do not have.
+
+        >>> AugmentationSettings().mirrored_axes(2)
+        (0, 1)
+        """
         if not self.mirror.p:
             return ()
-        return tuple(range(dim)) if self.mirror.axes is None else tuple(sorted(set(self.mirror.axes)))
+        if self.mirror.axes is None:
+            return tuple(range(dim))
+        axes = tuple(sorted(set(self.mirror.axes)))
+        if axes and axes[-1] >= dim:
+            message = f"augmentation.mirror.axes={list(axes)}: {dim}D patches have the axes 0 to {dim - 1}; null: all."
+            raise InvalidSettings([message])
+        return axes
