@@ -10,9 +10,10 @@ from torch import Tensor
 
 from umamba.io import UserError
 from umamba.networks import build_network
+from umamba.networks.cost import NetworkCost, StageCost, network_cost, scan_flops
 from umamba.networks.cost_table import cost_table, disagreements
-from umamba.networks.describe import NetworkCost, StageCost, network_cost, scan_flops
 from umamba.planning import Configuration
+from umamba.settings import UMambaBotSettings, UMambaEncSettings
 
 Maker = Callable[..., Configuration]
 SMALL: dict[str, dict[str, Any]] = {
@@ -32,7 +33,7 @@ def by_name(cost: NetworkCost) -> dict[str, StageCost]:
 
 
 def test_convolutions_by_hand(make_configuration: Maker) -> None:
-    cost = network_cost({"name": "unet"}, make_configuration(2), in_channels=1, num_classes=3)  # patch 40 x 24
+    cost = network_cost("unet", make_configuration(2), in_channels=1, num_classes=3)  # patch 40 x 24
     stages = by_name(cost)
     first, second = 40 * 24, 20 * 12
     assert stages["encoder.stages.0"].flops == 2 * 9 * first * (1 * 4 + 4 * 4)
@@ -48,7 +49,7 @@ def test_convolutions_by_hand(make_configuration: Maker) -> None:
 
 def test_mamba_layers_by_hand(make_configuration: Maker) -> None:
     configuration = make_configuration(3, patch_size=(4, 8, 8))  # maps 4x8x8, 4x4x4, 2x2x2
-    stages = by_name(network_cost({"name": "umamba_enc"}, configuration, 1, 2))
+    stages = by_name(network_cost("umamba_enc", configuration, 1, 2))
     first, last = stages["encoder.mamba_layers.0"], stages["encoder.mamba_layers.2"]
     assert (first.scan, first.tokens, first.width) == ("patch", 256, 4)
     assert (last.scan, last.tokens, last.width) == ("channel", 8, 8)  # as many voxels as features: channels
@@ -109,7 +110,7 @@ def test_a_paper_plan_takes_no_memory(make_configuration: Maker) -> None:
         encoder_blocks=(2,) * 6,
         decoder_blocks=(2,) * 5,
     )
-    cost = network_cost({"name": "umamba_enc"}, configuration, 1, 14)
+    cost = network_cost(UMambaEncSettings(), configuration, 1, 14)
     stages = by_name(cost)
     assert cost.parameters == 42_842_798  # the official network's
     assert (stages["encoder.mamba_layers.0"].tokens, stages["encoder.mamba_layers.0"].width) == (1_720_320, 32)
@@ -120,16 +121,22 @@ def test_a_paper_plan_takes_no_memory(make_configuration: Maker) -> None:
 
 def test_disagreements_follow_the_options(make_configuration: Maker) -> None:
     flat, deep = make_configuration(2), make_configuration(3)
-    assert disagreements({"name": "unet"}, flat) == []
-    official = "\n".join(disagreements({"name": "umamba_enc"}, flat))
+    assert disagreements("unet", flat) == []
+    official = "\n".join(disagreements(UMambaEncSettings(), flat))
     assert "code, stages 0 2. Here: 0 2." in official
     assert "left out in 2D. Here: left out." in official
     assert "code, 2 2 1 in the encoder and 2 2 in the decoder" in official
-    paper = {"name": "umamba_enc", "mamba_stages": "all", "blocks": "paper", "decoder_upsampling": "transposed"}
-    changed = "\n".join(disagreements({**paper, "full_resolution_skip": "always", "residual": True}, flat))
+    paper = UMambaEncSettings(
+        mamba_stages="all",
+        blocks="paper",
+        decoder_upsampling="transposed",
+        full_resolution_skip="always",
+        residual=True,
+    )
+    changed = "\n".join(disagreements(paper, flat))
     for said in ("Here: 0 1 2.", "Here: 2 2 2 and 2 2.", "Here: transposed.", "Here: taken.", "Here: a residual."):
         assert said in changed
-    assert "left out" in "\n".join(disagreements({"name": "umamba_bot", "mamba": "identity"}, deep))
+    assert "left out" in "\n".join(disagreements(UMambaBotSettings(mamba="identity"), deep))
     assert "as MONAI 1.6" in "\n".join(disagreements({"name": "swinunetr", "monai_compat": "1.6"}, deep))
 
 

@@ -1,11 +1,12 @@
-"""What a network costs, stage by stage, measured on tensors without data: any network at any plan, in no memory.
+"""The cost of a network, part by part: parameters, FLOPs, activations.
 
-FLOPs are counted as PyTorch counts them (torch.utils.flop_counter): two for each multiply-accumulate of a convolution
-or matrix product; elementwise operations, norms and resizing are left out. The selective scan is added by hand (see
-`scan_flops`), as it is no matrix product. Activation memory is what autograd keeps for the backward pass in float32.
+The forward pass runs on tensors without data (device "meta"), so that a network of any size needs no memory. FLOPs are
+counted as PyTorch counts them (torch.utils.flop_counter): two for each multiply-accumulate of a convolution or matrix
+product; elementwise operations, norms and resizing are left out. `scan_flops` adds those of the selective scan, which
+PyTorch does not know. Activations are what autograd keeps for the backward pass in float32.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,24 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from umamba.networks.build import build_network
+from umamba.networks.build import Architecture, build_network
 from umamba.networks.mamba import Mamba, MambaLayer
 from umamba.planning import Configuration
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """Cost of a part of a network for one patch.
+    """Cost of one part of a network for one patch.
 
     Attributes:
-        name: of the part in the network.
+        name: name of the part in the network.
         features: channels of its output.
-        size: its output's map in voxels; empty if its output is no map.
-        parameters: of the part.
-        flops: of its forward pass.
-        activation_bytes: kept by it for the backward pass.
-        scan: for a Mamba layer, whether its tokens are the map's patches (voxels) or its channels; None for others.
-        tokens: number of tokens of a Mamba layer or a transformer's part, else 0.
+        size: size of its output in voxels; empty if the output is no feature map.
+        parameters: number of its parameters.
+        flops: FLOPs of its forward pass.
+        activation_bytes: bytes that it keeps for the backward pass.
+        scan: "patch" for a Mamba layer whose tokens are voxels, "channel" for one whose tokens are channels, else None.
+        tokens: number of tokens of a Mamba layer or of a transformer's part, else 0.
         width: width of a token, else 0.
     """
 
@@ -47,13 +48,13 @@ class StageCost:
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Cost of a network for one patch of its plan; of a batch, FLOPs and activations are a multiple.
+    """Cost of a network for one patch; multiply FLOPs and activations by the batch size for a batch.
 
     Attributes:
         stages: its parts in the order in which they run.
-        parameters: of the whole network; parts that share tensors share them here too.
-        flops: of its forward pass, deep supervision included.
-        activation_bytes: kept for the backward pass.
+        parameters: number of parameters; parameters that several parts share count once.
+        flops: FLOPs of the forward pass, deep supervision included.
+        activation_bytes: bytes that are kept for the backward pass.
     """
 
     stages: tuple[StageCost, ...]
@@ -63,20 +64,25 @@ class NetworkCost:
 
 
 def network_cost(
-    architecture: Mapping[str, Any], configuration: Configuration, in_channels: int, num_classes: int
+    architecture: Architecture, configuration: Configuration, in_channels: int, num_classes: int
 ) -> NetworkCost:
-    """Measure a network at a plan.
+    """Measure the cost of a network for one patch of a configuration.
 
     Args:
         architecture: see `build_network`.
-        configuration: the plan's configuration; its patch is the input.
+        configuration: the plan's configuration, or that of `configuration_for_patch`; its patch is the input.
         in_channels: image channels.
         num_classes: channels of the logits.
 
     Raises:
         UserError: see `build_network`.
+
+    >>> from umamba.networks import configuration_for_patch
+    >>> cost = network_cost("unet", configuration_for_patch((16, 16)), in_channels=1, num_classes=2)
+    >>> cost.parameters == sum(stage.parameters for stage in cost.stages)
+    True
     """
-    network = without_data(architecture, configuration, in_channels, num_classes).train()
+    network = _without_data(architecture, configuration, in_channels, num_classes).train()
     meter = _Meter(network)
     with meter:
         network(torch.empty((1, in_channels, *configuration.patch_size), device="meta"))
@@ -85,53 +91,62 @@ def network_cost(
     )
 
 
-def without_data(
-    architecture: Mapping[str, Any], configuration: Configuration, in_channels: int, num_classes: int
+def _without_data(
+    architecture: Architecture, configuration: Configuration, in_channels: int, num_classes: int
 ) -> nn.Module:
-    """Build a network whose tensors have shapes and no data; the arguments are those of `build_network`."""
+    """Build a network on the device "meta": its tensors have shapes and no data."""
     try:
         with torch.device("meta"):
             return build_network(architecture, configuration, in_channels, num_classes)
     except RuntimeError as error:
         if "meta" not in str(error):
             raise
-    # Some networks read numbers back while they are built (MONAI's SwinUNETR), which needs data for a moment.
+    # MONAI's SwinUNETR reads values of its tensors while it is built, so it is built with data first.
     return build_network(architecture, configuration, in_channels, num_classes).to("meta")
 
 
 def scan_flops(batch: int, channels: int, length: int, states: int) -> int:
-    """Return the operations of a selective scan with D and gate.
+    """Return the FLOPs of a selective scan with D and gate.
 
-    For each channel, token and state: delta A, its exponential, (delta u) B, the state's decay, the addition of both,
-    times C, and the sum over states. For each channel and token: delta u, D u, its addition, and the gate's product.
+    Seven for each channel, token and state: delta A, its exponential, (delta u) B, the decayed state, their sum, the
+    product with C, and the sum over states. Four for each channel and token: delta u, D u, its sum, and the gate.
+
+    Args:
+        batch: samples.
+        channels: channels of the scan (the inner width of the Mamba block).
+        length: tokens.
+        states: state size of each channel.
     """
     return batch * channels * length * (7 * states + 4)
 
 
 class _Meter:
-    """Measures each part of a network while it runs."""
+    """Measures each part of a network that runs inside this context."""
 
     def __init__(self, network: nn.Module) -> None:
+        self.network = network
         self.stages: list[StageCost] = []
-        self.scanned = 0
+        self.scan_flops = 0
         self.activation_bytes = 0
-        self._kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no two share an address
-        self._own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+        self._kept: dict[int, torch.UntypedStorage] = {}  # kept alive, because a freed address could be used again
+        self._own: set[int] = set()
         self._counter = FlopCounterMode(display=False)
         self._saved = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
-        self._hooks = []
-        for name, module in parts(network):
-            self._hooks += self._measured(name, module)
-        for module in network.modules():
-            if isinstance(module, Mamba):
-                self._hooks.append(module.register_forward_hook(self._scan))
+        self._hooks: list[Any] = []
 
     @property
     def flops(self) -> int:
         """FLOPs so far."""
-        return self._counter.get_total_flops() + self.scanned
+        return self._counter.get_total_flops() + self.scan_flops
 
     def __enter__(self) -> None:
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        self._own = {tensor.untyped_storage()._cdata for tensor in tensors}
+        for name, module in _parts(self.network):
+            self._hooks += self._measured(name, module)
+        for module in self.network.modules():
+            if isinstance(module, Mamba):
+                self._hooks.append(module.register_forward_hook(self._scan))
         self._counter.__enter__()
         self._saved.__enter__()
 
@@ -152,7 +167,7 @@ class _Meter:
     def _scan(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(module, Mamba)
         batch, length, _ = inputs[0].shape
-        self.scanned += scan_flops(batch, len(module.D), length, module.d_state)
+        self.scan_flops += scan_flops(batch, len(module.D), length, module.d_state)
 
     def _measured(self, name: str, module: nn.Module) -> list[Any]:
         before: list[int] = []
@@ -177,7 +192,7 @@ class _Meter:
 
 
 def _shape(module: nn.Module, output: Tensor) -> dict[str, Any]:
-    """Return the entries of `StageCost` that a part's output tells, a map (B, C, *S) or tokens (B, L, C)."""
+    """Return the entries of `StageCost` that follow from a part's output, (B, C, *S) or (B, L, C)."""
     if output.ndim == 3:
         return {"features": output.shape[2], "size": (), "tokens": output.shape[1], "width": output.shape[2]}
     features, voxels = output.shape[1], output[0, 0].numel()
@@ -189,8 +204,8 @@ def _shape(module: nn.Module, output: Tensor) -> dict[str, Any]:
     return {**shape, "scan": "patch", "tokens": voxels, "width": features}
 
 
-def parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the parts that are described: the network's children, those that hold lists of modules taken apart.
+def _parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the parts that get a row: the network's children, or the children's children if they hold module lists.
 
     Parts without parameters are left out.
     """
