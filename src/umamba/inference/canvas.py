@@ -1,11 +1,10 @@
-"""From logits on networks' grids to a label map on the image's own grid, box by box (nnU-Net's rule).
+"""From logits on the networks' grids to a label map on the image's own grid, box by box (nnU-Net's rule).
 
-The logits are resampled to the cropped image, then decided: the highest one, or with regions every one above zero (its
-sigmoid above 0.5), painted in `regions_class_order`. With several networks the mean of their probabilities is decided,
-where 0.5 takes the place of zero. The result is put into a zero volume at the crop box. All axes are the file's.
+The logits are resampled to the cropped image, then labels are decided (`decide_labels`). Of several networks the mean
+of their probabilities decides. The result is written into a zero volume at the crop box. All axes are the file's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,25 +12,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from umamba.inference.resize import AxisMaps, Box, axis_maps, parts, resize_box, whole
+from umamba.inference.decision import decide_labels
+from umamba.inference.resize import AxisMaps, VoxelBox, axis_maps, parts, resize_box, whole
 from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Plan
 from umamba.preprocessing import CaseProperties
 
-_VOXELS_AT_ONCE = 1 << 22  # of one class, or of all classes together for probabilities: bounds the memory beside logits
+# Voxels of one class, or of all classes together for probabilities; bounds the memory beside the logits.
+_VOXELS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the crop that networks see lies in an image, along the axes of the file."""
+    """Where the crop that networks see lies in an image, along the axes of the file.
+
+    Attributes:
+        shape: voxels of the image.
+        crop: the crop in the image.
+    """
 
     shape: tuple[int, ...]
-    crop: Box
+    crop: VoxelBox
 
     @classmethod
     def of(cls, properties: CaseProperties, plan: Plan) -> "Placement":
-        """Return the placement of a case that was preprocessed under a plan."""
+        """Return the placement of a case that was preprocessed under a plan.
+
+        Args:
+            properties: what preprocessing did to the image.
+            plan: the plan.
+        """
         z, y, x = (slice(*properties.bbox[axis]) for axis in plan.transpose_backward)
         return cls(tuple(properties.shape_before_crop[axis] for axis in plan.transpose_backward), (z, y, x))
 
@@ -43,7 +54,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Slab:
-    """What one network says of a box of the crop.
+    """The logits of one network for a box of the crop.
 
     Attributes:
         logits: (num_classes, z, y, X) on the network's grid, as much of it as the box needs, the last axis whole.
@@ -55,8 +66,19 @@ class Slab:
     first: tuple[int, int]
     maps: AxisMaps
 
-    def resized(self, head: int, box: Box) -> Tensor:
-        """Return a head's logits in a box of the crop, float32; UserError if they are not finite."""
+    def resized(self, head: int, box: VoxelBox) -> Tensor:
+        """Resample the logits of one head to the crop.
+
+        Args:
+            head: number of the head.
+            box: part of the crop.
+
+        Returns:
+            float32 of the box's shape.
+
+        Raises:
+            UserError: they are not finite.
+        """
         values = resize_box(self.logits[head], self.first, self.maps, box)
         if not torch.isfinite(values.sum()):  # one pass; finite logits are far too small for their sum to overflow
             raise UserError(
@@ -67,23 +89,27 @@ class Slab:
 
 
 class Canvas:
-    """The label map of one image, painted box by box; boxes may be added in any order and at once."""
+    """The label map of one image, painted box by box; boxes may be added in any order and by several threads."""
 
     def __init__(self, placement: Placement, labels: LabelSet, probabilities: np.ndarray | None = None) -> None:
         """Begin with background everywhere.
 
         Args:
             placement: of the crop in the image.
-            labels: labels, or regions and the order they are painted in.
-            probabilities: (num_classes, *shape) float32 that is filled, too; None: labels alone.
+            labels: labels, or regions and the order in which they are painted.
+            probabilities: (num_classes, *shape) float32, which is filled as well; None: labels alone.
         """
         self.placement, self._labels, self._probabilities = placement, labels, probabilities
         self.segmentation = np.zeros(placement.shape, dtype=np.min_scalar_type(labels.all_values[-1]))
         if probabilities is not None and not labels.has_regions:
             probabilities[0] = 1  # background beyond the crop
 
-    def add(self, box: Box, slabs: Sequence[Slab]) -> None:
-        """Decide the labels of a box of the crop from what each network says of it.
+    def add(self, box: VoxelBox, slabs: Sequence[Slab]) -> None:
+        """Decide the labels of a box of the crop.
+
+        Args:
+            box: part of the crop.
+            slabs: the logits of each network for it.
 
         Raises:
             UserError: logits are not finite.
@@ -105,8 +131,20 @@ class Canvas:
             self.segmentation[place] = decided.cpu().numpy()
 
 
-def mean_probabilities(slabs: Sequence[Slab], box: Box, labels: LabelSet) -> Tensor:
-    """Return the mean of the networks' probabilities (num_classes, *box) float32: softmax, with regions sigmoid."""
+def mean_probabilities(slabs: Sequence[Slab], box: VoxelBox, labels: LabelSet) -> Tensor:
+    """Return the mean of the networks' probabilities: softmax of labels, sigmoid of regions.
+
+    Args:
+        slabs: the logits of each network.
+        box: part of the crop.
+        labels: the label set.
+
+    Returns:
+        (num_classes, *box) float32 on the CPU.
+
+    Raises:
+        UserError: logits are not finite.
+    """
     total: Tensor | None = None
     for slab in slabs:
         logits = torch.stack([slab.resized(head, box) for head in range(labels.num_classes)])
@@ -116,34 +154,18 @@ def mean_probabilities(slabs: Sequence[Slab], box: Box, labels: LabelSet) -> Ten
     return total.div_(len(slabs))
 
 
-def decide_labels(heads: int, values_of: Callable[[int], Tensor], labels: LabelSet, threshold: float = 0.0) -> Tensor:
-    """Return the label map that the logits or probabilities of each head, volumes of one shape, decide.
-
-    Args:
-        heads: how many there are.
-        values_of: makes the volume of a head; two are in memory at a time.
-        labels: the first of equally high heads wins; regions are painted in their order where above the threshold.
-        threshold: 0 for logits, 0.5 for probabilities.
-    """
-    dtype = torch.uint8 if labels.all_values[-1] < 256 else torch.int32
-    best = values_of(0)
-    if labels.region_order is not None:
-        painted = (best > threshold).to(dtype).mul_(labels.region_order[0])
-        for head in range(1, heads):
-            painted.masked_fill_(values_of(head) > threshold, labels.region_order[head])
-        return painted
-    winner = torch.zeros_like(best, dtype=dtype)
-    for head in range(1, heads):
-        values = values_of(head)
-        winner.masked_fill_(values > best, head)
-        best = torch.maximum(best, values)
-    return winner
-
-
 def grid_maps(
     shape: Sequence[int], placement: Placement, spacing: Sequence[float], plan: Plan, configuration: Configuration
 ) -> AxisMaps:
-    """Return the maps from a network's grid of that shape to the crop of an image of that spacing (mm)."""
+    """Return the maps from a network's grid to the crop of an image, axes of the file.
+
+    Args:
+        shape: voxels of the grid.
+        placement: of the crop in the image.
+        spacing: of the image in mm.
+        plan: its transposition.
+        configuration: its target spacing.
+    """
     own = tuple(spacing[axis] for axis in plan.transpose_forward)
     target = own[: 3 - configuration.dim] + tuple(configuration.spacing)
     return axis_maps(shape, placement.crop_shape, [target[axis] for axis in plan.transpose_backward], spacing)
@@ -156,14 +178,20 @@ def logits_to_segmentation(
     configuration: Configuration,
     labels: LabelSet,
 ) -> np.ndarray:
-    """Return the label map (Z, Y, X) of the original image, in the smallest unsigned integer type.
+    """Return the label map of the original image.
 
     Args:
         logits: (num_classes, Z, Y, X) on the network's grid (transposed axes, target spacing).
         properties: what preprocessing did to the image.
         plan: its transposition.
         configuration: its target spacing.
-        labels: labels, or regions and the order they are painted in.
+        labels: labels, or regions and the order in which they are painted.
+
+    Returns:
+        (Z, Y, X) along the axes of the file, in the smallest unsigned integer type.
+
+    Raises:
+        UserError: logits are not finite.
     """
     backward = [0, *(axis + 1 for axis in plan.transpose_backward)]
     turned = torch.as_tensor(logits).permute(backward)
