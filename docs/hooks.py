@@ -1,0 +1,39 @@
+"""Add pages beside docs/ to the site (studies, SLURM, contributing, changelog), with links that also work on GitHub."""
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+PROJECT = Path(__file__).resolve().parents[1]
+BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "constraints.txt", "experiments/**/*.*", "slurm/README.md")
+_LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
+
+
+def paths_beside() -> set[str]:
+    """Return the paths of all files of `BESIDE`, relative to the repository."""
+    return {path.relative_to(PROJECT).as_posix() for pattern in BESIDE for path in PROJECT.glob(pattern)}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the files of `BESIDE` under their paths in the repository."""
+    for path in sorted(paths_beside()):
+        files.append(File.generated(config, path, abs_src_path=str(PROJECT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links that are right in the repository into links that are right in the site."""
+    beside = paths_beside()
+    own = page.file.src_uri
+    folder = posixpath.dirname(own if own in beside else posixpath.join("docs", own))
+
+    def site_link(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(folder, match[1])).removeprefix("docs/")
+        readme = posixpath.join(target, "README.md")
+        return "](" + posixpath.relpath(readme if readme in beside else target, posixpath.dirname(own) or ".")
+
+    return _LINK.sub(site_link, markdown)
