@@ -14,9 +14,9 @@ def main(settings: EvaluateSettings) -> None:
     Raises:
         UserError: cases that could not be scored; the others are.
     """
-    from umamba.evaluation.evaluate import evaluate, rules_of
+    from umamba.evaluation.evaluate import evaluate
 
-    found = evaluate(settings.methods, settings.truth, settings.output, rules_of(settings), settings.images, settings.workers)
+    found = evaluate(settings)
     log.info("Tables and pictures: %s", settings.output.absolute())
     if found.problems:
         raise UserError("These cases could not be scored; the others are:\n" + "\n".join(found.problems))

@@ -51,7 +51,9 @@ def _keys(record: type[Any], section: str) -> Iterator[str]:
         variants = limits.variants
         if variants is not None:
             for variant in (found for known, found in variants.items() if known):
-                groups.append((f"{name}={hints_default(variant)}", f"{(variant.__doc__ or '').splitlines()[0]}", variant))
+                groups.append(
+                    (f"{name}={hints_default(variant)}", f"{(variant.__doc__ or '').splitlines()[0]}", variant)
+                )
         elif is_dataclass(kind):
             groups.append((name, limits.sentence, kind))
         else:
@@ -73,7 +75,11 @@ def _key(name: str, kind: Any, limits: Key, entry: Any) -> Iterator[str]:
     sentence = limits.sentence if limits.sentence.endswith((".", '"', "...")) else f"{limits.sentence}."
     yield f"  {name} [{default}]"
     yield from textwrap.wrap(
-        f"{sentence} Takes {takes}.", _WIDTH, initial_indent="      ", subsequent_indent="      ", break_on_hyphens=False
+        f"{sentence} Takes {takes}.",
+        _WIDTH,
+        initial_indent="      ",
+        subsequent_indent="      ",
+        break_on_hyphens=False,
     )
 
 

@@ -18,7 +18,7 @@ def main(settings: PredictSettings) -> None:
     predictor = Predictor.from_checkpoint(
         settings.checkpoints,
         device=settings.device,
-        precision=None if settings.precision == "auto" else settings.precision,
+        precision=settings.precision,
         post_processing=PostProcessing.read(settings.post_processing) if settings.post_processing else None,
     )
     paths = predictor.predict(settings.input, settings.output, settings)

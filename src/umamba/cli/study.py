@@ -10,7 +10,9 @@ from umamba.cli.share import share
 from umamba.sweeps import list_studies, read_study, run_state, state_table
 
 log = logging.getLogger(__name__)
-ARGUMENTS = "Arguments: [STUDY] [key=value ...]; the overrides are those of every run, such as smoke=true or paths.runs=DIR."
+ARGUMENTS = (
+    "Arguments: [STUDY] [key=value ...]; the overrides are those of every run, such as smoke=true or paths.runs=DIR."
+)
 
 
 def main(arguments: Sequence[str]) -> None:

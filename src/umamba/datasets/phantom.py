@@ -23,6 +23,8 @@ _SUBSLICES = 3
 _FIELD_MM = (160.0, 262.0, 318.0)
 _DIRECTIONS = ((1, 1, 1), (-1, -1, 1), (1, 1, -1), (1, 1, 1), (-1, 1, 1), (1, 1, 1))
 
+VOXEL_MM = 3.5  # edge of a voxel where none is asked for, mm
+
 
 @dataclass(frozen=True)
 class PhantomCase:
@@ -55,7 +57,7 @@ class PhantomCase:
         return image
 
 
-def phantom_case(seed: int, index: int, voxel_mm: float = 3.5) -> PhantomCase:
+def phantom_case(seed: int, index: int, voxel_mm: float = VOXEL_MM) -> PhantomCase:
     """Return a case of the phantom; equal arguments give equal cases.
 
     Args:
@@ -130,7 +132,7 @@ def _render(points: Points, patient: Patient, edge_mm: float, size: np.ndarray) 
     return image.reshape(grid).mean(axis=1), label
 
 
-def write_phantom(root: Path, *, num_training: int, num_test: int, seed: int, voxel_mm: float = 3.5) -> Path:
+def write_phantom(root: Path, *, num_training: int, num_test: int, seed: int, voxel_mm: float = VOXEL_MM) -> Path:
     """Write the abdomen phantom as a dataset, unless a phantom with the same arguments exists.
 
     Several processes may call this at once: one writes while the others wait.

@@ -1,17 +1,22 @@
 """Folders of segmentations against a folder of references: tables, tests between methods, and pictures."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
-from rich.console import Console
 from rich.table import Table
 
 from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.score import TITLES, Rules, metrics_of, score_pairs, score_table, worst_median_best
 from umamba.evaluation.statistics import MEAN, compare_methods, summarize
 from umamba.io import UserError, atomic_path, read_image, read_json, read_label, supported_endings
+from umamba.io.voice import shown
 from umamba.labels import LabelSet
+from umamba.settings import EvaluateSettings
+
+log = logging.getLogger(__name__)
 
 _DIGITS = 4  # of the official scripts' tables
 _CELL_SUFFIX = "_label"
@@ -29,15 +34,55 @@ _CELL_COLUMNS = {
 }
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of an evaluation.
+
+    Attributes:
+        scores: one table for each method: case, label, metrics.
+        comparison: tests between methods, None with a single method.
+        problems: what is wrong with the cases that were not scored; the others are.
+    """
+
+    scores: Mapping[str, pandas.DataFrame]
+    comparison: pandas.DataFrame | None
+    problems: tuple[str, ...]
+
+
+def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation:
+    """Score folders of segmentations; see `evaluate_folders` for the files it writes.
+
+    Args:
+        settings: folders, protocol and options.
+        progress: show the tables.
+
+    Raises:
+        UserError: a folder is absent or empty, or no case can be scored.
+    """
+    with shown(progress):
+        rules = Rules(
+            label_names(settings.truth, settings.dataset_json, settings.protocol),
+            settings.protocol,
+            settings.tolerance_mm,
+            details=True,
+            strict_official=settings.strict_official,
+            iou_threshold=settings.iou_threshold,
+            count_edge_cells=settings.count_edge_cells,
+        )
+        return evaluate_folders(
+            settings.methods, settings.truth, settings.output, rules, settings.images, settings.workers
+        )
+
+
+def evaluate_folders(
     predictions: Mapping[str, Path],
     truth: Path,
     output: Path,
     rules: Rules,
     images: Path | None = None,
     workers: int | None = None,
-) -> list[str]:
-    """Score the folders of one or several methods, print the tables, and write tables and pictures.
+) -> Evaluation:
+    """Score the folders of one or several methods, report the tables, and write tables and pictures.
 
     In `output`: scores.csv (one row a case and label), summary.csv, boxplots.png; with generic rules and details
     volumes.png; with images overlays/; with strict_official the official scripts' own tables. Of several methods each
@@ -52,12 +97,11 @@ def evaluate(
         workers: processes; None: the CPUs of the allocation.
 
     Returns:
-        What is wrong with the cases that were not scored; the others are.
+        The scores, the comparison, and what is wrong with the cases that were not scored.
 
     Raises:
         UserError: a folder is absent or empty, or no case can be scored.
     """
-    console = Console(soft_wrap=True)
     scores: dict[str, pandas.DataFrame] = {}
     problems: list[str] = []
     for method, folder in predictions.items():
@@ -69,16 +113,17 @@ def evaluate(
         scores[method] = table
         target = output / method if len(predictions) > 1 else output
         _write_tables(table, pairs, rules, target)
-        console.print(score_table(table, f"{method}: {table['case'].nunique()} cases"))
+        log.info(score_table(table, f"{method}: {table['case'].nunique()} cases"))
         if images is not None and rules.protocol != "cell":
             draw_overlays(table, pairs, images, rules.labels, target / "overlays")
     metrics = metrics_of(next(iter(scores.values())))
     _draw_scores(scores, metrics, output)
+    comparison = None
     if len(scores) > 1:
         comparison = compare_methods(scores, metrics)
         _write_csv(comparison, output / "comparison.csv")
-        console.print(comparison_table(comparison))
-    return problems
+        log.info(comparison_table(comparison))
+    return Evaluation(scores, comparison, tuple(problems))
 
 
 def find_pairs(predictions: Path, truth: Path, rules: Rules) -> tuple[dict[str, tuple[Path, Path]], list[str]]:

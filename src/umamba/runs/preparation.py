@@ -6,9 +6,11 @@ from pathlib import Path
 
 from umamba.datasets import RawDataset, dataset_digest, list_findings, read_dataset, write_phantom, write_phantom_2d
 from umamba.datasets.numbered_instances import classes_of_instances, holds_instances
+from umamba.datasets.phantom import VOXEL_MM
 from umamba.datasets.phantom_archives import converted_phantom
 from umamba.io import UserError, exclusive, read_json, write_json
 from umamba.io.resources import available_cpus
+from umamba.labels import LabelSet
 from umamba.planning import (
     Configuration,
     Fingerprint,
@@ -21,7 +23,6 @@ from umamba.planning import (
     read_nnunet_plans,
     to_nnunet_plans,
 )
-from umamba.labels import LabelSet
 from umamba.preprocessing import CaseStore, prepare_store
 from umamba.settings import DatasetSettings, PhantomSettings, TrainSettings
 
@@ -143,14 +144,15 @@ def write_dataset(root: Path, phantom: PhantomSettings, workers: int) -> Path:
     Raises:
         UserError: `root` holds something else.
     """
-    numbers = {"num_training": phantom.num_training, "num_test": phantom.num_test, "seed": phantom.seed}
+    training, test, seed = phantom.num_training, phantom.num_test, phantom.seed
     if phantom.archive is not None:
-        return converted_phantom(root, archive=phantom.archive, workers=workers, **numbers)
+        return converted_phantom(
+            root, archive=phantom.archive, num_training=training, num_test=test, seed=seed, workers=workers
+        )
     if phantom.scene != "abdomen":
-        return write_phantom_2d(root, scene=phantom.scene, **numbers)
-    if phantom.voxel_mm is None:
-        return write_phantom(root, **numbers)
-    return write_phantom(root, voxel_mm=phantom.voxel_mm, **numbers)
+        return write_phantom_2d(root, scene=phantom.scene, num_training=training, num_test=test, seed=seed)
+    voxel_mm = VOXEL_MM if phantom.voxel_mm is None else phantom.voxel_mm
+    return write_phantom(root, num_training=training, num_test=test, seed=seed, voxel_mm=voxel_mm)
 
 
 def listed_dataset(root: Path, workers: int) -> RawDataset:

@@ -200,9 +200,7 @@ def find_best(settings: FindBestSettings) -> Selection:
     if settings.pairs:
         tried += [{one: members[one], two: members[two]} for one, two in itertools.combinations(members, 2)]
     prediction, output = settings.prediction, settings.output
-    validated = [
-        validate(each, dataset, splits, output, device=settings.device, settings=prediction) for each in tried
-    ]
+    validated = [validate(each, dataset, splits, output, device=settings.device, settings=prediction) for each in tried]
     ranked = tuple(sorted(validated, key=lambda each: -each.mean))
     best = ranked[0]
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}

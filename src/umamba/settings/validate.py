@@ -25,7 +25,8 @@ class InvalidSettings(UserError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
+        several = f"{len(self.problems)} settings cannot be used:\n  " if len(self.problems) > 1 else ""
+        super().__init__(several + "\n  ".join(self.problems))
 
 
 @dataclass(frozen=True)
@@ -303,15 +304,19 @@ def _range(limits: Key) -> str:
     """Return the limits in words, such as ' from 0 to 1' or ' above 0'; empty without limits."""
     parts = []
     if limits.low is not None or limits.above is not None:
-        parts.append(f"from {limits.low:g}" if limits.low is not None else f"above {limits.above:g}")
+        parts.append(f"from {_number(limits.low)}" if limits.low is not None else f"above {_number(limits.above)}")
     if limits.high is not None:
-        parts.append(f"to {limits.high:g}" if limits.low is not None else f"up to {limits.high:g}")
+        parts.append(f"{'to' if limits.low is not None else 'up to'} {_number(limits.high)}")
     elif limits.below is not None:
-        parts.append(f"below {limits.below:g}")
+        parts.append(f"below {_number(limits.below)}")
     elif limits.low is not None:
         parts.append("on")
     joined = " ".join(parts) if limits.below is None and limits.above is None else " and ".join(parts)
     return f" {joined}" if joined else ""
+
+
+def _number(value: float | None) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:

@@ -67,7 +67,9 @@ def read_task(list_file: Path, index: int) -> tuple[list[str], RunFolder]:
     return list(tasks[index]["overrides"]), RunFolder(Path(tasks[index]["folder"]))
 
 
-def submission(list_file: Path, request: SlurmSettings, program: Sequence[str], script: Path, collect: Sequence[str]) -> Submission:
+def submission(
+    list_file: Path, request: SlurmSettings, program: Sequence[str], script: Path, collect: Sequence[str]
+) -> Submission:
     """Return the sbatch commands of a list file.
 
     Args:

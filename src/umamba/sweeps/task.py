@@ -52,7 +52,9 @@ def run_task(command: Sequence[str], folder: RunFolder, job: str | None = None) 
         code = _wait(process, record, received)
         reader.join(timeout=5)
         if code and not received:
-            received += [number for number in _LEAVING if code in (-number, 128 + number)]  # the signal went to the training alone
+            received += [
+                number for number in _LEAVING if code in (-number, 128 + number)
+            ]  # the signal went to the training alone
         if received:
             near_limit = received[0] == signal.SIGUSR1
             why = "the time limit came near" if near_limit else "the cluster took the node back, or it was cancelled"
