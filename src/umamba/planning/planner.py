@@ -158,7 +158,10 @@ def _add_volumetric(
 def _derive_lowres(
     dataset: _Dataset, full: Configuration, pinned: Mapping[str, Any], decisions: list[str]
 ) -> Configuration | None:
-    """Make the spacing coarser until a patch covers enough of the median image; None if it does at full resolution."""
+    """Derive 3d_lowres: make the spacing coarser until a patch covers enough of the median image.
+
+    Return None if a patch covers enough at full resolution, or if the rules drop 3d_lowres.
+    """
 
     def at(spacing: Sequence[float], notes: list[str]) -> tuple[Configuration, float]:
         sizes = [a / b * size for a, b, size in zip(full.spacing, spacing, full.median_shape, strict=True)]
