@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from umamba.io import UserError
+from umamba.planning.feature_maps import feature_map_values
 from umamba.planning.fingerprint import Fingerprint
 from umamba.planning.geometry import DatasetGeometry, dataset_geometry, median_shape_at
-from umamba.planning.memory import feature_map_values
 from umamba.planning.normalization import normalization_of, uses_mask
 from umamba.planning.pinned import check_configuration, check_names, check_patch, pinned_spacing
 from umamba.planning.plan import Configuration, Plan, axis3, stages
