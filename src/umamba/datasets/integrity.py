@@ -1,7 +1,7 @@
 """Check the voxels and the geometry of one case, decoding each file once.
 
 The checks are those of nnU-Net's `--verify_dataset_integrity` (label values, shape, spacing, origin and direction of
-image and label, number of channels), and further mistakes that would spoil a training silently: NaN, a spacing that is
+image and label, number of channels), and further mistakes that would silently harm a training: NaN, a spacing that is
 not positive, skewed axes, fractional or empty labels, files that cannot be decoded.
 """
 

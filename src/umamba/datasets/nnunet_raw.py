@@ -180,13 +180,13 @@ def _folder_cases(
     severity: Severity = "error" if split == "Tr" else "warning"
     if not images_folder.is_dir():
         if split == "Tr":
-            findings.append(Finding("", images_folder.name, "error", "no such folder; it holds the training images."))
+            findings.append(Finding("", images_folder.name, "error", "no such folder. Put the training images there."))
         return ()
     images = _list_channels(images_folder, file_ending, num_channels, severity, findings)
     labels = _list_labels(labels_folder, file_ending)
     broken = {finding.case_id for finding in findings if finding.file.startswith(images_folder.name)}
     for case_id in sorted(set(labels) - set(images) - broken):
-        message = "label without an image; add the image or remove the label."
+        message = "the label has no image; add the image or remove the label."
         findings.append(Finding(case_id, relative(labels[case_id], root), severity, message))
     if split == "Tr":
         for case_id in sorted(set(images) - set(labels)):
@@ -231,8 +231,13 @@ def _list_channels(
     complete = {}
     spelled: dict[str, str] = {}
     for case_id, files in channels.items():
-        problems = [(channel, "the channel's file is missing.") for channel in sorted(wanted - set(files))]
-        problems += [(channel, "more channels than channel_names.") for channel in sorted(set(files) - wanted)]
+        problems = [
+            (channel, "the file of this channel is missing; add it.") for channel in sorted(wanted - set(files))
+        ]
+        problems += [
+            (channel, "channel_names does not name this channel; name it or remove the file.")
+            for channel in sorted(set(files) - wanted)
+        ]
         for channel, message in problems:
             file = f"{folder.name}/{case_id}_{channel:04d}{file_ending}"
             findings.append(Finding(case_id, file, severity, message))

@@ -85,7 +85,7 @@ def _write_flare(folder: Path, num_training: int, num_test: int, seed: int) -> N
 
 
 def _write_amos(folder: Path, num_training: int, num_test: int, seed: int) -> None:
-    """Write MR cases in the layout of AMOS22, the last one as validation, and test cases in that of U-Mamba's authors."""
+    """Write MR cases in the layout of AMOS22 (the last in its validation part), and the authors' test cases."""
     to_amos = np.array((0, *AMOS_VALUES), dtype=np.uint8)
     for index in range(num_training + num_test):
         image, label = _abdomen(seed, index)
@@ -103,7 +103,7 @@ def _write_amos(folder: Path, num_training: int, num_test: int, seed: int) -> No
 
 
 def _write_endovis(folder: Path, num_training: int, num_test: int, seed: int) -> None:
-    """Write frames in the layout of EndoVis 2017: two training videos, and for test the end of the first and a new one."""
+    """Write frames in the layout of EndoVis 2017: two training videos; for test, the end of the first and a new one."""
     first = num_training // 2
     continued = num_test // 2
     sequences = (

@@ -136,7 +136,7 @@ def compute_fingerprint(dataset: RawDataset, workers: int) -> Fingerprint:
         raise UserError(f"{dataset.root}: the dataset has errors and cannot be used.\n{table}")
     if decoded:
         log.warning("%s:\n%s", dataset.root, findings_table(decoded))
-    return summarize(dataset.root.name, statistics)
+    return pooled_fingerprint(dataset.root.name, statistics)
 
 
 def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseStatistics:
@@ -192,7 +192,7 @@ def draw_intensities(voxels: np.ndarray, num_draws: int) -> Iterator[Draws]:
         yield Draws(values[counts > 0], counts[counts > 0])
 
 
-def summarize(name: str, statistics: Sequence[CaseStatistics]) -> Fingerprint:
+def pooled_fingerprint(name: str, statistics: Sequence[CaseStatistics]) -> Fingerprint:
     """Combine the statistics of all cases into the fingerprint.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from umamba.planning.fingerprint import Fingerprint
-from umamba.planning.plan import axis3, numbers
+from umamba.planning.plan import axis3, floats
 from umamba.planning.rules import ANISOTROPY
 
 LOW_PERCENTILE = 10  # an anisotropic dataset takes this percentile of the spacings of its coarsest axis as target
@@ -44,9 +44,9 @@ def dataset_geometry(fingerprint: Fingerprint) -> DatasetGeometry:
     transpose = [coarsest, *(axis for axis in range(3) if axis != coarsest)]
     return DatasetGeometry(
         axis3(transpose),
-        numbers(median_spacing[transpose].tolist()),
-        numbers(median_shape[transpose].tolist()),
-        numbers(target[transpose].tolist()),
+        floats(median_spacing[transpose].tolist()),
+        floats(median_shape[transpose].tolist()),
+        floats(target[transpose].tolist()),
         reason,
     )
 
@@ -85,4 +85,4 @@ def median_shape_at(
     order = list(geometry.transpose)
     spacings, shapes = np.array(fingerprint.spacings)[:, order], np.array(fingerprint.shapes_after_crop)[:, order]
     # nnU-Net rounds each case with Python's round. numpy rounds halves to even as well, so the result is the same.
-    return numbers(np.median(np.round(spacings / np.array(target_spacing) * shapes), axis=0).tolist())
+    return floats(np.median(np.round(spacings / np.array(target_spacing) * shapes), axis=0).tolist())

@@ -7,7 +7,7 @@ from typing import Any
 
 from umamba.io import UserError, read_json
 from umamba.planning.fingerprint import read_intensities
-from umamba.planning.plan import Configuration, Plan, axis3, integers, numbers, parse_record, stages
+from umamba.planning.plan import Configuration, Plan, axis3, floats, integers, parse_record, stages
 
 _CASCADE = "3d_cascade_fullres"
 _RESAMPLE = "resample_data_or_seg_to_shape"
@@ -158,8 +158,8 @@ def _read_plan(obj: Mapping[str, Any]) -> Plan:
         rules=rules,
         transpose_forward=axis3(obj["transpose_forward"]),
         transpose_backward=axis3(obj["transpose_backward"]),
-        median_spacing=numbers(obj["original_median_spacing_after_transp"]),
-        median_shape=numbers(obj["original_median_shape_after_transp"]),
+        median_spacing=floats(obj["original_median_spacing_after_transp"]),
+        median_shape=floats(obj["original_median_shape_after_transp"]),
         intensity=read_intensities(obj["foreground_intensity_properties_per_channel"]),
         configurations={
             name: _read_configuration(name, _inherited(name, obj["configurations"]))
@@ -200,8 +200,8 @@ def _read_configuration(name: str, entry: Mapping[str, Any]) -> Configuration:
         encoder, decoder = entry["n_conv_per_stage_encoder"], entry["n_conv_per_stage_decoder"]
     return Configuration(
         name=name,
-        spacing=numbers(entry["spacing"]),
-        median_shape=numbers(entry["median_image_size_in_voxels"]),
+        spacing=floats(entry["spacing"]),
+        median_shape=floats(entry["median_image_size_in_voxels"]),
         patch_size=integers(entry["patch_size"]),
         batch_size=int(entry["batch_size"]),
         batch_dice=bool(entry["batch_dice"]),

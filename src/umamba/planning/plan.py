@@ -212,7 +212,7 @@ def integers(values: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def numbers(values: Sequence[float]) -> tuple[float, ...]:
+def floats(values: Sequence[float]) -> tuple[float, ...]:
     """Return floats as a tuple.
 
     Args:
@@ -224,8 +224,8 @@ def numbers(values: Sequence[float]) -> tuple[float, ...]:
 def _configuration(obj: Mapping[str, Any]) -> Configuration:
     return Configuration(
         name=str(obj["name"]),
-        spacing=numbers(obj["spacing"]),
-        median_shape=numbers(obj["median_shape"]),
+        spacing=floats(obj["spacing"]),
+        median_shape=floats(obj["median_shape"]),
         patch_size=integers(obj["patch_size"]),
         batch_size=int(obj["batch_size"]),
         batch_dice=bool(obj["batch_dice"]),
@@ -246,8 +246,8 @@ def _plan(obj: Mapping[str, Any]) -> Plan:
         rules=str(obj["rules"]),
         transpose_forward=axis3(obj["transpose_forward"]),
         transpose_backward=axis3(obj["transpose_backward"]),
-        median_spacing=numbers(obj["median_spacing"]),
-        median_shape=numbers(obj["median_shape"]),
+        median_spacing=floats(obj["median_spacing"]),
+        median_shape=floats(obj["median_shape"]),
         intensity=tuple(Intensity(**channel) for channel in obj["intensity"]),
         configurations={str(name): _configuration(entry) for name, entry in obj["configurations"].items()},
     )

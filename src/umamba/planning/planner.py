@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from umamba.io import UserError
+from umamba.planning.feature_maps import feature_map_values
 from umamba.planning.fingerprint import Fingerprint
 from umamba.planning.geometry import DatasetGeometry, dataset_geometry, median_shape_at
-from umamba.planning.memory import feature_map_values
 from umamba.planning.normalization import normalization_of, uses_mask
 from umamba.planning.pinned import check_configuration, check_names, check_patch, pinned_spacing
 from umamba.planning.plan import Configuration, Plan, axis3, stages
@@ -158,7 +158,10 @@ def _add_volumetric(
 def _derive_lowres(
     dataset: _Dataset, full: Configuration, pinned: Mapping[str, Any], decisions: list[str]
 ) -> Configuration | None:
-    """Make the spacing coarser until a patch covers enough of the median image; None if it does at full resolution."""
+    """Derive 3d_lowres: make the spacing coarser until a patch covers enough of the median image.
+
+    Return None if a patch covers enough at full resolution, or if the rules drop 3d_lowres.
+    """
 
     def at(spacing: Sequence[float], notes: list[str]) -> tuple[Configuration, float]:
         sizes = [a / b * size for a, b, size in zip(full.spacing, spacing, full.median_shape, strict=True)]

@@ -6,7 +6,7 @@ import numpy as np
 
 from umamba.labels import LabelSet
 
-LABELLED = -1  # key of the voxels that have any label but the ignore label
+LABELLED = -1  # key of all voxels that are not ignored
 _SEED = 1234
 # At most this many voxels of a class are drawn, or this fraction of them if that is more.
 _MOST = 10_000
