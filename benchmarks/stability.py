@@ -6,9 +6,9 @@ A small 2D U-Mamba Enc is trained by the official recipe (Dice and cross-entropy
 momentum 0.99, clipping at 12) with a learning rate of 0.1. The images are in turn scaled by 1e3, constant, and zero
 almost everywhere. Training runs in float32, in bfloat16 autocast, and in float16 autocast with loss scaling.
 "official" is the released formulation: the same network without the clamping of float16 infinities. The table counts
-optimisation steps, attempts with a non-finite loss, and attempts with a non-finite (scaled) gradient. With loss scaling,
-a non-finite gradient is not a step: the scale is halved and the batch is tried again. A run ends early after 100
-non-finite attempts in a row.
+optimisation steps, attempts with a non-finite loss, and attempts with a non-finite (scaled) gradient. With loss
+scaling, a non-finite gradient is not a step: the scale is halved and the batch is tried again. A run ends early after
+100 non-finite attempts in a row.
 """
 
 import argparse

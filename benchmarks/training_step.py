@@ -4,8 +4,8 @@ python benchmarks/training_step.py                                      everythi
 python benchmarks/training_step.py --plan abdomen_ct --architecture umamba_enc
 
 A step is forward, loss, backward and optimiser in bfloat16 autocast with the architecture's own recipe. "as published"
-is the same U-Mamba with the Mamba modules and CUDA kernels of mamba_ssm, loaded with the same weights; it is left out if
-mamba_ssm does not work. Images and labels are random; there are 14 classes.
+is the same U-Mamba with the Mamba modules and CUDA kernels of mamba_ssm, loaded with the same weights; it is left out
+if mamba_ssm does not work. Images and labels are random; there are 14 classes.
 """
 
 import argparse

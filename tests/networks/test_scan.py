@@ -1,4 +1,4 @@
-"""Every backend of the selective scan against the official reference's stored results, and where it is used."""
+"""The CPU backends of the selective scan, compared with stored results of the official reference; backend choice."""
 
 import logging
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_all_official_results(shared_dir: Path) -> None:
 
 
 def random_inputs(batch: int, channels: int, length: int, states: int) -> dict[str, torch.Tensor]:
-    """Return inputs of a scan whose B and C lie in memory token by token, as a linear layer leaves them."""
+    """Return inputs of a scan; B and C are stored token by token, as the output of a linear layer is."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
