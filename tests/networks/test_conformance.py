@@ -1,4 +1,4 @@
-"""One contract for every backbone in 2D and 3D; a new backbone is one line in `BACKBONES`."""
+"""The contract that every backbone fulfils in 2D and 3D; a new backbone is one line in `BACKBONES`."""
 
 import io
 from collections.abc import Callable
@@ -22,7 +22,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "unetr": {"feature_size": 4, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2},
     "swinunetr": {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]},
 }
-# Odd plans: axes of unlike depth, a stride of three, a kernel of one voxel; channel tokens in U-Mamba_Enc's last stage.
+# Odd plans: axes of different length, a stride of three, a kernel of one voxel, and channel tokens in the last stage of
+# U-Mamba Enc.
 ODD: dict[int, dict[str, Any]] = {
     2: {
         "patch_size": (12, 40),
@@ -156,7 +157,7 @@ def test_unknown_options_are_refused(name: str, make_configuration: Maker) -> No
 @every_backbone
 @both_dimensions
 def test_other_sizes_run_or_are_refused_by_name(name: str, dim: int, make_configuration: Maker) -> None:
-    """A tile of another size either gives logits of that size, or a message that names the patch size."""
+    """A tile of another size gives logits of that size, or a message that names the patch size."""
     configuration = make_configuration(dim, **ODD[dim])
     network = build(name, configuration).eval()
     network.deep_supervision = False

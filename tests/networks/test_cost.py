@@ -1,4 +1,4 @@
-"""The description of a network against hand arithmetic, and against what a real training step keeps."""
+"""The cost of a network, compared with hand arithmetic and with the activations of a real training step."""
 
 from collections.abc import Callable
 from typing import Any

@@ -60,14 +60,14 @@ def build_untyped(settings, configuration, channels, classes):  # type: ignore[n
 
 @pytest.fixture(autouse=True)
 def user_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the functions above where a user's module stands."""
+    """Make the functions above importable as a user's module in umamba.networks."""
     module = ModuleType("umamba.networks.plain_net")
     module.build, module.build_nameless, module.build_untyped = build, build_nameless, build_untyped  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 def custom(**options: object) -> CustomArchitectureSettings:
-    """Return what the command line's validator makes of the architecture's group."""
+    """Return the settings of the backbone as the command line reads them."""
     settings = read_architecture({"name": NAME, **options})
     assert isinstance(settings, CustomArchitectureSettings)
     return settings

@@ -1,4 +1,4 @@
-"""Options of the architectures, initial weights, official names, messages."""
+"""Options of the architectures, their initial weights, official parameter names, messages."""
 
 import math
 import sys
@@ -24,7 +24,7 @@ def build(configuration: Configuration, name: str, **options: Any) -> nn.Module:
 
 
 def deep(make: Maker, dim: int, stages: int) -> Configuration:
-    """Return a configuration of many stages with the plan's usual two blocks."""
+    """Return a configuration of so many stages with two blocks each."""
     return make(
         dim,
         patch_size=(2**stages,) * dim,
@@ -210,7 +210,7 @@ def test_images_that_do_not_fit_the_strides_are_refused(make_configuration: Make
 @pytest.mark.parametrize("name", ["segresnet", "unetr", "swinunetr"])
 @pytest.mark.parametrize("dim", [2, 3])
 def test_monai_networks_are_padded_evenly_and_cropped_back(name: str, dim: int, make_configuration: Maker) -> None:
-    """On the plan's odd patch: what MONAI's own forward gives for the image in the middle of zeros."""
+    """On an odd patch, the logits are those of MONAI's own forward for the image in the middle of zeros."""
     pytest.importorskip("monai")
     small: dict[str, dict[str, Any]] = {
         "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1, 1]},

@@ -1,8 +1,8 @@
-"""The networks against the official ones: weights, outputs, gradients, parameter lists (tests/reference/networks).
+"""The networks, compared with the official ones: weights, outputs, gradients, parameters (tests/reference/networks).
 
 Reference files: official code (bowang-lab/U-Mamba, dynamic-network-architectures 0.4.4, MONAI 1.3.0) run on the CPU
-with synthetic weights; `output64` is the same in double precision. What is not in the checkout is read from the shared
-folder.
+with synthetic weights; `output64` is the output in double precision. Files that are not in the checkout are read from
+the shared folder.
 """
 
 import json

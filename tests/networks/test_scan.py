@@ -1,4 +1,4 @@
-"""Every backend of the selective scan against the official reference's stored results, and where it is used."""
+"""The CPU backends of the selective scan, compared with stored results of the official reference; backend choice."""
 
 import logging
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_all_official_results(shared_dir: Path) -> None:
 
 
 def random_inputs(batch: int, channels: int, length: int, states: int) -> dict[str, torch.Tensor]:
-    """Return inputs of a scan whose B and C lie in memory token by token, as a linear layer leaves them."""
+    """Return inputs of a scan; B and C are stored token by token, as the output of a linear layer is."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -157,7 +157,7 @@ def test_a_probe_in_inference_mode_does_not_refuse_the_backend() -> None:
 
 
 def test_backends_that_cannot_be_are_refused_with_a_reason() -> None:
-    with pytest.raises(UserError, match=r"scan_backend=fast is unknown.*auto.*reference"):
+    with pytest.raises(UserError, match=r"scan_backend=fast: must be one of auto.*reference"):
         resolve_backend("cpu", "fast")
-    with pytest.raises(UserError, match=r"scan_backend=cuda does not work here"):
+    with pytest.raises(UserError, match=r"scan_backend=cuda: does not work here"):
         resolve_backend("cpu", "cuda")

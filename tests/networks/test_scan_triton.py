@@ -1,5 +1,7 @@
-"""The Triton scan against the official reference's stored results and the plain one: compiled where there is a GPU,
-else by Triton's interpreter (tests/conftest.py asks for it)."""
+"""The Triton scan, compared with stored results of the official reference and with the reference backend.
+
+On a GPU the kernels are compiled; without one they run in Triton's interpreter (tests/conftest.py switches it on).
+"""
 
 import logging
 import os
@@ -45,7 +47,7 @@ REST = (
 
 @pytest.fixture(autouse=True)
 def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the interpreter combine whole slices by doubling steps; its own scan visits one element after the other."""
+    """Let the interpreter scan whole slices in doubling steps, because its own scan visits the elements one by one."""
     if ON_GPU:
         return
     from triton.runtime import interpreter
@@ -105,7 +107,7 @@ def test_no_official_result_is_left_out(shared_dir: Path) -> None:
 def random_inputs(
     batch: int, channels: int, length: int, states: int, groups: int | None = None, dtype: torch.dtype = torch.float32
 ) -> dict[str, torch.Tensor]:
-    """Return inputs of a scan whose B and C lie in memory token by token, as a linear layer leaves them."""
+    """Return inputs of a scan; B and C are stored token by token, as the output of a linear layer is."""
     generator = torch.Generator().manual_seed(length)
 
     def draw(*shape: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which scan backend a device gets, why faster ones are refused, and what to type to change that. For `doctor`."""
+"""The state of each scan backend on a device: used, working or refused, why, and the command that mends it."""
 
 from dataclasses import dataclass
 
@@ -15,19 +15,19 @@ _REBUILD = {
     "cuda": "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --force-reinstall --no-deps --no-cache-dir --no-binary mamba-ssm "
     "--no-build-isolation mamba-ssm",
 }
-_OWN = ("numba", "triton", "mamba_ssm")
-_PARTS = ("selective_scan_cuda",)  # belongs to mamba_ssm; builds of July 2026 and later leave it out by default
+_PACKAGES = ("numba", "triton", "mamba_ssm")  # of the backends
+_PARTS = ("selective_scan_cuda",)  # a part of mamba_ssm that builds of July 2026 and later leave out by default
 
 
 @dataclass(frozen=True)
 class BackendState:
-    """A backend on a device.
+    """State of a backend on a device.
 
     Attributes:
-        name: of the backend.
-        chosen: whether `auto` takes it.
-        refusal: why it is not used, None if it works; a slower one that works is not chosen for that reason alone.
-        remedy: the command that mends it, None if there is nothing to mend.
+        name: name of the backend.
+        chosen: whether `auto` uses it.
+        refusal: why it does not work; None if it works. A backend that works is not chosen if a faster one works too.
+        remedy: the command that makes it work; None if it works.
     """
 
     name: str
@@ -37,7 +37,14 @@ class BackendState:
 
 
 def backend_states(device: str) -> list[BackendState]:
-    """Return the backends of a device type, the fastest first; each is judged by a real forward and backward."""
+    """Try the backends of a device type with a small scan, forward and backward.
+
+    Args:
+        device: device type, such as "cuda".
+
+    Returns:
+        The states of the backends, the fastest one first, the reference last.
+    """
     chosen = resolve_backend(device, "auto")
     states = []
     for name in candidates(device):
@@ -48,9 +55,17 @@ def backend_states(device: str) -> list[BackendState]:
 
 
 def remedy_of(backend: str, refusal: str) -> str:
-    """Return the command for a refused backend: install the package that is absent, else build the backend again."""
+    """Return the command that makes a refused backend work.
+
+    Args:
+        backend: name of the backend.
+        refusal: why it does not work.
+
+    Returns:
+        A command that installs the missing package, or one that builds the backend again.
+    """
     absent = refusal.removesuffix(" is not installed.") if refusal.endswith(" is not installed.") else ""
-    if absent in _OWN:
+    if absent in _PACKAGES:
         return _INSTALL[backend]
     if absent and absent not in _PARTS:
         return f"pip install {absent}"
