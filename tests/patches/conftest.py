@@ -50,7 +50,9 @@ def make_store(shapes: Sequence[tuple[int, ...]], channels: int = 1) -> MemorySt
     for number, shape in enumerate(shapes):
         label = np.zeros((1, *shape), dtype=np.int16)
         for value in (1, 2):
-            label[(0, *(slice(size * value // 4, size * value // 4 + max(1, size // 5)) for size in shape))] = value
+            starts = [size * value // 4 for size in shape]
+            cube = tuple(slice(start, start + max(1, size // 5)) for start, size in zip(starts, shape, strict=True))
+            label[0][cube] = value
         label[0, :, :2, :2] = -1
         image = generator.uniform(1, 2, (channels, *shape)).astype(np.float32)
         foreground = {value: np.argwhere(label[0] == value).astype(np.int32) for value in (1, 2)}

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from umamba.io import UserError
 from umamba.patches.augmentation import training_transforms
+from umamba.patches.intensity import ApplyGamma, ClearOutside
 from umamba.settings import AugmentationSettings, parse
 
 EVERY_KIND = [
@@ -29,13 +30,13 @@ EVERY_KIND = [
 def test_order_is_that_of_nnunet() -> None:
     chain = training_transforms(AugmentationSettings(), (8, 8, 8), (False,))
     assert [type(transform).__name__ for transform in chain.transforms] == EVERY_KIND
-    assert [transform.sign for transform in chain.transforms[6:8]] == [-1.0, 1.0]
+    assert [transform.sign for transform in chain.transforms if isinstance(transform, ApplyGamma)] == [-1.0, 1.0]
 
 
 def test_kinds_that_are_off_are_left_out() -> None:
-    chain = training_transforms(AugmentationSettings.off(), (8, 8, 8), (True, False, True))
-    assert [type(transform).__name__ for transform in chain.transforms] == ["ClearOutside"]
-    assert chain.transforms[0].channels == (0, 2)
+    (only,) = training_transforms(AugmentationSettings.off(), (8, 8, 8), (True, False, True)).transforms
+    assert isinstance(only, ClearOutside)
+    assert only.channels == (0, 2)
 
 
 def test_base_classes_are_those_that_torchio_keeps(often: AugmentationSettings) -> None:

@@ -112,9 +112,9 @@ def test_epochs_seeds_and_streams_differ(make_module: Make, store: Any) -> None:
 
 def test_patches_do_not_depend_on_their_order(make_module: Make, store: Any, often: AugmentationSettings) -> None:
     patches = make_module(store, augmentation=often).train_patches
-    forward = [patches[number]["image"].data for number in range(12)]
+    forward = [patches[number].get_image("image").data for number in range(12)]
     for number in reversed(range(12)):
-        assert torch.equal(patches[number]["image"].data, forward[number])
+        assert torch.equal(patches[number].get_image("image").data, forward[number])
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

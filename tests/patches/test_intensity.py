@@ -26,7 +26,7 @@ def many(augmentation: AugmentationSettings, image: Tensor, dim: int = 3, draws:
     results = []
     for _ in range(draws):
         subject = tio.Subject(image=tio.ScalarImage(tensor=image.clone()), label=tio.LabelMap(tensor=label.clone()))
-        results.append(chain(subject)["image"].data)
+        results.append(chain(subject).get_image("image").data)
     return results
 
 
@@ -143,8 +143,8 @@ def test_mirror_moves_image_and_label_together() -> None:
             image=tio.ScalarImage(tensor=original.float()), label=tio.LabelMap(tensor=original.short())
         )
         result = chain(subject)
-        label = result["label"].data
-        assert torch.equal(result["image"].data, label.float())
+        label = result.get_image("label").data
+        assert torch.equal(result.get_image("image").data, label.float())
         flips = (bool(label[0, 0, 0, 0] % 24 >= 12), bool(label[0, 0, 0, 0] % 12 >= 4), bool(label[0, 0, 0, 0] % 4))
         assert torch.equal(label.long(), torch.flip(original, [axis + 1 for axis in range(3) if flips[axis]]))
         counts[flips] = counts.get(flips, 0) + 1

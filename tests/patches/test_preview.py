@@ -31,10 +31,11 @@ def test_each_picture_of_a_row_is_another_draw(
     patch: tuple[int, ...],
     channels: int,
 ) -> None:
-    store, configuration = make_cases([shape, shape], channels), Configuration(patch, channels)
-    arguments: Any = (store, configuration, LABELS, AugmentationSettings())
+    store = make_cases([shape, shape], channels)
+    configuration: Any = Configuration(patch, channels)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        draw_preview(*arguments, tmp_path / f"{name}.png", seed=seed, rows=2, columns=4)
+        path = tmp_path / f"{name}.png"
+        draw_preview(store, configuration, LABELS, AugmentationSettings(), path, seed=seed, rows=2, columns=4)
     first, again, other = (imread(tmp_path / f"{name}.png") for name in "abc")
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
