@@ -81,9 +81,7 @@ def measure_limit(max_memory_gb: float | None, models: Sequence[Model], tta: boo
     return MemoryLimit(max_memory_gb * 2**30, max(0, peak_resident_bytes() - before))
 
 
-def place_sums(
-    views: Sequence[View], crop_shape: Sequence[int], left: float | None
-) -> tuple[torch.device, SlabLayout]:
+def place_sums(views: Sequence[View], crop_shape: Sequence[int], left: float | None) -> tuple[torch.device, SlabLayout]:
     """Choose where the sums over tiles are kept and how the image is cut.
 
     Args:
