@@ -1,6 +1,7 @@
-"""Probabilities of an image as an npz file like nnU-Net's (key `probabilities`, float32), without holding them in memory.
+"""Probabilities of an image as an npz file like nnU-Net's (key `probabilities`, float32).
 
-The array is filled in an uncompressed file, whose disk space is reserved first, and compressed when it is complete.
+They are not held in memory: the array is an uncompressed file, whose disk space is reserved first, and which is
+compressed when it is complete.
 """
 
 import math

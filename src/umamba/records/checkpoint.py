@@ -1,4 +1,4 @@
-"""What a checkpoint says beside its weights, and the one reader of checkpoints: this project's, nnU-Net's and U-Mamba's.
+"""The record that a checkpoint holds beside its weights, and the reader of this project's and official checkpoints.
 
 Only tensors and plain types are read, so that nothing in a file is executed.
 """
@@ -107,17 +107,20 @@ class CheckpointRecord:
     def from_json(cls, content: Mapping[str, Any]) -> "CheckpointRecord":
         """Read what `to_json` returned, or an earlier version of this project wrote.
 
+        Args:
+            content: plain values.
+
         Raises:
             UserError: a key is missing, or a value is not possible.
         """
         if content.get("format") != FORMAT:
             raise UserError(
-                f"it has checkpoint format {content.get('format')}, this version reads {FORMAT}. Use the version of this "
-                "project that wrote it"
+                f"has checkpoint format {content.get('format')}, this version reads {FORMAT}. Use the version of this "
+                "project that wrote it."
             )
         missing = [key for key in _REQUIRED if key not in content]
         if missing:
-            raise UserError(f"the checkpoint lacks {', '.join(missing)}")
+            raise UserError(f"the checkpoint lacks {', '.join(missing)}.")
         axes, scores = content.get("mirror_axes"), content.get("scores") or {}
         return cls(
             plan=Plan.from_json(content["plan"]),
@@ -137,11 +140,11 @@ class CheckpointRecord:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read.
+    """The content of a checkpoint.
 
     Attributes:
         path: the file.
-        record: what it says beside the weights.
+        record: how the weights are used.
         weights: of the network, on the CPU.
     """
 
@@ -170,12 +173,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         record = CheckpointRecord.from_json(content[_KEY])
     except UserError as error:
-        raise UserError(f"{path}: {error}. {_ACCEPTED}") from None
+        raise UserError(f"{path}: {error} {_ACCEPTED}") from None
     return Checkpoint(path, record, network_weights(content["state_dict"]))
 
 
 def network_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the network's weights out of a LightningModule's state."""
+    """Return the network's weights out of the state of a LightningModule.
+
+    Args:
+        state_dict: of the module, where the names of the network's weights begin with `NETWORK`.
+    """
     return {name.removeprefix(NETWORK): value for name, value in state_dict.items() if name.startswith(NETWORK)}
 
 
@@ -197,18 +204,33 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], LabelSet | None]:
 
 
 def store_record(checkpoint: dict[str, Any], record: CheckpointRecord) -> None:
-    """Put a record into the content of a checkpoint that is about to be saved."""
+    """Put a record into the content of a checkpoint before it is saved.
+
+    Args:
+        checkpoint: what Lightning saves; it is changed.
+        record: the record.
+    """
     checkpoint[_KEY] = record.to_json()
 
 
 def stored_patch_dice(checkpoint: Mapping[str, Any]) -> float | None:
-    """Return the smoothed patch Dice that the content of a checkpoint holds."""
+    """Return the smoothed patch Dice that the content of a checkpoint holds; None: before the first one.
+
+    Args:
+        checkpoint: what Lightning loaded.
+    """
     value = checkpoint[_KEY]["scores"]["ema_patch_dice"]
     return None if value is None else float(value)
 
 
 def load_safely(path: Path) -> dict[str, Any]:
-    """Return the content of a file of torch.save, tensors on the CPU; tensors and plain types only.
+    """Return the content of a file that torch.save wrote; tensors and plain types only.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The content, its tensors on the CPU.
 
     Raises:
         UserError: the file is missing, damaged, or holds anything else.
@@ -218,7 +240,7 @@ def load_safely(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file. {_ACCEPTED}")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
-            # torch warns of old pickle protocols; such files are refused below or load well.
+            # torch warns about old pickle protocols, but such files are refused below or load without loss.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -1,7 +1,7 @@
-"""Checkpoints of nnU-Net and U-Mamba in the form of this project's: weights, plan and labels under our names.
+"""Checkpoints of nnU-Net and U-Mamba, converted to this project's names of weights, plan and labels.
 
-Their results folder is RESULTS/plans.json, RESULTS/dataset.json, RESULTS/fold_0/checkpoint_final.pth. A checkpoint
-without these two files beside it is read with the copies that it holds itself.
+Their results folder is RESULTS/plans.json, RESULTS/dataset.json, RESULTS/fold_0/checkpoint_final.pth. Where these two
+JSON files are missing, the copies inside the checkpoint are read.
 """
 
 import pickle
@@ -22,7 +22,7 @@ _NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i
 
 
 class NumpyType:
-    """Stands in for numpy.dtype while a pickle is read: it takes the name of a plain number's type, such as f8."""
+    """Replaces numpy.dtype while a pickle is read; it accepts only the types of plain numbers, such as f8."""
 
     def __init__(self, name: str, *_: object) -> None:
         if name not in _NUMBERS:
@@ -35,12 +35,17 @@ class NumpyType:
 
 
 def number(kind: NumpyType, data: bytes) -> int | float | bool:
-    """Return the plain Python number of a number that numpy pickled."""
+    """Convert a number that numpy pickled to a plain Python number.
+
+    Args:
+        kind: its type.
+        data: its bytes.
+    """
     (value,) = struct.unpack(kind.order + kind.code, data)
     return value  # type: ignore[no-any-return]
 
 
-# Official checkpoints hold numpy numbers (their curves) beside tensors and plain types; the two names above read them.
+# The curves in official checkpoints are numpy numbers; the class and the function above read them.
 SAFE_GLOBALS: list[Any] = [
     (number, "numpy.core.multiarray.scalar"),
     (number, "numpy._core.multiarray.scalar"),
@@ -49,7 +54,10 @@ SAFE_GLOBALS: list[Any] = [
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint that a path means: the file itself, or the only one of a results or fold folder.
+    """Return the checkpoint file of a path.
+
+    Args:
+        path: the file itself, or a results or fold folder of nnU-Net or U-Mamba that holds a single one.
 
     Raises:
         UserError: the folder holds no checkpoint_final.pth, or those of several folds.
@@ -74,17 +82,20 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def from_official(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the record (as `CheckpointRecord.from_json` reads it) and the weights of an official checkpoint.
+    """Convert an official checkpoint.
 
-    The names of the weights decide which network it is, because trainers of many names and recipes share a network.
-    plans.json and dataset.json are those of the results folder, else the ones that the checkpoint holds.
+    The names of the weights decide which network it is, because trainers of many names share a network. plans.json and
+    dataset.json of the results folder are read, or the copies in the checkpoint if they are missing.
 
     Args:
         path: the file; its folder's parent is the results folder.
-        content: what it holds, safely loaded.
+        content: of the file, safely loaded.
+
+    Returns:
+        The record in plain values, as `CheckpointRecord.from_json` reads them, and the weights.
 
     Raises:
-        UserError: a part is missing, the network is unknown, or the plan asks for what this project does not do.
+        UserError: a part is missing, the network is unknown, or the plan asks for something that is not implemented.
     """
     arguments = content.get("init_args")
     if not isinstance(arguments, Mapping) or not isinstance(content["network_weights"], Mapping):
@@ -104,14 +115,14 @@ def from_official(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any
     plan = parse_nnunet_plans(plans, f"plan of {path}")
     if name not in plan.configurations and name in plans["configurations"]:
         raise UserError(
-            f"{path}: configuration {name} is the second network of a cascade, which wants the first one's "
+            f"{path}: configuration {name} is the second network of a cascade, which needs the first one's "
             "segmentations as input. Cascades cannot be predicted here; give a checkpoint of another configuration."
         )
     plan.configuration(name)
     foreign = foreign_settings(plans, name)
     if foreign:
         raise UserError(
-            f"{path}: its plan asks for what this project does not do: {'; '.join(foreign)}. Predict it with nnU-Net."
+            f"{path}: its plan asks for something that is not implemented here: {'; '.join(foreign)}. Predict it with nnU-Net."
         )
     record = {
         "plan": plan.to_json(),
@@ -126,7 +137,7 @@ def from_official(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any
 
 
 def _beside(file: Path, own: Any, checkpoint: Path) -> dict[str, Any]:
-    """Return the content of a file of the results folder, else the checkpoint's copy of it."""
+    """Return the content of a file of the results folder, or the checkpoint's copy if the file is missing."""
     found = read_json(file) if file.is_file() else own
     if not isinstance(found, dict):
         raise UserError(f"{checkpoint}: needs {file}, which is missing or no JSON object. Put nnU-Net's file there.")
@@ -134,10 +145,10 @@ def _beside(file: Path, own: Any, checkpoint: Path) -> dict[str, Any]:
 
 
 def _dataset_entries(dataset: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return what a checkpoint's record says of the dataset, from nnU-Net's dataset.json."""
+    """Return the entries of a checkpoint's record that nnU-Net's dataset.json decides."""
     channels = dataset.get("channel_names") or dataset.get("modality")
     if not isinstance(channels, Mapping) or "labels" not in dataset:
-        raise UserError(f"dataset.json of {path}: lacks channel_names or labels. Give the dataset's own file.")
+        raise UserError(f"dataset.json of {path}: lacks channel_names or labels. Use the dataset.json of the dataset.")
     try:
         labels = LabelSet.from_json(dataset["labels"], dataset.get("regions_class_order"))
     except UserError as error:

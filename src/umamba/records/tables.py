@@ -40,7 +40,7 @@ def seconds_per_epoch(rows: Sequence[MetricsRow], batches: int) -> float | None:
 
 
 def read_scores(path: Path) -> pandas.DataFrame:
-    """Return scores.csv: columns `case`, `label` (text) and one column of numbers for each metric; empty without a file.
+    """Return scores.csv: columns `case`, `label` (text) and one column of numbers a metric; empty without a file.
 
     Raises:
         UserError: the file is no such table.
