@@ -22,7 +22,7 @@ class OptimizerSettings(Settings):
 
     section: ClassVar[str] = "recipe.optimizer"
     name: Literal["sgd", "adam", "adamw"] = key("sgd", "The optimiser.")
-    lr: float = key(0.01, "Learning rate of the first epoch.", above=0)
+    lr: float = key(0.01, "Learning rate of the first epoch.", low=0)
     weight_decay: float = key(3e-5, "Weight decay (for adam an L2 penalty, for adamw decoupled).", low=0)
     momentum: float | None = key(None, "Momentum (sgd); null: nnU-Net's 0.99.", low=0, below=1)
     dampening: float | None = key(None, "Dampening of the momentum (sgd).", low=0)
