@@ -21,6 +21,7 @@ from umamba.reporting import gather, numbers, write_report
 from umamba.reporting.compare import best_two, spread_sentences
 from umamba.reporting.gallery import _flips
 from umamba.reporting.results import label_name
+from umamba.records import RunFolder
 from umamba.sweeps import PlannedRun
 
 METHODS = ("unet", "umamba_bot", "umamba_enc", "unetr")
@@ -63,7 +64,7 @@ def study(tmp_path: Path) -> tuple[list[PlannedRun], Path]:
     for method in METHODS:
         for seed in (0, 1):
             folder = tmp_path / "runs" / method / f"seed_{seed}"
-            runs.append(PlannedRun((f"experiment={method}",), folder, "toy", method, "all", seed, 2, 100, "x"))
+            runs.append(PlannedRun((f"experiment={method}",), RunFolder(folder), "toy", method, "all", seed, 2, 100, "x"))
             if method != "unetr":
                 write_run(folder, method, seed)
     (tmp_path / "published.csv").write_text(PUBLISHED)

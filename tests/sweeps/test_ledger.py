@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from umamba.records import RunFolder
+from umamba.records.tables import main_score, read_scores
 from umamba.sweeps import PlannedRun, left_to_do, run_state, state_table
-from umamba.sweeps.ledger import duration, mean_score
+from umamba.sweeps.ledger import duration
 
 NOW = 1_000_000.0
 
 
 def planned(folder: Path, max_epochs: int = 10) -> PlannedRun:
     """Return a run of `folder`."""
-    return PlannedRun(("experiment=a_b",), folder, "a", "b", "all", 0, max_epochs, 20, "x")
+    return PlannedRun(("experiment=a_b",), RunFolder(folder), "a", "b", "all", 0, max_epochs, 20, "x")
 
 
 def write(folder: Path, name: str, text: str, age_s: float = 0.0) -> None:
@@ -88,8 +90,8 @@ def test_a_finished_run_is_done_with_its_score(tmp_path: Path) -> None:
 
 def test_cells_are_scored_by_f1(tmp_path: Path) -> None:
     write(tmp_path, "scores.csv", "case,label,f1\na,cell,0.5\nb,cell,0.75\n")
-    assert mean_score(tmp_path) == pytest.approx(0.625)
-    assert math.isnan(mean_score(tmp_path / "none"))
+    assert main_score(read_scores(tmp_path / "scores.csv")) == pytest.approx(0.625)
+    assert math.isnan(main_score(read_scores(tmp_path / "none" / "scores.csv")))
 
 
 def test_half_written_records_do_not_break_the_table(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 The only module that knows Hydra's composition. Nothing heavy is imported, so that help and mistakes answer at once.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +17,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from umamba.cli.share import share
 from umamba.io.errors import UserError
-from umamba.settings import CustomArchitectureSettings, InvalidSettings, Settings, TrainSettings, parse
+from umamba.settings import (
+    CustomArchitectureSettings,
+    DescribeSettings,
+    InvalidSettings,
+    Settings,
+    TrainSettings,
+    parse,
+)
+from umamba.settings.training import NO_DATASET
 from umamba.settings.validate import wrong_choice
 
 Record = TypeVar("Record", bound=Settings)
@@ -55,6 +62,8 @@ def settings_from(record: type[Record], config: DictConfig, problems: list[str])
         return None
     if config_name(record) == COMMAND and "paths" not in record.__dataclass_fields__:
         values.pop("paths", None)
+    if issubclass(record, DescribeSettings):
+        values["dataset"].setdefault("root", NO_DATASET)  # a checkpoint or a plans file needs no dataset
     try:
         settings = parse(record, values)
         check_without_data(settings)
@@ -104,17 +113,29 @@ def as_forced(argument: str) -> str:
 
 def is_group(key: str) -> bool:
     """Return whether a name is a group of configs."""
-    return bool(key) and "." not in key and (share("configs") / key.split("@")[0]).is_dir()
+    return bool(key) and "." not in key and any((root / key.split("@")[0]).is_dir() for root in config_folders())
 
 
 def options_of(group: str) -> list[str]:
     """Return the names of a group's options."""
-    return sorted(path.stem for path in (share("configs") / group).glob("*.yaml"))
+    return sorted({path.stem for root in config_folders() for path in (root / group).glob("*.yaml")})
 
 
 def group_names() -> list[str]:
     """Return the names of the groups."""
-    return sorted(path.name for path in share("configs").iterdir() if path.is_dir())
+    return sorted({path.name for root in config_folders() for path in root.iterdir() if path.is_dir()})
+
+
+def config_folders() -> list[Path]:
+    """Return the folders of configs: the program's, then `configs` of the working folder, for a user's own options."""
+    own, local = share("configs"), Path.cwd() / "configs"
+    return [own, local] if local.is_dir() and local.resolve() != own.resolve() else [own]
+
+
+def search_path() -> list[str]:
+    """Return the override that lets Hydra find the user's own options."""
+    folders = [f"file://{folder}" for folder in config_folders()[1:]]
+    return [f"hydra.searchpath={folders}".replace("'", "").replace(" ", "")] if folders else []
 
 
 def sweep_problems(record: type[Settings], overrides: Sequence[str]) -> list[str]:
@@ -172,7 +193,7 @@ def _composed(record: type[Settings], overrides: Sequence[str], problems: list[s
     GlobalHydra.instance().clear()  # a study composes its runs within the task of a command
     try:
         with initialize_config_dir(str(share("configs")), version_base="1.3"):
-            return compose(config_name(record), list(overrides))
+            return compose(config_name(record), [*overrides, *search_path()])
     except (HydraException, OmegaConfBaseException) as error:
         problems.append(_plain_message(error))
         return None
@@ -185,14 +206,3 @@ def _plain_message(error: Exception) -> str:
     dropped = ("Config search path", "HYDRA_FULL_ERROR", "\tprovider=")
     lines = [line for line in str(error).strip().splitlines() if line.strip() and not any(d in line for d in dropped)]
     return "\n".join(lines) or type(error).__name__
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Return ' Did you mean X?' for the nearest known name, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-def configs() -> Path:
-    """Return the folder of configs."""
-    return share("configs")

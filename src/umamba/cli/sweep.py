@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from umamba.cli.compose import as_forced, config_name, settings_from, settings_of, sweep_problems
+from umamba.cli.compose import as_forced, config_name, search_path, settings_from, settings_of, sweep_problems
 from umamba.cli.share import share
 from umamba.io.errors import UserError
 from umamba.settings import InvalidSettings, Settings, TrainSettings, plain
@@ -46,7 +46,7 @@ def through_hydra(function: Callable[[Any], int | None], record: type[Settings],
             raise SystemExit(2) from None
 
     command_line = sys.argv
-    sys.argv = [command_line[0], *(as_forced(argument) for argument in arguments)]
+    sys.argv = [command_line[0], *(as_forced(argument) for argument in arguments), *search_path()]
     try:
         hydra.main(version_base="1.3", config_path=str(share("configs")), config_name=config_name(record))(task)()
     except SystemExit:

@@ -15,6 +15,7 @@ from umamba.settings.recipe import Precision, RecipeSettings
 from umamba.settings.trainer import TrainerSettings
 from umamba.settings.validate import Settings
 
+NO_DATASET = "(not given)"  # dataset.root of `umamba describe` where none is given
 Which = Literal["last", "best"]
 Fold = int | Literal["all"]
 

@@ -6,19 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from umamba.config import DescribeConfig
+from umamba.cli.compose import settings_of
+from umamba.cli.describe import main
 from umamba.datasets import write_phantom
-from umamba.describe import Subject, print_description, subject
-from umamba.entry import typed
 from umamba.io import UserError
+from umamba.io.voice import shown
+from umamba.runs.network_at_plan import network_at_plan
+from umamba.settings import DescribeSettings
 
 
-def asked(project_dir: Path, *overrides: str) -> DescribeConfig:
-    """Compose and type describe.yaml."""
-    with initialize_config_dir(str(project_dir / "configs"), version_base="1.3"):
-        return typed(compose("describe", list(overrides)), DescribeConfig)
+def asked(*overrides: str) -> DescribeSettings:
+    """Compose what `umamba describe` takes."""
+    return settings_of(DescribeSettings, overrides)
 
 
 def test_an_experiment_without_its_dataset(project_dir: Path, tmp_path: Path) -> None:
@@ -41,38 +41,37 @@ def test_an_experiment_without_its_dataset(project_dir: Path, tmp_path: Path) ->
     ],
 )
 def test_rows_of_table_2(
-    project_dir: Path, tmp_path: Path, experiment: str, channels: int, classes: int, patch: tuple[int, ...]
+    tmp_path: Path, experiment: str, channels: int, classes: int, patch: tuple[int, ...]
 ) -> None:
-    chosen: Subject = subject(asked(project_dir, f"experiment={experiment}", f"paths.raw={tmp_path}"))
+    chosen = network_at_plan(asked(f"experiment={experiment}", f"paths.raw={tmp_path}"))
     found = (chosen.in_channels, chosen.num_classes, chosen.configuration.patch_size)
     assert found == (channels, classes, patch)
     assert "assumed" in chosen.origin
 
 
 def test_a_plans_file_a_checkpoint_and_a_dataset(
-    project_dir: Path, reference_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reference_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = reference_dir / "inference" / "residual_3d"
     of_file = asked(
-        project_dir,
         "architecture=resenc_unet",
         f"plan.from_file={results / 'plans.json'}",
         "num_classes=3",
-        "dataset.root=''",
-    )
-    of_checkpoint = asked(project_dir, f"checkpoint={results}", "dataset.root=''")
-    one, other = subject(of_file), subject(of_checkpoint)
+            )
+    of_checkpoint = asked(f"checkpoint={results}")
+    one, other = network_at_plan(of_file), network_at_plan(of_checkpoint)
     assert (one.configuration, one.in_channels) == (other.configuration, other.in_channels)
     assert (one.num_classes, one.architecture) == (other.num_classes, other.architecture)
     root = write_phantom(tmp_path / "Dataset900_Phantom", num_training=5, num_test=0, seed=0, voxel_mm=8.0)
     paths = [f"paths.raw={tmp_path}", f"paths.preprocessed={tmp_path / 'preprocessed'}"]
-    print_description(asked(project_dir, f"dataset.root={root}", *paths, "architecture=unet"))
+    with shown():
+        main(asked(f"dataset.root={root}", *paths, "architecture=unet"))
     assert f"Plan: dataset {root}" in capsys.readouterr().out.replace("\n", "")
 
 
-def test_what_is_missing_is_named(project_dir: Path, reference_dir: Path) -> None:
+def test_what_is_missing_is_named(reference_dir: Path) -> None:
     plans = reference_dir / "inference" / "residual_3d" / "plans.json"
     with pytest.raises(UserError, match="num_classes: give the number of labels"):
-        subject(asked(project_dir, f"plan.from_file={plans}", "dataset.root=nowhere"))
+        network_at_plan(asked(f"plan.from_file={plans}", "dataset.root=nowhere"))
     with pytest.raises(UserError, match=r"dataset\.root=nowhere.*checkpoint=FILE"):
-        subject(asked(project_dir, "dataset.root=nowhere"))
+        network_at_plan(asked("dataset.root=nowhere"))

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from umamba.cli.compose import settings_of
+from umamba.cli.planned_runs import planned_runs
 from umamba.io import UserError
-from umamba.study import planned_runs
+from umamba.records import RunFolder
+from umamba.settings import TrainSettings
 from umamba.sweeps import list_studies, read_study
 
 GOOD = """question: Why?
@@ -50,7 +53,7 @@ def test_estimated_hours_of_a_study_are_the_sum_of_its_trainings(project_dir: Pa
     with (experiments / "gpu_hours.csv").open(newline="") as file:
         hours = {row["experiment"]: float(row["gpu_hours"]) for row in csv.DictReader(file)}
     for name in COUNTS:
-        total = sum(hours[run.folder.parts[-4]] for run in planned_runs(read_study(experiments, name)))
+        total = sum(hours[run.folder.path.parts[-4]] for run in planned_runs(read_study(experiments, name)))
         assert f"about {total:.0f} GPU hours" in (experiments / name / "README.md").read_text(), name
 
 
@@ -58,12 +61,12 @@ def test_runs_are_named_by_what_they_are(tmp_path: Path) -> None:
     runs = planned_runs(read_study(study_folder(tmp_path, GOOD), "mine"), ("paths.runs=R",))
     assert len(runs) == 2 * 2 * 3
     assert {(run.dataset, run.method) for run in runs} == {("flare", "unet"), ("flare", "umamba_bot_identity")}
-    assert runs[0].folder == Path("R/flare_unet/3d_fullres/fold_0/seed_0")
+    assert runs[0].folder.path == Path("R/flare_unet/3d_fullres/fold_0/seed_0")
     assert runs[0].overrides == ("experiment=flare_unet", "paths.runs=R", "fold=0", "seed=0")
     assert (runs[0].max_epochs, runs[0].batches) == (1000, 300)
     assert len({run.preparation for run in runs}) == 1  # one plan serves both
     small = planned_runs(read_study(tmp_path, "mine"), ("+smoke=true",))
-    assert (small[0].method, small[0].folder.parts[1]) == ("unet", "smoke_flare_unet")
+    assert (small[0].method, small[0].folder.path.parts[1]) == ("unet", "smoke_flare_unet")
     assert (small[0].max_epochs, small[0].batches) == (2, 6)
 
 
@@ -93,3 +96,11 @@ def test_runs_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_study_lists_the_known_ones(project_dir: Path) -> None:
     with pytest.raises(UserError, match="table3_organs_3d"):
         read_study(project_dir / "experiments", "table9")
+
+
+def test_plan_paper_looks_into_the_folder_where_the_run_is(tmp_path: Path) -> None:
+    """plan=paper leaves the configuration to the table; the study used to look into runs/flare_unet/None."""
+    text = GOOD.replace("experiment=flare_unet\n", "experiment=flare_unet plan=paper\n")
+    runs = planned_runs(read_study(study_folder(tmp_path, text), "mine"), ("paths.runs=R",))
+    assert runs[0].folder.path == Path("R/flare_unet/3d_fullres/fold_0/seed_0")
+    assert runs[0].folder == RunFolder.of(settings_of(TrainSettings, runs[0].overrides))

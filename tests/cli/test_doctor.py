@@ -1,17 +1,19 @@
-"""The doctor: what works is said to work after a real pass, what does not has its reason and its remedy."""
+"""The doctor reports what works after a real pass, and the reason and remedy of what does not."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from umamba import doctor
+from umamba.cli import doctor
+from umamba.io.voice import shown
 from umamba.networks.scan import report
 
 
 def test_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert doctor.main() == 0
+    with shown():
+        assert doctor.main() == 0
     said = capsys.readouterr().out
     for part in ("umamba", torch.__version__, "works,", "Selective scan", "chosen", "reference"):
         assert part in said
@@ -26,7 +28,8 @@ def test_a_network_that_does_not_train_is_reported(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(doctor, "build_network", broken)
     assert doctor.try_device("cpu").problem == "RuntimeError: no kernel image"
-    assert doctor.main() == doctor.EXIT_BROKEN
+    with shown():
+        assert doctor.main() == doctor.EXIT_BROKEN
     assert "FAILED: RuntimeError: no kernel image" in capsys.readouterr().out
 
 
