@@ -274,14 +274,7 @@ def build_resenc_unet(
 ) -> UNet:
     """Build nnU-Net's residual-encoder U-Net; the last norm of each residual block starts at zero.
 
-    Args:
-        settings: has no options, because the configuration determines this network.
-        configuration: the plan's configuration.
-        in_channels: image channels.
-        num_classes: channels of the logits.
-
-    Raises:
-        UserError: the configuration makes no U-shaped network.
+    The arguments and errors are those of `build_unet`.
     """
     stage_sizes(configuration)
     kernels, strides = configuration.kernel_sizes, configuration.strides
