@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from umamba.datasets import RawCase
 from umamba.inference import Model, Predictor
-from umamba.inference.export import Canvas
-from umamba.inference.segment import prepare_image
+from umamba.inference.canvas import Canvas
+from umamba.inference.prepared_image import prepare_image
 from umamba.inference.slabs import choose_layout, give_slabs, logits_bytes
 from umamba.io import Geometry, Image, UserError, read_label, write_segmentation
+from umamba.settings import PredictionSettings, SlidingWindowSettings
 
 SHAPE = (13, 17, 19)
 
@@ -54,7 +55,8 @@ def probabilities(models: list[Model], tmp_path: Path) -> tuple[np.ndarray, np.n
     source = image()
     write_segmentation(tmp_path / "image.mha", source.array[0], source.geometry)
     case = RawCase("case", (tmp_path / "image.mha",), None)
-    (path,) = Predictor(tuple(models)).predict_cases([case], tmp_path / "out", save_probabilities=True)
+    settings = PredictionSettings(probabilities=True)
+    (path,) = Predictor(tuple(models)).predict_cases([case], tmp_path / "out", settings, progress=False)
     with np.load(tmp_path / "out" / "case.npz") as content:
         found = content["probabilities"]
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
@@ -108,8 +110,7 @@ def test_bounded_equals_naive(make_model: Callable[..., Model], count: int, shar
         prepared.views,
         shape,
         layout,
-        tile_step_size=0.5,
-        tta=False,
+        SlidingWindowSettings(),
         sums_on=torch.device("cpu"),
         advance=lambda tiles: None,
     ):

@@ -1,6 +1,7 @@
 """Numbered instances from maps of interior and boundary, by hand-made cells and through the predictor."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from umamba.inference import Model, Predictor
 from umamba.io import UserError, read_label, write_segmentation
 from umamba.io.image import Geometry
 from umamba.labels.instance_maps import BOUNDARY, INTERIOR, interior_and_boundary, numbered_instances
+from umamba.settings import PredictionSettings
 
 SHAPE = (40, 70)
 Y, X = np.mgrid[: SHAPE[0], : SHAPE[1]]
@@ -76,23 +78,20 @@ def test_predictor_writes_them_beside_the_classes(make_model: Callable[..., Mode
     geometry = Geometry((999.0, 1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), classes.shape, True)
     write_segmentation(tmp_path / "images" / "cells.png", classes, geometry)
     predictor = Predictor((make_model(Classes(), (16, 16), 3, num_channels=1),))
-    asked = {"tile_step_size": 1.0, "instances": "watershed"}
-    (segmentation,) = predictor.predict(tmp_path / "images", tmp_path / "out", **asked)
+    asked = PredictionSettings(tile_step_size=1.0, instances="watershed")
+    (segmentation,) = predictor.predict(tmp_path / "images", tmp_path / "out", asked)
     assert np.array_equal(read_label(segmentation).array[0], classes)
-    instances = read_label(tmp_path / "out" / "cells_label.tiff").array[0]
-    assert np.array_equal(instances, numbered_instances(classes, "watershed"))
-    assert predictor.predict(tmp_path / "images", tmp_path / "out", **asked) == []
-    (tmp_path / "out" / "cells_label.tiff").unlink()
-    assert predictor.predict(tmp_path / "images", tmp_path / "out", **asked) == [segmentation]
+    instances = tmp_path / "out" / "cells_label.tiff"
+    assert np.array_equal(read_label(instances).array[0], numbered_instances(classes, "watershed"))
+    instances.unlink()
+    assert predictor.predict(tmp_path / "images", tmp_path / "out", asked) == [segmentation]
+    assert instances.exists()
     with pytest.raises(UserError, match="other settings"):
-        predictor.predict(tmp_path / "images", tmp_path / "out", tile_step_size=1.0, instances="components")
+        predictor.predict(tmp_path / "images", tmp_path / "out", replace(asked, instances="components"))
 
 
-@pytest.mark.parametrize(
-    ("classes", "method", "message"), [(3, "regions", "components or watershed"), (4, "components", "label 3")]
-)
-def test_mistakes(make_model: Callable[..., Model], tmp_path: Path, classes: int, method: str, message: str) -> None:
-    predictor = Predictor((make_model(Classes(), (16, 16), classes, num_channels=1),))
-    with pytest.raises(UserError, match=message):
-        predictor.predict_cases([], tmp_path / "out", instances=method)
+def test_networks_without_a_boundary_are_refused(make_model: Callable[..., Model], tmp_path: Path) -> None:
+    predictor = Predictor((make_model(Classes(), (16, 16), 4, num_channels=1),))
+    with pytest.raises(UserError, match=r"instances=components: .*label 3"):
+        predictor.predict_cases([], tmp_path / "out", PredictionSettings(instances="components"))
     assert not (tmp_path / "out").exists()

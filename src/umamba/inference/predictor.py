@@ -53,6 +53,21 @@ class Predictor:
 
     Raises:
         UserError: the networks differ in labels or number of channels.
+
+    A trained network is read by `Predictor.from_checkpoint("last.ckpt")`. This one is not trained:
+
+    >>> from umamba.io import Geometry
+    >>> from umamba.networks import build_network, configuration_for_patch
+    >>> from umamba.planning import Plan
+    >>> configuration = configuration_for_patch((16, 16))
+    >>> axes, spacing = (0, 1, 2), (1.0, 1.0, 1.0)
+    >>> plan = Plan("Dataset001_Example", "nnunet", axes, axes, spacing, (1.0, 16.0, 16.0), (), {"2d": configuration})
+    >>> network = build_network("unet", configuration, in_channels=1, num_classes=2)
+    >>> model = Model(network, plan, configuration, LabelSet(("organ",), ((1,),)), 1, choose_device("cpu"))
+    >>> geometry = Geometry(spacing, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0), (3, 20, 24), False)
+    >>> image = Image(np.ones((1, 3, 20, 24), dtype=np.float32), geometry)
+    >>> Predictor((model,)).predict_image(image, PredictionSettings(tile_step_size=1.0)).shape
+    (3, 20, 24)
     """
 
     models: tuple[Model, ...]

@@ -122,7 +122,8 @@ def from_official(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any
     foreign = foreign_settings(plans, name)
     if foreign:
         raise UserError(
-            f"{path}: its plan asks for something that is not implemented here: {'; '.join(foreign)}. Predict it with nnU-Net."
+            f"{path}: its plan asks for something that is not implemented here: {'; '.join(foreign)}. Predict it with "
+            "nnU-Net."
         )
     record = {
         "plan": plan.to_json(),

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter
 
-from umamba.inference import Predictor, load_checkpoint
-from umamba.inference.to_nnunet import export_to_nnunet
+from umamba.inference import Predictor, export_to_nnunet
 from umamba.io import UserError
 from umamba.networks import build_network
 from umamba.planning import Configuration, Intensity, Plan
+from umamba.records import read_checkpoint
+from umamba.settings import PredictionSettings
 
 LABELS = {"labels": {"background": 0, "organ": 1, "lesion": 2}, "regions_class_order": None}
 
@@ -59,7 +61,7 @@ def checkpoint(path: Path, architecture: str, dim: int, *, trained: bool = False
         configurations={configuration.name: configuration},
     )
     torch.manual_seed(0)
-    network = build_network({"name": architecture}, configuration, 2, 3)
+    network = build_network(architecture, configuration, 2, 3)
     for name, parameter in network.named_parameters():  # nothing of the weights is zero or one
         if name.endswith(("norm.weight", "norm.bias", "conv.bias")):
             torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3)
@@ -139,7 +141,7 @@ def test_nnunet_predicts_what_we_predict(
     file = checkpoint(tmp_path / "last.ckpt", architecture, dim, trained=True, **changes)
     images = write_images(tmp_path / "images")
     predictor = Predictor.from_checkpoint(file, device="cpu", precision="32-true")
-    predictor.predict(images, tmp_path / "ours", tta=tta)
+    predictor.predict(images, tmp_path / "ours", PredictionSettings(tta=tta))
     export_to_nnunet(file, tmp_path / "results")
     folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | folders
@@ -162,13 +164,13 @@ def test_what_is_exported_is_read_back(tmp_path: Path, architecture: str) -> Non
     file = checkpoint(tmp_path / "last.ckpt", architecture, 3)
     folder = export_to_nnunet(file, tmp_path / "results")
     assert folder == tmp_path / "results/Dataset901_Export/nnUNetTrainer__nnUNetPlans__3d_fullres"
-    ours, theirs = load_checkpoint(file), load_checkpoint(folder / "fold_0" / "checkpoint_final.pth")
-    for key in ("labels", "channel_names", "file_ending", "architecture", "mirror_axes"):
-        assert theirs["umamba"][key] == ours["umamba"][key]
-    ours["umamba"]["plan"]["configurations"]["3d_fullres"]["residual_encoder"] = architecture == "resenc_unet"
-    assert theirs["umamba"]["plan"] == ours["umamba"]["plan"]
-    assert theirs["state_dict"].keys() == ours["state_dict"].keys()
-    assert all(torch.equal(theirs["state_dict"][key], value) for key, value in ours["state_dict"].items())
+    ours, theirs = read_checkpoint(file), read_checkpoint(folder / "fold_0" / "checkpoint_final.pth")
+    for name in ("labels", "channel_names", "file_ending", "architecture", "mirror_axes"):
+        assert getattr(theirs.record, name) == getattr(ours.record, name)
+    trained = replace(ours.record.configuration, residual_encoder=architecture == "resenc_unet")
+    assert theirs.record.plan == replace(ours.record.plan, configurations={"3d_fullres": trained})
+    assert theirs.weights.keys() == ours.weights.keys()
+    assert all(torch.equal(theirs.weights[name], value) for name, value in ours.weights.items())
 
 
 def test_regions_and_folds(tmp_path: Path) -> None:
@@ -180,10 +182,10 @@ def test_regions_and_folds(tmp_path: Path) -> None:
     assert exported["inference_allowed_mirroring_axes"] is None
     assert exported["init_args"]["fold"] == 3
     assert json.loads((folder / "dataset.json").read_text())["regions_class_order"] == [1, 2]
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         export_to_nnunet(file, tmp_path / "results", fold=3)
     other = checkpoint(tmp_path / "other.ckpt", "unet", 2)
-    with pytest.raises(UserError, match=r"dataset\.json: is of another plan or dataset"):
+    with pytest.raises(UserError, match=r"dataset\.json: belongs to another plan or dataset"):
         export_to_nnunet(other, tmp_path / "results", fold=1)
     with pytest.raises(UserError, match="fold=-1"):
         export_to_nnunet(file, tmp_path / "results", fold=-1)

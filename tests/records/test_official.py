@@ -17,9 +17,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from umamba.inference import Predictor, load_checkpoint
-from umamba.inference.official import find_checkpoint
+from umamba.inference import Predictor
 from umamba.io import UserError
+from umamba.records import find_checkpoint, read_checkpoint
 
 OFFICIAL = ("nnUNetTrainerUMambaBot__nnUNetPlans__2d", "nnUNetTrainerUMambaEnc__nnUNetPlans__3d_fullres")
 NNUNET = ("plain_2d", "residual_3d")
@@ -64,14 +64,17 @@ def test_the_network_gives_the_official_outputs(results: Path) -> None:
 
 
 def test_the_record_is_complete_without_the_files_beside(results: Path, tmp_path: Path) -> None:
-    beside = load_checkpoint(find_checkpoint(results))["umamba"]
+    beside = read_checkpoint(results).record
     lone = shutil.copy(find_checkpoint(results), tmp_path / "lone.pth")
-    assert load_checkpoint(Path(lone))["umamba"] == beside
-    trainer = beside["provenance"]["trainer"]
+    assert read_checkpoint(Path(lone)).record == beside
+    trainer = beside.provenance["trainer"]
     expected = {"nnUNetTrainerUMambaBot": "umamba_bot", "nnUNetTrainerUMambaEnc": "umamba_enc"}
-    assert beside["architecture"]["name"] in (expected.get(trainer), "unet", "resenc_unet")
-    mirrored = {"nnUNetTrainerUMambaBot": [0, 1], "nnUNetTrainerUMambaEnc": [0, 1, 2]}  # the others saw no loader
-    assert beside["mirror_axes"] == mirrored.get(trainer, [])
+    assert beside.architecture.name in (expected.get(trainer), "unet", "resenc_unet")
+    # The trainers of the nnU-Net checkpoints had no data loader, which decides the axes.
+    mirrored = {"nnUNetTrainerUMambaBot": (0, 1), "nnUNetTrainerUMambaEnc": (0, 1, 2)}
+    assert beside.mirror_axes == mirrored.get(trainer, ())
+    assert beside.recipe is None
+    assert beside.deep_supervision
 
 
 def images_in(folder: Path, channels: int) -> Path:
@@ -147,14 +150,14 @@ def test_a_number_of_another_type_is_refused(residual: Path) -> None:
     file = find_checkpoint(residual)
     change(file, logging={"names": np.str_("a name")})
     with pytest.raises(UserError, match=r"checkpoint_final\.pth: not loaded"):
-        load_checkpoint(file)
+        read_checkpoint(file)
 
 
 def test_numbers_of_the_curves_are_read_as_plain_ones(tmp_path: Path, residual: Path) -> None:
     file = find_checkpoint(residual)
     numbers = {"a": np.float64(0.5), "b": np.float32(0.25), "c": np.int64(-7), "d": np.bool_(True), "e": np.float16(2)}
     change(file, current_epoch=numbers)
-    epochs = load_checkpoint(file)["umamba"]["provenance"]["epochs"]
+    epochs = read_checkpoint(file).record.provenance["epochs"]
     assert epochs == {"a": 0.5, "b": 0.25, "c": -7, "d": True, "e": 2.0}
     assert all(type(value) in (int, float, bool) for value in epochs.values())
 
@@ -173,7 +176,7 @@ def test_other_layers_than_nnunets_are_refused(residual: Path, changes: dict[str
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update(changes)
     (residual / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(UserError, match=rf"{said}.*Predict it with nnU-Net"):
-        load_checkpoint(find_checkpoint(residual))
+        read_checkpoint(residual)
 
 
 def test_another_resampling_is_refused(residual: Path) -> None:
@@ -181,7 +184,7 @@ def test_another_resampling_is_refused(residual: Path) -> None:
     plans["configurations"]["3d_fullres"]["resampling_fn_data"] = "resample_torch_fornnunet"
     (residual / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(UserError, match="resampling_fn_data: resample_torch_fornnunet"):
-        load_checkpoint(find_checkpoint(residual))
+        read_checkpoint(residual)
 
 
 def test_a_cascade_is_refused(residual: Path) -> None:
@@ -192,7 +195,7 @@ def test_a_cascade_is_refused(residual: Path) -> None:
     file = find_checkpoint(residual)
     change(file, init_args={"configuration": "3d_cascade_fullres"})
     with pytest.raises(UserError, match="cascade"):
-        load_checkpoint(file)
+        read_checkpoint(file)
 
 
 def test_other_networks_and_parts_are_named(residual: Path) -> None:
@@ -200,7 +203,7 @@ def test_other_networks_and_parts_are_named(residual: Path) -> None:
     good = torch.load(file, weights_only=False)
     change(file, network_weights={"layers.0.weight": torch.zeros(1)})
     with pytest.raises(UserError, match="nnUNetTrainer built a network that is not known"):
-        load_checkpoint(file)
+        read_checkpoint(file)
     weights = dict(good["network_weights"])
     weights["encoder.stages.0.blocks.0.conv1.norm.running_mean"] = torch.zeros(1)
     change(file, network_weights=weights)
@@ -208,7 +211,7 @@ def test_other_networks_and_parts_are_named(residual: Path) -> None:
         Predictor.from_checkpoint(file)
     change(file, init_args=None)
     with pytest.raises(UserError, match="init_args"):
-        load_checkpoint(file)
+        read_checkpoint(file)
 
 
 def test_a_lone_checkpoint_without_plans_names_the_file(residual: Path) -> None:
@@ -216,7 +219,7 @@ def test_a_lone_checkpoint_without_plans_names_the_file(residual: Path) -> None:
     change(file, init_args={"configuration": "3d_fullres"})
     (residual / "plans.json").unlink()
     with pytest.raises(UserError, match=r"needs .*plans\.json"):
-        load_checkpoint(file)
+        read_checkpoint(file)
 
 
 def test_folders_are_searched(residual: Path) -> None:
