@@ -40,9 +40,7 @@ def test_an_experiment_without_its_dataset(project_dir: Path, tmp_path: Path) ->
         ("cell_umamba_enc", 3, 3, (512, 512)),
     ],
 )
-def test_rows_of_table_2(
-    tmp_path: Path, experiment: str, channels: int, classes: int, patch: tuple[int, ...]
-) -> None:
+def test_rows_of_table_2(tmp_path: Path, experiment: str, channels: int, classes: int, patch: tuple[int, ...]) -> None:
     chosen = network_at_plan(asked(f"experiment={experiment}", f"paths.raw={tmp_path}"))
     found = (chosen.in_channels, chosen.num_classes, chosen.configuration.patch_size)
     assert found == (channels, classes, patch)
@@ -57,7 +55,7 @@ def test_a_plans_file_a_checkpoint_and_a_dataset(
         "architecture=resenc_unet",
         f"plan.from_file={results / 'plans.json'}",
         "num_classes=3",
-            )
+    )
     of_checkpoint = asked(f"checkpoint={results}")
     one, other = network_at_plan(of_file), network_at_plan(of_checkpoint)
     assert (one.configuration, one.in_channels) == (other.configuration, other.in_channels)

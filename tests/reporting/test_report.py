@@ -64,7 +64,9 @@ def study(tmp_path: Path) -> tuple[list[PlannedRun], Path]:
     for method in METHODS:
         for seed in (0, 1):
             folder = tmp_path / "runs" / method / f"seed_{seed}"
-            runs.append(PlannedRun((f"experiment={method}",), RunFolder(folder), "toy", method, "all", seed, 2, 100, "x"))
+            runs.append(
+                PlannedRun((f"experiment={method}",), RunFolder(folder), "toy", method, "all", seed, 2, 100, "x")
+            )
             if method != "unetr":
                 write_run(folder, method, seed)
     (tmp_path / "published.csv").write_text(PUBLISHED)

@@ -22,7 +22,9 @@ from umamba.sweeps.task import failure, run_task
 def runs(folder: Path, count: int = 3) -> list[PlannedRun]:
     """Return runs of two datasets."""
     return [
-        PlannedRun((f"a={index}", "fold=0"), RunFolder(folder / f"run_{index}"), "d", "m", 0, 0, 5, 10, f"data{index % 2}")
+        PlannedRun(
+            (f"a={index}", "fold=0"), RunFolder(folder / f"run_{index}"), "d", "m", 0, 0, 5, 10, f"data{index % 2}"
+        )
         for index in range(count)
     ]
 
@@ -39,7 +41,9 @@ def test_lists_are_numbered_and_hold_what_a_task_needs(tmp_path: Path) -> None:
 
 def test_the_array_asks_for_what_the_request_says(tmp_path: Path) -> None:
     list_file = write_list(tmp_path, "study", runs(tmp_path))
-    request = SlurmSettings(partition="gpu", prepare_partition="cpu", gpus=2, cpus=26, max_parallel=2, extra=("--account=x",))
+    request = SlurmSettings(
+        partition="gpu", prepare_partition="cpu", gpus=2, cpus=26, max_parallel=2, extra=("--account=x",)
+    )
     jobs = submission(list_file, request, ("/bin/python", "-m", "umamba"), tmp_path / "array.sh", ["study=study"])
     for option in (
         *("--array=0-2%2", "--requeue", "--signal=B:USR1@120", "--partition=gpu", "--gres=gpu:2", "--account=x"),
@@ -153,7 +157,10 @@ def test_memory_grows_with_the_planned_batch(tmp_path: Path) -> None:
     plan = {"intensity": [{}], "configurations": {"3d_fullres": {"patch_size": [256, 256, 256], "batch_size": 8}}}
     (folder / "plan.json").write_text(json.dumps(plan))
     large = PlannedRun(
-        *(getattr(planned[0], name) if name != "folder" else RunFolder(folder) for name in planned[0].__dataclass_fields__)
+        *(
+            getattr(planned[0], name) if name != "folder" else RunFolder(folder)
+            for name in planned[0].__dataclass_fields__
+        )
     )
     assert preflight(planned, SlurmSettings(), []) == []
     assert "memory" in preflight([large], SlurmSettings(), [])[0]

@@ -47,6 +47,7 @@ ARGUMENTS = "\n".join(
         *(
             f"  slurm.{name} [{entry.default}]  {entry.metadata['key'].sentence}"
             for name, entry in SlurmSettings.__dataclass_fields__.items()
+            if "key" in entry.metadata
         ),
     ]
 )
