@@ -75,9 +75,11 @@ def train(dataset: RawDataset, plan: Plan, configuration: Configuration, iterati
     )
     cases = []
     for case in dataset.training[:6]:
+        assert case.label is not None
         image, label, _ = preprocess_case(
             read_image(case.images), read_label(case.label), plan, configuration, dataset.labels
         )
+        assert label is not None
         padding = [
             (0, 0),
             *(

@@ -105,10 +105,11 @@ def test_identity_gives_the_image_back_within_any_limit(
     forward: tuple[int, int, int],
 ) -> None:
     image = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    model = make_model(Recorder(), patch, 2, forward=forward)
+    recorder = Recorder()
+    model = make_model(recorder, patch, 2, forward=forward)
     whole = logits_of(model, image, step, tta=tta)
     torch.testing.assert_close(whole, image, rtol=1e-5, atol=1e-6)
-    assert {seen[2:] for seen in model.network.shapes} == {patch}
+    assert {seen[2:] for seen in recorder.shapes} == {patch}
     view = View(model, image, axis_maps(shape, shape, (1, 1, 1), (1, 1, 1)))
     least = logits_bytes(view, shape, SlabLayout(shape[1], 1))
     most = logits_bytes(view, shape, SlabLayout(1, shape[0]))
