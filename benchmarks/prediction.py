@@ -4,9 +4,9 @@ python benchmarks/prediction.py --nnunet-bin ENVIRONMENT/bin --dataset PATH/Data
 python benchmarks/prediction.py --nnunet-bin ENVIRONMENT/bin --phantoms 2
 
 ENVIRONMENT has nnunetv2 2.8.1. A U-Net of the dataset's plan (for the CT phantoms: of a small plan that resamples their
-512 x 512 x 100 voxels) is trained for some iterations, because an untrained one gives noise, and written as a checkpoint
-of this project and of nnU-Net. Then nnUNetv2_predict and predict.py segment the same images on the CPU with the same step
-and mirroring, nnU-Net in float32 and predict.py in float32 and bfloat16. The whole commands are measured:
+512 x 512 x 100 voxels) is trained for some iterations, because an untrained one gives noise, and written as a
+checkpoint of this project and of nnU-Net. Then nnUNetv2_predict and predict.py segment the same images on the CPU with
+the same step and mirroring, nnU-Net in float32 and predict.py in float32 and bfloat16. The whole commands are measured:
 
     voxels/s       voxels of all images on their own grids, divided by the wall time
     CPU time       of the command's process tree, which other work on the machine disturbs less
@@ -75,9 +75,11 @@ def train(dataset: RawDataset, plan: Plan, configuration: Configuration, iterati
     )
     cases = []
     for case in dataset.training[:6]:
+        assert case.label is not None
         image, label, _ = preprocess_case(
             read_image(case.images), read_label(case.label), plan, configuration, dataset.labels
         )
+        assert label is not None
         padding = [
             (0, 0),
             *(

@@ -4,8 +4,8 @@ python benchmarks/prediction_memory.py
 
 All logits at once would take 61 GiB in single precision. Instead of a trained network a cheap one is used, whose logits
 are the negative distance of the intensity from each label, because the correct segmentation is then known. Tiles have
-128^3 voxels and do not overlap, which shortens the run but takes the same memory. The image is read from a file, and the
-segmentation is written to one.
+128^3 voxels and do not overlap, which shortens the run but takes the same memory. The image is read from a file, and
+the segmentation is written to one.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Export against nnU-Net's own results, and of regions, slices and crops by hand."""
+"""Label maps from logits: equal to nnU-Net's own, and to hand-made ones of regions, slices and crops."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,7 @@ def plan_for(spacing: tuple[float, ...], forward: tuple[int, ...], backward: tup
 
 
 def properties_for(spacing: Any, forward: tuple[int, ...], before: Any, bbox: Any) -> CaseProperties:
-    """Return what preprocessing would remember of such a case."""
+    """Return the properties that preprocessing stores for such a case."""
     shape = tuple(int(before[forward.index(axis)]) for axis in range(3))
     geometry = Geometry(tuple(map(float, spacing)), (0.0,) * 3, tuple(np.eye(3).ravel()), shape, False)  # type: ignore[arg-type]
     box = tuple((int(start), int(stop)) for start, stop in bbox)
@@ -66,7 +66,7 @@ def properties_for(spacing: Any, forward: tuple[int, ...], before: Any, bbox: An
 
 
 def agreement(path: Path) -> float:
-    """Return the share of voxels in which the export of a reference file equals nnU-Net's."""
+    """Return the share of voxels in which our label map of a reference file equals nnU-Net's."""
     reference = np.load(path)
     config = json.loads(str(reference["config"]))
     forward, backward = tuple(config["transpose_forward"]), tuple(config["transpose_backward"])
@@ -110,7 +110,7 @@ def test_slices_keep_their_own_spacing() -> None:
     labels = LabelSet(("a",), ((1,),))
     plan, configuration = plan_for((1.0, 1.0), (1, 0, 2), (1, 0, 2))
     properties = properties_for((3.0, 2.0, 1.0), (1, 0, 2), (5, 4, 6), [(0, 5), (0, 4), (0, 6)])
-    logits = np.zeros((2, 5, 12, 6), dtype=np.float32)  # file axis 0 (3 mm, 4 voxels) becomes 12 of 1 mm
+    logits = np.zeros((2, 5, 12, 6), dtype=np.float32)  # file axis 0 has 4 voxels of 3 mm, here 12 of 1 mm
     logits[1] = -1
     logits[1, 2, :6] = 1
     segmentation = logits_to_segmentation(logits, properties, plan, configuration, labels)

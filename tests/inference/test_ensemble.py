@@ -1,4 +1,4 @@
-"""The mean of several networks: equal to the mean of their own probabilities, across plans, within a limit."""
+"""Several networks: they give the mean of their probabilities, also with different plans and a memory limit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +51,7 @@ def members(make_model: Callable[..., Model], regions: bool = False) -> list[Mod
 
 
 def probabilities(models: list[Model], tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the npz file's content and the segmentation that are written for the image."""
+    """Return the probabilities and the segmentation that are written for the image."""
     source = image()
     write_segmentation(tmp_path / "image.mha", source.array[0], source.geometry)
     case = RawCase("case", (tmp_path / "image.mha",), None)
@@ -114,7 +114,7 @@ def test_bounded_equals_naive(make_model: Callable[..., Model], count: int, shar
         sums_on=torch.device("cpu"),
         advance=lambda tiles: None,
     ):
-        # The memory of all sums, not of the part that is given out.
+        # The storage is that of all sums; the slab is a part of it.
         assert sum(slab.logits.untyped_storage().nbytes() for slab in slabs) <= limit
         canvas.add(box, slabs)
         boxes += 1

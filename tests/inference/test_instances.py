@@ -1,4 +1,4 @@
-"""Numbered instances from maps of interior and boundary, by hand-made cells and through the predictor."""
+"""Numbered instances from maps of interior and boundary: hand-made cells, and cells that the predictor writes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ def disc(y: float, x: float, radius: float) -> np.ndarray:
 
 
 def three_cells() -> np.ndarray:
-    """Return two cells that touch, and one apart."""
+    """Return two cells that touch, and one that stands alone."""
     cells = np.where(disc(18, 16, 10), 1, 0)
     cells[disc(20, 34, 9) & (cells == 0)] = 2
     cells[disc(20, 58, 6)] = 3
@@ -33,7 +33,7 @@ def three_cells() -> np.ndarray:
 
 
 class Classes(nn.Module):
-    """Logits that are highest for the class that the intensity names."""
+    """Returns logits that are highest for the class whose number is the intensity."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([-(x - value).abs() for value in range(3)], dim=1)
@@ -62,14 +62,14 @@ def test_watershed_parts_interiors_that_touch() -> None:
     found = numbered_instances(classes, "watershed")
     assert found.max() == 2
     assert len({found[20, 20], found[20, 36]}) == 2
-    # The line between them is where the discs meet.
+    # They are separated where the discs meet.
     assert np.abs(np.flatnonzero(np.diff(found[20, 15:42]) != 0) + 15 - 27.5).max() <= 1
 
 
 def test_no_cells() -> None:
     for method in ("components", "watershed"):
         assert not numbered_instances(np.zeros((5, 6), np.uint8), method).any()
-    # Without an interior there is no cell that the boundary could belong to.
+    # A boundary without an interior belongs to no cell.
     assert not numbered_instances(np.full((5, 6), BOUNDARY, np.uint8), "watershed").any()
 
 

@@ -1,4 +1,4 @@
-"""The memory promise: many classes on a large grid take what the limit allows, and less than all logits at once."""
+"""The memory limit holds for many classes on a large grid, and it is lower than the size of all logits."""
 
 import subprocess
 import sys
@@ -16,8 +16,8 @@ from umamba.inference.slabs import SlabLayout, View, choose_layout, logits_bytes
 from umamba.io import Geometry, Image, UserError
 from umamba.settings import PredictionSettings
 
-# 104 classes under a limit above what the process takes before; prints by how much it grew, in GiB, and whether the
-# labels are right.
+# Segments 104 classes with a limit above the memory that the process has before. Prints the growth in GiB and whether
+# the labels are correct.
 GROWTH = """
 import sys, torch, numpy as np
 sys.path.insert(0, sys.argv[1])
@@ -54,11 +54,11 @@ def test_growth_stays_within_the_limit(limit: float, shape: tuple[int, ...]) -> 
     growth, right = result.stdout.split()
     assert right == "True"
     assert float(growth) < limit
-    assert 104 * np.prod(shape) * 4 / 2**30 > 0.95  # what all logits would take
+    assert 104 * np.prod(shape) * 4 / 2**30 > 0.95  # GiB of all logits
 
 
 def test_a_hundred_classes_on_a_large_ct_by_arithmetic(make_model: Callable[..., Model]) -> None:
-    """512 x 512 x 600 voxels, not resampled, tiles of 128 voxels, half precision: the sums alone keep below 5 GiB."""
+    """600 x 512 x 512 voxels, not resampled, tiles of 128^3 voxels, half precision: the sums take less than 5 GiB."""
     model = make_model(torch.nn.Identity(), (128, 128, 128), 104, num_channels=1, precision="bf16-mixed")
     shape = (600, 512, 512)
     view = View(model, torch.empty((1, *shape), device="meta"), axis_maps(shape, shape, (1, 1, 1), (1, 1, 1)))
@@ -67,7 +67,7 @@ def test_a_hundred_classes_on_a_large_ct_by_arithmetic(make_model: Callable[...,
     assert layout is not None
     assert layout.strips == 2
     assert logits_bytes(view, shape, layout) <= 5 * 2**30
-    # As many rows of the grid at once as a window and a slab have, of half the columns.
+    # The sums hold the rows of a window and a slab, and half of the columns.
     assert logits_bytes(view, shape, layout) == 104 * 2 * (128 + layout.rows) * 256 * 512
 
 

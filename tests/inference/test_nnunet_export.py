@@ -1,4 +1,4 @@
-"""Export to nnU-Net: nnU-Net itself predicts with the folder what we predict.
+"""Export to nnU-Net: nnU-Net predicts the same with the exported folder.
 
 The slow test runs nnU-Net in the Python that UMAMBA_NNUNET_PYTHON names, one of an environment with nnunetv2 2.8.
 """
@@ -62,7 +62,7 @@ def checkpoint(path: Path, architecture: str, dim: int, *, trained: bool = False
     )
     torch.manual_seed(0)
     network = build_network(architecture, configuration, 2, 3)
-    for name, parameter in network.named_parameters():  # nothing of the weights is zero or one
+    for name, parameter in network.named_parameters():  # so that no weight is exactly zero or one
         if name.endswith(("norm.weight", "norm.bias", "conv.bias")):
             torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3)
     if trained:
@@ -91,7 +91,7 @@ def predicted(folder: Path) -> list[np.ndarray]:
 
 @pytest.fixture
 def nnunet_python() -> Path:
-    """Return a Python that has nnunetv2, or skip."""
+    """Return a Python that has nnunetv2, or skip the test."""
     python = os.environ.get("UMAMBA_NNUNET_PYTHON")
     if python is None:
         pytest.skip("needs nnunetv2: UMAMBA_NNUNET_PYTHON=<environment>/bin/python")

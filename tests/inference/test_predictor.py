@@ -1,4 +1,4 @@
-"""The predictor: from a checkpoint and images alone, on each image's own grid, going on where it stopped."""
+"""The predictor needs a checkpoint and images, writes on each image's own grid, and continues where it stopped."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def make_plan(dim: int) -> tuple[Plan, Configuration]:
 
 
 def save_checkpoint(path: Path, dim: int = 3, seed: int = 0, **changes: Any) -> Path:
-    """Write a checkpoint with untrained weights, as a run would."""
+    """Write a checkpoint with untrained weights, as a run writes it."""
     plan, configuration = make_plan(dim)
     torch.manual_seed(seed)
     network = build_network("unet", configuration, 1, LABELS.num_classes, deep_supervision=True)

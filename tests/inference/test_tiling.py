@@ -1,5 +1,4 @@
-"""Tiling: exact for networks that work voxel by voxel, whatever the sizes; the tiles and weights of nnU-Net's rule;
-the same within any memory limit."""
+"""Tiling: exact for voxel-wise networks of all sizes, tiles and weights of nnU-Net's rule, equal under any limit."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class Recorder(nn.Module):
-    """Returns its input, and remembers the shapes it saw."""
+    """Returns its input, and remembers the shapes of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +34,7 @@ class Recorder(nn.Module):
 
 
 class Uneven(nn.Module):
-    """Multiplies each voxel by its place in the patch, so that tiles disagree."""
+    """Multiplies each voxel by its position in the patch, so that overlapping tiles differ."""
 
     def forward(self, x: Tensor) -> Tensor:
         for axis in range(2, x.ndim):
@@ -44,7 +43,7 @@ class Uneven(nn.Module):
 
 
 def logits_of(model: Model, image: Tensor, step: float, *, limit: float | None = None, tta: bool = False) -> Tensor:
-    """Put together the logits of all slabs under a limit."""
+    """Return the logits of an image, put together from the slabs under a memory limit."""
     shape = image.shape[1:]
     view = View(model, image, axis_maps(shape, shape, (1, 1, 1), (1, 1, 1)))
     layout = choose_layout([view], shape, limit)
@@ -66,7 +65,7 @@ def logits_of(model: Model, image: Tensor, step: float, *, limit: float | None =
 
 
 def naive_logits(network: nn.Module, image: np.ndarray, patch: Sequence[int], step: float) -> np.ndarray:
-    """Sum whole volumes of weighted tiles and of weights, then divide, as the rule is written."""
+    """Sum weighted tiles and weights in whole volumes, then divide: the rule as it is written."""
     amounts = [max(size - length, 0) for size, length in zip(patch, image.shape[1:], strict=True)]
     padding = [(amount // 2, amount - amount // 2) for amount in amounts]
     padded = np.pad(image, [(0, 0), *padding]).astype(np.float64)
@@ -106,10 +105,11 @@ def test_identity_gives_the_image_back_within_any_limit(
     forward: tuple[int, int, int],
 ) -> None:
     image = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    model = make_model(Recorder(), patch, 2, forward=forward)
+    recorder = Recorder()
+    model = make_model(recorder, patch, 2, forward=forward)
     whole = logits_of(model, image, step, tta=tta)
     torch.testing.assert_close(whole, image, rtol=1e-5, atol=1e-6)
-    assert {seen[2:] for seen in model.network.shapes} == {patch}
+    assert {seen[2:] for seen in recorder.shapes} == {patch}
     view = View(model, image, axis_maps(shape, shape, (1, 1, 1), (1, 1, 1)))
     least = logits_bytes(view, shape, SlabLayout(shape[1], 1))
     most = logits_bytes(view, shape, SlabLayout(1, shape[0]))
@@ -123,7 +123,7 @@ def test_identity_gives_the_image_back_within_any_limit(
 
 @settings(max_examples=60, deadline=None)
 @given(shape=st.tuples(sizes, sizes, sizes), patch=st.tuples(sizes, sizes, sizes), step=st.floats(0.2, 1.0))
-def test_tiles_that_disagree_are_averaged_as_the_rule_says(
+def test_tiles_that_differ_are_averaged_by_the_rule(
     make_model: Callable[..., Model], shape: tuple[int, ...], patch: tuple[int, ...], step: float
 ) -> None:
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))

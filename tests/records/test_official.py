@@ -1,4 +1,4 @@
-"""Official checkpoints: they predict as they did, and what cannot be predicted right is refused.
+"""Official checkpoints: they predict as before; those that would be predicted wrongly are refused.
 
 The U-Mamba ones were written by the official trainers (shared folder, with the outputs of the official networks); the
 nnU-Net one by nnU-Net 2.8.1's trainer after one training step (tests/reference/inference, with nnU-Net's output).
@@ -36,7 +36,7 @@ def results(request: pytest.FixtureRequest, reference_dir: Path) -> Path:
 
 @pytest.fixture
 def residual(reference_dir: Path, tmp_path: Path) -> Path:
-    """Return a copy of the residual network's results folder, to be changed."""
+    """Return a copy of the residual network's results folder, which tests may change."""
     return Path(shutil.copytree(reference_dir / "inference" / "residual_3d", tmp_path / "results"))
 
 
@@ -132,7 +132,7 @@ def test_code_in_a_checkpoint_is_not_run(residual: Path, tmp_path: Path, name: s
         with pytest.raises(UserError, match=rf"{offered.name}: not loaded.*could run foreign code"):
             Predictor.from_checkpoint(offered)
         assert not trace.exists()
-    torch.load(inside, weights_only=False)  # the payload is a live one
+    torch.load(inside, weights_only=False)  # the payload does work
     assert trace.exists()
 
 

@@ -2,7 +2,7 @@
 
 Tiles are spread evenly with at most `tile_step_size` of a patch between them. The weights are a Gaussian with
 sigma = patch / 8 around the patch's centre. Gaussian and grid are products over the axes, therefore the sum of all
-weights at a voxel is a product, too, and the weights of each tile can be divided by it beforehand. Sums over tiles are
+weights at a voxel is also a product, and the weights of each tile can be divided by it beforehand. Sums over tiles are
 then means, which need no second volume for the weights and fit into half precision. The image is processed along its
 first axis, and only rows to which later tiles can still add are kept. A 2D network sees each slice on its own.
 """
