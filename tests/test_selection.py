@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from umamba.selection import determine_post_processing, find_best, fold_checkpoints, mean_dice
 
 from umamba.datasets import read_dataset
 from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.networks import build_network
 from umamba.planning import Configuration, Plan, split_folds
-from umamba.selection import determine_post_processing, find_best, fold_checkpoints, mean_dice
 
 LABELS = LabelSet(("a", "b"), ((1,), (2,)))
 

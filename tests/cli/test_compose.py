@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-
 from umamba.config import PredictionConfig, TrainConfig
 from umamba.entry import composition_problem, typed
 

@@ -10,9 +10,9 @@ import pandas
 import pytest
 import SimpleITK as sitk
 from scipy.stats import wilcoxon
-
 from umamba.config import EvaluationConfig
 from umamba.entry import composed, typed
+
 from umamba.evaluation import Rules
 from umamba.evaluation.evaluate import evaluate, find_pairs, label_names
 from umamba.evaluation.statistics import bootstrap_interval, compare_methods, holm, summarize

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from umamba.datasets.convert_endovis import endovis
-from umamba.datasets.phantom_archives import WRITERS
 from umamba import settings
 from umamba.cli.compose import sweep_problems
 from umamba.cli.main import COMMANDS
 from umamba.cli.slurm import VERBS
+from umamba.datasets.convert_endovis import endovis
+from umamba.datasets.phantom_archives import WRITERS
 from umamba.settings import SlurmSettings, TrainSettings
 from umamba.sweeps import list_studies
 

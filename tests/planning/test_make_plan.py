@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-
 from umamba.config import DataConfig, DatasetConfig, PathsConfig, PlanConfig, PlannerConfig, TrainConfig
+from umamba.pipeline import fingerprint_dataset, make_plan, prepare
+
 from umamba.datasets import read_dataset
 from umamba.io import UserError, read_json
-from umamba.pipeline import fingerprint_dataset, make_plan, prepare
 from umamba.planning import Fingerprint, to_nnunet_plans
 
 

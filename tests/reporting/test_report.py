@@ -17,11 +17,11 @@ from scipy.stats import wilcoxon
 
 from umamba.evaluation.statistics import holm
 from umamba.io import Geometry
+from umamba.records import RunFolder
 from umamba.reporting import gather, numbers, write_report
 from umamba.reporting.compare import best_two, spread_sentences
 from umamba.reporting.gallery import _flips
 from umamba.reporting.results import label_name
-from umamba.records import RunFolder
 from umamba.sweeps import PlannedRun
 
 METHODS = ("unet", "umamba_bot", "umamba_enc", "unetr")

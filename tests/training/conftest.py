@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from umamba.config import TrainConfig
 from umamba.entry import composed, typed
 from umamba.pipeline import Prepared, prepare

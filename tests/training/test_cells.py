@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import SimpleITK as sitk
-
-from umamba.evaluation.instances import score_cells
 from umamba.pipeline import prepare
 from umamba.run import run_training
 from umamba.training.run_folder import RunFolder
+
+from umamba.evaluation.instances import score_cells
 
 PICTURES = [
     *("dataset.kind=nnunet", "dataset.protocol=cell", "plan=2d", "plan.patch_size=[32,32]"),

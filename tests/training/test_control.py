@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from umamba.training.run_folder import RunFolder
 
 from umamba.inference import Predictor, decide_labels
 from umamba.inference.tiling import whole_logits
@@ -21,7 +22,6 @@ from umamba.networks.build import architecture_names
 from umamba.planning import Configuration, fold_cases
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.pretrained import load_pretrained
-from umamba.training.run_folder import RunFolder
 
 Fit = Callable[..., RunFolder]
 TWO = LabelSet(("a", "b"), ((1,), (2,)))

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from umamba.training.run_folder import RunFolder
 
 KILLS = 5

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from umamba.training.run_folder import RunFolder
 
 from umamba.inference import Predictor
 from umamba.labels import LabelSet
 from umamba.patches import PatchDataModule
-from umamba.training.run_folder import RunFolder
 
 Fit = Callable[..., RunFolder]
 STILL = [

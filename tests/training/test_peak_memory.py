@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas
 import pytest
-
 from umamba.training.run_folder import RunFolder
 
 

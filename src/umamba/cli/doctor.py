@@ -11,8 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from umamba.inference import autocast
-from umamba.inference import choose_precision, cpu_has_bfloat16
+from umamba.inference import autocast, choose_precision, cpu_has_bfloat16
 from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
 from umamba.networks import build_network

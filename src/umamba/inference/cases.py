@@ -3,13 +3,10 @@
 A folder that holds a DICOM series counts as a file of the folder's name.
 """
 
-import re
 from pathlib import Path
 
-from umamba.datasets import RawCase
+from umamba.datasets import CHANNEL_NAME, RawCase
 from umamba.io import UserError, holds_dicom, supported_endings
-
-_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
 def list_cases(source: Path, num_channels: int) -> list[RawCase]:
@@ -46,7 +43,7 @@ def _case_of(path: Path, num_channels: int) -> RawCase:
         raise UserError(
             f"input: {path} is no image. Give a file that ends in {', '.join(supported_endings())}, or DICOM."
         )
-    match = _CHANNEL.match(stem)
+    match = CHANNEL_NAME.match(stem)
     if match is None or int(match["channel"]) != 0:
         return RawCase(stem, (path,), None)
     ending = path.name[len(stem) :]
@@ -62,7 +59,7 @@ def _group(folder: Path, paths: list[Path], num_channels: int) -> list[RawCase]:
         stem = _stem(path)
         if stem is None:
             continue
-        match = _CHANNEL.match(stem)
+        match = CHANNEL_NAME.match(stem)
         is_channel = match is not None and int(match["channel"]) < num_channels
         case, channel = (match["case"], int(match["channel"])) if match and is_channel else (stem, 0)
         files = found.setdefault(case, {})

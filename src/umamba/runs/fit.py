@@ -213,11 +213,7 @@ def build_trainer(
     callbacks: list[Callback] = [
         LeaveOnSignal(folder.path),
         # In front of the weight averaging, which takes its weights out of the network again in the same hook.
-        *(
-            [CaseValidation(prepared.store, shown, prepared.configuration, labels, every, settings.predict)]
-            if every
-            else []
-        ),
+        *([_case_validation(settings, prepared, shown)] if every else []),
         *([EMAWeightAveraging(device=_device(settings), decay=decay)] if decay is not None else []),
         SkipNonFinite(folder.nonfinite, settings.seed),
         PeakMemory(),
@@ -245,6 +241,15 @@ def build_trainer(
             "plugins": [AtomicCheckpointIO()],
             "default_root_dir": folder.path,
         },
+    )
+
+
+def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: list[str]) -> CaseValidation:
+    """Return the callback that predicts whole validation cases as they are predicted after training."""
+    configuration, every = prepared.configuration, settings.data.validate_cases_every
+    mirrored = settings.augmentation.mirrored_axes(configuration.dim)
+    return CaseValidation(
+        prepared.store, cases, configuration, prepared.labels, every, settings.predict, mirror_axes=mirrored
     )
 
 
