@@ -99,19 +99,30 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """Return the known name that a mistyped one most probably means, None if none is near.
+
+    >>> nearest("bf16", ["32-true", "bf16-mixed"]), nearest("lsat", ["last", "best"]), nearest("x", ["last"])
+    ('bf16-mixed', 'last', None)
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    begun = [entry for entry in known if len(name) > 2 and entry.startswith(name)]
+    return close[0] if close else begun[0] if len(begun) == 1 else None
+
+
 def unknown_name(name: str, section: str, known: Iterable[str]) -> str:
     """Return the message for a key that does not exist, with the nearest name that does."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean '{_join(section, close[0])}'?" if close else ""
+    close = nearest(name, names)
+    hint = f" Did you mean '{_join(section, close)}'?" if close else ""
     return f"Unknown key '{_join(section, name)}'.{hint} Keys of {section or 'the configuration'}: {', '.join(names)}."
 
 
 def wrong_choice(path: str, value: Any, choices: Iterable[str]) -> str:
     """Return the message for a value that is none of the choices, with the nearest one."""
     names = list(choices)
-    close = difflib.get_close_matches(str(value), names, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
+    close = nearest(str(value), names)
+    hint = f" Did you mean {close}?" if close else ""
     return f"{path}={value}: must be one of {', '.join(names)}.{hint}"
 
 
@@ -183,8 +194,10 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
             return value if isinstance(value, candidate) else _parsed(candidate, value, path, problems)  # type: ignore[arg-type]
         converted = _converted(value, candidate, limits)
         if converted is not _NO:
-            if limits.existing and isinstance(converted, Path) and not converted.exists():
-                problems.append(f"{path}={value}: there is no such file or folder. Check the path.")
+            if limits.existing:
+                paths = converted if isinstance(converted, tuple) else (converted,)
+                absent = [str(entry) for entry in paths if isinstance(entry, Path) and not entry.exists()]
+                problems += [f"{path}={entry}: there is no such file or folder. Check the path." for entry in absent]
             return converted
     if _is_choice(kind):
         choices = [_shown(choice) for entry in alternatives for choice in typing.get_args(entry) or (None,)]

@@ -38,12 +38,12 @@ class LeaveOnSignal(Callback):
             return
         for other in SIGNALS:
             signal.signal(other, signal.SIG_IGN)
-        print(
+        # Not by logging, whose lock the interrupted code may hold.
+        sys.stderr.write(
             f"{signal.Signals(number).name}: leaving. The same command continues after the last completed epoch: "
-            f"{self.folder}",
-            file=sys.stderr,
-            flush=True,
+            f"{self.folder}\n"
         )
+        sys.stderr.flush()
         launcher = self.trainer.strategy.launcher if self.trainer else None
         if launcher is not None:
             launcher.kill(signal.Signals(number))
