@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from umamba.evaluation.instances import score_cells
 from umamba.pipeline import prepare
 from umamba.run import run_training
-from umamba.training.run_folder import RunFolder
+from umamba.records import RunFolder
 
 PICTURES = [
     *("dataset.kind=nnunet", "dataset.protocol=cell", "plan=2d", "plan.patch_size=[32,32]"),

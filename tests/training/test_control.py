@@ -21,7 +21,7 @@ from umamba.networks.build import architecture_names
 from umamba.planning import Configuration, fold_cases
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.pretrained import load_pretrained
-from umamba.training.run_folder import RunFolder
+from umamba.records import RunFolder
 
 Fit = Callable[..., RunFolder]
 TWO = LabelSet(("a", "b"), ((1,), (2,)))

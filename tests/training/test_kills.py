@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from umamba.training.run_folder import RunFolder
+from umamba.records import RunFolder
 
 KILLS = 5
 SETTINGS = ["trainer.max_epochs=6", "trainer.limit_train_batches=8", "augmentation=nnunet", "predict.validation=false"]

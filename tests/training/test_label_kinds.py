@@ -11,7 +11,7 @@ import torch
 from umamba.inference import Predictor
 from umamba.labels import LabelSet
 from umamba.patches import PatchDataModule
-from umamba.training.run_folder import RunFolder
+from umamba.records import RunFolder
 
 Fit = Callable[..., RunFolder]
 STILL = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from umamba.training.run_folder import RunFolder
+from umamba.records import RunFolder
 
 
 def test_peak_memory_is_that_of_the_process(small_fit: Callable[..., RunFolder]) -> None:

@@ -11,7 +11,7 @@ from umamba.patches import PatchDataModule
 from umamba.training import step_times
 from umamba.training.curves import draw_curves
 from umamba.training.module import SegmentationModule
-from umamba.training.run_folder import RunFolder
+from umamba.records import RunFolder
 from umamba.training.step_times import PARTS, StepTimes
 
 Fit = Callable[..., RunFolder]

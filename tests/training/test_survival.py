@@ -19,7 +19,7 @@ from umamba.training.checkpoints import AtomicCheckpointIO, newest_readable
 from umamba.training.loggers import EnduringWandbLogger, upload_model
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import IN_A_ROW, watched
-from umamba.training.run_folder import RunFolder
+from umamba.records import RunFolder
 from umamba.training.stopping import SIGNALS, LeaveOnSignal, budget_seconds
 
 Fit = Callable[..., RunFolder]
