@@ -232,8 +232,6 @@ def build_trainer(
     if settings.logger.wandb and is_first_process():
         shown_settings = {**plain(settings), "plan_json": prepared.plan.to_json(), "provenance": provenance()}
         loggers.append(wandb_logger(folder, settings.logger.project, settings.logger.entity, shown_settings))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     return _trainer(
         settings,
         {
@@ -255,6 +253,8 @@ def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning
     devices = settings.trainer.devices
     own["devices"] = list(devices) if isinstance(devices, tuple) else devices
     given = {**own, **settings.trainer.further, **arguments, "gradient_clip_val": settings.recipe.gradient_clip_norm}
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return lightning.Trainer(**given)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError) as error:
