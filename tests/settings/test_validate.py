@@ -1,5 +1,7 @@
 """The validator: what records take, what they refuse, and what their messages say."""
 
+# ruff: noqa: RUF009
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
