@@ -103,6 +103,15 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
         SegmentationModule(checkpoint_record(settings, planned))
 
 
+def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
+    """Refuse a fold that the dataset does not have, before any preprocessing.
+
+    Raises:
+        UserError: there is no such fold, or too few cases to split.
+    """
+    fold_cases([case.case_id for case in planned.dataset.training], settings.fold, splits_file(settings, planned))
+
+
 def check_trainer(settings: TrainSettings) -> None:
     """Build Lightning's Trainer once, so that a device that is not there is refused before any work.
 
