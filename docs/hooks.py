@@ -1,14 +1,22 @@
-"""Add pages beside docs/ to the site (studies, SLURM, contributing, changelog), with links that also work on GitHub."""
+"""Add pages to the site: those beside docs/ (studies, SLURM, contributing, changelog), and the page of all settings.
+
+Links are written so that they also work on GitHub.
+"""
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from settings_page import settings_page
+
 PROJECT = Path(__file__).resolve().parents[1]
+SETTINGS = "reference/settings.md"
 BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "constraints.txt", "experiments/**/*.*", "slurm/README.md")
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 
@@ -19,7 +27,8 @@ def paths_beside() -> set[str]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files of `BESIDE` under their paths in the repository."""
+    """Add the page of all settings, and the files of `BESIDE` under their paths in the repository."""
+    files.append(File.generated(config, SETTINGS, content=settings_page()))
     for path in sorted(paths_beside()):
         files.append(File.generated(config, path, abs_src_path=str(PROJECT / path)))
     return files

@@ -103,6 +103,15 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
         SegmentationModule(checkpoint_record(settings, planned))
 
 
+def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
+    """Refuse a fold that the dataset does not have, before any preprocessing.
+
+    Raises:
+        UserError: there is no such fold, or too few cases to split.
+    """
+    fold_cases([case.case_id for case in planned.dataset.training], settings.fold, splits_file(settings, planned))
+
+
 def check_trainer(settings: TrainSettings) -> None:
     """Build Lightning's Trainer once, so that a device that is not there is refused before any work.
 
@@ -228,8 +237,6 @@ def build_trainer(
     if settings.logger.wandb and is_first_process():
         shown_settings = {**plain(settings), "plan_json": prepared.plan.to_json(), "provenance": provenance()}
         loggers.append(wandb_logger(folder, settings.logger.project, settings.logger.entity, shown_settings))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     return _trainer(
         settings,
         {
@@ -260,6 +267,8 @@ def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning
     devices = settings.trainer.devices
     own["devices"] = list(devices) if isinstance(devices, tuple) else devices
     given = {**own, **settings.trainer.further, **arguments, "gradient_clip_val": settings.recipe.gradient_clip_norm}
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return lightning.Trainer(**given)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError) as error:

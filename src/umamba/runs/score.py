@@ -89,7 +89,7 @@ def score_cases(
     settings: PredictionSettings,
 ) -> pandas.DataFrame | None:
     """Predict cases into a folder, and write and return the scores of those that have a reference; None: none has."""
-    predictor.predict_cases(cases, predictions, settings)
+    predictor.predict_cases(cases, predictions, settings, progress=log.isEnabledFor(logging.INFO))
     truths = references(cases, rules.protocol)
     if not truths:
         return None

@@ -14,7 +14,7 @@ from umamba.io import atomic_path
 from umamba.io.voice import shown
 from umamba.records import RunFolder
 from umamba.records.tables import read_scores
-from umamba.runs.fit import check_network, check_trainer, checkpoint_record, fit, is_first_process
+from umamba.runs.fit import check_fold, check_network, check_trainer, checkpoint_record, fit, is_first_process
 from umamba.runs.preparation import PreparedDataset, plan_of, preprocess
 from umamba.runs.score import check_scoring, draw_cases, predict_and_score
 from umamba.runs.smoke import smoke_test
@@ -44,6 +44,11 @@ class RunResult:
         """The checkpoint of the last epoch."""
         return self.folder.last
 
+    @property
+    def metrics(self) -> pandas.DataFrame:
+        """The curves of training: one row for each epoch, with train/loss, val/loss, val/patch_dice and others."""
+        return pandas.read_csv(self.folder.metrics)
+
 
 def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
     """Train one network on one dataset, then predict, score and draw its test images.
@@ -63,6 +68,7 @@ def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
             settings = smoke_test(settings)
         check_trainer(settings)
         planned = plan_of(settings)
+        check_fold(settings, planned)
         check_network(settings, planned)
         check_scoring(settings, planned)
         return run(settings, preprocess(planned, settings), RunFolder.of(settings))

@@ -70,7 +70,7 @@ class ReportSettings(Settings):
     overrides: tuple[str, ...] = key(
         (), "Overrides of every run, as of train.py, if the runs were made with any: \"overrides=['smoke=true']\""
     )
-    paths: PathsSettings = key(PathsSettings, "Folders.")
+    paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class ConvertSettings(Settings):
         "other videos alone).",
     )
     workers: int | None = key(None, "Threads that read and write; null: all CPUs of the allocation.", low=1)
-    paths: PathsSettings = key(PathsSettings, "Folders.")
+    paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
 
 
 @dataclass(frozen=True, kw_only=True)

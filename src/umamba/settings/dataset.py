@@ -45,8 +45,8 @@ class PhantomSettings(Settings):
         """Yield keys that the scene does not have."""
         if self.voxel_mm is not None and (self.scene != "abdomen" or self.archive is not None):
             yield (
-                f"dataset.phantom.voxel_mm={self.voxel_mm:g}: only the scene abdomen without an archive has voxels of a "
-                "chosen size. Give dataset.phantom.voxel_mm=null."
+                f"dataset.phantom.voxel_mm={self.voxel_mm:g}: only the scene abdomen without an archive has voxels of "
+                "a chosen size. Give dataset.phantom.voxel_mm=null."
             )
 
 
@@ -74,5 +74,6 @@ class DatasetSettings(Settings):
         origin = f" The data: {self.source}." if self.source else ""
         return (
             f"dataset.root: there is no folder {self.root.absolute()}. Put the dataset there in nnU-Net's raw layout "
-            f"(dataset.json, imagesTr, labelsTr), or say where it is with paths.raw=FOLDER or dataset.root=FOLDER.{origin}"
+            "(dataset.json, imagesTr, labelsTr), or say where it is with paths.raw=FOLDER or dataset.root=FOLDER."
+            f"{origin}"
         )

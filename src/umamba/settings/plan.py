@@ -95,9 +95,8 @@ class PlanSettings(Settings):
                 yield f"plan.{name}={list(pinned[name])}: {self.configuration} needs {self.dim} positive entries."
         for name in ("strides", "kernel_sizes"):
             if name in pinned and any(len(step) != self.dim for step in pinned[name]):
-                yield (
-                    f"plan.{name}={[list(step) for step in pinned[name]]}: each stage needs {self.dim} positive entries."
-                )
+                given = [list(step) for step in pinned[name]]
+                yield f"plan.{name}={given}: each stage needs {self.dim} positive entries."
 
     def _wrong_stages(self, pinned: dict[str, Any]) -> Iterator[str]:
         """Yield lists of stages that differ in length, strided first stages and even kernels."""

@@ -105,7 +105,8 @@ class FindBestSettings(SlidingWindowSettings, DeviceSettings):
     )
     raw_dataset: Path = key(sentence="The raw dataset that they were trained on, in nnU-Net's layout.", existing=True)
     output: Path = key(
-        sentence="Folder of the validation cases' segmentations (done ones are kept), post_processing.json and best.json."
+        sentence="Folder of the validation cases' segmentations (done ones are kept), post_processing.json and "
+        "best.json."
     )
     splits: Path | None = key(
         None,

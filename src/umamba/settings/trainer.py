@@ -88,8 +88,8 @@ class TrainerSettings(Settings):
                 yield f"trainer.limit_{name}_batches={value}: must be a whole number of batches, or a fraction up to 1."
         if self.devices in (0, ()):
             yield (
-                "trainer.devices: must be 1 or more, a list of indices, or auto; trainer.accelerator=cpu trains without "
-                "a GPU."
+                "trainer.devices: must be 1 or more, a list of indices, or auto; trainer.accelerator=cpu trains "
+                "without a GPU."
             )
         if self.find_lr and (self.num_nodes > 1 or self.strategy != "auto" or self.devices != 1):
             yield "trainer.find_lr=true: searches on one device. Find the rate with trainer.devices=1 first."

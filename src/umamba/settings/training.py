@@ -97,7 +97,7 @@ class TrainSettings(Settings):
         existing=True,
     )
     smoke: bool = key(False, "The same run in a minute: a matching phantom, a tiny plan and network, two epochs.")
-    paths: PathsSettings = key(PathsSettings, "Folders.")
+    paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
     planner: PlannerSettings = key(PlannerSettings, "The rules of the plan.")
     plan: PlanSettings = key(PlanSettings, "The configuration, and pinned values.")
     architecture: ArchitectureSettings = key(UMambaBotSettings, "The network and its options.", variants=ARCHITECTURES)

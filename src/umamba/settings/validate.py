@@ -144,7 +144,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
     """Return the record of plain values, or None after adding to the problems."""
     if not isinstance(values, Mapping):
         example = next(iter(_declared(record)))
-        problems.append(f"{section}={values}: must hold keys, such as {_join(section, example)}.")
+        problems.append(f"{section}={_shown(values)}: must hold keys, such as {_join(section, example)}.")
         return None
     before = len(problems)
     declared, given = _declared(record), dict(values)
@@ -187,7 +187,7 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
     """Return a value converted to its kind; add a sentence to the problems if it is not possible."""
     alternatives = _alternatives(kind)
     if limits.variants is not None:
-        return _variant(value, limits.variants, path, problems)
+        return _variant(value, kind, limits.variants, path, problems)
     for candidate in alternatives:
         if is_dataclass(candidate):
             value = limits.null if value is None and limits.null is not None else value
@@ -195,9 +195,8 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
         converted = _converted(value, candidate, limits)
         if converted is not _NO:
             if limits.existing:
-                paths = converted if isinstance(converted, tuple) else (converted,)
-                absent = [str(entry) for entry in paths if isinstance(entry, Path) and not entry.exists()]
-                problems += [f"{path}={entry}: there is no such file or folder. Check the path." for entry in absent]
+                files = [entry for entry in _listed(converted) if isinstance(entry, Path) and not entry.exists()]
+                problems += [f"{path}={file}: there is no such file or folder. Check the path." for file in files]
             return converted
     if _is_choice(kind):
         choices = [_shown(choice) for entry in alternatives for choice in typing.get_args(entry) or (None,)]
@@ -207,14 +206,22 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
     return value
 
 
-def _variant(value: Any, variants: Mapping[str, type[Any]], path: str, problems: list[str]) -> Any:
-    """Return the record that the entry `name` of a value chooses."""
-    if isinstance(value, Settings):
+def _listed(value: Any) -> Sequence[Any]:
+    """Return a tuple as it is, and another value as the only entry of a list."""
+    return value if isinstance(value, tuple) else [value]
+
+
+def _variant(value: Any, kind: Any, variants: Mapping[str, type[Any]], path: str, problems: list[str]) -> Any:
+    """Return the record that the entry `name` of a value chooses; a record of the kind stays as it is."""
+    if isinstance(value, kind):
         return value
+    if isinstance(value, Settings):
+        problems.append(f"{path}: {type(value).__name__} is no {kind.__name__}. Give a record that inherits it.")
+        return None
     name = value.get("name") if isinstance(value, Mapping) else value
     record = variants.get(str(name)) or (variants.get("") if ":" in str(name) else None)
     if record is None:
-        problems.append(wrong_choice(f"{path}.name", name, [known for known in variants if known]))
+        problems.append(wrong_choice(f"{path}.name", _shown(name), [known for known in variants if known]))
         return None
     return _parsed(record, value, path, problems)
 
@@ -308,9 +315,11 @@ def _plural(kind: Any, limits: Key) -> str:
     if typing.get_origin(kind) is tuple:
         return f"lists of {_plural(typing.get_args(kind)[0], limits)}"
     if _is_literal(kind):
-        return f"names out of {', '.join(map(str, typing.get_args(kind)))}"
-    names = {int: f"whole numbers{_range(limits)}", float: f"numbers{_range(limits)}", bool: "true or false"}
-    return names.get(kind, "names")
+        choices = typing.get_args(kind)
+        what = "numbers" if all(isinstance(choice, int) for choice in choices) else "names"
+        return f"{what} out of {', '.join(map(str, choices))}"
+    numbers = {int: f"whole numbers{_range(limits)}", float: f"numbers{_range(limits)}"}
+    return {**numbers, bool: "true or false", Path: "paths"}.get(kind, "names")
 
 
 def _range(limits: Key) -> str:
