@@ -16,11 +16,11 @@ from umamba.settings.validate import described
 _INTRODUCTION = """# Settings
 
 Every key of every command, generated from the records in `src/umamba/settings`. On the command line a key is written
-`group.key=value`; in Python it is a field of the group's record, see [From Python](../python.md). A value outside of what a
-key takes is refused before anything is computed.
+`group.key=value`; in Python it is a field of the group's record, see [From Python](../python.md). A value outside of
+what a key takes is refused before anything is computed.
 
-The files of `configs/` choose among these values: `recipe=segresnet` sets some keys of the group `recipe`, and the others
-keep their defaults. `umamba COMMAND --help` prints the keys of one command.
+The files of `configs/` choose among these values: `recipe=segresnet` sets some keys of the group `recipe`, and the
+others keep their defaults. `umamba COMMAND --help` prints the keys of one command.
 """
 _TRAIN = """
 ## `umamba train`
