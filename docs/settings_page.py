@@ -16,11 +16,11 @@ from umamba.settings.validate import described
 _INTRODUCTION = """# Settings
 
 Every key of every command, generated from the records in `src/umamba/settings`. On the command line a key is written
-`group.key=value`; in Python it is a field of the group's record, see [From Python](../python.md). A value outside of what a
-key takes is refused before anything is computed.
+`group.key=value`; in Python it is a field of the group's record, see [From Python](../python.md). A value outside of
+what a key takes is refused before anything is computed.
 
-The files of `configs/` choose among these values: `recipe=segresnet` sets some keys of the group `recipe`, and the others
-keep their defaults. `umamba COMMAND --help` prints the keys of one command.
+The files of `configs/` choose among these values: `recipe=segresnet` sets some keys of the group `recipe`, and the
+others keep their defaults. `umamba COMMAND --help` prints the keys of one command.
 """
 _TRAIN = """
 ## `umamba train`
@@ -79,7 +79,7 @@ def _architectures() -> str:
     return "".join(parts)
 
 
-def _keys(record: type[Any], section: str, left_out: set[str] | None = None, nested: bool = False) -> Iterator[str]:
+def _keys(record: Any, section: str, left_out: set[str] | None = None, nested: bool = False) -> Iterator[str]:
     """Yield a row for each key of a record; keys of groups within it only if `nested`."""
     for entry, kind in _typed(record):
         if entry.name in (left_out or ()) or entry.name == getattr(record, "open_field", ""):
@@ -94,7 +94,7 @@ def _keys(record: type[Any], section: str, left_out: set[str] | None = None, nes
         yield f"| {' | '.join(cells)} |\n"
 
 
-def _typed(record: type[Any]) -> Iterator[tuple[Field[Any], Any]]:
+def _typed(record: Any) -> Iterator[tuple[Field[Any], Any]]:
     hints = typing.get_type_hints(record)
     return ((entry, hints[entry.name]) for entry in fields(record))
 
@@ -110,7 +110,7 @@ def _default(entry: Field[Any]) -> str:
     return f"`{value}`" if isinstance(value, str) and value else f"`{json.dumps(value)}`"
 
 
-def _summary(record: type[Any]) -> str:
+def _summary(record: Any) -> str:
     """Return the first paragraph of a record's docstring, without the names of scripts."""
     paragraph = " ".join((record.__doc__ or "").strip().split("\n\n")[0].split())
     return _text(paragraph)
