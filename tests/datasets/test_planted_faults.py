@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from umamba.io import UserError
-from umamba.pipeline import fingerprint_dataset, listed_dataset
+from umamba.runs.preparation import fingerprint_dataset, listed_dataset
 
 Spoil = Callable[[sitk.Image], sitk.Image]
 

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from umamba.inference import choose_precision
 from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
+from umamba.io.voice import showing
 from umamba.networks import build_network
 from umamba.networks.cost import network_cost
 from umamba.patches import PatchDataModule
@@ -206,15 +207,16 @@ def build_trainer(
         UserError: Lightning's Trainer refuses its arguments on this machine.
     """
     labels, spacing = prepared.labels, prepared.configuration.spacing
-    bar = settings.trainer.enable_progress_bar and sys.stdout.isatty()
+    bar = settings.trainer.enable_progress_bar and sys.stdout.isatty() and showing()
     decay = settings.recipe.weight_averaging
     metrics = MetricsCsv(folder.metrics)
     every, shown = settings.data.validate_cases_every, val_cases[: settings.data.validation_cases]
+    mirrored = settings.augmentation.mirrored_axes(prepared.configuration.dim)
     callbacks: list[Callback] = [
         LeaveOnSignal(folder.path),
         # In front of the weight averaging, which takes its weights out of the network again in the same hook.
         *(
-            [CaseValidation(prepared.store, shown, prepared.configuration, labels, every, settings.predict)]
+            [CaseValidation(prepared.store, shown, prepared.configuration, labels, every, settings.predict, mirrored)]
             if every
             else []
         ),
@@ -232,8 +234,6 @@ def build_trainer(
     if settings.logger.wandb and is_first_process():
         shown_settings = {**plain(settings), "plan_json": prepared.plan.to_json(), "provenance": provenance()}
         loggers.append(wandb_logger(folder, settings.logger.project, settings.logger.entity, shown_settings))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     return _trainer(
         settings,
         {
@@ -250,6 +250,8 @@ def build_trainer(
 
 def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning.Trainer:
     """Return Lightning's Trainer with the arguments of the `trainer` group and further ones."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they report devices, and tips of other products
+        logging.getLogger(name).setLevel(logging.WARNING)
     # The limits have gone into the length of the patch streams already; fractions must not count twice.
     own = {name: value for name, value in vars(settings.trainer).items() if name not in _OWN}
     devices = settings.trainer.devices
