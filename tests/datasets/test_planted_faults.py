@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from umamba.pipeline import fingerprint_dataset, listed_dataset
 
 from umamba.io import UserError
+from umamba.runs.preparation import fingerprint_dataset, listed_dataset
 
 Spoil = Callable[[sitk.Image], sitk.Image]
 

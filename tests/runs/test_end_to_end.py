@@ -1,7 +1,5 @@
-"""From a raw dataset to scores and pictures through the entry scripts, killed and continued, and with broken input."""
+"""From a raw dataset to scores and pictures by train.py and predict.py; killed and continued; with broken input."""
 
-import csv
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +12,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-PROJECT = Path(__file__).resolve().parents[1]
+from umamba.records import RunFolder
+from umamba.records.tables import read_metrics, read_scores
+
+PROJECT = Path(__file__).resolve().parents[2]
 TINY = [
     "dataset=phantom",
     "dataset.phantom.num_training=6",
@@ -34,7 +35,7 @@ RUN = Path("tiny/3d_fullres/fold_0/seed_0")
 
 
 def command(script: str, folder: Path, *overrides: str) -> list[str]:
-    """Return a command whose data and runs lie in `folder`."""
+    """Return a command whose data and runs are in `folder`."""
     paths = [
         f"paths.raw={folder / 'raw'}",
         f"paths.preprocessed={folder / 'preprocessed'}",
@@ -44,7 +45,7 @@ def command(script: str, folder: Path, *overrides: str) -> list[str]:
 
 
 def run(arguments: list[str], code: int = 0) -> str:
-    """Run a command and return what it printed; fail with that unless it exits with `code`."""
+    """Run a command and return what it printed; fail with this text unless the exit code is `code`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == code, result.stdout + result.stderr
@@ -53,44 +54,36 @@ def run(arguments: list[str], code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one finished run."""
+    """Return a folder with one finished run."""
     folder = tmp_path_factory.mktemp("finished")
     run(command("train.py", folder, *TINY))
     return folder
 
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of a checkpoint."""
-    return torch.load(path, weights_only=True)["state_dict"]
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    """Return the weights of a run's last checkpoint."""
+    return dict(torch.load(folder.last, weights_only=True)["state_dict"])
 
 
 def test_the_run_folder_holds_everything(finished: Path) -> None:
-    folder = finished / "runs" / RUN
-    expected = [
-        "config.yaml",
-        "plan.json",
-        "metrics.csv",
-        "scores.csv",
-        "checkpoints/last.ckpt",
-        "checkpoints/best.ckpt",
-    ]
-    assert [name for name in expected if not (folder / name).is_file()] == []
-    assert json.loads((folder / "run.json").read_text())["state"] == "finished"
-    assert len(list((folder / "overlays").glob("*.png"))) >= 2
-    assert list((folder / "panels").glob("*.png"))
-    with (folder / "scores.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["case", "label", "dsc", "nsd"]
-    assert len(rows) == 2 * len({row["label"] for row in rows})
+    folder = RunFolder(finished / "runs" / RUN)
+    files = (folder.config, folder.plan, folder.metrics, folder.curves, folder.scores, folder.validation_scores)
+    assert [path.name for path in (*files, folder.last, folder.previous, folder.best) if not path.is_file()] == []
+    assert folder.status()["state"] == "finished"
+    assert len(list(folder.overlays.glob("*.png"))) >= 2
+    assert list(folder.panels.glob("*.png"))
+    scores = read_scores(folder.scores)
+    assert list(scores.columns) == ["case", "label", "dsc", "nsd"]
+    assert len(scores) == 2 * scores["label"].nunique()
 
 
-def test_predictions_lie_in_the_images_own_space(finished: Path) -> None:
+def test_predictions_are_in_the_space_of_the_images(finished: Path) -> None:
     images = sorted((finished / "raw").glob("*/imagesTs/*_0000.nii.gz"))
     assert images
     for path in images:
         image = sitk.ReadImage(str(path))
         name = path.name.replace("_0000", "")
-        prediction = sitk.ReadImage(str(finished / "runs" / RUN / "predictions" / name))
+        prediction = sitk.ReadImage(str(RunFolder(finished / "runs" / RUN).predictions / name))
         assert prediction.GetSize() == image.GetSize()
         assert prediction.GetSpacing() == image.GetSpacing()
         assert prediction.GetOrigin() == image.GetOrigin()
@@ -99,8 +92,8 @@ def test_predictions_lie_in_the_images_own_space(finished: Path) -> None:
 
 def test_predict_reproduces_the_runs_predictions(finished: Path, tmp_path: Path) -> None:
     images = next((finished / "raw").glob("*/imagesTs"))
-    checkpoint = finished / "runs" / RUN / "checkpoints" / "last.ckpt"
-    own = finished / "runs" / RUN / "predictions"
+    folder = RunFolder(finished / "runs" / RUN)
+    checkpoint, own = folder.last, folder.predictions
     run(
         [
             sys.executable,
@@ -118,7 +111,7 @@ def test_predict_reproduces_the_runs_predictions(finished: Path, tmp_path: Path)
 
 
 def test_a_finished_run_is_not_repeated(finished: Path) -> None:
-    checkpoint = finished / "runs" / RUN / "checkpoints" / "last.ckpt"
+    checkpoint = RunFolder(finished / "runs" / RUN).last
     before = checkpoint.stat().st_mtime_ns
     assert "finished" in run(command("train.py", finished, *TINY))
     assert checkpoint.stat().st_mtime_ns == before
@@ -134,7 +127,7 @@ def test_another_network_under_the_same_name_is_refused(finished: Path) -> None:
 def test_a_killed_run_continues_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "raw").symlink_to(finished / "raw")
     (tmp_path / "preprocessed").symlink_to(finished / "preprocessed")
-    folder = tmp_path / "runs" / RUN
+    folder = RunFolder(tmp_path / "runs" / RUN)
     process = subprocess.Popen(
         command("train.py", tmp_path, *TINY),
         stdout=subprocess.DEVNULL,
@@ -143,18 +136,16 @@ def test_a_killed_run_continues_to_the_same_weights(finished: Path, tmp_path: Pa
         start_new_session=True,
     )
     limit = time.monotonic() + 120
-    while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < limit and process.poll() is None:
+    while not folder.last.exists() and time.monotonic() < limit and process.poll() is None:
         time.sleep(0.02)
     time.sleep(0.2)  # into the next epoch
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     said = run(command("train.py", tmp_path, *TINY))
     assert "Continuing" in said
-    ours = weights(folder / "checkpoints" / "last.ckpt")
-    theirs = weights(finished / "runs" / RUN / "checkpoints" / "last.ckpt")
+    ours, theirs = weights(folder), weights(RunFolder(finished / "runs" / RUN))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    with (folder / "metrics.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+    assert [row["epoch"] for row in read_metrics(folder.metrics)] == ["0", "1", "2"]
 
 
 def test_all_faults_of_a_dataset_are_reported_together(finished: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Choosing by cross-validation: scores and post-processing by hand, the whole command on untrained networks."""
+"""Selection by cross-validation: scores and post-processing by hand, and the whole command on untrained networks."""
 
 import json
 import subprocess
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from umamba.selection import determine_post_processing, find_best, fold_checkpoints, mean_dice
 
-from umamba.datasets import read_dataset
 from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.networks import build_network
 from umamba.planning import Configuration, Plan, split_folds
+from umamba.runs.select import determine_post_processing, find_best, fold_checkpoints, mean_dice
+from umamba.settings import FindBestSettings, InvalidSettings
 
 LABELS = LabelSet(("a", "b"), ((1,), (2,)))
 
@@ -30,14 +30,14 @@ def write(folder: Path, name: str, array: np.ndarray) -> Path:
 
 
 def pairs(tmp_path: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Return files of two cases: label 1 predicted with a stray part, label 2 rightly in two parts."""
+    """Return files of two cases: label 1 is predicted with a stray part, label 2 correctly in two parts."""
     truth = np.zeros((4, 8, 16))
     truth[1, 1:3, 1:5] = 1  # 8 voxels
     truth[2, 5:7, 1:3] = 2  # 4
     truth[2, 5:7, 8:10] = 2  # 4
     predicted = truth.copy()
     predicted[3, 0, 12:14] = 1  # 2 stray voxels
-    other = np.zeros_like(truth)  # label 2 in neither map
+    other = np.zeros_like(truth)  # neither map has label 2
     other[1, 1:3, 1:5] = 1
     return (
         {"x": write(tmp_path / "p", "x", predicted), "y": write(tmp_path / "p", "y", other)},
@@ -50,19 +50,19 @@ def test_scores_and_steps_by_hand(tmp_path: Path) -> None:
     scores = mean_dice(segmentations, truths, LABELS, lambda array: array, 2)
     assert scores == pytest.approx({"a": (2 * 8 / 18 + 1) / 2, "b": 1.0})
     steps, after = determine_post_processing(segmentations, truths, LABELS, 2)
-    # All foreground together would lose parts of b; alone, a gains and b would lose.
+    # One component of all foreground loses parts of b, and so does one component of b; one component of a helps.
     assert steps.steps == ((1,),)
     assert after == pytest.approx({"a": 1.0, "b": 1.0})
 
 
-def test_nothing_is_removed_without_proof(tmp_path: Path) -> None:
+def test_steps_that_do_not_help_are_not_taken(tmp_path: Path) -> None:
     _, truths = pairs(tmp_path)
     steps, after = determine_post_processing(truths, truths, LABELS, 1)
     assert steps.steps == ()
     assert after == {"a": 1.0, "b": 1.0}
 
 
-def test_all_foreground_first(tmp_path: Path) -> None:
+def test_all_foreground_comes_first(tmp_path: Path) -> None:
     truth = np.zeros((2, 6, 6))
     truth[0, 1, 1:3] = 1
     truth[0, 1, 3:5] = 2
@@ -76,7 +76,7 @@ def test_all_foreground_first(tmp_path: Path) -> None:
 
 
 def run_folder(root: Path, name: str, seed: int, folds: tuple[int, ...] = (0, 1)) -> Path:
-    """Write checkpoints of untrained networks as a run's folds have them."""
+    """Write checkpoints of untrained networks in the folders of a run's folds."""
     configuration = Configuration(
         name="3d_fullres",
         spacing=(1.0,) * 3,
@@ -97,7 +97,7 @@ def run_folder(root: Path, name: str, seed: int, folds: tuple[int, ...] = (0, 1)
     plan = Plan("Dataset001_Test", "nnunet", order, order, (1.0,) * 3, (8.0,) * 3, (), {"3d_fullres": configuration})
     for fold in folds:
         torch.manual_seed(10 * seed + fold)
-        network = build_network({"name": "unet"}, configuration, 1, 3)
+        network = build_network("unet", configuration, 1, 3)
         record: dict[str, Any] = {
             "format": 1,
             "plan": plan.to_json(),
@@ -152,9 +152,28 @@ def test_the_best_is_found_and_predicts(project_dir: Path, raw: Path, tmp_path: 
     assert f"post_processing={output / 'post_processing.json'}" in said.replace("\n", "")
 
 
+def test_the_function_returns_what_it_found(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    candidate = run_folder(tmp_path / "runs", "one", 0)
+    settings = FindBestSettings(candidates=(candidate,), raw_dataset=raw, output=tmp_path / "best", device="cpu")
+    selection = find_best(settings)
+    assert [each.name for each in selection.ranked] == ["one.3d_fullres"]
+    assert selection.best.checkpoints == tuple(
+        candidate / f"fold_{fold}" / "seed_0" / "checkpoints" / "last.ckpt" for fold in (0, 1)
+    )
+    assert set(selection.scores) == {"a", "b"}
+    assert json.loads((tmp_path / "best" / "post_processing.json").read_text())["configuration"] == "one.3d_fullres"
+    assert capsys.readouterr() == ("", ""), "the command shows the outcome, the function nothing"
+
+
 def test_other_folds_are_named(raw: Path, tmp_path: Path) -> None:
-    candidates = [run_folder(tmp_path / "runs", "one", 0), run_folder(tmp_path / "runs", "two", 1, folds=(0,))]
-    with pytest.raises(UserError, match="not the same folds"):
-        find_best(candidates, read_dataset(raw), None, tmp_path / "best")
+    candidates = (run_folder(tmp_path / "runs", "one", 0), run_folder(tmp_path / "runs", "two", 1, folds=(0,)))
+    settings = FindBestSettings(candidates=candidates, raw_dataset=raw, output=tmp_path / "best", device="cpu")
+    with pytest.raises(UserError, match=r"not the same folds.*one\.3d_fullres has 0, 1; two\.3d_fullres has 0"):
+        find_best(settings)
     with pytest.raises(UserError, match="no fold_"):
         fold_checkpoints(tmp_path, "last", 0)
+
+
+def test_candidates_are_checked_when_the_settings_are_made(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"candidates=\[\]: give at least one folder"):
+        FindBestSettings(candidates=(), raw_dataset=raw, output=tmp_path / "best")

@@ -200,7 +200,7 @@ def test_divergence_in_float32_ends_the_run(small_fit: Fit, monkeypatch: pytest.
 def test_the_first_layer_is_found() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.ReLU())
     with torch.no_grad():
-        network[1].bias[0] = torch.inf
+        network.get_parameter("1.bias")[0] = torch.inf
     found: list[str] = []
     with watched(network, found):
         network(torch.zeros(1, 2))

@@ -6,6 +6,7 @@ training images is also a test image.
 """
 
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ from umamba.datasets.declared import dataset_json
 from umamba.datasets.nnunet_raw import FIRST_CHANNEL
 from umamba.io import UserError, atomic_path, exclusive, write_json
 from umamba.io.decode import decode
+from umamba.io.voice import showing
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Split = Literal["Tr", "Ts"]
@@ -101,21 +105,20 @@ def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path
     cases = converter.find(source)
     _check_cases(cases, source, converter)
     target = raw / converter.folder
-    console = Console(soft_wrap=True)
     with exclusive(raw / f".{converter.folder}.lock", f"the conversion of {converter.folder}"):
         for case in cases:
             for kind in ("images", "labels", *(("instances",) if converter.instances else ())):
                 (target / f"{kind}{case.split}").mkdir(parents=True, exist_ok=True)
         written = _in_threads(partial(_write_case, converter, target), cases, workers, "Converting")
-        console.print(f"{converter.folder}: {sum(written)} cases converted, {len(cases) - sum(written)} found done.")
+        log.info("%s: %d cases converted, %d found done.", converter.folder, sum(written), len(cases) - sum(written))
         digests = _in_threads(
             lambda case: content_digest(image_path(converter, target, case)), cases, workers, "Comparing"
         )
         for remark in check_content(dict(zip(cases, digests, strict=True))):
-            console.print(remark)
+            log.info(remark)
         counts = {split: sum(case.split == split for case in cases) for split in ("Tr", "Ts")}
         for line in count_lines(converter, counts["Tr"], counts["Ts"]):
-            console.print(line)
+            log.info(line)
         content = dataset_json(
             converter.channel_names,
             converter.labels,
@@ -243,7 +246,7 @@ def _in_threads(
     function: Callable[[SourceCase], Result], cases: Sequence[SourceCase], workers: int, title: str
 ) -> list[Result]:
     with (
-        Progress(console=Console(stderr=True), transient=True) as progress,
+        Progress(console=Console(stderr=True), transient=True, disable=not showing()) as progress,
         ThreadPoolExecutor(max(1, workers)) as pool,
     ):
         return list(progress.track(pool.map(function, cases), total=len(cases), description=title))

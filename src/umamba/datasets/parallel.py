@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from umamba.datasets.nnunet_raw import RawCase
 from umamba.io import UserError
+from umamba.io.voice import showing
 
 Result = TypeVar("Result")
 
@@ -44,12 +45,12 @@ def over_cases(
         function: must be picklable, and its results small, because all of them are held in memory.
         cases: the cases.
         workers: worker processes; 0 or 1 calls the function in this process.
-        title: text of the progress bar.
+        title: text of the progress bar, which is shown beside the messages (`umamba.io.voice`).
 
     Raises:
         UserError: a worker process was killed.
     """
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not showing()) as progress:
         task = progress.add_task(title, total=len(cases))
         if workers <= 1 or len(cases) <= 1:
             results = []

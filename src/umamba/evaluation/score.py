@@ -26,6 +26,7 @@ from umamba.evaluation.protocols import ABDOMEN_ORGANS, ENDOSCOPY_TOLERANCE_PX, 
 from umamba.evaluation.surface import surface_dice, surface_distances
 from umamba.io import Geometry, Image, UserError, atomic_path, geometry_difference, read_label
 from umamba.io.resources import available_cpus
+from umamba.io.voice import showing
 from umamba.labels import LabelSet
 
 PROTOCOLS = ("generic", "abdomen", "endoscopy", "cell")
@@ -269,12 +270,12 @@ def score_pairs(
             problems.append(str(error))
 
     if processes <= 1:
-        for case, files in track(pairs.items(), "Scoring", transient=True):
+        for case, files in track(pairs.items(), "Scoring", transient=True, disable=not showing()):
             keep(case, partial(score, *files))
     else:
         with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=_context()) as pool:
             futures = {pool.submit(score, *files): case for case, files in pairs.items()}
-            for future in track(as_completed(futures), "Scoring", len(futures), transient=True):
+            for future in track(as_completed(futures), "Scoring", len(futures), transient=True, disable=not showing()):
                 keep(futures[future], future.result)
     rows = [
         {"case": case, "label": name, **metrics} for case in pairs for name, metrics in scores.get(case, {}).items()

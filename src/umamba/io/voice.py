@@ -45,6 +45,12 @@ def shown(progress: bool = True) -> Iterator[None]:
         _LOGGER.setLevel(level)
 
 
+def showing() -> bool:
+    """Return whether information is shown now; progress bars appear only beside it."""
+    handlers = _LOGGER.handlers
+    return _LOGGER.isEnabledFor(logging.INFO) and any(isinstance(handler, ConsoleHandler) for handler in handlers)
+
+
 def show_messages(level: int = logging.INFO) -> None:
     """Show all messages from a level on, for the rest of the process."""
     _LOGGER.handlers = [ConsoleHandler()]

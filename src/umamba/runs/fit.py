@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from umamba.inference import choose_precision
 from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
+from umamba.io.voice import showing
 from umamba.networks import build_network
 from umamba.networks.cost import network_cost
 from umamba.patches import PatchDataModule
@@ -215,10 +216,11 @@ def build_trainer(
         UserError: Lightning's Trainer refuses its arguments on this machine.
     """
     labels, spacing = prepared.labels, prepared.configuration.spacing
-    bar = settings.trainer.enable_progress_bar and sys.stdout.isatty()
+    bar = settings.trainer.enable_progress_bar and sys.stdout.isatty() and showing()
     decay = settings.recipe.weight_averaging
     metrics = MetricsCsv(folder.metrics)
     every, shown = settings.data.validate_cases_every, val_cases[: settings.data.validation_cases]
+    mirrored = settings.augmentation.mirrored_axes(prepared.configuration.dim)
     callbacks: list[Callback] = [
         LeaveOnSignal(folder.path),
         # In front of the weight averaging, which takes its weights out of the network again in the same hook.
@@ -262,6 +264,8 @@ def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: 
 
 def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning.Trainer:
     """Return Lightning's Trainer with the arguments of the `trainer` group and further ones."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they report devices, and tips of other products
+        logging.getLogger(name).setLevel(logging.WARNING)
     # The limits have gone into the length of the patch streams already; fractions must not count twice.
     own = {name: value for name, value in vars(settings.trainer).items() if name not in _OWN}
     devices = settings.trainer.devices

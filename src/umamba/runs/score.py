@@ -11,6 +11,7 @@ from umamba.evaluation import Rules, score_folder, score_table, worst_median_bes
 from umamba.evaluation.overlay import overlay_figure
 from umamba.inference import Predictor
 from umamba.io import UserError, read_image, read_label
+from umamba.io.voice import showing
 from umamba.planning import fold_cases
 from umamba.records import RunFolder
 from umamba.records.tables import read_scores, write_scores
@@ -89,7 +90,7 @@ def score_cases(
     settings: PredictionSettings,
 ) -> pandas.DataFrame | None:
     """Predict cases into a folder, and write and return the scores of those that have a reference; None: none has."""
-    predictor.predict_cases(cases, predictions, settings, progress=log.isEnabledFor(logging.INFO))
+    predictor.predict_cases(cases, predictions, settings, progress=showing())
     truths = references(cases, rules.protocol)
     if not truths:
         return None

@@ -19,6 +19,7 @@ from umamba.datasets import RawDataset, read_dataset
 from umamba.evaluation import dice
 from umamba.inference import PostProcessing, Predictor
 from umamba.io import UserError, read_label, write_json
+from umamba.io.voice import showing
 from umamba.labels import LabelSet
 from umamba.planning import fold_cases
 from umamba.settings import FindBestSettings, PredictionSettings
@@ -126,7 +127,7 @@ def validate(
         _, held_out = fold_cases(list(cases), fold, splits)
         predictor = Predictor.from_checkpoint([checkpoints[fold] for checkpoints in members.values()], device)
         folder = output / name / f"fold_{fold}"
-        predictor.predict_cases([cases[case] for case in held_out], folder, settings)
+        predictor.predict_cases([cases[case] for case in held_out], folder, settings, progress=showing())
         segmentations |= {case: folder / f"{case}{predictor.file_ending}" for case in held_out}
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
     scores = mean_dice(segmentations, truths, dataset.labels, lambda segmentation: segmentation, settings.workers)
