@@ -83,9 +83,7 @@ def test_endoscopy_as_the_scripts_print_it(reference_dir: Path, tmp_path: Path) 
 def test_cells_as_the_scripts_print_it(reference_dir: Path, tmp_path: Path, threshold: float, edge: bool) -> None:
     arrays = np.load(reference_dir / "metrics" / "cell_inputs.npz")
     expected = official(reference_dir, f"cell{'_count_bd_cells' if edge else ''}-{threshold}.csv")
-    kept = [
-        case for case in cases_of(arrays) if "large" not in case
-    ]  # test_score.py scores those
+    kept = [case for case in cases_of(arrays) if "large" not in case]  # test_score.py scores those
     for case in kept:
         write(tmp_path / "gt" / f"{case}_label.tiff", arrays[f"{case}/gt"].astype(np.uint16))
         write(tmp_path / "pred" / f"{case}.png", arrays[f"{case}/pred"].astype(np.uint8))

@@ -220,7 +220,6 @@ def build_trainer(
     decay = settings.recipe.weight_averaging
     metrics = MetricsCsv(folder.metrics)
     every, shown = settings.data.validate_cases_every, val_cases[: settings.data.validation_cases]
-    mirrored = settings.augmentation.mirrored_axes(prepared.configuration.dim)
     callbacks: list[Callback] = [
         LeaveOnSignal(folder.path),
         # In front of the weight averaging, which takes its weights out of the network again in the same hook.
