@@ -37,7 +37,7 @@ def test_every_file_opens_with_a_sentence_and_repeats_no_default(path: Path) -> 
     if path.parent == CONFIGS or path.parent.name in ("experiment", "paths", "dataset"):
         return
     given = yaml.safe_load(path.read_text())
-    record = {entry.name: entry for entry in fields(TrainSettings)}[path.parent.name].default_factory()  # type: ignore[misc]
+    record = {entry.name: entry for entry in fields(TrainSettings)}[path.parent.name].default_factory()  # type: ignore[operator]
     plain = settings.plain(record)
     for key, value in given.items():
         choosing = key in ("name", "rules", "configuration", "device", "devices", "wandb")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from umamba.training.run_folder import RunFolder
 
 from umamba.inference import Predictor, decide_labels, tile_forward, tile_window, whole_logits
 from umamba.io import UserError

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
-from umamba.training.run_folder import RunFolder
 
 from umamba.patches import PatchDataModule
 from umamba.records import RunFolder

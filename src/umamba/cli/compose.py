@@ -99,8 +99,8 @@ def config_name(record: type[Settings]) -> str:
 def as_forced(argument: str) -> str:
     """Return an argument in the form that adds a key as well as changing it.
 
-    The records know which keys exist, so Hydra need not: `key=value` and `+key=value` both become `++key=value`. Choices
-    of groups, Hydra's own keys, deletions and options stay as they are.
+    The records know which keys exist, so Hydra need not: `key=value` and `+key=value` both become `++key=value`.
+    Choices of groups, Hydra's own keys, deletions and options stay as they are.
 
     >>> as_forced("+smoke=true"), as_forced("recipe=unetr")
     ('++smoke=true', 'recipe=unetr')

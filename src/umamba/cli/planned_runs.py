@@ -1,4 +1,4 @@
-"""From a study's sweep.yaml to its runs with their folders: each line is composed as `umamba train` would compose it."""
+"""From a study's sweep.yaml to its runs and their folders; each line is composed as `umamba train` composes it."""
 
 import hashlib
 import json

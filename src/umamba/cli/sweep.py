@@ -61,6 +61,6 @@ def through_hydra(function: Callable[[Any], int | None], record: type[Settings],
 def _refuse_several_processes(settings: TrainSettings) -> None:
     if settings.trainer.devices != 1 or settings.trainer.num_nodes > 1:
         raise UserError(
-            "trainer=ddp starts its processes with the same command, which a sweep (-m) cannot be: give one command for "
-            "each run, or trainer.devices=1."
+            "trainer=ddp starts its processes with the same command, which a sweep (-m) cannot be: give one command "
+            "for each run, or trainer.devices=1."
         )
