@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umamba.inference import choose_precision
 from umamba.io import UserError, provenance
@@ -259,7 +260,7 @@ def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning
     given = {**own, **settings.trainer.further, **arguments, "gradient_clip_val": settings.recipe.gradient_clip_norm}
     try:
         return lightning.Trainer(**given)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"The trainer group does not fit Lightning's Trainer: {error}") from error
 
 
