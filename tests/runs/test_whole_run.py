@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from umamba.io import UserError
+from umamba.networks.build import architecture_names
 from umamba.records import RunFolder
 from umamba.records.tables import read_metrics, read_scores
 from umamba.runs import PreparedDataset, RunResult, prepare, run, train
 from umamba.runs import whole_run as whole_run_module
-from umamba.runs.fit import checkpoint_record, fit
+from umamba.runs.fit import check_network, checkpoint_record, fit
 from umamba.runs.score import predict_and_score, references, scoring_rules
-from umamba.settings import TrainerSettings, TrainSettings
+from umamba.settings import TrainerSettings, TrainSettings, read_architecture
 
 Make = Callable[..., TrainSettings]
 
@@ -220,3 +221,11 @@ def test_the_time_of_a_run_is_part_of_what_is_finished(tmp_path: Path) -> None:
     folder.set_status(state="finished", max_epochs=10, max_seconds=TrainerSettings(max_time="00:01:00").max_seconds)
     assert folder.is_finished(10, 60.0)
     assert not folder.is_finished(10, TrainerSettings().max_seconds)
+
+
+@pytest.mark.parametrize("name", architecture_names())
+def test_every_architecture_passes_the_check(make_settings: Make, prepared: PreparedDataset, name: str) -> None:
+    """Build each network at a plan that it fits; the check needs neither data nor memory."""
+    configuration = replace(prepared.configuration, patch_size=(32, 32, 64))
+    planned = replace(prepared, configuration=configuration)
+    check_network(replace(make_settings(), architecture=read_architecture(name)), planned)

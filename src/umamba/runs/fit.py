@@ -20,7 +20,7 @@ from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
 from umamba.io.voice import showing
 from umamba.networks import build_network
-from umamba.networks.cost import network_cost
+from umamba.networks.cost import build_without_data, network_cost
 from umamba.patches import PatchDataModule
 from umamba.planning import fold_cases
 from umamba.records import CheckpointRecord, RunFolder
@@ -33,6 +33,7 @@ from umamba.training.checkpoints import AtomicCheckpointIO, SaveCheckpoints, new
 from umamba.training.curves import ProgressPicture
 from umamba.training.learning_rate import found_learning_rate
 from umamba.training.loggers import wandb_logger
+from umamba.training.losses import DiceCrossEntropy
 from umamba.training.metrics_csv import MetricsCsv
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged, SkipNonFinite
@@ -101,8 +102,9 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
     Raises:
         UserError: the architecture cannot be built at this plan, or the loss does not fit the labels.
     """
-    with torch.device("meta"):
-        SegmentationModule(checkpoint_record(settings, planned))
+    classes = planned.labels.num_classes
+    build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
+    DiceCrossEntropy(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
 
 
 def check_trainer(settings: TrainSettings) -> None:
