@@ -1,6 +1,7 @@
 """A run by the functions of a notebook: what it returns, writes and shows, and what it refuses before any work."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 import torch
 
 from umamba.io import UserError
+from umamba.networks.build import architecture_names
 from umamba.records import RunFolder
 from umamba.records.tables import read_metrics, read_scores
-from umamba.runs import PreparedDataset, RunResult, run, train
+from umamba.runs import PreparedDataset, RunResult, prepare, run, train
 from umamba.runs import whole_run as whole_run_module
-from umamba.runs.fit import checkpoint_record, fit
-from umamba.runs.score import references, scoring_rules
-from umamba.settings import TrainerSettings, TrainSettings
+from umamba.runs.fit import check_network, checkpoint_record, fit
+from umamba.runs.score import predict_and_score, references, scoring_rules
+from umamba.settings import TrainerSettings, TrainSettings, read_architecture
 
 Make = Callable[..., TrainSettings]
 
@@ -55,21 +57,21 @@ def test_the_best_checkpoint_predicts_and_all_files_are_there(settings: TrainSet
     assert len(list(folder.validation.glob("*.nii.gz"))) == 1
     assert folder.status()["state"] == "finished"
     assert not folder.panels.exists(), "logger.panels_every=0"
-    from umamba.inference import Predictor
-
-    case = sorted(cases)[0]
-    images = settings.dataset.root / "imagesTs" / f"{case}_0000.nii.gz"
-    for which, same in (("best", True), ("last", False)):
-        output = folder.path.parents[2] / f"again_{which}"
-        prediction = replace(settings.predict.prediction, probabilities=True)
-        predictor = Predictor.from_checkpoint(folder.checkpoint(which), device="cpu", precision="32-true")
-        predictor.predict(images, output, prediction, progress=False)
-        assert (output / f"{case}.nii.gz").is_file()
-        if same:
-            ours = (output / f"{case}.nii.gz").read_bytes()
-            assert ours == (folder.predictions / f"{case}.nii.gz").read_bytes()
     best, last = (torch.load(path, weights_only=True) for path in (folder.best, folder.last))
     assert best["umamba"]["scores"]["ema_patch_dice"] >= last["umamba"]["scores"]["ema_patch_dice"]
+
+
+def test_the_best_checkpoint_alone_is_enough_to_predict(
+    settings: TrainSettings, result: RunResult, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.checkpoints.mkdir(parents=True)
+    shutil.copy(result.folder.best, folder.best)
+    validation, scores = predict_and_score(settings, prepare(settings), folder)
+    assert validation is not None
+    assert scores is not None
+    assert result.scores is not None
+    pandas.testing.assert_frame_equal(scores, result.scores, check_exact=False, rtol=1e-4)
 
 
 def test_a_finished_run_returns_the_same_without_training(
@@ -171,7 +173,10 @@ def test_the_validation_of_whole_cases_flips_the_mirrored_axes_only(
         (["dataset.protocol=cell"], "dataset.protocol=cell"),
         (["recipe.loss.class_weights=[1,2]"], r"recipe\.loss\.class_weights=\[1.0, 2.0\]: give 6 numbers"),
         (["trainer.accelerator=gpu"], "trainer group does not fit Lightning's Trainer"),
-        (["architecture=swinunetr", "plan.patch_size=[32,32,32]", "plan.strides=null"], "swinunetr"),
+        (
+            ["architecture=swinunetr", "plan.patch_size=[32,32,32]", "plan.strides=null"],
+            "leaves a single voxel in SwinUNETR",
+        ),
     ],
     ids=["protocol", "cells", "class weights", "device", "one voxel left"],
 )
@@ -216,3 +221,11 @@ def test_the_time_of_a_run_is_part_of_what_is_finished(tmp_path: Path) -> None:
     folder.set_status(state="finished", max_epochs=10, max_seconds=TrainerSettings(max_time="00:01:00").max_seconds)
     assert folder.is_finished(10, 60.0)
     assert not folder.is_finished(10, TrainerSettings().max_seconds)
+
+
+@pytest.mark.parametrize("name", architecture_names())
+def test_every_architecture_passes_the_check(make_settings: Make, prepared: PreparedDataset, name: str) -> None:
+    """Build each network at a plan that it fits; the check needs neither data nor memory."""
+    configuration = replace(prepared.configuration, patch_size=(32, 32, 64))
+    planned = replace(prepared, configuration=configuration)
+    check_network(replace(make_settings(), architecture=read_architecture(name)), planned)

@@ -82,7 +82,7 @@ def network_cost(
     >>> cost.parameters == sum(stage.parameters for stage in cost.stages)
     True
     """
-    network = _without_data(architecture, configuration, in_channels, num_classes).train()
+    network = build_without_data(architecture, configuration, in_channels, num_classes).train()
     meter = _Meter(network)
     with meter:
         network(torch.empty((1, in_channels, *configuration.patch_size), device="meta"))
@@ -91,10 +91,20 @@ def network_cost(
     )
 
 
-def _without_data(
+def build_without_data(
     architecture: Architecture, configuration: Configuration, in_channels: int, num_classes: int
 ) -> nn.Module:
-    """Build a network on the device "meta": its tensors have shapes and no data."""
+    """Build a network on the device "meta": its tensors have shapes and no data.
+
+    Args:
+        architecture: see `build_network`.
+        configuration: the plan's configuration.
+        in_channels: image channels.
+        num_classes: channels of the logits.
+
+    Raises:
+        UserError: see `build_network`.
+    """
     try:
         with torch.device("meta"):
             return build_network(architecture, configuration, in_channels, num_classes)

@@ -13,13 +13,14 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umamba.inference import choose_precision
 from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
 from umamba.io.voice import showing
 from umamba.networks import build_network
-from umamba.networks.cost import network_cost
+from umamba.networks.cost import build_without_data, network_cost
 from umamba.patches import PatchDataModule
 from umamba.planning import fold_cases
 from umamba.records import CheckpointRecord, RunFolder
@@ -32,6 +33,7 @@ from umamba.training.checkpoints import AtomicCheckpointIO, SaveCheckpoints, new
 from umamba.training.curves import ProgressPicture
 from umamba.training.learning_rate import found_learning_rate
 from umamba.training.loggers import wandb_logger
+from umamba.training.losses import DiceCrossEntropy
 from umamba.training.metrics_csv import MetricsCsv
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged, SkipNonFinite
@@ -100,8 +102,9 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
     Raises:
         UserError: the architecture cannot be built at this plan, or the loss does not fit the labels.
     """
-    with torch.device("meta"):
-        SegmentationModule(checkpoint_record(settings, planned))
+    classes = planned.labels.num_classes
+    build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
+    DiceCrossEntropy(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
 
 
 def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
@@ -274,7 +277,7 @@ def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return lightning.Trainer(**given)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"The trainer group does not fit Lightning's Trainer: {error}") from error
 
 
