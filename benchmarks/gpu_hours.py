@@ -51,7 +51,7 @@ SCAN_FLOPS = 9
 
 @contextmanager
 def counted_scans(counts: list[float]) -> Iterator[None]:
-    """Replace the scan by one that appends the FLOPs of its forward pass to `counts`; its output has the right shape."""
+    """Replace the scan by one that appends its forward FLOPs to `counts` and returns the right shape."""
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, *_: Any, **__: Any) -> Tensor:
         counts.append(SCAN_FLOPS * u.numel() * A.shape[1])

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import pandas
 import pytest
 import SimpleITK as sitk
 from scipy.stats import wilcoxon
-from umamba.config import EvaluationConfig
-from umamba.entry import composed, typed
 
+from umamba.cli.compose import settings_of
 from umamba.evaluation import Rules
-from umamba.evaluation.evaluate import evaluate, find_pairs, label_names
+from umamba.evaluation.evaluate import evaluate_folders, find_pairs, label_names
 from umamba.evaluation.statistics import bootstrap_interval, compare_methods, holm, summarize
 from umamba.io import UserError
 from umamba.labels import LabelSet
+from umamba.settings import EvaluateSettings
 
 GENERIC = LabelSet(("a", "b"), ((1,), (2,)))
 
@@ -30,6 +31,11 @@ def write(path: Path, array: np.ndarray, spacing_xyz: Any = None) -> Path:
         image.SetSpacing([float(value) for value in spacing_xyz])
     sitk.WriteImage(image, str(path))
     return path
+
+
+def problems_of(predictions: dict[str, Path], truth: Path, output: Path, rules: Rules) -> Sequence[str]:
+    """Score folders in this process; return what is wrong with the cases that were not scored."""
+    return evaluate_folders(predictions, truth, output, rules, workers=1).problems
 
 
 def cases_of(arrays: Any) -> list[str]:
@@ -60,7 +66,7 @@ def test_abdomen_as_the_scripts_print_it(
             array = arrays[f"{case}/{kind}"].transpose(2, 1, 0).astype(np.uint8)
             write(tmp_path / kind / f"{case}.nii.gz", array, arrays[f"{case}/spacing"])
     rules = Rules(label_names(tmp_path / "gt", None, "abdomen"), "abdomen", strict_official=True)
-    assert not evaluate({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    assert not problems_of({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules)
     for table in tables:
         assert_same(tmp_path / "out" / f"{table}.csv", official(reference_dir, f"{inputs}_{table}.csv"))
 
@@ -72,7 +78,7 @@ def test_endoscopy_as_the_scripts_print_it(reference_dir: Path, tmp_path: Path) 
             write(tmp_path / kind / f"{case}.png", arrays[f"{case}/{kind}"].astype(np.uint8))
     labels = LabelSet(tuple("abcdefg"), tuple((value,) for value in range(1, 8)))
     rules = Rules(labels, "endoscopy", strict_official=True)
-    assert not evaluate({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    assert not problems_of({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules)
     for table in ("DSC", "NSD"):
         assert_same(tmp_path / "out" / f"{table}.csv", official(reference_dir, f"endoscopy_{table}.csv"))
 
@@ -92,7 +98,7 @@ def test_cells_as_the_scripts_print_it(reference_dir: Path, tmp_path: Path, thre
         iou_threshold=threshold,
         count_edge_cells=edge,
     )
-    assert not evaluate({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    assert not problems_of({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules)
     expected = expected[~expected["names"].str.contains("large")].reset_index(drop=True)
     assert len(expected) >= 8
     assert_same(tmp_path / "out" / f"cells-{threshold}.csv", expected)
@@ -113,7 +119,7 @@ def two_methods(tmp_path: Path) -> dict[str, Path]:
 
 def test_generic_details_and_comparison(two_methods: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "out"
-    assert not evaluate(two_methods, tmp_path / "data" / "truth", output, Rules(GENERIC, details=True), workers=1)
+    assert not problems_of(two_methods, tmp_path / "data" / "truth", output, Rules(GENERIC, details=True))
     scores = pandas.read_csv(output / "near" / "scores.csv")
     first = scores[(scores["case"] == "case0") & (scores["label"] == "a")].iloc[0]
     # A box 4 x 6 x 10 of 2 mm³ voxels moved by one along its last side.
@@ -137,7 +143,7 @@ def test_good_cases_are_scored_and_bad_ones_named(two_methods: dict[str, Path], 
     (folder / "case2.nii.gz").write_bytes((folder / "case2.nii.gz").read_bytes()[:60])
     write(folder / "case3.nii.gz", np.zeros((8, 24, 23), dtype=np.uint8), (1, 1, 2))
     write(folder / "case4.nii.gz", np.full((8, 24, 24), 7, dtype=np.uint8), (1, 1, 2))
-    problems = evaluate({"near": folder}, truth, tmp_path / "out", Rules(GENERIC), workers=1)
+    problems = problems_of({"near": folder}, truth, tmp_path / "out", Rules(GENERIC))
     said = "\n".join(problems)
     assert len(problems) == 4
     for words in ("no segmentation of case1", "case2.nii.gz", "case3.nii.gz.*grid differs", "case4.nii.gz.*\\[7\\]"):
@@ -164,10 +170,17 @@ def test_nothing_to_score_is_told(tmp_path: Path) -> None:
         Rules(GENERIC, "abdominal")
 
 
-def test_predictions_may_be_one_folder_or_several(project_dir: Path) -> None:
-    for given, expected in (("here", "here"), ("{a: x, b: y}", {"a": "x", "b": "y"})):
-        overrides = [f"predictions={given}", "truth=t", "output=o"]
-        assert typed(composed(overrides, "evaluate", project_dir / "configs"), EvaluationConfig).predictions == expected
+def test_predictions_may_be_one_folder_or_several(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    given: tuple[tuple[str, dict[str, Path]], ...] = (
+        (f"{one}", {"one": one}),
+        (f"{{a: {one}, b: {two}}}", {"a": one, "b": two}),
+    )
+    for predictions, expected in given:
+        overrides = [f"predictions={predictions}", f"truth={one}", "output=o"]
+        assert settings_of(EvaluateSettings, overrides).methods == expected
 
 
 def test_statistics_by_hand() -> None:

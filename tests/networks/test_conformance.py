@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from umamba.io import UserError
 from umamba.networks import architecture_names, build_network
@@ -46,8 +46,8 @@ both_dimensions = pytest.mark.parametrize("dim", [2, 3])
 Maker = Callable[..., Configuration]
 
 
-def build(name: str, configuration: Configuration, **options: Any) -> nn.Module:
-    """Build a small network of a backbone after setting the seed."""
+def build(name: str, configuration: Configuration, **options: Any) -> Any:
+    """Build a small network of a backbone after setting the seed; Any, because `deep_supervision` is set on it."""
     if name in ("segresnet", "unetr", "swinunetr"):
         pytest.importorskip("monai")
     torch.manual_seed(7)
@@ -98,7 +98,8 @@ def test_outputs_have_the_plans_sizes(name: str, dim: int, odd: bool, make_confi
 def test_gradients_reach_every_parameter_in_a_batch_of_one(name: str, dim: int, make_configuration: Maker) -> None:
     configuration = make_configuration(dim)
     network = build(name, configuration).train()
-    sum((output * torch.randn_like(output)).sum() for output in as_list(network(images(configuration, 1)))).backward()
+    outputs = as_list(network(images(configuration, 1)))
+    torch.stack([(output * torch.randn_like(output)).sum() for output in outputs]).sum().backward()
     without = [key for key, parameter in network.named_parameters() if parameter.grad is None]
     assert without == []
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.grad is not None)
@@ -111,7 +112,7 @@ def test_bfloat16_autocast_trains_without_overflow(name: str, dim: int, make_con
     network = build(name, configuration).train()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = as_list(network(images(configuration)))
-    sum(output.float().square().mean() for output in outputs).backward()
+    torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
     assert all(output.isfinite().all() for output in outputs)
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
 

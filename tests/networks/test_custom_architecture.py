@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -89,11 +90,11 @@ def test_an_unknown_option_is_refused_and_the_nearest_named() -> None:
 
 
 def test_the_network_is_built_and_protected() -> None:
-    network = build_network({"name": NAME, "width": 3}, patch_size=(8, 16, 16), num_classes=4)
+    network: Any = build_network({"name": NAME, "width": 3}, patch_size=(8, 16, 16), num_classes=4)
     assert network(torch.zeros(1, 1, 8, 16, 16)).shape == (1, 4, 8, 16, 16)
     assert {type(layer).__name__ for layer in network.layers} == {"DepthTwoConv3d"}
     assert not network.deep_supervision
-    direct = build_network(PlainNetSettings(name=NAME, width=5), patch_size=(8, 16, 16))
+    direct: Any = build_network(PlainNetSettings(name=NAME, width=5), patch_size=(8, 16, 16))
     assert direct.layers[0].out_channels == 5
 
 

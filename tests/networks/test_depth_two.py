@@ -9,7 +9,7 @@ from umamba.networks.depth_two import DepthTwoConv3d, protect_gradients
 
 @pytest.mark.parametrize("size", [(2, 5, 5), (2, 8, 4), (3, 4, 4)])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
-def test_bfloat16_gradients_are_those_of_float32(size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+def test_bfloat16_gradients_are_those_of_float32(size: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
     network = nn.Sequential(nn.Conv3d(16, 16, 3, stride, 1))
     x = torch.randn(2, 16, *size)
     expected = network(x)

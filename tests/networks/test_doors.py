@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_only_u_mamba_is_u_mamba(make_configuration: Maker) -> None:
 
 
 def test_options_and_deep_supervision_are_arguments() -> None:
-    network = UMambaEnc(1, 3, UMambaEncSettings(d_state=4), patch_size=(32, 32), deep_supervision=False)
+    network: Any = UMambaEnc(1, 3, UMambaEncSettings(d_state=4), patch_size=(32, 32), deep_supervision=False)
     assert network(torch.randn(1, 1, 32, 32)).shape == (1, 3, 32, 32)
     assert network.encoder.mamba_layers[1].mamba.d_state == 4
     bot = UMambaBot(1, 3, UMambaBotSettings(mamba="identity"), patch_size=(32, 32))

@@ -25,7 +25,8 @@ SIZES_2D = [((320, 320), (1.0, 1.0)), ((384, 640), (1.0, 1.0)), ((48, 64), (0.3,
 def planned(patch: tuple[int, ...], spacing: tuple[float, ...], channels: int, rules: str) -> Configuration:
     """Return the planner's configuration for one image of the patch's size and spacing."""
     flat = len(patch) == 2
-    shape, mm = ((1, *patch), (10.0, *spacing)) if flat else (patch, spacing)
+    shape: Any = (1, *patch) if flat else patch
+    mm: Any = (10.0, *spacing) if flat else spacing
     name = "2d" if flat else "3d_fullres"
     plan = plan_dataset(
         Fingerprint(
@@ -94,8 +95,8 @@ def test_one_line_makes_a_network() -> None:
     with torch.device("meta"):
         network = build_network("umamba_enc", patch_size=(64, 160, 160), in_channels=1, num_classes=14)
         same = build_network(UMambaEncSettings(), configuration_for_patch((64, 160, 160)), 1, 14)
-        wide = build_network(UMambaEncSettings(d_state=32), patch_size=(64, 160, 160), num_classes=14)
-        residual = build_network(ResEncUNetSettings(), patch_size=(64, 160, 160))
+        wide: Any = build_network(UMambaEncSettings(d_state=32), patch_size=(64, 160, 160), num_classes=14)
+        residual: Any = build_network(ResEncUNetSettings(), patch_size=(64, 160, 160))
     assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in same.state_dict().items()}
     assert wide.get_submodule("encoder.mamba_layers.0.mamba").A_log.shape[1] == 32
     assert [len(stage.blocks) for stage in residual.encoder.stages] == [1, 3, 4, 6, 6, 6]

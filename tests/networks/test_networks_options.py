@@ -18,8 +18,8 @@ from umamba.settings import read_architecture
 Maker = Callable[..., Configuration]
 
 
-def build(configuration: Configuration, name: str, **options: Any) -> nn.Module:
-    """Build a network for one channel and two classes."""
+def build(configuration: Configuration, name: str, **options: Any) -> Any:
+    """Build a network for one channel and two classes; Any, because nn.Module hides what its layers are."""
     return build_network(read_architecture({"name": name, **options}), configuration, 1, 2)
 
 
@@ -109,7 +109,7 @@ def test_sizes_of_the_mamba_layer(make_configuration: Maker) -> None:
     assert mamba.conv1d.weight.shape == (24, 1, 3)
 
 
-def convolutions(network: nn.Module) -> dict[str, nn.Module]:
+def convolutions(network: nn.Module) -> dict[str, Any]:
     """Return the 2D and 3D convolutions by name."""
     kinds = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
@@ -221,9 +221,10 @@ def test_monai_networks_are_padded_evenly_and_cropped_back(name: str, dim: int, 
     inner = {"segresnet": (48, 24, 16), "unetr": (48, 32, 16), "swinunetr": (64, 32, 32)}[name][:dim]
     before = {"segresnet": (3, 2, 2), "unetr": (3, 6, 2), "swinunetr": (11, 6, 10)}[name][:dim]
     network = build(make_configuration(dim, patch_size=size), name, **small[name]).eval()
-    monai_forward = type(network).__mro__[2].forward
+    monai_class: Any = type(network).__mro__[2]
+    monai_forward = monai_class.forward
     x = torch.randn(1, 1, *size)
-    middle = (..., *(slice(start, start + extent) for start, extent in zip(before, size, strict=True)))
+    middle: Any = (..., *(slice(start, start + extent) for start, extent in zip(before, size, strict=True)))
     padded = torch.zeros(1, 1, *inner)
     padded[middle] = x
     with torch.no_grad():
@@ -237,7 +238,7 @@ def test_swinunetr_16_is_that_of_monai(dim: int, make_configuration: Maker) -> N
         pytest.skip("needs the corrected patch merging")
     from monai.networks.nets import SwinUNETR
 
-    small = {"feature_size": 12, "depths": [1] * 4, "num_heads": [1] * 4}
+    small: dict[str, Any] = {"feature_size": 12, "depths": [1] * 4, "num_heads": [1] * 4}
     configuration = make_configuration(dim, patch_size=(64, 32, 32)[:dim])
     corrected = build(configuration, "swinunetr", **small, monai_compat="1.6").eval()
     older = build(configuration, "swinunetr", **small, monai_compat="1.3").eval()

@@ -171,7 +171,12 @@ def test_official_checkpoints_predict_as_they_did(
     folder: str, fold: str, shared_dir: Path, make_configuration: Maker
 ) -> None:
     root = shared_dir / "reference/networks/checkpoints/Dataset999_Reference" / folder
-    numpy_pickles = [(np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
+    core: Any = np._core  # type: ignore[attr-defined]  # private, but what the pickles name
+    numpy_pickles: list[Any] = [
+        (core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+        np.dtype,
+        np.dtypes.Float64DType,
+    ]
     numpy_pickles.append(np.dtypes.Float32DType)
     with torch.serialization.safe_globals(numpy_pickles):
         checkpoint = torch.load(root / fold / "checkpoint_final.pth", weights_only=True, map_location="cpu")

@@ -10,8 +10,8 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 
 from umamba.patches.blur import blur_axis_by_convolution, blur_axis_compiled, gaussian_weights
-from umamba.patches.resample import resample_patch
 from umamba.patches.spatial import rotation_matrix, vote_label_by_sampling
+from umamba.patches.warp import resample_patch
 from umamba.settings import AugmentationSettings
 from umamba.settings.augmentation import Noise
 

@@ -9,13 +9,13 @@ import torchio as tio
 from scipy.ndimage import map_coordinates
 
 from umamba.patches.augmentation import is_flat, max_degrees
-from umamba.patches.resample import resample_patch
 from umamba.patches.spatial import (
     RotateScaleCrop,
     crop_centre,
     resample_image_patch,
     rotation_matrix,
 )
+from umamba.patches.warp import resample_patch
 from umamba.settings import AugmentationSettings
 from umamba.settings.augmentation import Rotation, Scaling
 

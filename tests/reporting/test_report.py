@@ -287,7 +287,7 @@ def test_tables_in_markdown_and_latex_hold_the_same_numbers(
 
 def test_nothing_measured_is_all_missing(tmp_path: Path) -> None:
     (tmp_path / "published.csv").write_text(PUBLISHED)
-    runs = [PlannedRun((), tmp_path / method, "toy", method, "all", 0, 2, 100, "x") for method in METHODS]
+    runs = [PlannedRun((), RunFolder(tmp_path / method), "toy", method, "all", 0, 2, 100, "x") for method in METHODS]
     page = write_report(gather("toy", "Which?", runs, tmp_path / "published.csv"), tmp_path / "report")
     assert page.read_text().count(">missing<") == 8  # two labels of four methods
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,8 @@ def test_a_warned_task_stops_its_training_and_asks_for_a_requeue(
     code = (
         "import sys; from pathlib import Path; from umamba.records import RunFolder; "
         "from umamba.sweeps.task import run_task; "
-        f"print(run_task([sys.executable, '-c', {training!r}, '{tmp_path}/begun'], RunFolder(Path('{tmp_path}')), '17_4'))"
+        f"command = [sys.executable, '-c', {training!r}, '{tmp_path}/begun']; "
+        f"print(run_task(command, RunFolder(Path('{tmp_path}')), '17_4'))"
     )
     environment = {**os.environ, "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
@@ -156,11 +158,6 @@ def test_memory_grows_with_the_planned_batch(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     plan = {"intensity": [{}], "configurations": {"3d_fullres": {"patch_size": [256, 256, 256], "batch_size": 8}}}
     (folder / "plan.json").write_text(json.dumps(plan))
-    large = PlannedRun(
-        *(
-            getattr(planned[0], name) if name != "folder" else RunFolder(folder)
-            for name in planned[0].__dataclass_fields__
-        )
-    )
+    large = replace(planned[0], folder=RunFolder(folder))
     assert preflight(planned, SlurmSettings(), []) == []
     assert "memory" in preflight([large], SlurmSettings(), [])[0]

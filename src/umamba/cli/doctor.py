@@ -15,7 +15,7 @@ from umamba.inference import autocast, choose_precision, cpu_has_bfloat16
 from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
 from umamba.networks import build_network
-from umamba.networks.scan.report import BackendState, backend_states
+from umamba.networks.scan.backend_states import BackendState, backend_states
 from umamba.planning import Configuration
 
 log = logging.getLogger(__name__)

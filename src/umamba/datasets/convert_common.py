@@ -6,6 +6,7 @@ training images is also a test image.
 """
 
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +16,14 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import SimpleITK as sitk
-from rich.console import Console
-from rich.progress import Progress
 
 from umamba.datasets.declared import dataset_json
 from umamba.datasets.nnunet_raw import FIRST_CHANNEL
 from umamba.io import UserError, atomic_path, exclusive, write_json
 from umamba.io.decode import decode
+from umamba.io.voice import tracked
 
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Split = Literal["Tr", "Ts"]
 # Organs 1 to 13 in the order of the paper's tables, which is FLARE22's order.
@@ -101,21 +102,21 @@ def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path
     cases = converter.find(source)
     _check_cases(cases, source, converter)
     target = raw / converter.folder
-    console = Console(soft_wrap=True)
     with exclusive(raw / f".{converter.folder}.lock", f"the conversion of {converter.folder}"):
         for case in cases:
             for kind in ("images", "labels", *(("instances",) if converter.instances else ())):
                 (target / f"{kind}{case.split}").mkdir(parents=True, exist_ok=True)
         written = _in_threads(partial(_write_case, converter, target), cases, workers, "Converting")
-        console.print(f"{converter.folder}: {sum(written)} cases converted, {len(cases) - sum(written)} found done.")
+        done = len(cases) - sum(written)
+        log.info("%s: %d cases converted, %d were converted before.", converter.folder, sum(written), done)
         digests = _in_threads(
             lambda case: content_digest(image_path(converter, target, case)), cases, workers, "Comparing"
         )
         for remark in check_content(dict(zip(cases, digests, strict=True))):
-            console.print(remark)
+            log.info(remark)
         counts = {split: sum(case.split == split for case in cases) for split in ("Tr", "Ts")}
         for line in count_lines(converter, counts["Tr"], counts["Ts"]):
-            console.print(line)
+            log.info(line)
         content = dataset_json(
             converter.channel_names,
             converter.labels,
@@ -242,11 +243,8 @@ def _write(path: Path, image: sitk.Image) -> None:
 def _in_threads(
     function: Callable[[SourceCase], Result], cases: Sequence[SourceCase], workers: int, title: str
 ) -> list[Result]:
-    with (
-        Progress(console=Console(stderr=True), transient=True) as progress,
-        ThreadPoolExecutor(max(1, workers)) as pool,
-    ):
-        return list(progress.track(pool.map(function, cases), total=len(cases), description=title))
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return list(tracked(pool.map(function, cases), title, len(cases)))
 
 
 def by_name(files: Iterable[Path], ending: str) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Call a function for many cases in worker processes, with a progress bar, holding only a few cases in memory."""
+"""Call a function for many cases in worker processes, with only a few cases in memory."""
 
 import multiprocessing
 import os
@@ -11,11 +11,9 @@ from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import Progress
-
 from umamba.datasets.nnunet_raw import RawCase
 from umamba.io import UserError
+from umamba.io.voice import tracked
 
 Result = TypeVar("Result")
 
@@ -44,29 +42,22 @@ def over_cases(
         function: must be picklable, and its results small, because all of them are held in memory.
         cases: the cases.
         workers: worker processes; 0 or 1 calls the function in this process.
-        title: text of the progress bar.
+        title: text of the progress bar, which appears if messages are shown.
 
     Raises:
         UserError: a worker process was killed.
     """
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=len(cases))
-        if workers <= 1 or len(cases) <= 1:
-            results = []
-            for case in cases:
-                results.append(function(case))
-                progress.advance(task)
-            return results
-        with _pool(min(workers, len(cases)), function) as pool:
-            futures = [pool.submit(function, case) for case in cases]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    progress.advance(task)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            return [future.result() for future in futures]
+    if workers <= 1 or len(cases) <= 1:
+        return [function(case) for case in tracked(cases, title, len(cases))]
+    with _pool(min(workers, len(cases)), function) as pool:
+        futures = [pool.submit(function, case) for case in cases]
+        try:
+            for future in tracked(as_completed(futures), title, len(futures)):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
 
 
 @contextmanager

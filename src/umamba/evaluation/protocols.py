@@ -5,7 +5,6 @@ only in the slices that the reference covers. Endoscopy: the mean over the class
 tolerance of two pixels.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,24 +80,3 @@ def endoscopy_classes(prediction: np.ndarray, truth: np.ndarray, strict_official
     """
     values = (np.unique(image).tolist() for image in (prediction, truth))
     return sorted({value for found in values for value in (found[1:] if strict_official else found) if value > 0})
-
-
-def score_endoscopy(prediction: np.ndarray, truth: np.ndarray, strict_official: bool = False) -> dict[str, float]:
-    """Score an image of surgical instruments by the means over its classes (see `endoscopy_classes`).
-
-    Args:
-        prediction: label image (Y, X).
-        truth: label image (Y, X) of the reference.
-        strict_official: see `endoscopy_classes`.
-
-    Returns:
-        {"dsc": ..., "nsd": ...}; NaN if neither image has a class.
-    """
-    classes = endoscopy_classes(prediction, truth, strict_official)
-    if not classes:
-        return {"dsc": math.nan, "nsd": math.nan}
-    pairs = [(prediction[None] == value, truth[None] == value) for value in classes]
-    return {
-        "dsc": float(np.mean([dice(*pair) for pair in pairs])),
-        "nsd": float(np.mean([surface_dice(*pair, (1, 1, 1), ENDOSCOPY_TOLERANCE_PX) for pair in pairs])),
-    }

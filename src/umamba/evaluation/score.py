@@ -6,6 +6,7 @@ the reference are not counted. The rules of the benchmarks are in `protocols` an
 """
 
 import math
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-from rich.progress import track
 from rich.table import Table
 
 from umamba.evaluation.instances import score_cells
@@ -26,9 +26,11 @@ from umamba.evaluation.protocols import ABDOMEN_ORGANS, ENDOSCOPY_TOLERANCE_PX, 
 from umamba.evaluation.surface import surface_dice, surface_distances
 from umamba.io import Geometry, Image, UserError, atomic_path, geometry_difference, read_label
 from umamba.io.resources import available_cpus
+from umamba.io.voice import tracked
 from umamba.labels import LabelSet
+from umamba.settings.dataset import Protocol
 
-PROTOCOLS = ("generic", "abdomen", "endoscopy", "cell")
+PROTOCOLS: tuple[Protocol, ...] = typing.get_args(Protocol)
 TITLES = {"dsc": "DSC", "nsd": "NSD", "f1": "F1", "precision": "precision", "recall": "recall", "hd95_mm": "HD95 (mm)"}
 CELLS = "cells"  # stands in the column "label" of the cells' scores
 _CASES_PER_PROCESS = 8  # scoring fewer cases takes less time than the imports of a new process
@@ -269,12 +271,12 @@ def score_pairs(
             problems.append(str(error))
 
     if processes <= 1:
-        for case, files in track(pairs.items(), "Scoring", transient=True):
+        for case, files in tracked(pairs.items(), "Scoring", len(pairs)):
             keep(case, partial(score, *files))
     else:
         with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=_context()) as pool:
             futures = {pool.submit(score, *files): case for case, files in pairs.items()}
-            for future in track(as_completed(futures), "Scoring", len(futures), transient=True):
+            for future in tracked(as_completed(futures), "Scoring", len(futures)):
                 keep(futures[future], future.result)
     rows = [
         {"case": case, "label": name, **metrics} for case in pairs for name, metrics in scores.get(case, {}).items()

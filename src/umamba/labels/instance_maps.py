@@ -7,7 +7,6 @@ from skimage.segmentation import find_boundaries, watershed
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
 COMPONENTS = "components"
-METHODS = (COMPONENTS, "watershed")
 
 
 def interior_and_boundary(instances: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ import torchio as tio
 from torch import Tensor
 from torch.nn import functional
 
-from umamba.patches.resample import resample_patch
 from umamba.patches.seeding import draw_uniform
+from umamba.patches.warp import resample_patch
 from umamba.preprocessing.case import OUTSIDE
 from umamba.settings.augmentation import Rotation, Scaling
 
