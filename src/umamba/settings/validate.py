@@ -1,7 +1,7 @@
-"""The one validator of all settings: from plain values to frozen records, with all mistakes in one message.
+"""Validate all settings: make frozen records from plain values, and report all mistakes in one message.
 
-A record is a frozen dataclass that inherits `Settings`; its types and `Key` limits say what is allowed. Every record
-checks itself when it is made, so that a record in a notebook is as safe as a command line.
+A record is a frozen dataclass that inherits `Settings`. The types and limits (`Key`) of its fields define the allowed
+values. A record checks itself when it is made, so a record in a notebook is as safe as a command line.
 """
 
 import difflib
@@ -17,11 +17,15 @@ from umamba.io.errors import UserError
 from umamba.settings.fields import Key
 
 Record = TypeVar("Record", bound="Settings")
-REQUIRED = "???"  # omegaconf's mark of a value that the user must give
+REQUIRED = "???"  # omegaconf's placeholder for a value that the user must give
 
 
 class InvalidSettings(UserError):
-    """Settings that cannot be used; `problems` holds one sentence for each mistake."""
+    """Settings that cannot be used.
+
+    Attributes:
+        problems: a sentence for each mistake.
+    """
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -34,13 +38,13 @@ class Settings:
     """Base of all settings records.
 
     Attributes:
-        section: dotted name under which the record stands on the command line, for messages.
+        section: dotted name of the record on the command line, for messages.
     """
 
     section: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        """Check and convert every value (lists become tuples, integers floats where floats are asked for).
+        """Check and convert every value: lists become tuples, integers become floats where the type is float.
 
         Raises:
             InvalidSettings: all mistakes of this record.
@@ -55,12 +59,12 @@ class Settings:
             raise InvalidSettings(problems)
 
     def conflicts(self) -> Iterator[str]:
-        """Yield what is wrong with combinations of values that are each allowed."""
+        """Yield a sentence for each combination of values that is impossible although each value is allowed."""
         return iter(())
 
 
 def parse(record: type[Record], values: Mapping[str, Any], section: str | None = None) -> Record:
-    """Return a record of plain values; keys that are left out keep their defaults.
+    """Make a record from plain values; absent keys get their defaults.
 
     Args:
         record: the settings record.
@@ -82,7 +86,10 @@ def parse(record: type[Record], values: Mapping[str, Any], section: str | None =
 
 
 def plain(value: Any) -> Any:
-    """Return a record as plain nested values that JSON and YAML can hold: paths as text, tuples as lists.
+    """Return a record as nested plain values for JSON and YAML: paths become text, tuples become lists.
+
+    Args:
+        value: a record, or a value of one.
 
     >>> from umamba.settings import UNETRSettings
     >>> plain(UNETRSettings())["name"]
@@ -90,7 +97,7 @@ def plain(value: Any) -> Any:
     """
     if is_dataclass(value) and not isinstance(value, type):
         content = {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
-        extra = content.pop(getattr(value, "open_field", ""), {})  # keys that the record does not declare
+        extra = content.pop(getattr(value, "open_field", ""), {})  # the keys that the record does not declare
         return {**content, **extra}
     if isinstance(value, Mapping):
         return {str(name): plain(entry) for name, entry in value.items()}
@@ -100,7 +107,13 @@ def plain(value: Any) -> Any:
 
 
 def unknown_name(name: str, section: str, known: Iterable[str]) -> str:
-    """Return the message for a key that does not exist, with the nearest name that does."""
+    """Return the message about an unknown key, with the most similar known one.
+
+    Args:
+        name: the unknown key.
+        section: dotted name of the record.
+        known: keys of the record.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean '{_join(section, close[0])}'?" if close else ""
@@ -108,7 +121,13 @@ def unknown_name(name: str, section: str, known: Iterable[str]) -> str:
 
 
 def wrong_choice(path: str, value: Any, choices: Iterable[str]) -> str:
-    """Return the message for a value that is none of the choices, with the nearest one."""
+    """Return the message about a value that is none of the choices, with the most similar choice.
+
+    Args:
+        path: dotted name of the key.
+        value: the wrong value.
+        choices: the allowed values.
+    """
     names = list(choices)
     close = difflib.get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
@@ -117,7 +136,7 @@ def wrong_choice(path: str, value: Any, choices: Iterable[str]) -> str:
 
 @cache
 def _declared(record: Any) -> dict[str, tuple[Any, Key]]:
-    """Return type and limits of each field of a record."""
+    """Return the type and limits of each field of a record."""
     hints = typing.get_type_hints(record)
     return {entry.name: (hints[entry.name], entry.metadata.get("key", Key())) for entry in fields(record)}
 
@@ -130,7 +149,7 @@ def _required(record: Any) -> frozenset[str]:
 
 
 def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
-    """Return the record of plain values, or None after adding to the problems."""
+    """Make a record from plain values; return None and add to the problems if there are mistakes."""
     if not isinstance(values, Mapping):
         example = next(iter(_declared(record)))
         problems.append(f"{section}={values}: must hold keys, such as {_join(section, example)}.")
@@ -161,7 +180,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
     failed = len(problems) > before
     try:
         if failed:
-            # Mistakes of combinations are shown together with those of single values, which their defaults stand for.
+            # Also report impossible combinations of the other values; wrong values are replaced by their defaults.
             arguments = {name: value for name, value in arguments.items() if name not in wrong}
             if any(_is_choice(declared[name][0]) for name in wrong) or not _required(record) <= set(arguments):
                 return None
@@ -173,7 +192,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
 
 
 def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str]) -> Any:
-    """Return a value converted to its kind; add a sentence to the problems if it is not possible."""
+    """Return a value converted to its type; add a sentence to the problems if that is not possible."""
     alternatives = _alternatives(kind)
     if limits.variants is not None:
         return _variant(value, limits.variants, path, problems)
@@ -195,7 +214,7 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
 
 
 def _variant(value: Any, variants: Mapping[str, type[Any]], path: str, problems: list[str]) -> Any:
-    """Return the record that the entry `name` of a value chooses."""
+    """Make the record that the entry `name` of a value chooses."""
     if isinstance(value, Settings):
         return value
     name = value.get("name") if isinstance(value, Mapping) else value
@@ -210,7 +229,7 @@ _NO = object()
 
 
 def _converted(value: Any, kind: Any, limits: Key) -> Any:
-    """Return the value as one plain kind has it, or _NO."""
+    """Return a value converted to one type without alternatives, or _NO if that is not possible."""
     if kind is type(None):
         return None if value is None else _NO
     if _is_literal(kind):
@@ -238,7 +257,7 @@ def _converted(value: Any, kind: Any, limits: Key) -> Any:
 
 
 def _entries(value: Any, kinds: tuple[Any, ...], limits: Key) -> Any:
-    """Return a tuple whose entries are of the given kinds (`X, ...` or one each), or _NO."""
+    """Return a tuple with entries of the given types (`X, ...`, or a type for each entry), or _NO."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return _NO
     if kinds[-1] is Ellipsis:
@@ -250,7 +269,7 @@ def _entries(value: Any, kinds: tuple[Any, ...], limits: Key) -> Any:
 
 
 def _within(value: float, limits: Key) -> bool:
-    """Return whether a finite number lies within the limits."""
+    """Return whether a number is finite and within the limits."""
     return (
         value == value
         and abs(value) != float("inf")
@@ -262,7 +281,11 @@ def _within(value: float, limits: Key) -> bool:
 
 
 def described(kind: Any, limits: Key) -> str:
-    """Return in words what a key takes, such as 'a number from 0 to 1, or null'.
+    """Describe the allowed values of a key in words.
+
+    Args:
+        kind: type of the key.
+        limits: limits of the key.
 
     >>> described(float | None, Key(low=0, high=1))
     'a number from 0 to 1, or null'
@@ -329,7 +352,7 @@ def _is_literal(kind: Any) -> bool:
 
 
 def _is_choice(kind: Any) -> bool:
-    """Return whether a kind takes nothing but listed values."""
+    """Return whether a type only allows listed values."""
     alternatives = _alternatives(kind)
     literals = [_is_literal(entry) for entry in alternatives]
     return any(literals) and all(

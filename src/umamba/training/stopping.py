@@ -1,7 +1,7 @@
 """Stop in time: at a signal, or when trainer.max_time is used up. The same command continues the run.
 
-A signal ends the process at once and keeps the last completed epoch, because a run that continues there sees the patches
-of an uninterrupted run and ends with the same weights.
+A signal ends the process at once and keeps the last completed epoch, because a run that continues there sees the
+patches of an uninterrupted run and ends with the same weights.
 """
 
 import os
