@@ -7,7 +7,7 @@ import torch
 
 from umamba.cli import doctor
 from umamba.io.voice import shown
-from umamba.networks.scan import report
+from umamba.networks.scan import backend_states as report
 
 
 def test_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,7 @@ def test_a_plans_file_stands_alone_and_fits_the_dataset(
     path, dataset = tmp_path / "nnUNetPlans.json", read_dataset(Path(config.dataset.root))
     path.write_text(json.dumps(to_nnunet_plans(make_plan(config, dataset, statistics)[0])))
     for plan, key in ((PlanConfig(batch_size=4), "batch_size"), (PlanConfig(paper=True), "paper")):
-        with pytest.raises(UserError, match=rf"plan\.from_file.*plan\.{key} cannot be given as well"):
+        with pytest.raises(UserError, match=rf"plan\.from_file.*plan\.{key} cannot be pinned beside"):
             make_plan(replace(config, plan=replace(plan, from_file=str(path))), dataset, statistics)
     other = read_dataset(write_raw(tmp_path / "Dataset002_Two", ("T1", "T2")))
     with pytest.raises(UserError, match=r"made for 1 channel\(s\), Dataset002_Two has 2"):

@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         UserError: arguments are given; the command takes none.
     """
     if arguments:
-        raise UserError(f"umamba doctor {arguments[0]}: the command takes no arguments. Give umamba doctor alone.")
+        raise UserError(f"umamba doctor takes no arguments, but {arguments[0]} was given. Leave it out.")
     log.info(versions_table())
     trials = {device: try_device(device) for device in devices()}
     log.info(devices_table(trials))

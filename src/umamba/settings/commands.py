@@ -70,7 +70,7 @@ class ReportSettings(Settings):
     overrides: tuple[str, ...] = key(
         (), "Overrides with which every run was trained, if there were any: \"overrides=['smoke=true']\""
     )
-    paths: PathsSettings = key(PathsSettings, "Folders.")
+    paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class ConvertSettings(Settings):
         "paper). new: it is left out of the test set.",
     )
     workers: int | None = key(None, "Threads that read and write; null: all CPUs of the allocation.", low=1)
-    paths: PathsSettings = key(PathsSettings, "Folders.")
+    paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,8 +98,8 @@ class PlanSettings(Settings):
                 yield f"plan.{name}={list(pinned[name])}: {self.configuration} needs {self.dim} positive entries."
         for name in ("strides", "kernel_sizes"):
             if name in pinned and any(len(step) != self.dim for step in pinned[name]):
-                steps = [list(step) for step in pinned[name]]
-                yield f"plan.{name}={steps}: each stage needs {self.dim} positive entries."
+                given = [list(step) for step in pinned[name]]
+                yield f"plan.{name}={given}: each stage needs {self.dim} positive entries."
 
     def _wrong_stages(self, pinned: dict[str, Any]) -> Iterator[str]:
         """Yield lists with different numbers of stages, a strided first stage, and even kernel sizes."""

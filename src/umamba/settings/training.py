@@ -104,7 +104,7 @@ class TrainSettings(Settings):
     smoke: bool = key(
         False, "Test the run in a minute, with a phantom of the same kind, a tiny plan and network, and two epochs."
     )
-    paths: PathsSettings = key(PathsSettings, "Folders.")
+    paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
     planner: PlannerSettings = key(PlannerSettings, "The rules from which the plan is derived.")
     plan: PlanSettings = key(PlanSettings, "The configuration of the plan, and pinned values.")
     architecture: ArchitectureSettings = key(UMambaBotSettings, "The network and its options.", variants=ARCHITECTURES)

@@ -74,9 +74,7 @@ def seconds(limit: str) -> float | None:
         return None
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit.strip())
     if match is None:
-        raise UserError(
-            f"slurm.time_limit={limit}: must be written as SLURM does, such as 24:00:00 or 2-00:00:00."
-        )
+        raise UserError(f"slurm.time_limit={limit}: must be written as SLURM does, such as 24:00:00 or 2-00:00:00.")
     days, first, second, third = (int(part) if part else None for part in match.groups())
     first = first or 0
     if days is not None:
