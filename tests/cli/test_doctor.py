@@ -72,6 +72,6 @@ def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.no_gpu_reason() == ("no NVIDIA driver is loaded; there may be no GPU", None)
     monkeypatch.setattr(doctor.os.path, "exists", lambda path: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert doctor.no_gpu_reason() == ("CUDA_VISIBLE_DEVICES hides it", "unset CUDA_VISIBLE_DEVICES")
+    assert doctor.no_gpu_reason() == ("CUDA_VISIBLE_DEVICES hides all GPUs", "unset CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert "driver does not work with CUDA 12.6" in doctor.no_gpu_reason()[0]

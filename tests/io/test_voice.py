@@ -26,7 +26,8 @@ def test_a_library_call_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_messages_and_bars_appear_together(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_and_bars_appear_together(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
     with shown():
         assert showing()
         logging.getLogger("umamba.room").info("a message of %d words", 5)

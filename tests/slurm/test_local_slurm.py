@@ -118,9 +118,9 @@ def test_a_requeued_run_goes_on_in_its_folder(one_run: tuple[Path, str, str], ho
     wait_for(lambda: in_queue(job) == ["PENDING"], 180)
     before = len(epochs(folder))
     why = (
-        "the time limit came near"
+        "the time limit approached"
         if how.startswith("warned")
-        else "the cluster took the node back, or it was cancelled"
+        else "the cluster took the node back, or the job was cancelled"
     )
     waiting = ["pending", f"{before}/12", "", "", f"stopped: {why}"]
     assert row(umamba_slurm(folder, "state", study, *LONG)) == waiting

@@ -70,7 +70,7 @@ def test_records_of_jobs_that_failed_or_stopped(tmp_path: Path) -> None:
     write(tmp_path, "task.json", json.dumps({"state": "failed", "reason": "exit code 2: no memory"}))
     failed = run_state(planned(tmp_path), NOW)
     assert (failed.state, failed.epochs, failed.reason) == ("failed", 3, "exit code 2: no memory")
-    write(tmp_path, "task.json", json.dumps({"state": "stopped", "reason": "the time limit came near"}))
+    write(tmp_path, "task.json", json.dumps({"state": "stopped", "reason": "the time limit approached"}))
     stopped = run_state(planned(tmp_path), NOW)
     assert (stopped.state, stopped.epochs) == ("pending", 3)
     assert left_to_do([failed, stopped]) == [failed.run, stopped.run]
@@ -85,7 +85,7 @@ def test_a_finished_run_is_done_with_its_score(tmp_path: Path) -> None:
     assert state.score == pytest.approx((0.6 + 0.2) / 2)  # a label without a score does not count
     assert left_to_do([state]) == []
     longer = run_state(planned(tmp_path, max_epochs=20), NOW)
-    assert (longer.state, longer.reason) == ("pending", "trained for 10 epochs only")
+    assert (longer.state, longer.reason) == ("pending", "trained for only 10 epochs")
 
 
 def test_cells_are_scored_by_f1(tmp_path: Path) -> None:

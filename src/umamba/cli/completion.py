@@ -1,4 +1,4 @@
-"""`umamba completion`: Tab completes commands, groups, options and keys in bash and zsh."""
+"""`umamba completion`: complete commands, groups, options and keys with the Tab key in bash and zsh."""
 
 import sys
 from collections.abc import Sequence
@@ -25,7 +25,10 @@ ARGUMENTS = "Arguments: bash or zsh. Put the eval line into ~/.bashrc or ~/.zshr
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the script of a shell, or, for that script, the words that may follow a command line.
+    """Print the completion script of a shell, or the completions that this script asks for.
+
+    Args:
+        arguments: bash or zsh; or `words` and the words of a command line.
 
     Raises:
         UserError: the shell is unknown.
@@ -41,10 +44,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """Return how the last word may go on.
+    """Return the completions of the last word of a command line.
 
     Args:
-        words: the words of the command line after `umamba`, the last one perhaps unfinished.
+        words: the words after `umamba`; the last one may be incomplete.
 
     >>> candidates(["tr"])
     ['train']

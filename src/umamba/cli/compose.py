@@ -1,6 +1,6 @@
-"""From a command line to settings: Hydra composes, the records of `umamba.settings` check.
+"""Make settings from a command line: Hydra composes the configuration, the records of `umamba.settings` check it.
 
-The only module that knows Hydra's composition. Nothing heavy is imported, so that help and mistakes answer at once.
+No other module uses Hydra's composition. This one imports nothing heavy, so that help and mistakes answer at once.
 """
 
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ from umamba.settings.training import NO_DATASET
 from umamba.settings.validate import wrong_choice
 
 Record = TypeVar("Record", bound=Settings)
-# Configs of the commands: train.yaml chooses an option of each group; the other commands only need the paths.
+# Base configs: train.yaml chooses an option of each group; command.yaml only has the paths, for the other commands.
 TRAIN, COMMAND = "train", "command"
 
 
 def settings_of(record: type[Record], overrides: Sequence[str]) -> Record:
-    """Return the settings that overrides compose to.
+    """Compose the settings of a command.
 
     Args:
-        record: what the command takes.
+        record: the settings record of the command.
         overrides: `key=value` and `group=option`, as typed.
 
     Raises:
@@ -53,7 +53,16 @@ def settings_of(record: type[Record], overrides: Sequence[str]) -> Record:
 
 
 def settings_from(record: type[Record], config: DictConfig, problems: list[str]) -> Record | None:
-    """Return the settings of a composed configuration, or None after adding to the problems."""
+    """Return the settings of a composed configuration.
+
+    Args:
+        record: the settings record.
+        config: the configuration that Hydra composed.
+        problems: receives a sentence for each mistake.
+
+    Returns:
+        The settings; None if there are problems.
+    """
     try:
         values: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
@@ -74,10 +83,14 @@ def settings_from(record: type[Record], config: DictConfig, problems: list[str])
 
 
 def check_without_data(settings: Settings) -> None:
-    """Refuse what is known to be impossible before any data is read, beyond the records' own checks.
+    """Check what the records cannot check themselves and what needs no data.
+
+    Args:
+        settings: the settings of any command; only those of training are checked.
 
     Raises:
-        UserError: plan.paper for a dataset that Table 2 lacks, or a wrong option of a backbone that the user added.
+        UserError: plan.paper for a dataset that the paper's Table 2 does not have, or a wrong option of a backbone
+            that the user added.
     """
     if not isinstance(settings, TrainSettings):
         return
@@ -92,15 +105,22 @@ def check_without_data(settings: Settings) -> None:
 
 
 def config_name(record: type[Settings]) -> str:
-    """Return the config that the settings of a command are composed from."""
+    """Return the name of the config that the settings of a command are composed from.
+
+    Args:
+        record: the settings record of the command.
+    """
     return TRAIN if issubclass(record, TrainSettings) else COMMAND
 
 
 def as_forced(argument: str) -> str:
-    """Return an argument in the form that adds a key as well as changing it.
+    """Return an argument in Hydra's form that changes a key or adds it.
 
-    The records know which keys exist, so Hydra need not: `key=value` and `+key=value` both become `++key=value`.
-    Choices of groups, Hydra's own keys, deletions and options stay as they are.
+    The records know which keys exist, so Hydra does not have to: `key=value` and `+key=value` both become
+    `++key=value`. Choices of groups, Hydra's own keys, deletions and options stay as they are.
+
+    Args:
+        argument: an argument of the command line.
 
     >>> as_forced("+smoke=true"), as_forced("recipe=unetr")
     ('++smoke=true', 'recipe=unetr')
@@ -112,12 +132,20 @@ def as_forced(argument: str) -> str:
 
 
 def is_group(key: str) -> bool:
-    """Return whether a name is a group of configs."""
+    """Return whether a name is a group of configs.
+
+    Args:
+        key: the part of an override before the =.
+    """
     return bool(key) and "." not in key and any((root / key.split("@")[0]).is_dir() for root in config_folders())
 
 
 def options_of(group: str) -> list[str]:
-    """Return the names of a group's options."""
+    """Return the names of a group's options.
+
+    Args:
+        group: name of the group.
+    """
     return sorted({path.stem for root in config_folders() for path in (root / group).glob("*.yaml")})
 
 
@@ -127,20 +155,27 @@ def group_names() -> list[str]:
 
 
 def config_folders() -> list[Path]:
-    """Return the folders of configs: the program's, then `configs` of the working folder, for a user's own options."""
+    """Return the folders of configs: the program's, then ./configs with the user's own options, if it exists."""
     own, local = share("configs"), Path.cwd() / "configs"
     return [own, local] if local.is_dir() and local.resolve() != own.resolve() else [own]
 
 
 def search_path() -> list[str]:
-    """Return the override that lets Hydra find the user's own options."""
+    """Return the override by which Hydra finds the user's own options; empty if there are none."""
     folders = [f"file://{folder}" for folder in config_folders()[1:]]
     return [f"hydra.searchpath={folders}".replace("'", "").replace(" ", "")] if folders else []
 
 
 def sweep_problems(record: type[Settings], overrides: Sequence[str]) -> list[str]:
-    """Return what is wrong with the overrides of a sweep, whose values may be lists: of each choice of a group, and of
-    the first run."""
+    """Check the overrides of a sweep, whose values may be lists: every choice of a group, and the whole first run.
+
+    Args:
+        record: the settings record of the command.
+        overrides: as typed, such as fold=0,1,2.
+
+    Returns:
+        A sentence for each problem.
+    """
     problems, texts = _checked(overrides)
     first = [_first_choice(text) for text in texts]
     config = _composed(record, first, problems)
@@ -150,7 +185,7 @@ def sweep_problems(record: type[Settings], overrides: Sequence[str]) -> list[str
 
 
 def _checked(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return what is wrong with the form and the groups of overrides, and those that are right."""
+    """Return the problems of the overrides' form and groups, and the overrides that have none."""
     problems: list[str] = []
     right = []
     parser = OverridesParser.create()
@@ -161,7 +196,9 @@ def _checked(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
         try:
             override = parser.parse_override(as_forced(text))
         except HydraException as error:
-            problems.append(f"{text}: cannot be read ({str(error).splitlines()[0]}). Put quotes around the value.")
+            problems.append(
+                f"{text}: Hydra cannot read it ({str(error).splitlines()[0]}). Put quotes around the value."
+            )
             continue
         wrong = _wrong_options(override)
         problems += wrong
@@ -182,6 +219,7 @@ def _wrong_options(override: Override) -> list[str]:
 
 
 def _first_choice(text: str) -> str:
+    """Return the override of a sweep's first run."""
     override = OverridesParser.create().parse_override(text)
     if not override.is_sweep_override():
         return text
@@ -190,7 +228,7 @@ def _first_choice(text: str) -> str:
 
 
 def _composed(record: type[Settings], overrides: Sequence[str], problems: list[str]) -> DictConfig | None:
-    GlobalHydra.instance().clear()  # a study composes its runs within the task of a command
+    GlobalHydra.instance().clear()  # because a study composes its runs while another configuration is open
     try:
         with initialize_config_dir(str(share("configs")), version_base="1.3"):
             return compose(config_name(record), [*overrides, *search_path()])

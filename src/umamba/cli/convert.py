@@ -1,4 +1,4 @@
-"""`umamba convert`: a public dataset to nnU-Net's raw layout."""
+"""`umamba convert`: convert a public dataset to nnU-Net's raw layout."""
 
 import logging
 
@@ -8,10 +8,13 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: ConvertSettings) -> None:
-    """Convert what is not converted yet, and say what is missing.
+    """Convert the cases that are not converted yet, and report which are missing.
+
+    Args:
+        settings: the archive, its folder, and where the dataset is written.
 
     Raises:
-        UserError: the source is no such archive, or a file cannot be read.
+        UserError: the source does not hold this archive, or a file cannot be read.
     """
     from umamba.datasets.archives import converter_of
     from umamba.datasets.convert_common import convert

@@ -1,4 +1,4 @@
-"""`umamba describe`: a network at a plan, stage by stage."""
+"""`umamba describe`: show the stages of a network at a plan, and their cost."""
 
 import logging
 
@@ -8,10 +8,13 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: DescribeSettings) -> None:
-    """Show a network's stages, their cost, and where paper and code disagree about it.
+    """Show a network's stages, their cost, and where the paper and its code disagree about the network.
+
+    Args:
+        settings: the network, and the plan, dataset or checkpoint that gives its sizes.
 
     Raises:
-        UserError: there is no plan to describe it at, or the network cannot be built at that plan.
+        UserError: nothing gives a plan, or the network cannot be built at that plan.
     """
     from umamba.networks.cost import network_cost
     from umamba.networks.cost_table import cost_table, disagreements

@@ -1,4 +1,4 @@
-"""`umamba doctor`: what of this machine works: versions, devices, scan backends, a network's forward and backward."""
+"""`umamba doctor`: test this machine: versions, devices, scan backends, a network's forward and backward pass."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ from umamba.planning import Configuration
 log = logging.getLogger(__name__)
 
 EXIT_BROKEN = 1
-# A small network of three stages, which has patch tokens and channel tokens.
+# Plan of a small network whose Mamba layers use both kinds of tokens: voxels and channels.
 _TINY = Configuration(
     name="3d_fullres",
     spacing=(1.0, 1.0, 1.0),
@@ -45,9 +45,9 @@ class Trial:
     """A forward and backward pass of a small U-Mamba Enc on a device.
 
     Attributes:
-        precision: Lightning's name of the precision that `auto` chooses there.
-        problem: what went wrong, None if nothing did.
-        seconds: of a second pass, when everything is compiled; 0 if it failed.
+        precision: the precision that `auto` chooses on the device, by Lightning's name.
+        problem: what failed; None if nothing did.
+        seconds: time of the second pass, which does not compile anything; 0 if it failed.
     """
 
     precision: str
@@ -61,7 +61,11 @@ def devices() -> list[str]:
 
 
 def try_device(device: str) -> Trial:
-    """Run a small network forward and backward on a device and check that every gradient is finite."""
+    """Run a small network forward and backward on a device and check that every gradient is finite.
+
+    Args:
+        device: PyTorch's name of the device.
+    """
     precision = choose_precision(torch.device(device))
     try:
         torch.manual_seed(0)
@@ -75,20 +79,20 @@ def try_device(device: str) -> Trial:
             gradients = [parameter.grad for parameter in network.parameters()]
             finite = all(bool(gradient is not None and gradient.isfinite().all()) for gradient in gradients)
             seconds = time.perf_counter() - start
-    except Exception as error:  # the report shows any error of a foreign build
+    except Exception as error:  # a broken installation may raise anything, and the report shows it
         lines = str(error).strip().splitlines()
         return Trial(precision, f"{type(error).__name__}: {lines[0] if lines else 'no message'}", 0.0)
     return Trial(precision, None if finite else "gradients are missing or not finite", seconds)
 
 
 def no_gpu_reason() -> tuple[str, str | None]:
-    """Return why PyTorch sees no GPU, and the command that mends it, None if there may simply be none."""
+    """Return why PyTorch sees no GPU, and the command that repairs it; None if the machine may have no GPU."""
     if torch.version.cuda is None and torch.version.hip is None:
         return "this PyTorch was built without CUDA", "pip install --force-reinstall torch  # on Linux, with CUDA"
     if not os.path.exists("/dev/nvidiactl"):
         return "no NVIDIA driver is loaded; there may be no GPU", None
     if os.environ.get("CUDA_VISIBLE_DEVICES", "set") in ("", "-1"):
-        return "CUDA_VISIBLE_DEVICES hides it", "unset CUDA_VISIBLE_DEVICES"
+        return "CUDA_VISIBLE_DEVICES hides all GPUs", "unset CUDA_VISIBLE_DEVICES"
     return (
         f"the driver does not work with CUDA {torch.version.cuda} of this PyTorch",
         "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126  # for an older driver",
@@ -96,10 +100,10 @@ def no_gpu_reason() -> tuple[str, str | None]:
 
 
 def versions_table() -> Table:
-    """Return the versions of everything that results depend on."""
+    """Return the table of versions of all packages that results depend on."""
     record = provenance()
     table = Table("version", "", title="Versions", title_justify="left")
-    table.add_row("umamba", str(record["umamba"] or "not installed, run from its folder"))
+    table.add_row("umamba", str(record["umamba"] or "not installed, runs from its folder"))
     table.add_row("Python", platform.python_version())
     table.add_row("system", platform.platform())
     for package, version in record["packages"].items():
@@ -109,7 +113,11 @@ def versions_table() -> Table:
 
 
 def devices_table(trials: dict[str, Trial]) -> Table:
-    """Return what each device is and whether a network trains on it."""
+    """Return the table of devices, with the result of each trial.
+
+    Args:
+        trials: the trial of each device.
+    """
     table = Table("device", "what", "precision", "forward and backward", title="Devices", title_justify="left")
     for device, trial in trials.items():
         done = f"FAILED: {trial.problem}" if trial.problem else f"works, {trial.seconds * 1000:.0f} ms"
@@ -131,8 +139,12 @@ def _described(device: str) -> str:
 
 
 def backends_table(states: dict[str, list[BackendState]]) -> Table:
-    """Return the scan backends of each device, the fastest first."""
-    table = Table("device", "backend", "state", "to mend it", title="Selective scan", title_justify="left")
+    """Return the table of the scan backends of each device, the fastest first.
+
+    Args:
+        states: the states of the backends on each device.
+    """
+    table = Table("device", "backend", "state", "to repair it", title="Selective scan", title_justify="left")
     for device, entries in states.items():
         for entry in entries:
             state = "chosen" if entry.chosen else f"refused: {entry.refusal}" if entry.refusal else "works, slower"
@@ -141,18 +153,24 @@ def backends_table(states: dict[str, list[BackendState]]) -> Table:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Show the report; return 1 if a network does not train on some device, else 0.
+    """Show the report.
+
+    Args:
+        arguments: must be empty.
+
+    Returns:
+        The exit code: 1 if the network does not train on a device, else 0.
 
     Raises:
         UserError: arguments are given; the command takes none.
     """
     if arguments:
-        raise UserError(f"umamba doctor takes no arguments, not {arguments[0]}.")
+        raise UserError(f"umamba doctor takes no arguments, but {arguments[0]} was given. Leave it out.")
     log.info(versions_table())
     trials = {device: try_device(device) for device in devices()}
     log.info(devices_table(trials))
     if "cuda" not in trials:
         reason, remedy = no_gpu_reason()
-        log.info("No GPU: %s.%s", reason, f" To mend it: {remedy}" if remedy else "")
+        log.info("No GPU: %s.%s", reason, f" To repair it: {remedy}" if remedy else "")
     log.info(backends_table({device: backend_states(device) for device in trials}))
     return EXIT_BROKEN if any(trial.problem for trial in trials.values()) else 0

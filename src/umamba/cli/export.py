@@ -1,4 +1,4 @@
-"""`umamba export`: a trained U-Net as a folder that nnU-Net predicts with."""
+"""`umamba export`: write a trained U-Net as a folder that nnU-Net predicts with."""
 
 import logging
 
@@ -8,10 +8,13 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: ExportSettings) -> None:
-    """Write the folder, and say how nnU-Net is called.
+    """Write the folder, and show the command by which nnU-Net uses it.
+
+    Args:
+        settings: the checkpoint, the folder and the fold.
 
     Raises:
-        UserError: the architecture is none of nnU-Net's, or the fold is there already.
+        UserError: nnU-Net does not have the architecture, or the fold exists already.
     """
     from umamba.inference.nnunet_export import export_to_nnunet
 

@@ -1,4 +1,4 @@
-"""`umamba find-best`: the best of several trained configurations, and its post-processing."""
+"""`umamba find-best`: find the best of several trained configurations, and its post-processing."""
 
 import logging
 
@@ -8,17 +8,20 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: FindBestSettings) -> None:
-    """Validate the candidates, show the ranking and the command that predicts with the best.
+    """Validate the candidates, show the ranking, and the command that predicts with the best one.
+
+    Args:
+        settings: the candidates, their dataset, and where the results are written.
 
     Raises:
-        UserError: the candidates differ in their trained folds, or have none.
+        UserError: the candidates differ in their trained folds, or a candidate has no trained fold.
     """
     from umamba.runs.select import find_best, mean_score, ranking_table
 
     found = find_best(settings)
     log.info(ranking_table(found.ranked))
-    said = ", then of ".join(str(list(values)) for values in found.post_processing.steps)
-    kept = f"keep the largest component of labels {said}" if said else "none helps"
+    steps = ", then of ".join(str(list(values)) for values in found.post_processing.steps)
+    kept = f"keep the largest component of labels {steps}" if steps else "none improves the DSC"
     log.info("Post-processing: %s; DSC %.4f before, %.4f after", kept, found.best.mean, mean_score(found.scores))
     checkpoints = ",".join(str(path) for path in found.best.checkpoints)
     log.info(

@@ -1,4 +1,4 @@
-"""The help of a command, from its settings records: every key with its type, range, default and sentence."""
+"""Write the help of a command from its settings record: every key with its type, range, default and sentence."""
 
 import textwrap
 import typing
@@ -17,7 +17,11 @@ _WIDTH = 110
 
 
 def command_help(command: Command) -> str:
-    """Return the help of a command: sentence, examples, groups with their options, and keys."""
+    """Return the help of a command: its sentence, examples, groups with their options, and keys.
+
+    Args:
+        command: the command.
+    """
     lines = [command.sentence, "", "Examples"]
     lines += [f"  {text}" if text.startswith("eval") else f"  umamba {text}" for text in command.examples]
     if command.record is None:
@@ -32,6 +36,7 @@ def command_help(command: Command) -> str:
 
 
 def _groups() -> Iterator[str]:
+    """Yield the lines of the config groups."""
     for folder in sorted(path for path in share("configs").iterdir() if path.is_dir()):
         names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
         yield from textwrap.wrap(
@@ -40,7 +45,7 @@ def _groups() -> Iterator[str]:
 
 
 def _keys(record: type[Any], section: str) -> Iterator[str]:
-    """Yield the lines of a record's keys, groups after plain keys."""
+    """Yield the lines of a record's keys, and after them those of its groups."""
     hints = typing.get_type_hints(record)
     groups = []
     for entry in fields(record):
@@ -52,7 +57,7 @@ def _keys(record: type[Any], section: str) -> Iterator[str]:
         if variants is not None:
             for variant in (found for known, found in variants.items() if known):
                 groups.append(
-                    (f"{name}={hints_default(variant)}", f"{(variant.__doc__ or '').splitlines()[0]}", variant)
+                    (f"{name}={_default_name(variant)}", f"{(variant.__doc__ or '').splitlines()[0]}", variant)
                 )
         elif is_dataclass(kind):
             groups.append((name, limits.sentence, kind))
@@ -64,12 +69,13 @@ def _keys(record: type[Any], section: str) -> Iterator[str]:
         yield from _keys(kind, title.split("=")[0])
 
 
-def hints_default(variant: type[Any]) -> str:
+def _default_name(variant: type[Any]) -> str:
     """Return the name of a variant of a group."""
     return str(next(entry.default for entry in fields(variant) if entry.name == "name"))
 
 
 def _key(name: str, kind: Any, limits: Key, entry: Any) -> Iterator[str]:
+    """Yield the lines of one key."""
     default = "required" if entry.default is MISSING else _shown(plain(entry.default))
     takes = described(kind, limits)
     sentence = limits.sentence if limits.sentence.endswith((".", '"', "...")) else f"{limits.sentence}."

@@ -1,6 +1,6 @@
-"""The program `umamba`: finds the command, composes its settings, and ends in one message on a mistake.
+"""The program `umamba`: find the command, compose its settings and run it; a user's mistake ends in one message.
 
-`python train.py ...` and its siblings are `umamba train ...` under their documented names.
+`python train.py ...` equals `umamba train ...`, and the same holds for the other scripts.
 """
 
 import os
@@ -22,9 +22,9 @@ class Command:
     """One command of the program.
 
     Attributes:
-        module: the module of `umamba.cli` that does it.
-        sentence: what it does.
-        record: name of the settings in `umamba.settings` that it takes; None: it reads its arguments itself.
+        module: name of the module in `umamba.cli` whose `main` runs the command.
+        sentence: what the command does.
+        record: name of its settings record in `umamba.settings`; None: its `main` reads the arguments itself.
         examples: command lines without the program's name.
     """
 
@@ -68,13 +68,13 @@ COMMANDS = {
     ),
     "report": Command(
         "report",
-        "Write the report of a study: a page that needs no network, and tables in CSV, Markdown and LaTeX.",
+        "Write the report of a study: one HTML file that works offline, and tables in CSV, Markdown and LaTeX.",
         "ReportSettings",
         ("report study=table3_organs_3d",),
     ),
     "convert": Command(
         "convert",
-        "Convert a public dataset, as it is downloaded and unpacked, to nnU-Net's raw layout.",
+        "Convert a public dataset to nnU-Net's raw layout after it was downloaded and unpacked.",
         "ConvertSettings",
         ("convert archive=flare source=FOLDER                    # flare, amos, endovis or cell",),
     ),
@@ -102,13 +102,13 @@ COMMANDS = {
     ),
     "study": Command(
         "study",
-        "List the studies, or show how far each run of a study is.",
+        "List the studies, or show the state of each run of a study.",
         None,
         ("study                                                 # all studies", "study table3_organs_3d"),
     ),
     "slurm": Command(
         "slurm",
-        "Submit what is left to do of a study to a SLURM cluster, or check the request before.",
+        "Submit the remaining runs of a study to a SLURM cluster, or check the request before.",
         None,
         (
             "slurm preflight table3_organs_3d slurm.partition=gpu",
@@ -118,7 +118,7 @@ COMMANDS = {
     ),
     "doctor": Command(
         "doctor",
-        "Show what of this machine works: versions, devices, scan backends, and what mends the rest.",
+        "Test this machine: versions, devices, scan backends, and the commands that repair what does not work.",
         None,
         ("doctor",),
     ),
@@ -132,10 +132,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what a command line says.
+    """Run a command line.
 
     Args:
-        arguments: the command and its arguments; None: those of the process.
+        arguments: the command and its arguments; None: those of this process.
 
     Returns:
         The exit code: 0, 2 after a user's mistake (which is printed), or the command's own.
@@ -156,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    """Run a command, or print its help; return the exit code."""
     command = COMMANDS.get(name)
     if command is None:
         from umamba.settings.validate import wrong_choice
@@ -173,7 +174,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _with_settings(command: Command, arguments: list[str]) -> int:
-    """Compose the settings of a command and do it; a sweep (-m) and Hydra's own options go through Hydra."""
+    """Compose the settings of a command and run it; Hydra handles sweeps (-m) and its own options."""
     from umamba import settings
     from umamba.cli.compose import settings_of
 
@@ -187,11 +188,12 @@ def _with_settings(command: Command, arguments: list[str]) -> int:
 
 
 def _function(command: Command) -> Callable[[Any], int | None]:
+    """Import the function that runs a command."""
     return import_module(f"umamba.cli.{command.module}").main  # type: ignore[no-any-return]
 
 
 def _show_messages() -> None:
-    """Show messages; of several processes that train one run together (trainer=ddp), the first one alone does."""
+    """Show messages; if several processes train one run together (trainer=ddp), only the first one shows them."""
     import logging
 
     from umamba.io.voice import show_messages
@@ -201,6 +203,7 @@ def _show_messages() -> None:
 
 
 def _overview() -> str:
+    """Return the help of the program: a line for each command."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {command.sentence}" for name, command in COMMANDS.items()]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""From a study's sweep.yaml to its runs and their folders; each line is composed as `umamba train` composes it."""
+"""List the runs of a study's sweep.yaml with their run folders; each line is composed as by `umamba train`."""
 
 import hashlib
 import json
@@ -12,14 +12,14 @@ from umamba.sweeps import PlannedRun, StudyFile
 
 
 def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[PlannedRun]:
-    """Return the runs of a study, every line for every fold and seed.
+    """Return the runs of a study: every line of sweep.yaml for every fold and seed.
 
     Args:
         study: the study.
         overrides: further overrides of every run, such as smoke=true.
 
     Raises:
-        UserError: a line cannot be composed, or two lines share a run folder.
+        UserError: a line cannot be composed or has no name, or two runs share a run folder.
     """
     runs = []
     for line in study.runs:
@@ -53,19 +53,32 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
 
 
 def dataset_and_method(line: tuple[str, ...], settings: TrainSettings) -> tuple[str, str]:
-    """Return a run's dataset and method as published.csv names them; a variant's method is the rest of its name."""
+    """Return a run's dataset and method as published.csv names them.
+
+    Args:
+        line: the run's line of sweep.yaml, as overrides.
+        settings: the settings of the run.
+
+    Returns:
+        The dataset, from `experiment=<dataset>_...` or the dataset's folder; and the run's name without it.
+    """
     chosen = [text.split("=", 1)[1] for text in line if text.startswith("experiment=")]
     dataset = chosen[0].split("_")[0] if chosen else settings.dataset.root.name
     return dataset, str(settings.name).removeprefix(f"{dataset}_")
 
 
 def preparation(settings: TrainSettings) -> str:
-    """Return a hash of all that the preprocessed cases depend on."""
+    """Return a hash of all settings that the preprocessed cases depend on.
+
+    Args:
+        settings: the settings of a run.
+    """
     parts = [plain(settings.dataset), plain(settings.planner), plain(settings.plan), str(settings.paths.preprocessed)]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _settings(study: StudyFile, overrides: tuple[str, ...]) -> TrainSettings:
+    """Compose a run; a mistake names the study and the run."""
     try:
         return settings_of(TrainSettings, overrides)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""`umamba predict`: segment images with checkpoints, which are all that is needed."""
+"""`umamba predict`: segment images; checkpoints and images are all that is needed."""
 
 import logging
 
@@ -9,6 +9,9 @@ log = logging.getLogger(__name__)
 
 def main(settings: PredictSettings) -> None:
     """Load the networks and segment the images.
+
+    Args:
+        settings: the checkpoints, the images, and how they are segmented.
 
     Raises:
         UserError: a checkpoint or an image cannot be used.

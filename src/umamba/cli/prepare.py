@@ -1,4 +1,4 @@
-"""`umamba prepare`: everything that `umamba train` does before it trains."""
+"""`umamba prepare`: prepare a dataset as `umamba train` does before it trains."""
 
 import logging
 
@@ -11,8 +11,11 @@ log = logging.getLogger(__name__)
 def main(settings: PrepareSettings) -> None:
     """Prepare a dataset: fingerprint, plan, preprocessed cases.
 
+    Args:
+        settings: the settings of a training; dataset, planner, plan and paths matter here.
+
     Raises:
-        UserError: all problems of the dataset together.
+        UserError: the dataset is absent or has problems, which are reported together.
     """
     absent = None if settings.smoke else settings.dataset.absent()
     if absent:

@@ -1,4 +1,4 @@
-"""`umamba report`: the report of a study."""
+"""`umamba report`: write the report of a study."""
 
 import logging
 
@@ -8,10 +8,13 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: ReportSettings) -> None:
-    """Read what the study's runs have left, and write the report.
+    """Read the run folders of a study and write the report.
+
+    Args:
+        settings: the study, and where its runs and the report are.
 
     Raises:
-        UserError: there is no such study, or a file of a run has an unexpected form.
+        UserError: the study does not exist, or a file of a run has an unexpected form.
     """
     from umamba.cli.planned_runs import planned_runs
     from umamba.cli.share import share

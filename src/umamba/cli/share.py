@@ -1,4 +1,4 @@
-"""Where the configs, studies and SLURM scripts are: in the checkout, or in the installed package."""
+"""Find the configs, studies and SLURM scripts, in the checkout or in the installed package."""
 
 from pathlib import Path
 
@@ -9,12 +9,15 @@ _CHECKOUT = _PACKAGE.parents[1]
 
 
 def share(name: str) -> Path:
-    """Return one of the folders configs, experiments and slurm.
+    """Return the path of one of the folders configs, experiments and slurm.
 
-    A checkout has them at its top level; a wheel has copies of them in the package, as umamba/share.
+    A checkout has them at its top level, a wheel in the package as umamba/share.
+
+    Args:
+        name: name of the folder.
 
     Raises:
-        UserError: neither is there.
+        UserError: the folder is in neither place.
     """
     for root in (_CHECKOUT, _PACKAGE / "share"):
         if (root / name).is_dir() and (root != _CHECKOUT or (root / "pyproject.toml").is_file()):

@@ -1,4 +1,4 @@
-"""`umamba slurm`: a study on a SLURM cluster: check the request, submit what is not done."""
+"""`umamba slurm`: run a study on a SLURM cluster: check the request, submit the remaining runs."""
 
 import logging
 import os
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 VERBS = {
     "preflight": "check the request against the plans and the cluster",
-    "submit": "submit what is not done; a finished study submits nothing",
-    "dry-run": "print what submit would hand to sbatch",
+    "submit": "submit the runs that are not done; a finished study submits nothing",
+    "dry-run": "print the sbatch commands of submit",
     "prepare": "(run by SLURM) prepare the datasets of a list file",
     "task": "(run by SLURM) train one run of a list file",
 }
@@ -53,14 +53,20 @@ ARGUMENTS = "\n".join(
 )
 PROGRAM = (sys.executable, "-m", "umamba")
 EXIT_FAILED = 1
-EXIT_STOPPED = 0  # a stopped task is no failure: it is requeued, or was cancelled on purpose
+EXIT_STOPPED = 0  # because a stopped task is requeued, or somebody cancelled it
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do what the verb says; return the exit code.
+    """Run the verb.
+
+    Args:
+        arguments: the verb, the study (or list file), slurm.KEY=VALUE, and overrides of every run.
+
+    Returns:
+        The exit code.
 
     Raises:
-        UserError: a wrong verb, study, request or override; sbatch is missing or refuses.
+        UserError: a wrong verb, study, request or override; sbatch is not installed or refuses a job.
     """
     verb, study, request, overrides = _read(arguments)
     if verb == "task":
@@ -70,17 +76,23 @@ def main(arguments: Sequence[str]) -> int:
     elif verb == "preflight":
         runs = planned_runs(read_study(share("experiments"), study), overrides)
         remarks = preflight(runs, request, partitions())
-        log.info("\n".join(remarks) or "The request suits the study.")
+        log.info("\n".join(remarks) or "The request fits the study.")
     else:
         submit_study(study, request, overrides, dry=verb == "dry-run")
     return 0
 
 
 def submit_study(name: str, request: SlurmSettings, overrides: tuple[str, ...], dry: bool) -> None:
-    """Submit (or print) the jobs of all runs that are neither done, nor running, nor queued.
+    """Submit the runs of a study that are not done, running or queued.
+
+    Args:
+        name: name of the study.
+        request: the resources of each training.
+        overrides: overrides of every run.
+        dry: print the jobs instead of submitting them.
 
     Raises:
-        UserError: there is no such study, or sbatch is missing or refuses.
+        UserError: the study does not exist; sbatch is not installed or refuses a job.
     """
     study = read_study(share("experiments"), name)
     runs = planned_runs(study, overrides)
@@ -88,7 +100,7 @@ def submit_study(name: str, request: SlurmSettings, overrides: tuple[str, ...], 
     queued = queued_tasks(folder)
     todo = [run for run in left_to_do([run_state(run) for run in runs]) if run.folder.path.absolute() not in queued]
     if not todo:
-        log.info("Nothing to submit: of %d runs all are done, running or queued.", len(runs))
+        log.info("Nothing to submit: all %d runs are done, running or queued.", len(runs))
         return
     for remark in preflight(todo, request, partitions()):
         log.info("preflight: %s", remark)
@@ -113,19 +125,35 @@ def submit_study(name: str, request: SlurmSettings, overrides: tuple[str, ...], 
 
 
 def list_folder(runs: Sequence[PlannedRun], study: str) -> Path:
-    """Return the folder of a study's list files and logs: <runs>/slurm/<study>."""
+    """Return the folder of a study's list files and logs: <runs>/slurm/<study>.
+
+    Args:
+        runs: runs of the study, at least one.
+        study: name of the study.
+    """
     return runs[0].folder.path.parents[3].absolute() / "slurm" / study
 
 
 def prepare_list(list_file: Path) -> None:
-    """Prepare every dataset and plan that the runs of a list need."""
+    """Prepare every dataset and plan that the runs of a list need.
+
+    Args:
+        list_file: the list file.
+    """
     for overrides in prepared_overrides(list_file):
         kept = [text for text in overrides if not text.startswith(("fold=", "seed="))]
         subprocess.run([*PROGRAM, "prepare", *kept], check=True)
 
 
 def train_task(list_file: Path) -> int:
-    """Train the run of this array task; return the exit code."""
+    """Train the run of this array task.
+
+    Args:
+        list_file: the list file.
+
+    Returns:
+        The exit code, 0 also if the training was stopped.
+    """
     index, job = task_name(os.environ)
     overrides, folder = read_task(list_file, index)
     command = launched([*PROGRAM, "train", *overrides], os.environ)

@@ -1,4 +1,4 @@
-"""`umamba study`: the studies, and how far each run of one is, from files alone."""
+"""`umamba study`: list the studies, or the state of each run of a study, read from files only."""
 
 import logging
 from collections.abc import Sequence
@@ -11,15 +11,18 @@ from umamba.sweeps import list_studies, read_study, run_state, state_table
 
 log = logging.getLogger(__name__)
 ARGUMENTS = (
-    "Arguments: [STUDY] [key=value ...]; the overrides are those of every run, such as smoke=true or paths.runs=DIR."
+    "Arguments: [STUDY] [key=value ...]; the overrides apply to every run, such as smoke=true or paths.runs=DIR."
 )
 
 
 def main(arguments: Sequence[str]) -> None:
-    """List the studies, or show the states of the runs of one.
+    """List the studies, or show the states of one study's runs.
+
+    Args:
+        arguments: a study and overrides of every run; empty: list the studies.
 
     Raises:
-        UserError: there is no such study, or one of its runs cannot be composed.
+        UserError: the study does not exist, or one of its runs cannot be composed.
     """
     if not arguments:
         log.info(studies_table())

@@ -1,4 +1,4 @@
-"""Sweeps (-m) and Hydra's own options (--cfg, --info, ...): the one place that hands the command line to Hydra."""
+"""Sweeps (-m) and Hydra's own options (--cfg, --info, ...), the only command lines that Hydra itself runs."""
 
 import sys
 from collections.abc import Callable
@@ -16,10 +16,18 @@ _SWEEP = ("-m", "--multirun")
 
 
 def through_hydra(function: Callable[[Any], int | None], record: type[Settings], arguments: list[str]) -> int:
-    """Do a command for each run of a sweep, or what Hydra's options ask for.
+    """Run a command once for each run of a sweep, or do what Hydra's options ask for.
+
+    Args:
+        function: runs the command on its settings.
+        record: the settings record of the command.
+        arguments: overrides and options, as typed.
+
+    Returns:
+        The largest exit code of the runs.
 
     Raises:
-        UserError: a mistake in the overrides, or in what a run does; later runs of a sweep are then not begun.
+        UserError: the overrides have a mistake, or a run ends with one; the later runs of the sweep then do not start.
     """
     overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
     if "--cfg" in arguments or "-c" in arguments:
@@ -59,8 +67,9 @@ def through_hydra(function: Callable[[Any], int | None], record: type[Settings],
 
 
 def _refuse_several_processes(settings: TrainSettings) -> None:
+    """Refuse a training on several devices, because their processes repeat the command line."""
     if settings.trainer.devices != 1 or settings.trainer.num_nodes > 1:
         raise UserError(
-            "trainer=ddp starts its processes with the same command, which a sweep (-m) cannot be: give one command "
-            "for each run, or trainer.devices=1."
+            "trainer=ddp: cannot run in a sweep (-m), because each further process repeats the command and would start "
+            "the whole sweep. Give one command for each run, or trainer.devices=1."
         )

@@ -1,6 +1,6 @@
-"""What a run leaves on disk: its folder and file names, the record of a checkpoint, tables, foreign checkpoints.
+"""Files of a run: run folder and file names, checkpoint record, tables, foreign checkpoints.
 
-`umamba.records.tables` reads the tables; it needs pandas, which prediction alone does not.
+`umamba.records.tables` reads the tables. It is not imported here because it needs pandas and prediction does not.
 """
 
 from umamba.records.checkpoint import Checkpoint, CheckpointRecord, network_weights, read_checkpoint

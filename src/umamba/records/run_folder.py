@@ -1,10 +1,12 @@
-"""The folder of a run: a function of what the run is, never of the clock. Every file name stands here, once.
+"""The folder of a run and the names of its files, which are defined only here.
+
+The path follows from the settings of the run and never from the time, so that the same command finds its run again:
 
     runs/<experiment>/<configuration>/fold_<k>/seed_<s>/
         config.yaml plan.json run.json metrics.csv progress.png checkpoints/ panels/
         validation/ validation.csv (of the fold) predictions/ scores.csv overlays/ (of the test images)
 
-`run.json` says how far the run is; the same command reads it and continues, or leaves a finished run alone.
+`run.json` holds the state of the run. The same command reads it and continues, or stops if the run is finished.
 """
 
 import shutil
@@ -38,10 +40,13 @@ class RunFolder:
 
     @classmethod
     def of(cls, settings: TrainSettings) -> "RunFolder":
-        """Return the folder of a run, known from its settings alone: <runs>/<experiment>/<configuration>/fold_/seed_.
+        """Return the folder of a run: <runs>/<experiment>/<configuration>/fold_<k>/seed_<s>.
+
+        Args:
+            settings: the settings of the run.
 
         Raises:
-            UserError: plan.paper is asked for a dataset that the paper's Table 2 does not have.
+            UserError: plan.paper is true for a dataset that the paper's Table 2 does not have.
         """
         return cls(experiment_folder(settings) / f"fold_{settings.fold}" / f"seed_{settings.seed}")
 
@@ -57,7 +62,7 @@ class RunFolder:
 
     @property
     def previous(self) -> Path:
-        """The checkpoint of the epoch before, for the case that a disk damages the last one."""
+        """The checkpoint of the epoch before the last, which replaces a damaged last one."""
         return self.checkpoints / PREVIOUS
 
     @property
@@ -77,17 +82,17 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """The curves, one row an epoch."""
+        """The table of losses and scores, one row an epoch."""
         return self.path / "metrics.csv"
 
     @property
     def curves(self) -> Path:
-        """The picture of the curves."""
+        """The plot of the curves."""
         return self.path / "progress.png"
 
     @property
     def learning_rate_search(self) -> Path:
-        """The picture of the search that trainer.find_lr asks for."""
+        """The plot of the learning rate search (trainer.find_lr)."""
         return self.path / "learning_rate.png"
 
     @property
@@ -97,12 +102,12 @@ class RunFolder:
 
     @property
     def nonfinite(self) -> Path:
-        """Batches whose gradients were not finite."""
+        """Folder of batches whose gradients were not finite."""
         return self.path / "nonfinite"
 
     @property
     def wandb(self) -> Path:
-        """Where W&B logs offline."""
+        """Folder of W&B's offline logs."""
         return self.path / "wandb"
 
     @property
@@ -137,41 +142,49 @@ class RunFolder:
 
     @property
     def status_file(self) -> Path:
-        """run.json."""
+        """run.json, the state of the run."""
         return self.path / "run.json"
 
     @property
     def task_file(self) -> Path:
-        """task.json, by the process that runs the training as a job of a cluster."""
+        """task.json, written by the process that runs the training as a cluster job."""
         return self.path / "task.json"
 
     def checkpoint(self, which: str) -> Path:
-        """Return the last or the best checkpoint."""
+        """Return the path of a checkpoint.
+
+        Args:
+            which: last or best.
+        """
         return self.checkpoints / f"{which}.ckpt"
 
     def status(self) -> dict[str, Any]:
-        """Return run.json, empty if the run has not begun."""
+        """Return the content of run.json; empty if the run has not begun."""
         return dict(read_json(self.status_file)) if self.status_file.exists() else {}
 
     def set_status(self, **values: Any) -> None:
-        """Merge values into run.json."""
+        """Change values in run.json.
+
+        Args:
+            values: the new values; other values stay.
+        """
         write_json(self.status_file, {**self.status(), **values})
 
     def other_folds(self) -> list["RunFolder"]:
-        """Return the folders of all folds of this experiment and seed that are there, this one included."""
+        """Return the existing folders of all folds of this experiment and seed, including this one."""
         return [RunFolder(path) for path in sorted(self.path.parent.parent.glob(f"fold_*/{self.path.name}"))]
 
     @property
     def fold(self) -> str:
-        """The fold that the folder's name says."""
+        """The fold, from the folder's name."""
         return self.path.parent.name.removeprefix("fold_")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process.
+        """Lock the run folder for this process.
 
         Raises:
-            UserError: another process trains this very run.
+            UserError: another process uses the run folder.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
@@ -187,7 +200,7 @@ class RunFolder:
             lock.release()
 
     def clear(self) -> None:
-        """Delete everything but the lock."""
+        """Delete the content of the folder except the lock."""
         for entry in self.path.iterdir():
             if entry.name == ".lock":
                 continue
@@ -197,7 +210,12 @@ class RunFolder:
                 entry.unlink()
 
     def is_finished(self, max_epochs: int, max_seconds: float | None) -> bool:
-        """Return whether the run is trained, predicted and scored, and the command asks for no more of it."""
+        """Return whether the run is trained, predicted and scored as far as a command asks.
+
+        Args:
+            max_epochs: epochs that the command asks for.
+            max_seconds: time limit of the command; None: no limit.
+        """
         status = self.status()
         if status.get("state") != "finished" or status.get("max_epochs", 0) < max_epochs:
             return False
@@ -205,10 +223,15 @@ class RunFolder:
         return former is None or (max_seconds is not None and max_seconds <= former)
 
     def begin(self, record: CheckpointRecord, max_epochs: int, max_seconds: float | None) -> None:
-        """Write run.json and plan.json for a run that starts or continues, after checking that it is the same run.
+        """Check that the folder is empty or holds the same run, then write run.json and plan.json.
+
+        Args:
+            record: the identity of the run that starts or continues.
+            max_epochs: epochs of the whole training.
+            max_seconds: time limit of the training; None: no limit.
 
         Raises:
-            UserError: the folder holds a run of another architecture, plan or dataset.
+            UserError: the folder holds a run with another architecture, plan or dataset.
         """
         before, now = _identity_of(self.status()), record.identity()
         changed = [name for name in now if before and differs(before.get(name), now[name])]
@@ -218,7 +241,7 @@ class RunFolder:
             )
             raise UserError(
                 f"{self.path} holds a run that differs from this command in:\n{details}\n"
-                "Give the new run a name of its own (name=...), or begin afresh with restart=true."
+                "Give the new run another name (name=...), or delete the old run with restart=true."
             )
         self.set_status(
             state="training",
@@ -233,8 +256,11 @@ class RunFolder:
 def experiment_folder(settings: TrainSettings) -> Path:
     """Return <runs>/<experiment>/<configuration>, which holds the folds and seeds of an experiment.
 
+    Args:
+        settings: the settings of a run.
+
     Raises:
-        UserError: plan.paper is asked for a dataset that the paper's Table 2 does not have.
+        UserError: plan.paper is true for a dataset that the paper's Table 2 does not have.
     """
     dataset = settings.dataset.root.name
     configuration = planned_configuration(dataset, settings.plan.paper, settings.plan.configuration)
@@ -242,7 +268,12 @@ def experiment_folder(settings: TrainSettings) -> Path:
 
 
 def differs(before: Any, now: Any) -> bool:
-    """Return whether two values differ in JSON, where tuples are lists and integers equal their floats."""
+    """Return whether two values differ in JSON, where a tuple equals a list and an integer equals its float.
+
+    Args:
+        before: a JSON-able value.
+        now: another one.
+    """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return before.keys() != now.keys() or any(differs(before[key], now[key]) for key in before)
     if isinstance(before, list | tuple) and isinstance(now, list | tuple):
@@ -251,7 +282,13 @@ def differs(before: Any, now: Any) -> bool:
 
 
 def differences(name: str, before: Any, now: Any) -> list[str]:
-    """Return one line for each value that differs, with its dotted name."""
+    """Return a line for each value that differs.
+
+    Args:
+        name: dotted name of the value.
+        before: a JSON-able value.
+        now: another one.
+    """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = list(dict.fromkeys([*before, *now]))
         return [line for key in keys for line in differences(f"{name}.{key}", before.get(key), now.get(key))]
@@ -259,7 +296,7 @@ def differences(name: str, before: Any, now: Any) -> list[str]:
 
 
 def _identity_of(status: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identity that run.json holds; options that an earlier version did not know get their defaults."""
+    """Return the identity in run.json; options that are newer than the run get their defaults."""
     identity = dict(status.get("identity", {}))
     if identity.get("architecture"):
         identity["architecture"] = plain(read_architecture(identity["architecture"]))

@@ -1,4 +1,4 @@
-"""The tables of a run: metrics.csv (one row an epoch) and scores.csv (one row a case and label), read in one place."""
+"""Read and write the tables of a run: metrics.csv (a row an epoch), scores.csv (a row for each case and label)."""
 
 import csv
 import math
@@ -10,13 +10,17 @@ import pandas
 from umamba.io import UserError, atomic_path
 
 MetricsRow = dict[str, str]
-# The score that stands for a run where one number is wanted; the first that the table has.
+# The metric that represents a run as one number: the first one that the table has.
 MAIN_METRICS = ("dsc", "f1")
 _KEYS = ("case", "label")
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
-    """Return the rows of a metrics.csv, one for each completed epoch; none if there is no file."""
+    """Return the rows of a metrics.csv, one for each completed epoch.
+
+    Args:
+        path: the file; if it does not exist, there are no rows.
+    """
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -24,7 +28,12 @@ def read_metrics(path: Path) -> list[MetricsRow]:
 
 
 def write_metrics(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """Write rows with the union of their columns, in the order in which the columns first appear."""
+    """Write a metrics.csv with all columns of all rows, in the order in which they first appear.
+
+    Args:
+        path: the file.
+        rows: column -> text for each epoch.
+    """
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -34,16 +43,30 @@ def write_metrics(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
 
 
 def seconds_per_epoch(rows: Sequence[MetricsRow], batches: int) -> float | None:
-    """Return the seconds of an epoch of so many batches, by the mean of the last five epochs; None before the first."""
+    """Return the seconds of an epoch, from the mean time of a batch in the last five epochs.
+
+    Args:
+        rows: rows of metrics.csv.
+        batches: training and validation batches of an epoch.
+
+    Returns:
+        Seconds; None if no epoch is complete.
+    """
     recent = [float(row["time/iteration_s"]) for row in rows[-5:] if row.get("time/iteration_s")]
     return sum(recent) / len(recent) * batches if recent else None
 
 
 def read_scores(path: Path) -> pandas.DataFrame:
-    """Return scores.csv: columns `case`, `label` (text) and one column of numbers a metric; empty without a file.
+    """Read a scores.csv.
+
+    Args:
+        path: the file; if it does not exist, the table is empty.
+
+    Returns:
+        Columns `case` and `label` (text), and a column of numbers for each metric.
 
     Raises:
-        UserError: the file is no such table.
+        UserError: the file is not such a table.
     """
     if not path.exists():
         return pandas.DataFrame(columns=list(_KEYS))
@@ -54,17 +77,29 @@ def read_scores(path: Path) -> pandas.DataFrame:
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a table ({error}). Score the run again.") from error
     if any(name not in table for name in _KEYS):
-        raise UserError(f"{path}: has no columns case and label. Score the run again.")
+        raise UserError(f"{path}: the columns case and label are missing. Score the run again.")
     return table
 
 
 def write_scores(path: Path, table: pandas.DataFrame) -> None:
-    """Write a table of scores."""
+    """Write a scores.csv.
+
+    Args:
+        path: the file.
+        table: columns as in `read_scores`.
+    """
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)
 
 
 def main_score(table: pandas.DataFrame) -> float:
-    """Return the mean over cases of the mean over labels of the main metric (DSC, else F1); NaN without one."""
+    """Return the mean over cases of the mean over labels of the main metric (DSC, or F1 if there is no DSC).
+
+    Args:
+        table: columns as in `read_scores`.
+
+    Returns:
+        The mean; NaN if the table has neither metric.
+    """
     metric = next((name for name in MAIN_METRICS if name in table and table[name].notna().any()), None)
     return math.nan if metric is None else float(table.groupby("case")[metric].mean().mean())

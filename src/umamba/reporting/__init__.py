@@ -1,4 +1,4 @@
-"""The report of a study: tables in the paper's form, plots, gallery and cost, from the files of its runs alone."""
+"""The report of a study: tables in the paper's form, plots, pictures of cases and cost, read from files only."""
 
 from umamba.reporting.compare import Number, numbers
 from umamba.reporting.results import Results, gather

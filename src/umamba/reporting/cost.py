@@ -1,4 +1,4 @@
-"""What each run cost: hours, memory, parameters and FLOPs, all from its files."""
+"""The cost of each run: hours, memory, parameters and FLOPs, read from its files."""
 
 import math
 from dataclasses import dataclass
@@ -15,12 +15,15 @@ class Cost:
     """Cost of one training.
 
     Attributes:
-        dataset, method, fold, seed: the run.
+        dataset: the benchmark.
+        method: the network.
+        fold: the fold.
+        seed: the seed.
         epochs: completed epochs.
-        hours: of training and validation batches, by the measured seconds of a training batch; NaN if unknown.
-        memory_gb: the most that was logged, of the GPU or, without one, of the main process; NaN if none was.
-        parameters: parameters of the network, None if run.json does not say it.
-        step_flops: FLOPs of forward and backward of a batch, None if run.json does not say it.
+        hours: time of all batches, from the measured time of a training batch; NaN if unknown.
+        memory_gb: largest logged memory of the GPU, or of the main process if it trained on a CPU; NaN if unknown.
+        parameters: parameters of the network; None if unknown.
+        step_flops: FLOPs of the forward and backward pass of a batch; None if unknown.
     """
 
     dataset: str
@@ -35,7 +38,11 @@ class Cost:
 
 
 def costs(results: Results) -> list[Cost]:
-    """Return the cost of each run that has begun."""
+    """Return the cost of each run that has begun.
+
+    Args:
+        results: the results of the study.
+    """
     found = []
     for state in results.states:
         run = state.run
@@ -57,7 +64,12 @@ def costs(results: Results) -> list[Cost]:
 
 
 def hours(curve: pandas.DataFrame, batches: int) -> float:
-    """Return the hours of a run's batches: its seconds per training batch, for all batches of each epoch."""
+    """Return the hours of a run: the seconds of a training batch times the batches of an epoch, summed over epochs.
+
+    Args:
+        curve: metrics.csv of the run.
+        batches: training and validation batches of an epoch.
+    """
     if "time/iteration_s" not in curve:
         return math.nan
     return float(curve["time/iteration_s"].sum()) * batches / 3600

@@ -1,4 +1,4 @@
-"""What a study's runs have left in their folders: scores of each case, learning curves, cost. Files only."""
+"""Read the run folders of a study: states, scores of each case and learning curves."""
 
 import csv
 import math
@@ -17,7 +17,7 @@ from umamba.sweeps import PlannedRun, RunState, run_state
 METRICS = ("dsc", "nsd", "f1")
 AVERAGE = "average"
 SCORE_COLUMNS = ("dataset", "method", "fold", "seed", "case", "label", "metric", "value")
-# Names under which datasets know the organs of Tables 5 to 7.
+# Other names of the organs in Tables 5 to 7, which datasets use.
 _ALIASES = {
     "rk": "right kidney",
     "lk": "left kidney",
@@ -35,7 +35,12 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class Published:
-    """A number of the paper: mean, and standard deviation where it prints one."""
+    """A number of the paper.
+
+    Attributes:
+        mean: the mean.
+        sd: the standard deviation; None if the paper gives none.
+    """
 
     mean: float
     sd: float | None
@@ -43,15 +48,16 @@ class Published:
 
 @dataclass(frozen=True)
 class Results:
-    """All that is known of a study.
+    """The results of a study.
 
     Attributes:
-        name, question: of the study.
-        states: how far each run is.
-        scores: of finished runs, a row for each case, label and metric (SCORE_COLUMNS); no row without a score.
-        curves: metrics.csv of each run that has one, by run folder.
+        name: name of the study.
+        question: the question that it answers.
+        states: state of each run.
+        scores: scores of the finished runs, a row for each case, label and metric (SCORE_COLUMNS).
+        curves: run folder -> metrics.csv, for runs that have one.
         published: (dataset, method, label, metric) -> the paper's number.
-        overrides: of every run, beside those of the study.
+        overrides: overrides of every run in addition to those of the study.
     """
 
     name: str
@@ -69,36 +75,45 @@ class Results:
 
     @property
     def remark(self) -> str:
-        """What a reader must know of the runs, empty if they are the study's own."""
+        """A warning that the runs had other settings than the study; empty if they had not."""
         if not self.overrides:
             return ""
         small = any(text.lstrip("+") == "smoke=true" for text in self.overrides)
         return f"Made with {' '.join(self.overrides)}: " + (
-            "small runs on phantoms, which show that the path works; beside the paper's numbers they mean nothing."
+            "small runs on phantoms, which test the program; their scores cannot be compared with the paper's."
             if small
-            else "not the runs of the study as it stands."
+            else "these are not the runs of the study itself."
         )
 
     def methods(self, dataset: str) -> list[str]:
-        """Methods of a dataset in the order of the study."""
+        """Return the methods of a dataset in the order of the study.
+
+        Args:
+            dataset: the benchmark.
+        """
         return list(dict.fromkeys(state.run.method for state in self.states if state.run.dataset == dataset))
 
     def runs(self, dataset: str, method: str) -> list[RunState]:
-        """States of the runs of a method on a dataset."""
+        """Return the states of the runs of a method on a dataset.
+
+        Args:
+            dataset: the benchmark.
+            method: the network.
+        """
         return [state for state in self.states if (state.run.dataset, state.run.method) == (dataset, method)]
 
 
 def gather(
     name: str, question: str, runs: Sequence[PlannedRun], published: Path | None, overrides: Sequence[str] = ()
 ) -> Results:
-    """Read what the runs of a study have left.
+    """Read the results of a study from its run folders.
 
     Args:
-        name: the study's name.
-        question: what the study asks.
+        name: name of the study.
+        question: the question that it answers.
         runs: its runs.
-        published: its published.csv, None without one.
-        overrides: of every run, beside those of the study.
+        published: its published.csv; None if it has none.
+        overrides: overrides of every run in addition to those of the study.
 
     Raises:
         UserError: published.csv or a run's scores have an unexpected form.
@@ -122,7 +137,14 @@ def gather(
 
 
 def run_scores(run: PlannedRun) -> list[tuple[Any, ...]]:
-    """Return the rows (SCORE_COLUMNS) of a run's scores.csv, none if its test images have no labels."""
+    """Read the scores of a run.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Rows (SCORE_COLUMNS); none if the run has no scores.csv, for example because its test images have no labels.
+    """
     table = read_scores(run.folder.scores)
     rows: list[tuple[Any, ...]] = []
     for values in table.to_dict("records"):
@@ -135,7 +157,14 @@ def run_scores(run: PlannedRun) -> list[tuple[Any, ...]]:
 
 
 def label_name(name: str) -> str:
-    """Return a label's name as the paper's tables have it, its own in small letters if they have it not."""
+    """Return the name that the paper's tables give a label, or its own in lower case if the tables do not have it.
+
+    Args:
+        name: name of the label in the dataset.
+
+    >>> label_name("Postcava"), label_name("left_kidney")
+    ('IVC', 'left kidney')
+    """
     plain = name.replace("_", " ").strip().lower()
     return _ALIASES.get(plain, plain)
 
@@ -143,8 +172,14 @@ def label_name(name: str) -> str:
 def read_published(path: Path) -> dict[tuple[str, str, str, str], Published]:
     """Read a study's published.csv.
 
+    Args:
+        path: the file.
+
+    Returns:
+        (dataset, method, label, metric) -> number.
+
     Raises:
-        UserError: a column is missing or a value is no number.
+        UserError: a column is missing, or a value is not a number.
     """
     found = {}
     with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""All files of a report: index.html, numbers.csv, tables.md and tables.tex."""
+"""Write all files of a report: index.html, numbers.csv, tables.md and tables.tex."""
 
 from pathlib import Path
 
@@ -11,7 +11,15 @@ from umamba.reporting.text_tables import latex, markdown, write_csv
 
 
 def write_report(results: Results, folder: Path) -> Path:
-    """Write the report of a study into a folder, and return its page."""
+    """Write the report of a study.
+
+    Args:
+        results: the results of the study.
+        folder: folder of the report; it is created if it does not exist.
+
+    Returns:
+        Path of index.html.
+    """
     found = numbers(results)
     write_csv(folder / "numbers.csv", found)
     for name, text in (("tables.md", markdown(found, results.remark)), ("tables.tex", latex(found, results.remark))):

@@ -1,4 +1,4 @@
-"""Settings: one frozen, typed record for each YAML group, with its defaults and sentences, and the one validator.
+"""Settings: one frozen, typed record for each YAML group with its defaults and help, and the validator of all records.
 
 Nothing here imports torch or Hydra, so that help and mistakes answer at once.
 """

@@ -1,4 +1,4 @@
-"""The `architecture` group: one record for each backbone. Defaults are what the paper's authors released."""
+"""The `architecture` group: one record for each backbone. The defaults are those of the authors' released code."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from umamba.settings.validate import Settings
 
 @dataclass(frozen=True)
 class ArchitectureSettings(Settings):
-    """What all backbones have: a name. Each backbone's record adds its options."""
+    """The name of a backbone; the record of each backbone adds its options."""
 
     section: ClassVar[str] = "architecture"
     name: str = key("", "The backbone.")
@@ -41,12 +41,15 @@ class _UMambaSettings(ArchitectureSettings):
     d_conv: int = key(4, "Kernel length of the causal convolution in front of the scan.", low=1)
     expand: int = key(2, "Inner width of a Mamba layer as a multiple of its model width.", low=1)
     scan_backend: Literal["auto", "reference", "cpu", "triton", "cuda"] = key(
-        "auto", "What computes the scan. auto: the fastest backend that works on the device; or one backend's name."
+        "auto", "Backend of the scan. auto: the fastest one that works on the device; or the name of a backend."
     )
     scan_directions: Literal["forward", "bidirectional", "axes"] = key(
         "forward",
-        "Order of the voxels in a scan. forward: C order (released code). bidirectional: also from the end. axes: once "
-        "with each axis running fastest. Each direction has its own weights; the outputs are averaged (ablation).",
+        "Order of the voxels in a scan. forward: C order (released code). bidirectional: forward and backward. axes: "
+        "as "
+        "many scans as axes, each with another axis as the fastest. Each direction has its own weights; the outputs "
+        "are "
+        "averaged (ablation).",
     )
 
 
@@ -94,7 +97,7 @@ class SegResNetSettings(ArchitectureSettings):
     blocks_up: tuple[int, ...] = key((1, 1, 1), "Residual blocks of each decoder level, from the bottleneck up.", low=1)
 
     def conflicts(self) -> Iterator[str]:
-        """Yield what MONAI's SegResNet cannot be built for."""
+        """Yield the options for which MONAI's SegResNet cannot be built."""
         if len(self.blocks_up) != len(self.blocks_down) - 1:
             yield (
                 f"architecture.blocks_up={list(self.blocks_up)}: must have one entry less than "
@@ -115,7 +118,7 @@ class UNETRSettings(ArchitectureSettings):
     num_heads: int = key(12, "Attention heads.", low=1)
 
     def conflicts(self) -> Iterator[str]:
-        """Yield what MONAI's UNETR cannot be built for."""
+        """Yield the options for which MONAI's UNETR cannot be built."""
         if self.hidden_size % self.num_heads:
             yield (
                 f"architecture.hidden_size={self.hidden_size}: must be a multiple of "
@@ -140,7 +143,7 @@ class SwinUNETRSettings(ArchitectureSettings):
     )
 
     def conflicts(self) -> Iterator[str]:
-        """Yield what MONAI's SwinUNETR cannot be built for."""
+        """Yield the options for which MONAI's SwinUNETR cannot be built."""
         fits = all(self.feature_size * 2**stage % heads == 0 for stage, heads in enumerate(self.num_heads))
         if self.feature_size % 12 or not fits:
             yield (
@@ -151,9 +154,9 @@ class SwinUNETRSettings(ArchitectureSettings):
 
 @dataclass(frozen=True)
 class CustomArchitectureSettings(ArchitectureSettings):
-    """A backbone of a module that a user added: umamba.networks.MODULE:FUNCTION, with options of its own record.
+    """A backbone that a user added: umamba.networks.MODULE:FUNCTION.
 
-    The options stay plain values because the record that checks them stands in the user's module (see
+    Its options stay plain values here because the record that checks them is in the user's module (see
     `umamba.networks.build.custom_settings`).
     """
 
@@ -176,13 +179,16 @@ ARCHITECTURES: Mapping[str, type[ArchitectureSettings]] = {
 
 @dataclass(frozen=True)
 class _Holder(Settings):
-    """Lets one architecture be read alone by the validator."""
+    """A record around one architecture, so that the validator can read it without the other groups."""
 
     architecture: ArchitectureSettings = key(UMambaBotSettings, variants=ARCHITECTURES)
 
 
 def read_architecture(values: Mapping[str, Any] | str | ArchitectureSettings) -> ArchitectureSettings:
-    """Return the record of a backbone from its name, or from plain values with a `name`.
+    """Return the settings record of a backbone.
+
+    Args:
+        values: the backbone's name, plain values with a `name`, or the record itself.
 
     Raises:
         InvalidSettings: an unknown backbone, an unknown option, or a value that an option does not take.

@@ -11,11 +11,11 @@ from umamba.settings.fields import key
 from umamba.settings.validate import InvalidSettings, Settings, parse
 
 Range = tuple[float, float]
-_OFF = {"p": 0.0}  # what null stands for in a kind of augmentation
+_OFF = {"p": 0.0}  # null turns a kind of augmentation off
 
 
 def _ordered(section: str, name: str, values: Range, *, zero: bool = False) -> Iterator[str]:
-    """Yield the mistake of a range whose ends are in the wrong order, or that begins at zero."""
+    """Yield the mistake of a range whose ends are in the wrong order, or that starts at zero although it must not."""
     if values[0] > values[1] or (values[0] == 0 and not zero):
         sign = "" if zero else ", above 0"
         yield f"{section}.{name}={list(values)}: must be a range [low, high] with low <= high{sign}."
@@ -49,10 +49,12 @@ class Scaling(Settings):
 
     section: ClassVar[str] = "augmentation.scaling"
     p: float = key(0.2, "Probability for each patch, independent of the rotation's.", low=0, high=1)
-    factor: Range = key((0.7, 1.4), "Extent shown relative to the patch; above 1 objects get smaller.", low=0)
+    factor: Range = key(
+        (0.7, 1.4), "Extent of the sampled region relative to the patch; above 1 objects get smaller.", low=0
+    )
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a range that is none."""
+        """Yield a wrong range."""
         return _ordered(self.section, "factor", self.factor)
 
 
@@ -65,7 +67,7 @@ class Noise(Settings):
     std: Range = key((0.0, 0.1), "Range of the standard deviation, one value for all channels.", low=0)
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a range that is none."""
+        """Yield a wrong range."""
         return _ordered(self.section, "std", self.std, zero=True)
 
 
@@ -79,7 +81,7 @@ class Blur(Settings):
     sigma: Range = key((0.5, 1.0), "Range of sigma in voxels, drawn for each axis and channel.", low=0)
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a range that is none."""
+        """Yield a wrong range."""
         return _ordered(self.section, "sigma", self.sigma)
 
 
@@ -92,43 +94,43 @@ class Brightness(Settings):
     factor: Range = key((0.75, 1.25), "Range of the factor, half the time below and half the time above 1.", low=0)
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a range that is none."""
+        """Yield a wrong range."""
         return _ordered(self.section, "factor", self.factor)
 
 
 @dataclass(frozen=True)
 class Contrast(Brightness):
-    """Multiplication of each channel's distance from its mean, within the old range."""
+    """Multiplication of each channel's distance from its mean, clipped to the range that the channel had."""
 
     section: ClassVar[str] = "augmentation.contrast"
 
 
 @dataclass(frozen=True)
 class LowResolution(Settings):
-    """Reduction by nearest neighbour and linear enlargement."""
+    """Downsampling by nearest neighbour, then linear upsampling to the old size."""
 
     section: ClassVar[str] = "augmentation.low_resolution"
     p: float = key(0.25, "Probability for each patch.", low=0, high=1)
     p_channel: float = key(0.5, "Probability for each channel of such a patch.", low=0, high=1)
     factor: Range = key(
-        (0.5, 1.0), "Range of the reduced size relative to the patch, one factor for all axes.", low=0, high=1
+        (0.5, 1.0), "Range of the downsampled size relative to the patch, one factor for all axes.", low=0, high=1
     )
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a range that is none."""
+        """Yield a wrong range."""
         return _ordered(self.section, "factor", self.factor)
 
 
 @dataclass(frozen=True)
 class Gamma(Settings):
-    """Power law on the channel scaled to 0..1; mean and standard deviation are restored."""
+    """Power law on the channel scaled to 0..1; its mean and standard deviation are restored afterwards."""
 
     section: ClassVar[str] = "augmentation.gamma"
     p: float = key(0.3, "Probability for each patch.", low=0, high=1)
     exponent: Range = key((0.7, 1.5), "Range of the exponent, half the time below and half the time above 1.", low=0)
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a range that is none."""
+        """Yield a wrong range."""
         return _ordered(self.section, "exponent", self.exponent)
 
 
@@ -153,13 +155,14 @@ class Mirror(Settings):
 
 @dataclass(frozen=True)
 class AugmentationSettings(Settings):
-    """Where patches are augmented, and all kinds in the order in which they are applied."""
+    """The device of the augmentation, and all kinds in the order in which they are applied."""
 
     section: ClassVar[str] = "augmentation"
     device: Literal["cpu", "gpu"] = key(
         "cpu",
-        "cpu: the processes that make patches augment them. gpu: the network's device augments each batch (where CPUs "
-        "are too slow).",
+        "cpu: the processes that make patches augment them. gpu: the network's device augments each batch, for "
+        "machines "
+        "with too few CPUs.",
     )
     rotation: Rotation = key(Rotation, "Rotation about the patch centre.", null=_OFF)
     scaling: Scaling = key(Scaling, "Zoom by one factor for all axes.", null=_OFF)
@@ -167,7 +170,7 @@ class AugmentationSettings(Settings):
     blur: Blur = key(Blur, "Gaussian blur.", null=_OFF)
     brightness: Brightness = key(Brightness, "Multiplication of each channel by a factor.", null=_OFF)
     contrast: Contrast = key(Contrast, "Multiplication of each channel's distance from its mean.", null=_OFF)
-    low_resolution: LowResolution = key(LowResolution, "Reduction and linear enlargement.", null=_OFF)
+    low_resolution: LowResolution = key(LowResolution, "Downsampling and linear upsampling.", null=_OFF)
     gamma_negated: GammaNegated = key(GammaNegated, "Power law on the negated channel.", null=_OFF)
     gamma: Gamma = key(Gamma, "Power law on the channel.", null=_OFF)
     mirror: Mirror = key(Mirror, "Mirroring along axes.", null=_OFF)
@@ -182,7 +185,10 @@ class AugmentationSettings(Settings):
         return parse(cls, {entry.name: None for entry in fields(cls) if entry.name != "device"})
 
     def mirrored_axes(self, dim: int) -> tuple[int, ...]:
-        """Return the axes of patches with `dim` axes that may be mirrored, none if mirroring is off.
+        """Return the axes that are mirrored; none if mirroring is off.
+
+        Args:
+            dim: number of axes of a patch.
 
         Raises:
             InvalidSettings: `mirror.axes` names an axis that the patches do not have.

@@ -1,4 +1,4 @@
-"""What the remaining commands take: evaluate, report, convert, export, study and slurm."""
+"""Settings of the commands evaluate, report, convert, export and slurm."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ _LIMIT = re.compile(r"infinite|unlimited|(\d+-)?\d+(:\d+){0,2}")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(Settings):
-    """Everything `evaluate.py` takes."""
+    """All keys of `umamba evaluate`."""
 
     predictions: Path | Mapping[str, str] = key(
         sentence="Folder of segmentations, or several methods to compare: '{umamba:DIR,unet:DIR}'.", existing=True
@@ -27,8 +27,8 @@ class EvaluateSettings(Settings):
     protocol: Protocol = key("generic", PROTOCOL_SENTENCE)
     strict_official: bool = key(
         False,
-        "The official scripts to the letter: last slice of tubes left out, background guessed, no misses without a "
-        "predicted cell.",
+        "Reproduce the official scripts including their errors: the last slice of tubular organs is left out, the "
+        "background is guessed, and missed cells do not count in an image without a predicted cell.",
     )
     dataset_json: Path | None = key(
         None,
@@ -36,7 +36,7 @@ class EvaluateSettings(Settings):
         existing=True,
     )
     tolerance_mm: float = key(2.0, "Tolerance of the generic NSD, mm (pixels for natural images).", low=0)
-    iou_threshold: float = key(0.5, "cell: overlap (IoU) from which two cells are a pair.", above=0, high=1)
+    iou_threshold: float = key(0.5, "cell: two cells match from this overlap (IoU) on.", above=0, high=1)
     count_edge_cells: bool = key(False, "cell: also count cells that touch the image's edge.")
     images: Path | None = key(
         None, "Folder of the images, for overlays of the worst, median and best case; null: no overlays.", existing=True
@@ -45,13 +45,13 @@ class EvaluateSettings(Settings):
 
     @property
     def methods(self) -> dict[str, Path]:
-        """Folder of each method that is compared."""
+        """The folder of each method."""
         if isinstance(self.predictions, Path):
             return {self.predictions.name or "predictions": self.predictions}
         return {str(name): Path(str(folder)) for name, folder in self.predictions.items()}
 
     def conflicts(self) -> Iterator[str]:
-        """Yield folders of methods that do not exist."""
+        """Yield a missing method, and folders of methods that do not exist."""
         if isinstance(self.predictions, Path):
             return
         if not self.predictions:
@@ -63,33 +63,33 @@ class EvaluateSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings(Settings):
-    """Everything `report.py` takes."""
+    """All keys of `umamba report`."""
 
     study: str = key(sentence="The study: a folder of experiments/, or the path of one.")
     output: Path | None = key(None, "Folder of the report; null: <paths.runs>/reports/<study>.")
     overrides: tuple[str, ...] = key(
-        (), "Overrides of every run, as of train.py, if the runs were made with any: \"overrides=['smoke=true']\""
+        (), "Overrides with which every run was trained, if there were any: \"overrides=['smoke=true']\""
     )
     paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertSettings(Settings):
-    """Everything `convert.py` takes."""
+    """All keys of `umamba convert`."""
 
     archive: Literal["flare", "amos", "endovis", "cell"] = key(
         sentence="The public dataset: flare, amos, endovis or cell."
     )
-    source: Path = key(sentence="Folder of the unpacked archive, or of several.", existing=True)
+    source: Path = key(sentence="Folder of the unpacked archive, or of several unpacked archives.", existing=True)
     crop: bool = key(
         False,
-        "EndoVis only: keep the camera's 1280x1024 picture of each frame. Table 2's plan needs the whole frames.",
+        "EndoVis only: crop each frame to the camera's picture of 1280x1024. The plan of Table 2 needs whole frames.",
     )
     videos: Literal["separate", "official", "new"] = key(
         "separate",
-        "EndoVis only: a video that stands in training and test is refused (separate), kept where its test frames come "
-        "after its training frames (official: the challenge's split, which the paper used), or not tested on (new: "
-        "other videos alone).",
+        "EndoVis only: what happens with a video that is in the training and the test set. separate: it is refused. "
+        "official: it stays if its test frames come after its training frames (the split of the challenge and the "
+        "paper). new: it is left out of the test set.",
     )
     workers: int | None = key(None, "Threads that read and write; null: all CPUs of the allocation.", low=1)
     paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
@@ -97,20 +97,21 @@ class ConvertSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings(Settings):
-    """Everything `export.py` takes."""
+    """All keys of `umamba export`."""
 
     checkpoint: Path = key(sentence="A checkpoint of a run whose architecture is unet or resenc_unet.", existing=True)
     output: Path = key(
-        sentence="Folder of nnU-Net's results; the network goes to <dataset>/nnUNetTrainer__<plans>__<configuration>."
+        sentence="Folder of nnU-Net's results; the network is written to "
+        "<dataset>/nnUNetTrainer__<plans>__<configuration>."
     )
     fold: int | Literal["all"] = key(
-        0, "Fold under which nnU-Net finds it: a number, or all. Folds of one plan may share a folder.", low=0
+        0, "Fold in nnU-Net's folder: a number, or all. Several folds of one plan can be in the same output.", low=0
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmSettings(Settings):
-    """What each training of a study asks SLURM for."""
+    """The resources that each training of a study asks SLURM for."""
 
     section: ClassVar[str] = "slurm"
     partition: str | None = key(None, "Partition of the trainings; null: the cluster's default.")
@@ -118,18 +119,20 @@ class SlurmSettings(Settings):
         None, "Partition of the preparation and the report, which need no GPU; null: that of the trainings."
     )
     nodes: int = key(1, "Nodes of a training.", low=1)
-    gpus: int = key(1, "GPUs of each node of a training; each has a process of its own.", low=0)
-    cpus: int = key(13, "CPUs of each node of a training: one for each network, the others make patches.", low=1)
+    gpus: int = key(1, "GPUs of each node of a training; one process runs on each.", low=0)
+    cpus: int = key(13, "CPUs of each node of a training: one for each GPU's process, the others make patches.", low=1)
     memory_gb: int = key(32, "Memory of each node of a training, GB.", low=1)
-    time_limit: str = key("24:00:00", "As SLURM writes it; a longer training is requeued and continues.")
-    max_parallel: int = key(8, "Trainings at once.", low=1)
-    warn_s: int = key(120, "Seconds before the limit at which a training is told to leave.", low=1)
+    time_limit: str = key("24:00:00", "Time limit in SLURM's notation; a longer training is requeued and continues.")
+    max_parallel: int = key(8, "Number of trainings that run at the same time.", low=1)
+    warn_s: int = key(
+        120, "SLURM warns a training this many seconds before the time limit, so that it can stop.", low=1
+    )
     extra: tuple[str, ...] = key((), "Further options of sbatch, such as [--account=NAME].")
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a time limit that SLURM does not read, and options that are none."""
+        """Yield a wrong time limit and wrong options."""
         if not _LIMIT.fullmatch(self.time_limit.strip().lower()):
-            yield f"slurm.time_limit={self.time_limit}: must be written as SLURM does, like 24:00:00 or 2-00:00:00."
+            yield f"slurm.time_limit={self.time_limit}: must be written as SLURM does, such as 24:00:00 or 2-00:00:00."
         for option in self.extra:
             if not option.startswith("-"):
-                yield f"slurm.extra: {option} is no option of sbatch. Give it with its dashes, such as --account=NAME."
+                yield f"slurm.extra: {option} is no option of sbatch. Write it with its dashes, such as --account=NAME."

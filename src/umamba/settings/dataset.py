@@ -1,4 +1,4 @@
-"""The `paths` and `dataset` groups: where things are, and what is trained on."""
+"""The `paths` and `dataset` groups: the folders of the program, and the dataset of a training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ PROTOCOL_SENTENCE = (
 
 @dataclass(frozen=True)
 class PathsSettings(Settings):
-    """Where things are; nnU-Net's environment variables are the defaults where they are set."""
+    """Folders. The configs take nnU-Net's environment variables as defaults where they are set."""
 
     section: ClassVar[str] = "paths"
     raw: Path = key(Path("data/raw"), "Folder of raw datasets in nnU-Net's layout, one folder each.")
@@ -27,14 +27,15 @@ class PathsSettings(Settings):
 
 @dataclass(frozen=True)
 class PhantomSettings(Settings):
-    """A synthetic dataset, written on first use; null keeps the writer's own value."""
+    """A synthetic dataset, which is written on first use."""
 
     section: ClassVar[str] = "dataset.phantom"
     scene: Literal["abdomen", "endoscopy", "cells"] = key(
-        "abdomen", "What is shown: abdomen (volumes), endoscopy or cells (pictures)."
+        "abdomen", "Content of the images: abdomen (volumes), endoscopy or cells (2D images)."
     )
     archive: Literal["flare", "amos", "endovis", "cell"] | None = key(
-        None, "Write it in the layout of this challenge's archive and convert it; null: write nnU-Net's layout at once."
+        None,
+        "Write it in the layout of this challenge's archive and convert it; null: write nnU-Net's layout directly.",
     )
     num_training: int = key(24, "Training cases.", low=1)
     num_test: int = key(8, "Test cases.", low=0)
@@ -45,21 +46,24 @@ class PhantomSettings(Settings):
         """Yield keys that the scene does not have."""
         if self.voxel_mm is not None and (self.scene != "abdomen" or self.archive is not None):
             yield (
-                f"dataset.phantom.voxel_mm={self.voxel_mm:g}: only the scene abdomen without an archive has voxels of "
-                "a chosen size. Give dataset.phantom.voxel_mm=null."
+                f"dataset.phantom.voxel_mm={self.voxel_mm:g}: can be chosen only for dataset.phantom.scene=abdomen "
+                "without "
+                "an archive. Give dataset.phantom.voxel_mm=null."
             )
 
 
 @dataclass(frozen=True)
 class DatasetSettings(Settings):
-    """What is trained on."""
+    """The dataset of a training."""
 
     section: ClassVar[str] = "dataset"
     root: Path = key(
-        sentence="The dataset's folder. One of numbered instances (imagesTr, instancesTr) is turned into classes."
+        sentence="The dataset's folder. If it has numbered instances (imagesTr, instancesTr), they become classes."
     )
-    kind: Literal["nnunet", "phantom"] = key("nnunet", "nnunet: a raw folder; phantom: made on first use.")
-    source: str = key("", "Where the data are published, for the message when they are absent.")
+    kind: Literal["nnunet", "phantom"] = key(
+        "nnunet", "nnunet: a folder in nnU-Net's raw layout. phantom: synthetic images, written on first use."
+    )
+    source: str = key("", "Where the data are published; the message about an absent dataset names it.")
     licence: str = key("", "Licence of the data.")
     tolerance_mm: float = key(
         2.0, "Tolerance of the normalised surface distance, mm (pixels for natural 2D images).", low=0
@@ -68,12 +72,12 @@ class DatasetSettings(Settings):
     phantom: PhantomSettings = key(PhantomSettings, "The phantom of dataset=phantom and of smoke=true.")
 
     def absent(self) -> str | None:
-        """Return why the dataset cannot be read, with where to put it and where it comes from; None: it is there."""
+        """Return the message that the dataset is absent and where it is published; None if it exists."""
         if self.kind == "phantom" or self.root.is_dir():
             return None
         origin = f" The data: {self.source}." if self.source else ""
         return (
             f"dataset.root: there is no folder {self.root.absolute()}. Put the dataset there in nnU-Net's raw layout "
-            "(dataset.json, imagesTr, labelsTr), or say where it is with paths.raw=FOLDER or dataset.root=FOLDER."
-            f"{origin}"
+            "(dataset.json, imagesTr, labelsTr), or say where it is with paths.raw=FOLDER or "
+            f"dataset.root=FOLDER.{origin}"
         )

@@ -1,4 +1,4 @@
-"""How a settings record declares a key: its default, its sentence, and the values that it takes."""
+"""`key` declares a field of a settings record: its default, its sentence for the help, and its allowed values."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
@@ -7,18 +7,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Key:
-    """What is known of one key beside its type and default.
+    """The sentence of a key and its limits; type and default are those of the dataclass field.
 
     Attributes:
-        sentence: what the key decides, for `--help` and the documentation.
+        sentence: explains the key in `--help` and the documentation.
         low: smallest value that is allowed.
         above: the value must be larger than this one.
         high: largest value that is allowed.
         below: the value must be smaller than this one.
         lengths: numbers of entries that a list may have; empty: any.
         existing: the value is a path that must exist.
-        null: values of the record that null stands for; None: null is not allowed.
-        variants: name -> record; the entry `name` of the value chooses the record that reads it.
+        null: for a key that holds a record: the values that null stands for; None: null is not allowed.
+        variants: for a key that holds one of several records: name -> record; the entry `name` of the value chooses.
     """
 
     sentence: str = ""
@@ -36,8 +36,8 @@ def key(default: Any = MISSING, sentence: str = "", **limits: Any) -> Any:
     """Declare a key of a settings record.
 
     Args:
-        default: value where none is given; left out: the key is required. A class is called to make the default.
-        sentence: what the key decides.
+        default: the value if none is given; left out: the key is required. A class is called to make the default.
+        sentence: explains the key.
         limits: further attributes of `Key`, such as low=0 or existing=True.
 
     Returns:

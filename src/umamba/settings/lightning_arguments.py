@@ -1,15 +1,15 @@
-"""The arguments of the installed Lightning Trainer, read from its source: importing Lightning would take seconds."""
+"""Read the arguments of the installed Lightning Trainer from its source, because importing Lightning takes seconds."""
 
 import ast
 import importlib.util
 from functools import cache
 from pathlib import Path
 
-# What this project gives the Trainer itself, and where to say it instead.
+# Arguments that this project sets itself, with the reason or the key to use instead.
 RESERVED = {
     "callbacks": "this project's callbacks are always used",
     "logger": "use the logger group (logger=wandb or logger=csv)",
-    "plugins": "this project writes checkpoints by its own plugin",
+    "plugins": "this project's own plugin writes checkpoints",
     "default_root_dir": "the run folder follows from paths.runs",
     "gradient_clip_val": "use recipe.gradient_clip_norm",
 }
@@ -18,9 +18,10 @@ _PLAIN = {"int": int, "float": float, "bool": bool, "str": str}
 
 @cache
 def trainer_arguments() -> dict[str, frozenset[type] | None]:
-    """Return the Trainer's keyword arguments, each with the plain types that it takes; None: others, too.
+    """Return the Trainer's keyword arguments, each with the plain types that it accepts.
 
-    The dict is empty where Lightning is not installed.
+    Returns:
+        Name -> types; None if the argument also accepts other types. Empty if Lightning is not installed.
     """
     spec = importlib.util.find_spec("lightning")
     if spec is None or spec.origin is None:
@@ -35,7 +36,7 @@ def trainer_arguments() -> dict[str, frozenset[type] | None]:
 
 
 def _plain_types(annotation: ast.expr | None) -> frozenset[type] | None:
-    """Return the plain types of an annotation such as Optional[Union[int, float]], None if it has others."""
+    """Return the plain types of an annotation such as Optional[Union[int, float]]; None if it has other types."""
     names = [node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)] if annotation is not None else []
     types = {_PLAIN[name] for name in names if name in _PLAIN}
     optional = {type(None)} if "Optional" in names else set()

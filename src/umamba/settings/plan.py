@@ -1,4 +1,4 @@
-"""The `planner` and `plan` groups: by which rules the plan is derived, and which of its values are pinned."""
+"""The `planner` and `plan` groups: the rules from which the plan is derived, and its pinned values."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Scheme = Literal[
 
 @dataclass(frozen=True)
 class PlannerSettings(Settings):
-    """By which rules the plan is derived."""
+    """The rules from which the plan is derived."""
 
     section: ClassVar[str] = "planner"
     rules: Literal["nnunet", "umamba", "resenc_m", "resenc_l", "resenc_xl"] = key(
@@ -33,10 +33,10 @@ class PlannerSettings(Settings):
 
 @dataclass(frozen=True)
 class PlanSettings(Settings):
-    """Which configuration of the plan is used, and values that are pinned instead of derived (null: derived).
+    """The configuration of the plan, and values that are pinned instead of derived (null: derived).
 
-    What depends on a pinned value is derived again: from a patch size the topology and batch size, from a spacing
-    everything after it.
+    Values that depend on a pinned one are derived from it: the topology and batch size from a patch size, and the patch
+    size, too, from a spacing.
     """
 
     section: ClassVar[str] = "plan"
@@ -50,7 +50,9 @@ class PlanSettings(Settings):
     spacing: tuple[float, ...] | None = key(None, "Target spacing, mm, in the plan's axis order.", above=0)
     patch_size: tuple[int, ...] | None = key(None, "Patch size, voxels, in the plan's axis order.", low=1)
     batch_size: int | None = key(None, "Patches in a batch.", low=1)
-    batch_dice: bool | None = key(None, "Sum the Dice over the batch before the ratio is taken.")
+    batch_dice: bool | None = key(
+        None, "Compute the Dice over all patches of a batch together instead of each patch alone."
+    )
     normalization: tuple[Scheme, ...] | None = key(None, "Normalisation scheme of each channel.")
     use_mask_for_norm: tuple[bool, ...] | None = key(None, "Normalise inside the nonzero mask only, for each channel.")
     strides: tuple[tuple[int, ...], ...] | None = key(
@@ -65,29 +67,30 @@ class PlanSettings(Settings):
 
     @property
     def dim(self) -> int | None:
-        """Axes of a patch, None where the configuration follows from the paper's table."""
+        """Number of axes of a patch; None if the configuration follows from the paper's table."""
         return None if self.configuration is None else 2 if self.configuration == "2d" else 3
 
     def pinned(self) -> dict[str, Any]:
-        """Return the values that are given instead of derived."""
+        """Return the pinned values by name."""
         own = {"configuration", "paper", "from_file"}
         return {name: value for name, value in vars(self).items() if name not in own and value is not None}
 
     def conflicts(self) -> Iterator[str]:
-        """Yield pinned values that do not fit together or the configuration."""
+        """Yield pinned values that contradict each other or the configuration."""
         pinned = self.pinned()
         if self.configuration is None and not self.paper:
             yield "plan.configuration=null: choose 2d, 3d_fullres or 3d_lowres (null is for plan.paper=true)."
         if self.from_file is not None and (pinned or self.paper):
             yield (
-                f"plan.from_file: the file decides everything, so plan.{next(iter(pinned), 'paper')} cannot be pinned "
-                "beside it. Change it in the file, or leave out one of the two."
+                f"plan.from_file: the file holds the whole plan, so plan.{next(iter(pinned), 'paper')} cannot be "
+                "given as "
+                "well. Change the value in the file, or leave out one of the two."
             )
         yield from self._wrong_axes(pinned)
         yield from self._wrong_stages(pinned)
 
     def _wrong_axes(self, pinned: dict[str, Any]) -> Iterator[str]:
-        """Yield entries that do not have one number for each axis."""
+        """Yield values that do not have one number for each axis."""
         if self.dim is None:
             return
         for name in ("spacing", "patch_size"):
@@ -99,16 +102,16 @@ class PlanSettings(Settings):
                 yield f"plan.{name}={given}: each stage needs {self.dim} positive entries."
 
     def _wrong_stages(self, pinned: dict[str, Any]) -> Iterator[str]:
-        """Yield lists of stages that differ in length, strided first stages and even kernels."""
+        """Yield lists with different numbers of stages, a strided first stage, and even kernel sizes."""
         by_stage = ("strides", "kernel_sizes", "features_per_stage", "encoder_blocks")
         lengths = {name: len(pinned[name]) for name in by_stage if name in pinned}
         lengths |= {"decoder_blocks": len(pinned["decoder_blocks"]) + 1} if "decoder_blocks" in pinned else {}
         if len(set(lengths.values())) > 1:
-            counts = ", ".join(f"plan.{name} is for {count} stages" for name, count in lengths.items())
+            counts = ", ".join(f"plan.{name} has {count} stages" for name, count in lengths.items())
             yield f"{counts}. Give all of them for the same number of stages (decoder_blocks has one entry fewer)."
         strides = pinned.get("strides") or ((1,),)
         if any(step != 1 for step in strides[0]):
             yield f"plan.strides: the first stage must not be strided, it is {list(strides[0])}."
         even = [size for kernel in pinned.get("kernel_sizes", ()) for size in kernel if size % 2 == 0]
         if even:
-            yield f"plan.kernel_sizes: {even[0]} is even; kernels must be odd to keep the size of a map."
+            yield f"plan.kernel_sizes: {even[0]} is even; kernel sizes must be odd to keep the size of a feature map."

@@ -1,4 +1,4 @@
-"""How images are segmented, for `predict.py`, the prediction after training and `find_best.py` alike."""
+"""Settings of prediction, which `umamba predict`, the prediction after training and `umamba find-best` share."""
 
 import re
 from collections.abc import Iterator
@@ -15,20 +15,22 @@ _DEVICE = re.compile(r"auto|[a-z]+(:\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindowSettings(Settings):
-    """How the tiles of an image are laid out and averaged."""
+    """The sliding window over an image, and test-time augmentation."""
 
     tile_step_size: float = key(0.5, "Largest step of the sliding window as a fraction of the patch.", above=0, high=1)
-    tta: bool = key(False, "Mirror the input along all axes that training mirrored and average; off in the paper.")
+    tta: bool = key(
+        False, "TTA: mirror the input along all axes that training mirrored, and average; off in the paper."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSettings(SlidingWindowSettings):
-    """How images become segmentations."""
+    """How images are segmented and what is written."""
 
     max_memory_gb: float | None = key(
         None,
-        "GiB of main memory that this process may take, with the image, the networks and everything else; null: no "
-        "limit. The segmentations do not depend on it; a low limit costs time.",
+        "Limit of the main memory of the whole process, GiB; null: no limit. The segmentations do not depend on it; a "
+        "low limit costs time.",
         above=0,
     )
     probabilities: bool = key(
@@ -38,51 +40,51 @@ class PredictionSettings(SlidingWindowSettings):
     instances: Literal["components", "watershed"] | None = key(
         None,
         "Cells (labels interior and boundary): also write NAME_label.tiff with numbered instances. components: the "
-        "connected parts of the interior, as they are scored. watershed: touching ones parted, boundaries included. "
-        "null: none.",
+        "connected components of the interior, as they are scored. watershed: also split touching cells, and include "
+        "the boundary. null: none.",
     )
     overwrite: bool = key(
-        False, "Segment images again whose segmentation exists; false continues where an earlier call stopped."
+        False, "Also segment images whose segmentation exists; false: leave them out, which continues an earlier call."
     )
     workers: int = key(
-        2, "Threads that read and prepare beside the network, and as many that resample and write.", low=1
+        2, "Threads that read and prepare images while the network computes; as many more resample and write.", low=1
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSettings(Settings):
-    """Where a network runs."""
+    """The device of a network."""
 
-    device: str = key("auto", "auto, cpu, cuda, cuda:1, ...")
+    device: str = key("auto", "Device of the networks: auto, cpu, cuda, cuda:1, ...")
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a text that cannot be a device."""
+        """Yield a device that cannot exist."""
         if not _DEVICE.fullmatch(self.device):
-            yield f"device={self.device}: must be auto, cpu, cuda, or a device with its number such as cuda:1."
+            yield f"device={self.device}: must be auto, cpu, cuda, or a device with its number, such as cuda:1."
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings(PredictionSettings, DeviceSettings):
-    """Everything `predict.py` takes."""
+    """All keys of `umamba predict`."""
 
     checkpoint: Path | tuple[Path, ...] = key(
-        sentence="A checkpoint of a run (checkpoints/last.ckpt or best.ckpt); or of nnU-Net or U-Mamba: "
-        "checkpoint_final.pth, or the results folder around it. Several as [a.ckpt,b.ckpt]: the mean of their "
-        "probabilities decides; they may differ in fold, architecture and plan.",
+        sentence="A checkpoint of a run (checkpoints/last.ckpt or best.ckpt), or of nnU-Net or U-Mamba "
+        "(checkpoint_final.pth, or the results folder that holds it). Several as [a.ckpt,b.ckpt]: their probabilities "
+        "are averaged; they may differ in fold, architecture and plan.",
         existing=True,
     )
     input: Path = key(
-        sentence="An image, a folder with a DICOM series, or a folder of those. NAME_0000.ext has one channel each, "
-        "NAME.ext has all.",
+        sentence="An image, a folder with a DICOM series, or a folder of images or series. NAME_0000.ext holds one "
+        "channel, NAME.ext holds all channels.",
         existing=True,
     )
     output: Path = key(sentence="Folder of the segmentations, made if absent.")
     post_processing: Path | None = key(
         None,
-        "JSON with labels of which only the largest component is kept, as find_best.py writes it; null: none.",
+        "JSON file of `umamba find-best`: the labels of which only the largest component is kept; null: none.",
         existing=True,
     )
-    precision: Precision = key("auto", "Precision of the networks. auto: what the device computes fast.")
+    precision: Precision = key("auto", "Precision of the networks. auto: the lowest that the device computes fast.")
 
     @property
     def checkpoints(self) -> tuple[Path, ...]:
@@ -98,26 +100,26 @@ class PredictSettings(PredictionSettings, DeviceSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class FindBestSettings(SlidingWindowSettings, DeviceSettings):
-    """Everything `find_best.py` takes."""
+    """All keys of `umamba find-best`."""
 
     candidates: tuple[Path, ...] = key(
         sentence="Folders runs/<experiment>/<configuration> with the same folds trained, as [a,b,c].", existing=True
     )
     raw_dataset: Path = key(sentence="The raw dataset that they were trained on, in nnU-Net's layout.", existing=True)
     output: Path = key(
-        sentence="Folder of the validation cases' segmentations (done ones are kept), post_processing.json and "
+        sentence="Folder of the validation cases' segmentations (existing ones are kept), post_processing.json and "
         "best.json."
     )
     splits: Path | None = key(
         None,
-        "splits_final.json that training used; null: the dataset's own, or folds derived from the names.",
+        "splits_final.json that training used; null: the dataset's own, or folds that follow from the case names.",
         existing=True,
     )
     pairs: bool = key(True, "Also try the mean of every two candidates.")
     checkpoint: Literal["last", "best"] = key("last", "Which checkpoint of each run: last or best.")
     seed: int = key(0, "Seed of the runs.", low=0)
-    max_memory_gb: float | None = key(None, "GiB of main memory that this process may take; null: no limit.", above=0)
-    workers: int = key(2, "Threads beside the network.", low=1)
+    max_memory_gb: float | None = key(None, "Limit of the main memory of the process, GiB; null: no limit.", above=0)
+    workers: int = key(2, "Threads that read, prepare and write images while the network computes.", low=1)
 
     @property
     def prediction(self) -> PredictionSettings:

@@ -8,7 +8,7 @@ from umamba.settings.fields import key
 from umamba.settings.validate import Settings
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-# The arguments beside lr and weight_decay that each optimiser takes; both lists of betas and eps are PyTorch's.
+# Arguments of each optimiser besides lr and weight_decay, by PyTorch's names.
 _OPTIMIZER_KEYS = {
     "sgd": ("momentum", "dampening", "nesterov"),
     "adam": ("betas", "eps", "amsgrad"),
@@ -18,7 +18,7 @@ _OPTIMIZER_KEYS = {
 
 @dataclass(frozen=True)
 class OptimizerSettings(Settings):
-    """The optimiser; a key belongs to the optimisers that its sentence names, and null keeps PyTorch's default."""
+    """The optimiser. Sentences name the optimisers that have a key; null keeps PyTorch's default."""
 
     section: ClassVar[str] = "recipe.optimizer"
     name: Literal["sgd", "adam", "adamw"] = key("sgd", "The optimiser.")
@@ -26,13 +26,13 @@ class OptimizerSettings(Settings):
     weight_decay: float = key(3e-5, "Weight decay (for adam an L2 penalty, for adamw decoupled).", low=0)
     momentum: float | None = key(None, "Momentum (sgd); null: nnU-Net's 0.99.", low=0, below=1)
     dampening: float | None = key(None, "Dampening of the momentum (sgd).", low=0)
-    nesterov: bool | None = key(None, "Nesterov momentum (sgd); null: true, as nnU-Net.")
+    nesterov: bool | None = key(None, "Nesterov momentum (sgd); null: true, as in nnU-Net.")
     betas: tuple[float, float] | None = key(None, "Decay of the two running means (adam, adamw).", low=0, below=1)
     eps: float | None = key(None, "Number added to the denominator (adam, adamw).", above=0)
-    amsgrad: bool | None = key(None, "Keep the largest second moment (adam, adamw).")
+    amsgrad: bool | None = key(None, "AMSGrad: use the largest second moment so far (adam, adamw).")
 
     def __post_init__(self) -> None:
-        """Check every value, and give SGD nnU-Net's momentum where none is given.
+        """Check every value, and set nnU-Net's momentum for SGD if none is given.
 
         Raises:
             InvalidSettings: all mistakes of this record.
@@ -49,7 +49,7 @@ class OptimizerSettings(Settings):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def conflicts(self) -> Iterator[str]:
-        """Yield keys that the optimiser does not have."""
+        """Yield keys that the optimiser does not have, and values that contradict each other."""
         others = {name for names in _OPTIMIZER_KEYS.values() for name in names} - set(_OPTIMIZER_KEYS[self.name])
         for name in sorted(others):
             value = getattr(self, name)
@@ -72,7 +72,9 @@ class ScheduleSettings(Settings):
     section: ClassVar[str] = "recipe.schedule"
     name: Literal["poly", "cosine", "constant"] = key(
         "poly",
-        "poly: (1 - epoch / max_epochs) ** exponent, as nnU-Net. cosine: down to the minimum. constant: as it starts.",
+        "poly: (1 - epoch / max_epochs) ** exponent, as in nnU-Net. cosine: half a cosine down to the minimum. "
+        "constant: "
+        "the first rate for all epochs.",
     )
     exponent: float = key(0.9, "Exponent of poly.", above=0)
     minimum: float = key(0.0, "Last rate of cosine as a fraction of the first one.", low=0, high=1)
@@ -99,7 +101,7 @@ class LossSettings(Settings):
     )
 
     def conflicts(self) -> Iterator[str]:
-        """Yield losses that are zero everywhere or not defined."""
+        """Yield weights for which the loss is always zero or not defined."""
         if not self.dice_weight and not self.cross_entropy_weight:
             yield "recipe.loss: dice_weight and cross_entropy_weight are both 0. Give one of them a factor above 0."
         if self.tversky is not None and not max(self.tversky):
@@ -108,7 +110,7 @@ class LossSettings(Settings):
 
 @dataclass(frozen=True)
 class RecipeSettings(Settings):
-    """How a network is trained; the defaults are nnU-Net's, which the official trainers of U-Mamba use."""
+    """Recipe of a training; the defaults are nnU-Net's, which U-Mamba's own trainers use."""
 
     section: ClassVar[str] = "recipe"
     name: str = key("nnunet", "Name of the recipe, recorded with the run.")
@@ -120,8 +122,12 @@ class RecipeSettings(Settings):
         "Precision of training. auto: bfloat16 autocast where the device computes it fast, float16 autocast on older "
         "GPUs, else float32. trainer.precision overrides it.",
     )
-    deep_supervision: bool = key(True, "Losses at every decoder stage, for networks that have such outputs.")
-    gradient_clip_norm: float | None = key(12.0, "Gradients are clipped to this norm; null: not clipped.", above=0)
+    deep_supervision: bool = key(
+        True, "Deep supervision: a loss at every decoder stage, if the network has such outputs."
+    )
+    gradient_clip_norm: float | None = key(
+        12.0, "Largest norm of the gradients; larger ones are clipped; null: no clipping.", above=0
+    )
     oversample_foreground: float = key(
         0.33, "Share of the patches of a batch that must contain foreground.", low=0, high=1
     )
@@ -130,7 +136,9 @@ class RecipeSettings(Settings):
     )
     weight_averaging: float | None = key(
         None,
-        "Decay of a moving average of the weights, which is then validated and saved (such as 0.999); null: none.",
+        "Decay of a moving average of the weights, such as 0.999; validation and checkpoints then use the average; "
+        "null: "
+        "no average.",
         above=0,
         below=1,
     )

@@ -1,4 +1,4 @@
-"""The `trainer` group: how long and on what a run trains. Any other argument of Lightning's Trainer may be added."""
+"""The `trainer` group: duration and devices of a training; other arguments of Lightning's Trainer can be added."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -22,13 +22,13 @@ _WORDS: Mapping[type, str] = {
 
 @dataclass(frozen=True)
 class TrainerSettings(Settings):
-    """How long and on what a run trains."""
+    """Duration and devices of a training, and further arguments of Lightning's Trainer."""
 
     section: ClassVar[str] = "trainer"
     open_field: ClassVar[str] = "further"
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = key("auto", "Kind of device.")
     devices: int | Literal["auto"] | tuple[int, ...] = key(
-        1, "Devices that train one run together: a number, a list of their indices, or auto for all.", low=0
+        1, "Devices that train one run together: their number, a list of their indices, or auto for all.", low=0
     )
     num_nodes: int = key(1, "Nodes that train one run together.", low=1)
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"] = key(
@@ -38,23 +38,30 @@ class TrainerSettings(Settings):
     max_epochs: int = key(1000, "Epochs of the whole training.", low=1)
     max_time: str | None = key(
         None,
-        'Training ends after the last epoch that fits into this time, all continuations together: "[DD:]HH:MM:SS"; '
-        "null: no limit.",
+        'Largest time of the training with all its continuations, "[DD:]HH:MM:SS"; it ends after the last epoch that '
+        "fits; null: no limit.",
     )
     find_lr: bool = key(
         False,
         "Before a new run starts, find the learning rate by Lightning's tuner (100 steps); it replaces the recipe's.",
     )
     profiler: Literal["simple", "advanced", "pytorch"] | None = key(
-        None, "Write where the time goes into fit-profile.txt of the run folder; null: no profile."
+        None, "Lightning's profiler; it writes fit-profile.txt into the run folder; null: none."
     )
-    accumulate_grad_batches: int = key(1, "Batches whose gradients are added before a step of the optimiser.", low=1)
-    compile: bool = key(False, "Compile the network (torch.compile): minutes at the start for faster steps.")
+    accumulate_grad_batches: int = key(
+        1, "Number of batches whose gradients are added up for each step of the optimiser.", low=1
+    )
+    compile: bool = key(
+        False, "Compile the network (torch.compile), which takes minutes at the start and makes steps faster."
+    )
     activation_checkpointing: bool = key(
-        False, "Compute the inner values of the network's stages again in the backward pass: less memory, slower steps."
+        False,
+        "Compute the activations of the network's stages again in the backward pass: less memory, slower steps.",
     )
     ddp_batch: Literal["divide", "multiply"] = key(
-        "divide", "With several devices: divide the plan's batch between them (as nnU-Net), or multiply it."
+        "divide",
+        "With several devices: divide the plan's batch between them (as in nnU-Net), or give each device a whole "
+        "batch.",
     )
     limit_train_batches: int | float | None = key(
         None, "Lowers data.iterations_per_epoch: a number of batches, or a fraction.", above=0
@@ -62,12 +69,14 @@ class TrainerSettings(Settings):
     limit_val_batches: int | float | None = key(
         None, "Lowers data.val_iterations: a number of batches, or a fraction; 0: no validation.", low=0
     )
-    deterministic: bool | Literal["warn"] = key(False, "Bit-identical results on one machine, at some cost on a GPU.")
+    deterministic: bool | Literal["warn"] = key(False, "Bit-identical results on one machine; slower on a GPU.")
     num_sanity_val_steps: int = key(0, "Validation batches before training, as a test; -1: all.", low=-1)
-    log_every_n_steps: int = key(50, "Steps between two points of the curves of W&B.", low=0)
+    log_every_n_steps: int = key(50, "Steps between two points of a curve in W&B.", low=0)
     enable_model_summary: bool = key(False, "Print Lightning's table of layers.")
     enable_checkpointing: Literal[False] = key(False, "Off, because this project's callback saves checkpoints.")
-    enable_progress_bar: bool = key(True, "Show a bar on a terminal; a log file gets a line each epoch.")
+    enable_progress_bar: bool = key(
+        True, "Show a progress bar on a terminal, or write a line each epoch to a log file."
+    )
     further: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,22 +89,26 @@ class TrainerSettings(Settings):
         return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
     def conflicts(self) -> Iterator[str]:
-        """Yield arguments that Lightning's Trainer does not take, and values that do not go together."""
+        """Yield arguments that Lightning's Trainer does not have, and values that contradict each other."""
         if self.max_time is not None and _TIME.fullmatch(self.max_time) is None:
             yield f"trainer.max_time={self.max_time}: must be [DD:]HH:MM:SS, such as '12:00:00', or null."
         for name, value in (("train", self.limit_train_batches), ("val", self.limit_val_batches)):
             if isinstance(value, float) and value > 1:
-                yield f"trainer.limit_{name}_batches={value}: must be a whole number of batches, or a fraction up to 1."
+                yield (
+                    f"trainer.limit_{name}_batches={value}: must be a whole number of batches, or a fraction up to 1."
+                )
         if self.devices in (0, ()):
             yield (
                 "trainer.devices: must be 1 or more, a list of indices, or auto; trainer.accelerator=cpu trains "
-                "without a GPU."
+                "without "
+                "a GPU."
             )
         if self.find_lr and (self.num_nodes > 1 or self.strategy != "auto" or self.devices != 1):
-            yield "trainer.find_lr=true: searches on one device. Find the rate with trainer.devices=1 first."
+            yield "trainer.find_lr=true: works on one device only. Find the learning rate with trainer.devices=1 first."
         yield from self._wrong_further()
 
     def _wrong_further(self) -> Iterator[str]:
+        """Yield further arguments that Lightning's Trainer does not have, or that this project sets itself."""
         known = trainer_arguments()
         for name, value in self.further.items():
             if name in RESERVED:

@@ -1,4 +1,4 @@
-"""What `train.py` takes, and the two commands that share it; the remaining groups `data`, `logger` and `predict`."""
+"""Settings of `umamba train`, `prepare` and `describe`, with the groups `data`, `logger` and `predict`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,24 +15,25 @@ from umamba.settings.recipe import Precision, RecipeSettings
 from umamba.settings.trainer import TrainerSettings
 from umamba.settings.validate import Settings
 
-NO_DATASET = "(not given)"  # dataset.root of `umamba describe` where none is given
+NO_DATASET = "(not given)"  # dataset.root of `umamba describe` if none is given
 Which = Literal["last", "best"]
 Fold = int | Literal["all"]
 
 
 @dataclass(frozen=True)
 class DataSettings(Settings):
-    """How patches are fed to the network."""
+    """How patches are made for the network."""
 
     section: ClassVar[str] = "data"
     num_workers: int | None = key(
         None,
-        "Processes that make patches; null: one on a CPU run, else the allocation's CPUs but one, at most 12.",
+        "Processes that make patches; null: 1 if the network runs on the CPU, else one fewer than the CPUs of the "
+        "allocation, at most 12.",
         low=0,
     )
     prefetch_factor: int = key(
         2,
-        "Batches that each of these processes makes ahead; /dev/shm must hold them and two more for each process.",
+        "Batches that each of these processes makes in advance; /dev/shm must hold them and two more for each process.",
         low=1,
     )
     prepare_workers: int | None = key(
@@ -44,25 +45,25 @@ class DataSettings(Settings):
     )
     validate_cases_every: int = key(
         50,
-        "Epochs between predictions of whole validation cases (val/case_dice, beside the patch Dice); 0: none.",
+        "Epochs between predictions of whole validation cases, whose score is val/case_dice; 0: never.",
         low=0,
     )
-    validation_cases: int = key(3, "How many of the fold's validation cases that are.", low=0)
+    validation_cases: int = key(3, "Number of validation cases that are predicted whole during training.", low=0)
 
 
 @dataclass(frozen=True)
 class LoggerSettings(Settings):
-    """Where curves and pictures go beside metrics.csv, which is always written."""
+    """Loggers of curves and pictures; metrics.csv is always written."""
 
     section: ClassVar[str] = "logger"
-    wandb: bool = key(True, "Log to Weights & Biases; offline without an account or key.")
+    wandb: bool = key(True, "Log to Weights & Biases (W&B); without an account or key it logs offline.")
     project: str = key("umamba", "W&B project.")
     entity: str | None = key(None, "W&B entity; null: the account's default.")
     panels_every: int = key(10, "Epochs between overlays of validation patches; 0: none.", low=0)
-    upload_model: bool = key(False, "Send the last checkpoint to W&B as an artifact when the run is trained.")
+    upload_model: bool = key(False, "Upload the last checkpoint to W&B as an artifact after training.")
 
     def conflicts(self) -> Iterator[str]:
-        """Yield an upload that has no receiver."""
+        """Yield an upload to W&B without W&B."""
         if self.upload_model and not self.wandb:
             yield "logger.upload_model=true: needs W&B. Give logger=wandb, or logger.upload_model=false."
 
@@ -72,61 +73,67 @@ class AfterTrainingSettings(SlidingWindowSettings):
     """The prediction of validation cases and test images after training."""
 
     section: ClassVar[str] = "predict"
-    validation: bool = key(True, "Predict and score the fold's validation cases, whole; cross-validation pools them.")
-    checkpoint: Which = key("last", "last (as nnU-Net), or best (highest smoothed patch Dice).")
+    validation: bool = key(
+        True, "Predict and score the fold's whole validation cases; cross-validation pools the scores of all folds."
+    )
+    checkpoint: Which = key(
+        "last", "Which checkpoint predicts: last (as in nnU-Net), or best (highest smoothed patch Dice)."
+    )
 
     @property
     def prediction(self) -> PredictionSettings:
-        """How the images are segmented; earlier segmentations of the run are replaced."""
+        """The settings of prediction; earlier segmentations of the run are replaced."""
         return PredictionSettings(tile_step_size=self.tile_step_size, tta=self.tta, overwrite=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(Settings):
-    """Everything `train.py` takes."""
+    """All keys of `umamba train`."""
 
-    dataset: DatasetSettings = key(sentence="Which images, and how they are scored.")
-    name: str | None = key(None, "The experiment's name, first part of the run folder; null: <dataset>_<architecture>.")
+    dataset: DatasetSettings = key(sentence="The images, and how they are scored.")
+    name: str | None = key(None, "Name of the experiment and its folder in paths.runs; null: <dataset>_<architecture>.")
     fold: Fold = key(0, "Fold of the five-fold split, 0 to 4, or all: train on every case.", low=0)
     seed: int = key(0, "Seed of weights, patches and augmentation.", low=0, high=2**32 - 1)
-    restart: bool = key(False, "Delete what the run folder holds and begin afresh.")
+    restart: bool = key(False, "Delete the content of the run folder and start from the beginning.")
     pretrained: Path | None = key(
         None,
         "Fine-tune: a new run starts from the weights of this checkpoint (this project's, nnU-Net's or U-Mamba's); the "
-        "heads begin anew if the classes differ.",
+        "segmentation heads start from random weights if the classes differ.",
         existing=True,
     )
-    smoke: bool = key(False, "The same run in a minute: a matching phantom, a tiny plan and network, two epochs.")
+    smoke: bool = key(
+        False, "Test the run in a minute, with a phantom of the same kind, a tiny plan and network, and two epochs."
+    )
     paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
-    planner: PlannerSettings = key(PlannerSettings, "The rules of the plan.")
-    plan: PlanSettings = key(PlanSettings, "The configuration, and pinned values.")
+    planner: PlannerSettings = key(PlannerSettings, "The rules from which the plan is derived.")
+    plan: PlanSettings = key(PlanSettings, "The configuration of the plan, and pinned values.")
     architecture: ArchitectureSettings = key(UMambaBotSettings, "The network and its options.", variants=ARCHITECTURES)
     recipe: RecipeSettings = key(RecipeSettings, "Optimiser, schedule, loss, clipping, precision.")
-    augmentation: AugmentationSettings = key(AugmentationSettings, "Kinds, probabilities, ranges.")
-    data: DataSettings = key(DataSettings, "How patches are fed.")
-    trainer: TrainerSettings = key(TrainerSettings, "How long and on what; arguments of Lightning's Trainer.")
-    logger: LoggerSettings = key(LoggerSettings, "Curves and pictures.")
+    augmentation: AugmentationSettings = key(AugmentationSettings, "Augmentation: kinds, probabilities, ranges.")
+    data: DataSettings = key(DataSettings, "How patches are made.")
+    trainer: TrainerSettings = key(TrainerSettings, "Duration and devices; arguments of Lightning's Trainer.")
+    logger: LoggerSettings = key(LoggerSettings, "Loggers of curves and pictures.")
     predict: AfterTrainingSettings = key(AfterTrainingSettings, "Prediction after training.")
 
     @property
     def precision(self) -> Precision:
-        """The precision of training: trainer.precision, else the recipe's."""
+        """The precision of training: trainer.precision, or the recipe's if that is null."""
         return self.trainer.precision or self.recipe.precision
 
     @property
     def train_batches(self) -> int:
-        """Training batches of an epoch, under the trainer's limit."""
+        """Training batches of an epoch after the trainer's limit."""
         return limited(self.data.iterations_per_epoch, self.trainer.limit_train_batches)
 
     @property
     def val_batches(self) -> int:
-        """Validation batches of an epoch, under the trainer's limit."""
+        """Validation batches of an epoch after the trainer's limit."""
         return limited(self.data.val_iterations, self.trainer.limit_val_batches)
 
     def conflicts(self) -> Iterator[str]:
-        """Yield combinations across groups that cannot work."""
+        """Yield values of different groups that contradict each other."""
         if self.name is not None and not is_folder_name(self.name):
-            yield f"name={self.name}: must be the name of one folder, without / and not beginning with a dot."
+            yield f"name={self.name}: must be the name of one folder, without / and without a dot at its start."
         axes = self.augmentation.mirror.axes
         if axes is not None and self.plan.dim is not None and any(axis >= self.plan.dim for axis in axes):
             yield (
@@ -142,9 +149,9 @@ class TrainSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings(TrainSettings):
-    """Everything `prepare.py` takes."""
+    """All keys of `umamba prepare`."""
 
-    explain: bool = key(False, "Print each decision of the planner with the numbers that led to it.")
+    explain: bool = key(False, "Print each decision of the planner with the numbers behind it.")
     nnunet_plans: Path | None = key(
         None,
         "Also write the plan to this file as nnU-Net's plans JSON, such as "
@@ -159,16 +166,20 @@ class PrepareSettings(TrainSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class DescribeSettings(TrainSettings):
-    """Everything `describe.py` takes."""
+    """All keys of `umamba describe`."""
 
     checkpoint: Path | None = key(None, "Describe the network of this checkpoint instead.", existing=True)
     num_classes: int | None = key(
-        None, "Outputs of the network, background included, where plan.from_file is given without its dataset.", low=1
+        None, "Classes of the network with background, if plan.from_file is given without its dataset.", low=1
     )
 
 
 def limited(batches: int, limit: int | float | None) -> int:
-    """Return the batches of an epoch under a limit, which is a number of batches or a fraction.
+    """Return the batches of an epoch after a limit.
+
+    Args:
+        batches: batches without the limit.
+        limit: a number of batches, a fraction of them, or None.
 
     >>> limited(250, None), limited(250, 40), limited(250, 0.1)
     (250, 40, 25)
@@ -179,5 +190,9 @@ def limited(batches: int, limit: int | float | None) -> int:
 
 
 def is_folder_name(name: str) -> bool:
-    """Return whether a text can be the name of one folder."""
+    """Return whether a text can be the name of one folder.
+
+    Args:
+        name: the text.
+    """
     return bool(name) and not name.startswith(".") and not set(name) & set("/\\\0\n") and name == name.strip()

@@ -1,7 +1,7 @@
-"""The one validator of all settings: from plain values to frozen records, with all mistakes in one message.
+"""Validate all settings: make frozen records from plain values, and report all mistakes in one message.
 
-A record is a frozen dataclass that inherits `Settings`; its types and `Key` limits say what is allowed. Every record
-checks itself when it is made, so that a record in a notebook is as safe as a command line.
+A record is a frozen dataclass that inherits `Settings`. The types and limits (`Key`) of its fields define the allowed
+values. A record checks itself when it is made, so a record in a notebook is as safe as a command line.
 """
 
 import typing
@@ -25,11 +25,15 @@ from umamba.settings.wording import (
 )
 
 Record = TypeVar("Record", bound="Settings")
-REQUIRED = "???"  # omegaconf's mark of a value that the user must give
+REQUIRED = "???"  # omegaconf's placeholder for a value that the user must give
 
 
 class InvalidSettings(UserError):
-    """Settings that cannot be used; `problems` holds one sentence for each mistake."""
+    """Settings that cannot be used.
+
+    Attributes:
+        problems: a sentence for each mistake.
+    """
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -42,13 +46,13 @@ class Settings:
     """Base of all settings records.
 
     Attributes:
-        section: dotted name under which the record stands on the command line, for messages.
+        section: dotted name of the record on the command line, for messages.
     """
 
     section: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        """Check and convert every value (lists become tuples, integers floats where floats are asked for).
+        """Check and convert every value: lists become tuples, integers become floats where the type is float.
 
         Raises:
             InvalidSettings: all mistakes of this record.
@@ -63,12 +67,12 @@ class Settings:
             raise InvalidSettings(problems)
 
     def conflicts(self) -> Iterator[str]:
-        """Yield what is wrong with combinations of values that are each allowed."""
+        """Yield a sentence for each combination of values that is impossible although each value is allowed."""
         return iter(())
 
 
 def parse(record: type[Record], values: Mapping[str, Any], section: str | None = None) -> Record:
-    """Return a record of plain values; keys that are left out keep their defaults.
+    """Make a record from plain values; absent keys get their defaults.
 
     Args:
         record: the settings record.
@@ -90,7 +94,10 @@ def parse(record: type[Record], values: Mapping[str, Any], section: str | None =
 
 
 def plain(value: Any) -> Any:
-    """Return a record as plain nested values that JSON and YAML can hold: paths as text, tuples as lists.
+    """Return a record as nested plain values for JSON and YAML: paths become text, tuples become lists.
+
+    Args:
+        value: a record, or a value of one.
 
     >>> from umamba.settings import UNETRSettings
     >>> plain(UNETRSettings())["name"]
@@ -98,7 +105,7 @@ def plain(value: Any) -> Any:
     """
     if is_dataclass(value) and not isinstance(value, type):
         content = {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
-        extra = content.pop(getattr(value, "open_field", ""), {})  # keys that the record does not declare
+        extra = content.pop(getattr(value, "open_field", ""), {})  # the keys that the record does not declare
         return {**content, **extra}
     if isinstance(value, Mapping):
         return {str(name): plain(entry) for name, entry in value.items()}
@@ -109,7 +116,7 @@ def plain(value: Any) -> Any:
 
 @cache
 def _declared(record: Any) -> dict[str, tuple[Any, Key]]:
-    """Return type and limits of each field of a record."""
+    """Return the type and limits of each field of a record."""
     hints = typing.get_type_hints(record)
     return {entry.name: (hints[entry.name], entry.metadata.get("key", Key())) for entry in fields(record)}
 
@@ -122,7 +129,7 @@ def _required(record: Any) -> frozenset[str]:
 
 
 def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
-    """Return the record of plain values, or None after adding to the problems."""
+    """Make a record from plain values; return None and add to the problems if there are mistakes."""
     if not isinstance(values, Mapping):
         example = next(iter(_declared(record)))
         problems.append(f"{section}={shown(values)}: must hold keys, such as {join(section, example)}.")
@@ -153,7 +160,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
     failed = len(problems) > before
     try:
         if failed:
-            # Mistakes of combinations are shown together with those of single values, which their defaults stand for.
+            # Also report impossible combinations of the other values; wrong values are replaced by their defaults.
             arguments = {name: value for name, value in arguments.items() if name not in wrong}
             if any(is_choice(declared[name][0]) for name in wrong) or not _required(record) <= set(arguments):
                 return None
@@ -211,7 +218,7 @@ _NO = object()
 
 
 def _converted(value: Any, kind: Any, limits: Key) -> Any:
-    """Return the value as one plain kind has it, or _NO."""
+    """Return a value converted to one type without alternatives, or _NO if that is not possible."""
     if kind is type(None):
         return None if value is None else _NO
     if is_literal(kind):
@@ -239,7 +246,7 @@ def _converted(value: Any, kind: Any, limits: Key) -> Any:
 
 
 def _entries(value: Any, kinds: tuple[Any, ...], limits: Key) -> Any:
-    """Return a tuple whose entries are of the given kinds (`X, ...` or one each), or _NO."""
+    """Return a tuple with entries of the given types (`X, ...`, or a type for each entry), or _NO."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return _NO
     if kinds[-1] is Ellipsis:
@@ -251,7 +258,7 @@ def _entries(value: Any, kinds: tuple[Any, ...], limits: Key) -> Any:
 
 
 def _within(value: float, limits: Key) -> bool:
-    """Return whether a finite number lies within the limits."""
+    """Return whether a number is finite and within the limits."""
     return (
         value == value
         and abs(value) != float("inf")
