@@ -29,9 +29,10 @@ CLASSES, ORDER = 104, (0, 1, 2)
 
 
 class Bands(nn.Module):
-    """Returns as logits the negative distance of the intensity from each label."""
+    """A network without weights: the logit of a label is its negative distance from the intensity."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, Z, Y, X) to logits (B, CLASSES, Z, Y, X) in bfloat16."""
         logits = torch.empty((len(x), CLASSES, *x.shape[2:]), dtype=torch.bfloat16)
         for label in range(CLASSES):
             torch.sub(x[:, 0], label, out=logits[:, label]).abs_().neg_()

@@ -26,7 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links that are right in the repository into links that are right in the site."""
+    """Rewrite links between files of the repository to links between pages of the site."""
     beside = paths_beside()
     own = page.file.src_uri
     folder = posixpath.dirname(own if own in beside else posixpath.join("docs", own))

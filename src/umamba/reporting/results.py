@@ -86,11 +86,20 @@ class Results:
         )
 
     def methods(self, dataset: str) -> list[str]:
-        """Return the methods of a dataset in the order of the study."""
+        """Return the methods of a dataset in the order of the study.
+
+        Args:
+            dataset: the benchmark.
+        """
         return list(dict.fromkeys(state.run.method for state in self.states if state.run.dataset == dataset))
 
     def runs(self, dataset: str, method: str) -> list[RunState]:
-        """Return the states of the runs of a method on a dataset."""
+        """Return the states of the runs of a method on a dataset.
+
+        Args:
+            dataset: the benchmark.
+            method: the network.
+        """
         return [state for state in self.states if (state.run.dataset, state.run.method) == (dataset, method)]
 
 
