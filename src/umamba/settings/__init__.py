@@ -25,6 +25,7 @@ from umamba.settings.commands import (
     SlurmSettings,
 )
 from umamba.settings.dataset import DatasetSettings, PathsSettings, PhantomSettings
+from umamba.settings.fields import key
 from umamba.settings.plan import PlannerSettings, PlanSettings
 from umamba.settings.prediction import FindBestSettings, PredictionSettings, PredictSettings, SlidingWindowSettings
 from umamba.settings.recipe import LossSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
@@ -78,6 +79,7 @@ __all__ = [
     "UMambaEncSettings",
     "UNETRSettings",
     "UNetSettings",
+    "key",
     "parse",
     "plain",
     "read_architecture",

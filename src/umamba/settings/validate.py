@@ -4,17 +4,25 @@ A record is a frozen dataclass that inherits `Settings`. The types and limits (`
 values. A record checks itself when it is made, so a record in a notebook is as safe as a command line.
 """
 
-import difflib
-import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from umamba.io.errors import UserError
 from umamba.settings.fields import Key
+from umamba.settings.wording import (
+    alternatives,
+    described,
+    is_choice,
+    is_literal,
+    join,
+    shown,
+    unknown_name,
+    wrong_choice,
+)
 
 Record = TypeVar("Record", bound="Settings")
 REQUIRED = "???"  # omegaconf's placeholder for a value that the user must give
@@ -52,7 +60,7 @@ class Settings:
         problems: list[str] = []
         record: Any = type(self)
         for name, (kind, limits) in _declared(record).items():
-            value = _checked(getattr(self, name), kind, limits, _join(self.section, name), problems)
+            value = _checked(getattr(self, name), kind, limits, join(self.section, name), problems)
             object.__setattr__(self, name, value)
         problems = problems or list(self.conflicts())
         if problems:
@@ -106,34 +114,6 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def unknown_name(name: str, section: str, known: Iterable[str]) -> str:
-    """Return the message about an unknown key, with the most similar known one.
-
-    Args:
-        name: the unknown key.
-        section: dotted name of the record.
-        known: keys of the record.
-    """
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean '{_join(section, close[0])}'?" if close else ""
-    return f"Unknown key '{_join(section, name)}'.{hint} Keys of {section or 'the configuration'}: {', '.join(names)}."
-
-
-def wrong_choice(path: str, value: Any, choices: Iterable[str]) -> str:
-    """Return the message about a value that is none of the choices, with the most similar choice.
-
-    Args:
-        path: dotted name of the key.
-        value: the wrong value.
-        choices: the allowed values.
-    """
-    names = list(choices)
-    close = difflib.get_close_matches(str(value), names, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return f"{path}={value}: must be one of {', '.join(names)}.{hint}"
-
-
 @cache
 def _declared(record: Any) -> dict[str, tuple[Any, Key]]:
     """Return the type and limits of each field of a record."""
@@ -152,7 +132,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
     """Make a record from plain values; return None and add to the problems if there are mistakes."""
     if not isinstance(values, Mapping):
         example = next(iter(_declared(record)))
-        problems.append(f"{section}={values}: must hold keys, such as {_join(section, example)}.")
+        problems.append(f"{section}={shown(values)}: must hold keys, such as {join(section, example)}.")
         return None
     before = len(problems)
     declared, given = _declared(record), dict(values)
@@ -160,7 +140,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
     arguments: dict[str, Any] = {}
     wrong: set[str] = set()
     for entry in fields(record):
-        path = _join(section, entry.name)
+        path = join(section, entry.name)
         if entry.name == open_field:
             continue
         value = given.pop(entry.name, REQUIRED)
@@ -182,7 +162,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
         if failed:
             # Also report impossible combinations of the other values; wrong values are replaced by their defaults.
             arguments = {name: value for name, value in arguments.items() if name not in wrong}
-            if any(_is_choice(declared[name][0]) for name in wrong) or not _required(record) <= set(arguments):
+            if any(is_choice(declared[name][0]) for name in wrong) or not _required(record) <= set(arguments):
                 return None
         made = record(**arguments)
         return None if failed else made
@@ -193,34 +173,43 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
 
 def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str]) -> Any:
     """Return a value converted to its type; add a sentence to the problems if that is not possible."""
-    alternatives = _alternatives(kind)
+    kinds = alternatives(kind)
     if limits.variants is not None:
-        return _variant(value, limits.variants, path, problems)
-    for candidate in alternatives:
+        return _variant(value, kind, limits.variants, path, problems)
+    for candidate in kinds:
         if is_dataclass(candidate):
             value = limits.null if value is None and limits.null is not None else value
             return value if isinstance(value, candidate) else _parsed(candidate, value, path, problems)  # type: ignore[arg-type]
         converted = _converted(value, candidate, limits)
         if converted is not _NO:
-            if limits.existing and isinstance(converted, Path) and not converted.exists():
-                problems.append(f"{path}={value}: there is no such file or folder. Check the path.")
+            if limits.existing:
+                files = [entry for entry in _listed(converted) if isinstance(entry, Path) and not entry.exists()]
+                problems += [f"{path}={file}: there is no such file or folder. Check the path." for file in files]
             return converted
-    if _is_choice(kind):
-        choices = [_shown(choice) for entry in alternatives for choice in typing.get_args(entry) or (None,)]
-        problems.append(wrong_choice(path, _shown(value), choices))
+    if is_choice(kind):
+        choices = [shown(choice) for entry in kinds for choice in typing.get_args(entry) or (None,)]
+        problems.append(wrong_choice(path, shown(value), choices))
     else:
-        problems.append(f"{path}={_shown(value)}: must be {described(kind, limits)}.")
+        problems.append(f"{path}={shown(value)}: must be {described(kind, limits)}.")
     return value
 
 
-def _variant(value: Any, variants: Mapping[str, type[Any]], path: str, problems: list[str]) -> Any:
-    """Make the record that the entry `name` of a value chooses."""
-    if isinstance(value, Settings):
+def _listed(value: Any) -> Sequence[Any]:
+    """Return a tuple unchanged, and any other value as the only entry of a list."""
+    return value if isinstance(value, tuple) else [value]
+
+
+def _variant(value: Any, kind: Any, variants: Mapping[str, type[Any]], path: str, problems: list[str]) -> Any:
+    """Make the record that the entry `name` of a value chooses; a record of the right type stays as it is."""
+    if isinstance(value, kind):
         return value
+    if isinstance(value, Settings):
+        problems.append(f"{path}: {type(value).__name__} is no {kind.__name__}. Give a record that inherits it.")
+        return None
     name = value.get("name") if isinstance(value, Mapping) else value
     record = variants.get(str(name)) or (variants.get("") if ":" in str(name) else None)
     if record is None:
-        problems.append(wrong_choice(f"{path}.name", name, [known for known in variants if known]))
+        problems.append(wrong_choice(f"{path}.name", shown(name), [known for known in variants if known]))
         return None
     return _parsed(record, value, path, problems)
 
@@ -232,7 +221,7 @@ def _converted(value: Any, kind: Any, limits: Key) -> Any:
     """Return a value converted to one type without alternatives, or _NO if that is not possible."""
     if kind is type(None):
         return None if value is None else _NO
-    if _is_literal(kind):
+    if is_literal(kind):
         choices = typing.get_args(kind)
         if isinstance(value, bool):
             return value if any(choice is value for choice in choices) else _NO
@@ -278,93 +267,3 @@ def _within(value: float, limits: Key) -> bool:
         and (limits.high is None or value <= limits.high)
         and (limits.below is None or value < limits.below)
     )
-
-
-def described(kind: Any, limits: Key) -> str:
-    """Describe the allowed values of a key in words.
-
-    Args:
-        kind: type of the key.
-        limits: limits of the key.
-
-    >>> described(float | None, Key(low=0, high=1))
-    'a number from 0 to 1, or null'
-    """
-    parts = [_described(entry, limits) for entry in _alternatives(kind) if entry is not type(None)]
-    if type(None) in _alternatives(kind):
-        parts.append("null")
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f", or {parts[-1]}"
-
-
-def _described(kind: Any, limits: Key) -> str:
-    if _is_literal(kind):
-        choices = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in typing.get_args(kind)]
-        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
-    if typing.get_origin(kind) is tuple:
-        arguments = typing.get_args(kind)
-        if arguments[-1] is not Ellipsis:
-            return f"a list of {len(arguments)} {_plural(arguments[0], limits)}"
-        count = " or ".join(map(str, limits.lengths)) + " " if limits.lengths else ""
-        return f"a list of {count}{_plural(arguments[0], limits)}"
-    if is_dataclass(kind) or typing.get_origin(kind) in (Mapping, dict):
-        return "a group of keys"
-    names = {bool: "true or false", str: "text", Path: "a path"}
-    if kind in names:
-        return names[kind]
-    return ("a whole number" if kind is int else "a number") + _range(limits)
-
-
-def _plural(kind: Any, limits: Key) -> str:
-    if typing.get_origin(kind) is tuple:
-        return f"lists of {_plural(typing.get_args(kind)[0], limits)}"
-    if _is_literal(kind):
-        return f"names out of {', '.join(map(str, typing.get_args(kind)))}"
-    names = {int: f"whole numbers{_range(limits)}", float: f"numbers{_range(limits)}", bool: "true or false"}
-    return names.get(kind, "names")
-
-
-def _range(limits: Key) -> str:
-    """Return the limits in words, such as ' from 0 to 1' or ' above 0'; empty without limits."""
-    parts = []
-    if limits.low is not None or limits.above is not None:
-        parts.append(f"from {_number(limits.low)}" if limits.low is not None else f"above {_number(limits.above)}")
-    if limits.high is not None:
-        parts.append(f"{'to' if limits.low is not None else 'up to'} {_number(limits.high)}")
-    elif limits.below is not None:
-        parts.append(f"below {_number(limits.below)}")
-    elif limits.low is not None:
-        parts.append("on")
-    joined = " ".join(parts) if limits.below is None and limits.above is None else " and ".join(parts)
-    return f" {joined}" if joined else ""
-
-
-def _number(value: float | None) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
-
-
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    return typing.get_args(kind) if union else (kind,)
-
-
-def _is_literal(kind: Any) -> bool:
-    return typing.get_origin(kind) is Literal
-
-
-def _is_choice(kind: Any) -> bool:
-    """Return whether a type only allows listed values."""
-    alternatives = _alternatives(kind)
-    literals = [_is_literal(entry) for entry in alternatives]
-    return any(literals) and all(
-        literal or entry is type(None) for literal, entry in zip(literals, alternatives, strict=True)
-    )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(value)
-
-
-def _join(section: str, name: str) -> str:
-    return f"{section}.{name}" if section else name
