@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,6 @@ def write(path: Path, array: np.ndarray, spacing_xyz: Any = None) -> Path:
         image.SetSpacing([float(value) for value in spacing_xyz])
     sitk.WriteImage(image, str(path))
     return path
-
-
-def problems_of(predictions: dict[str, Path], truth: Path, output: Path, rules: Rules) -> Sequence[str]:
-    """Score folders in this process; return what is wrong with the cases that were not scored."""
-    return evaluate_folders(predictions, truth, output, rules, workers=1).problems
 
 
 def cases_of(arrays: Any) -> list[str]:

@@ -46,10 +46,8 @@ class _UMambaSettings(ArchitectureSettings):
     scan_directions: Literal["forward", "bidirectional", "axes"] = key(
         "forward",
         "Order of the voxels in a scan. forward: C order (released code). bidirectional: forward and backward. axes: "
-        "as "
-        "many scans as axes, each with another axis as the fastest. Each direction has its own weights; the outputs "
-        "are "
-        "averaged (ablation).",
+        "as many scans as axes, each with another axis as the fastest. Each direction has its own weights; the "
+        "outputs are averaged (ablation).",
     )
 
 

@@ -161,8 +161,7 @@ class AugmentationSettings(Settings):
     device: Literal["cpu", "gpu"] = key(
         "cpu",
         "cpu: the processes that make patches augment them. gpu: the network's device augments each batch, for "
-        "machines "
-        "with too few CPUs.",
+        "machines with too few CPUs.",
     )
     rotation: Rotation = key(Rotation, "Rotation about the patch centre.", null=_OFF)
     scaling: Scaling = key(Scaling, "Zoom by one factor for all axes.", null=_OFF)

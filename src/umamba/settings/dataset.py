@@ -47,8 +47,7 @@ class PhantomSettings(Settings):
         if self.voxel_mm is not None and (self.scene != "abdomen" or self.archive is not None):
             yield (
                 f"dataset.phantom.voxel_mm={self.voxel_mm:g}: can be chosen only for dataset.phantom.scene=abdomen "
-                "without "
-                "an archive. Give dataset.phantom.voxel_mm=null."
+                "without an archive. Give dataset.phantom.voxel_mm=null."
             )
 
 
@@ -78,6 +77,6 @@ class DatasetSettings(Settings):
         origin = f" The data: {self.source}." if self.source else ""
         return (
             f"dataset.root: there is no folder {self.root.absolute()}. Put the dataset there in nnU-Net's raw layout "
-            "(dataset.json, imagesTr, labelsTr), or say where it is with paths.raw=FOLDER or "
-            f"dataset.root=FOLDER.{origin}"
+            "(dataset.json, imagesTr, labelsTr), or say where it is with paths.raw=FOLDER or dataset.root=FOLDER."
+            f"{origin}"
         )

@@ -83,8 +83,7 @@ class PlanSettings(Settings):
         if self.from_file is not None and (pinned or self.paper):
             yield (
                 f"plan.from_file: the file holds the whole plan, so plan.{next(iter(pinned), 'paper')} cannot be "
-                "given as "
-                "well. Change the value in the file, or leave out one of the two."
+                "given as well. Change the value in the file, or leave out one of the two."
             )
         yield from self._wrong_axes(pinned)
         yield from self._wrong_stages(pinned)

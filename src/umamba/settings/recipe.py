@@ -73,8 +73,7 @@ class ScheduleSettings(Settings):
     name: Literal["poly", "cosine", "constant"] = key(
         "poly",
         "poly: (1 - epoch / max_epochs) ** exponent, as in nnU-Net. cosine: half a cosine down to the minimum. "
-        "constant: "
-        "the first rate for all epochs.",
+        "constant: the first rate for all epochs.",
     )
     exponent: float = key(0.9, "Exponent of poly.", above=0)
     minimum: float = key(0.0, "Last rate of cosine as a fraction of the first one.", low=0, high=1)
@@ -137,8 +136,7 @@ class RecipeSettings(Settings):
     weight_averaging: float | None = key(
         None,
         "Decay of a moving average of the weights, such as 0.999; validation and checkpoints then use the average; "
-        "null: "
-        "no average.",
+        "null: no average.",
         above=0,
         below=1,
     )

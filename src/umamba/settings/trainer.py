@@ -100,8 +100,7 @@ class TrainerSettings(Settings):
         if self.devices in (0, ()):
             yield (
                 "trainer.devices: must be 1 or more, a list of indices, or auto; trainer.accelerator=cpu trains "
-                "without "
-                "a GPU."
+                "without a GPU."
             )
         if self.find_lr and (self.num_nodes > 1 or self.strategy != "auto" or self.devices != 1):
             yield "trainer.find_lr=true: works on one device only. Find the learning rate with trainer.devices=1 first."

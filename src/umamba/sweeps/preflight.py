@@ -174,7 +174,6 @@ def _of_partition(offered: Partition, request: SlurmSettings) -> list[str]:
     if offered.time_limit_s is not None and (limit is None or limit > offered.time_limit_s):
         remarks.append(
             f"time limit {request.time_limit}: partition {name} allows {duration(offered.time_limit_s)}. Ask for no "
-            "more; "
-            "a training that takes longer is requeued and continues."
+            "more; a training that takes longer is requeued and continues."
         )
     return remarks
