@@ -2,19 +2,11 @@
 
 python benchmarks/evaluation.py --cases 4
 
-<<<<<<< HEAD
-Whole commands are measured, from NIfTI files to CSV, on phantoms of 512 x 512 x 100 voxels with 13 labels. The
-official side does what the two scripts of U-Mamba's repository do, one after the other and case by case: nibabel
-reads both files as floating-point numbers; the first script computes the Dice of each organ, the second DeepMind's
-surface distances and the share within the organ's tolerance. It needs nibabel and surface-distance, which `pip
-install -e '.[dev]'` installs.
-=======
 Whole commands are measured, from NIfTI files to CSV, on phantoms of 512 x 512 x 100 voxels with 13 labels. The official
 side does what the two scripts of U-Mamba's repository do, one after the other and case by case: nibabel reads both
 files as floating-point numbers; the first script computes the Dice of each organ, the second DeepMind's surface
 distances and the share within the organ's tolerance. It needs nibabel and surface-distance, which
 `pip install -e '.[dev]'` installs.
->>>>>>> h-prose
 """
 
 import argparse

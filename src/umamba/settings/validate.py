@@ -172,11 +172,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
 
 
 def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str]) -> Any:
-<<<<<<< HEAD
-    """Return a value converted to its kind; add a sentence to the problems if it is not possible."""
-=======
     """Return a value converted to its type; add a sentence to the problems if that is not possible."""
->>>>>>> h-prose
     kinds = alternatives(kind)
     if limits.variants is not None:
         return _variant(value, kind, limits.variants, path, problems)
@@ -199,20 +195,12 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
 
 
 def _listed(value: Any) -> Sequence[Any]:
-<<<<<<< HEAD
-    """Return a tuple as it is, and another value as the only entry of a list."""
-=======
     """Return a tuple unchanged, and any other value as the only entry of a list."""
->>>>>>> h-prose
     return value if isinstance(value, tuple) else [value]
 
 
 def _variant(value: Any, kind: Any, variants: Mapping[str, type[Any]], path: str, problems: list[str]) -> Any:
-<<<<<<< HEAD
-    """Return the record that the entry `name` of a value chooses; a record of the kind stays as it is."""
-=======
     """Make the record that the entry `name` of a value chooses; a record of the right type stays as it is."""
->>>>>>> h-prose
     if isinstance(value, kind):
         return value
     if isinstance(value, Settings):

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The words of the validator: what a key takes, which names are near, how values are written."""
-=======
 """Words of the validator's messages: allowed values of a key, similar names, values as on the command line."""
->>>>>>> h-prose
 
 import difflib
 import types
@@ -16,9 +12,6 @@ from umamba.settings.fields import Key
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-<<<<<<< HEAD
-    """Return the known name that a mistyped one most probably means, None if none is near.
-=======
     """Return the known name that a mistyped one most probably means.
 
     Args:
@@ -27,7 +20,6 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
     Returns:
         The most similar name, or the only one that begins with `name`; None without such a name.
->>>>>>> h-prose
 
     >>> nearest("bf16", ["32-true", "bf16-mixed"]), nearest("lsat", ["last", "best"]), nearest("x", ["last"])
     ('bf16-mixed', 'last', None)
@@ -38,9 +30,6 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
 
 def unknown_name(name: str, section: str, known: Iterable[str]) -> str:
-<<<<<<< HEAD
-    """Return the message for a key that does not exist, with the nearest name that does."""
-=======
     """Return the message about an unknown key, with the most similar known one.
 
     Args:
@@ -48,7 +37,6 @@ def unknown_name(name: str, section: str, known: Iterable[str]) -> str:
         section: dotted name of the record.
         known: keys of the record.
     """
->>>>>>> h-prose
     names = sorted(known)
     close = nearest(name, names)
     hint = f" Did you mean '{join(section, close)}'?" if close else ""
@@ -56,9 +44,6 @@ def unknown_name(name: str, section: str, known: Iterable[str]) -> str:
 
 
 def wrong_choice(path: str, value: Any, choices: Iterable[str]) -> str:
-<<<<<<< HEAD
-    """Return the message for a value that is none of the choices, with the nearest one."""
-=======
     """Return the message about a value that is none of the choices, with the most similar choice.
 
     Args:
@@ -66,7 +51,6 @@ def wrong_choice(path: str, value: Any, choices: Iterable[str]) -> str:
         value: the wrong value.
         choices: the allowed values.
     """
->>>>>>> h-prose
     names = list(choices)
     close = nearest(str(value), names)
     hint = f" Did you mean {close}?" if close else ""
@@ -74,15 +58,11 @@ def wrong_choice(path: str, value: Any, choices: Iterable[str]) -> str:
 
 
 def described(kind: Any, limits: Key) -> str:
-<<<<<<< HEAD
-    """Return in words what a key takes, such as 'a number from 0 to 1, or null'.
-=======
     """Describe the allowed values of a key in words.
 
     Args:
         kind: type of the key.
         limits: limits of the key.
->>>>>>> h-prose
 
     >>> described(float | None, Key(low=0, high=1))
     'a number from 0 to 1, or null'
@@ -142,71 +122,51 @@ def _number(value: float | None) -> str:
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
-<<<<<<< HEAD
-    """Return the kinds that a union allows, or the kind itself."""
-=======
     """Return the types of a union, or the type itself.
 
     Args:
         kind: a type.
     """
->>>>>>> h-prose
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     return typing.get_args(kind) if union else (kind,)
 
 
 def is_literal(kind: Any) -> bool:
-<<<<<<< HEAD
-    """Return whether a kind is a Literal."""
-=======
     """Return whether a type is a Literal.
 
     Args:
         kind: a type.
     """
->>>>>>> h-prose
     return typing.get_origin(kind) is Literal
 
 
 def is_choice(kind: Any) -> bool:
-<<<<<<< HEAD
-    """Return whether a kind takes nothing but listed values."""
-=======
     """Return whether a type only allows listed values.
 
     Args:
         kind: a type.
     """
->>>>>>> h-prose
     kinds = alternatives(kind)
     literals = [is_literal(entry) for entry in kinds]
     return any(literals) and all(literal or entry is type(None) for literal, entry in zip(literals, kinds, strict=True))
 
 
 def shown(value: Any) -> str:
-<<<<<<< HEAD
-    """Return a value as it is written on the command line."""
-=======
     """Return a value as it is written on the command line.
 
     Args:
         value: the value.
     """
->>>>>>> h-prose
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)
 
 
 def join(section: str, name: str) -> str:
-<<<<<<< HEAD
-    """Return the dotted name of a key."""
-=======
     """Return the dotted name of a key.
 
     Args:
         section: dotted name of the record; empty: none.
         name: the key.
     """
->>>>>>> h-prose
     return f"{section}.{name}" if section else name
