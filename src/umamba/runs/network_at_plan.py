@@ -34,10 +34,13 @@ class NetworkAtPlan:
 
 
 def network_at_plan(settings: DescribeSettings) -> NetworkAtPlan:
-    """Return what a configuration asks for: a checkpoint's network, or one at the plan of a dataset, table or file.
+    """Return the network of a checkpoint, or a network at the plan of a dataset, of Table 2 or of a plans file.
+
+    Args:
+        settings: what `umamba describe` takes.
 
     Raises:
-        UserError: there is no plan to be had, or a value of the configuration cannot be used.
+        UserError: the settings lead to no plan, or a file cannot be used.
     """
     if settings.checkpoint:
         return _of_checkpoint(settings.checkpoint)

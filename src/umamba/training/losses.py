@@ -92,7 +92,7 @@ def soft_dice_loss(
 
 
 class DiceCrossEntropy(nn.Module):
-    """Soft Dice plus cross-entropy on one output, in float32 whatever the autocast.
+    """Soft Dice plus cross-entropy on one output, computed in float32 also under autocast.
 
     Plain labels: softmax, background left out of the Dice. Regions: sigmoid and binary cross-entropy, all channels.
     Voxels with the ignore label count in neither term; a batch with nothing else has a cross-entropy of zero.

@@ -54,5 +54,5 @@ def duration(seconds: float) -> str:
 
 
 def progress_callbacks(bar: bool) -> list[Callback]:
-    """Return the epoch lines, and Lightning's rich bar if there is to be one."""
+    """Return the callback of the epoch lines, and Lightning's rich progress bar if `bar` is True."""
     return [EpochLines(), RichProgressBar(leave=False)] if bar else [EpochLines()]
