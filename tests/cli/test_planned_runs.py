@@ -7,9 +7,10 @@ import pytest
 
 from umamba.cli.compose import settings_of
 from umamba.cli.planned_runs import planned_runs
+from umamba.cli.slurm import _read
 from umamba.io import UserError
 from umamba.records import RunFolder
-from umamba.settings import TrainSettings
+from umamba.settings import SlurmSettings, TrainSettings
 from umamba.sweeps import list_studies, read_study
 
 GOOD = """question: Why?
@@ -104,3 +105,12 @@ def test_plan_paper_looks_into_the_folder_where_the_run_is(tmp_path: Path) -> No
     runs = planned_runs(read_study(study_folder(tmp_path, text), "mine"), ("paths.runs=R",))
     assert runs[0].folder.path == Path("R/flare_unet/3d_fullres/fold_0/seed_0")
     assert runs[0].folder == RunFolder.of(settings_of(TrainSettings, runs[0].overrides))
+
+
+def test_the_request_of_a_submission_is_read_as_it_is_typed() -> None:
+    """YAML would take 24:00:00 for 86400, which SLURM would take for minutes."""
+    verb, study, request, overrides = _read(
+        ["submit", "slurm.time_limit=24:00:00", "table4_2d", "slurm.extra=[--account=x]", "smoke=true", "slurm.gpus=2"]
+    )
+    assert (verb, study, overrides) == ("submit", "table4_2d", ("smoke=true",))
+    assert request == SlurmSettings(time_limit="24:00:00", extra=("--account=x",), gpus=2)

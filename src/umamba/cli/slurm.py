@@ -4,12 +4,15 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from umamba.cli.planned_runs import planned_runs
 from umamba.cli.share import share
@@ -178,11 +181,21 @@ def _read(arguments: Sequence[str]) -> tuple[str, str, SlurmSettings, tuple[str,
     return words[0], words[1], parse(SlurmSettings, _values(own)), overrides
 
 
-def _values(texts: Sequence[str]) -> Mapping[str, Any]:
-    """Return the values of `slurm.KEY=VALUE` texts."""
-    try:
-        content = OmegaConf.to_container(OmegaConf.from_dotlist([text.lstrip("+") for text in texts]))
-    except OmegaConfBaseException as error:
-        raise UserError(f"slurm: {str(error).splitlines()[0]}") from error
-    assert isinstance(content, Mapping)
-    return dict(content.get("slurm", {}))
+def _values(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `slurm.KEY=VALUE` texts.
+
+    Hydra's grammar reads them, because YAML takes 24:00:00 for a number. YAML reads what Hydra's grammar does not allow,
+    such as [--account=NAME] without quotes.
+    """
+    parser = OverridesParser.create()
+    values: dict[str, Any] = {}
+    for text in (given.lstrip("+") for given in texts):
+        name = text.split("=", 1)[0].removeprefix("slurm.")
+        try:
+            values[name] = parser.parse_override(text).value()
+        except HydraException:
+            try:
+                values[name] = OmegaConf.to_container(OmegaConf.from_dotlist([text])["slurm"])[name]  # type: ignore[index]
+            except (OmegaConfBaseException, YAMLError) as error:
+                raise UserError(f"{text}: cannot be read. Put quotes around the value.") from error
+    return values
