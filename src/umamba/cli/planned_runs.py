@@ -1,7 +1,9 @@
 """List the runs of a study's sweep.yaml with their run folders; each line is composed as by `umamba train`."""
 
 import hashlib
+import itertools
 import json
+from dataclasses import replace
 
 from umamba.cli.compose import settings_of
 from umamba.io.errors import UserError
@@ -23,28 +25,27 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
     """
     runs = []
     for line in study.runs:
-        for fold in study.folds:
-            for seed in study.seeds:
-                given = (*line, *overrides, f"fold={fold}", f"seed={seed}")
-                settings = _settings(study, given)
-                if settings.name is None:
-                    raise UserError(f"study={study.name}: give the run '{' '.join(line)}' a name: name=...")
-                dataset, method = dataset_and_method(line, settings)
-                if settings.smoke:
-                    settings = smoke_test(settings)
-                runs.append(
-                    PlannedRun(
-                        overrides=given,
-                        folder=RunFolder.of(settings),
-                        dataset=dataset,
-                        method=method,
-                        fold=fold,
-                        seed=seed,
-                        max_epochs=settings.trainer.max_epochs,
-                        batches=settings.train_batches + settings.val_batches,
-                        preparation=preparation(settings),
-                    )
+        settings = _settings(study, (*line, *overrides))
+        if settings.name is None:
+            raise UserError(f"study={study.name}: give the run '{' '.join(line)}' a name: name=...")
+        dataset, method = dataset_and_method(line, settings)
+        if settings.smoke:
+            settings = smoke_test(settings)
+        for fold, seed in itertools.product(study.folds, study.seeds):
+            one = replace(settings, fold=fold, seed=seed)
+            runs.append(
+                PlannedRun(
+                    overrides=(*line, *overrides, f"fold={fold}", f"seed={seed}"),
+                    folder=RunFolder.of(one),
+                    dataset=dataset,
+                    method=method,
+                    fold=fold,
+                    seed=seed,
+                    max_epochs=one.trainer.max_epochs,
+                    batches=one.train_batches + one.val_batches,
+                    preparation=preparation(one),
                 )
+            )
     folders = [run.folder.path for run in runs]
     twice = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
     if twice:

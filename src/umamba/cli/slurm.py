@@ -17,7 +17,7 @@ from yaml import YAMLError
 from umamba.cli.planned_runs import planned_runs
 from umamba.cli.share import share
 from umamba.io.errors import UserError
-from umamba.settings import SlurmSettings, parse
+from umamba.settings import SlurmSettings, parse, plain
 from umamba.settings.validate import wrong_choice
 from umamba.sweeps import PlannedRun, left_to_do, read_study, run_state
 from umamba.sweeps.jobs import (
@@ -184,8 +184,8 @@ def _read(arguments: Sequence[str]) -> tuple[str, str, SlurmSettings, tuple[str,
 def _values(texts: Sequence[str]) -> dict[str, Any]:
     """Return the values of `slurm.KEY=VALUE` texts.
 
-    Hydra's grammar reads them, because YAML takes 24:00:00 for a number. YAML reads what Hydra's grammar does not allow,
-    such as [--account=NAME] without quotes.
+    Hydra's grammar reads them, because YAML takes 24:00:00 for a number. YAML reads what Hydra's grammar does not
+    allow, such as [--account=NAME] without quotes.
     """
     parser = OverridesParser.create()
     values: dict[str, Any] = {}
@@ -195,7 +195,7 @@ def _values(texts: Sequence[str]) -> dict[str, Any]:
             values[name] = parser.parse_override(text).value()
         except HydraException:
             try:
-                values[name] = OmegaConf.to_container(OmegaConf.from_dotlist([text])["slurm"])[name]  # type: ignore[index]
+                values[name] = plain(OmegaConf.to_object(OmegaConf.from_dotlist([text]).slurm[name]))
             except (OmegaConfBaseException, YAMLError) as error:
                 raise UserError(f"{text}: cannot be read. Put quotes around the value.") from error
     return values

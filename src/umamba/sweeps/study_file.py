@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from umamba.io import UserError
+from umamba.settings.training import Fold
 
 _KEYS = ("question", "runs", "folds", "seeds")
 
@@ -31,7 +32,7 @@ class StudyFile:
     folder: Path
     question: str
     runs: tuple[tuple[str, ...], ...]
-    folds: tuple[int | str, ...]
+    folds: tuple[Fold, ...]
     seeds: tuple[int, ...]
 
     @property
@@ -91,7 +92,7 @@ def _list(path: Path, content: Mapping[Any, Any], key: str) -> list[Any]:
     return value
 
 
-def _fold(path: Path, fold: Any) -> int | str:
+def _fold(path: Path, fold: Any) -> Fold:
     if fold != "all" and fold not in range(5):
         raise UserError(f"{path}: folds: {fold!r} must be 0 to 4, or all.")
     return fold
