@@ -1,17 +1,15 @@
 """The chain of transforms: order, base classes, the shipped settings, and mistakes in them."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torchio as tio
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
+from umamba.cli.compose import settings_of
 from umamba.io import UserError
 from umamba.patches.augmentation import training_transforms
 from umamba.patches.intensity import ApplyGamma, ClearOutside
-from umamba.settings import AugmentationSettings, parse
+from umamba.settings import AugmentationSettings, TrainSettings, parse
 
 EVERY_KIND = [
     "RotateScaleCrop",
@@ -48,14 +46,11 @@ def test_base_classes_are_those_that_torchio_keeps(often: AugmentationSettings) 
         assert not any(base.__name__.startswith("Random") for base in type(transform).__mro__)
 
 
-def test_shipped_settings(project_dir: Path) -> None:
+def test_shipped_settings() -> None:
     """`nnunet` is the default, `light` keeps four kinds and `none` no kind; each value can be overridden."""
 
     def read(*overrides: str) -> AugmentationSettings:
-        with initialize_config_dir(str(project_dir / "configs"), version_base="1.3"):
-            group = compose("train", ["dataset.root=x", *overrides]).augmentation
-        values: Any = OmegaConf.to_container(group)
-        return parse(AugmentationSettings, values)
+        return settings_of(TrainSettings, ["dataset.root=x", *overrides]).augmentation
 
     def on(settings: AugmentationSettings) -> set[str]:
         return {name for name, options in vars(settings).items() if name != "device" and options.p > 0}

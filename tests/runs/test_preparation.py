@@ -127,7 +127,7 @@ def test_a_plans_file_stands_alone_and_fits_the_dataset(
     path, dataset = tmp_path / "nnUNetPlans.json", read_dataset(settings.dataset.root)
     path.write_text(json.dumps(to_nnunet_plans(make_plan(settings, dataset, statistics)[0])))
     for pinned, key in (({"batch_size": 4}, "batch_size"), ({"paper": True}, "paper")):
-        with pytest.raises(InvalidSettings, match=rf"plan\.from_file.*plan\.{key} cannot be pinned beside"):
+        with pytest.raises(InvalidSettings, match=rf"plan\.from_file.*plan\.{key} cannot be given as well"):
             replace(PlanSettings(from_file=path), **pinned)
     other = read_dataset(write_raw(tmp_path / "Dataset002_Two", ("T1", "T2")))
     with pytest.raises(UserError, match=r"made for 1 channel\(s\), Dataset002_Two has 2"):
