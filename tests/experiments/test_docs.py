@@ -142,7 +142,8 @@ def test_the_worked_example_of_a_backbone_trains(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(PROJECT / "configs", checkout / "configs")
     shutil.copytree(PROJECT / "src", checkout / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    shutil.copy(PROJECT / "train.py", checkout)
+    for name in ("train.py", "pyproject.toml"):  # by pyproject.toml the program knows that it runs in a checkout
+        shutil.copy(PROJECT / name, checkout)
     text = (PROJECT / "docs" / "own-architecture.md").read_text()
     (module,), (options,), ((_, script, *overrides),) = blocks(text, "python"), blocks(text, "yaml"), commands(text)
     (checkout / "src" / "umamba" / "networks" / "plain_net.py").write_text(module)
