@@ -1,4 +1,4 @@
-"""The training of a run: its module, patches and trainer; continued, kept alive, and explained when it fails."""
+"""Train a run: build its module, patches and trainer, continue after an interruption, and explain errors."""
 
 import logging
 import os
@@ -66,12 +66,12 @@ _OWN = {
 
 
 def is_first_process() -> bool:
-    """Return whether this is the process that writes, of those that train one run together."""
+    """Return whether this process has rank 0, the only one that predicts and scores after training."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def checkpoint_record(settings: TrainSettings, planned: PlannedDataset) -> CheckpointRecord:
-    """Return what each checkpoint of a run says beside the weights."""
+    """Return the record that each checkpoint of a run holds beside the weights: architecture, plan, labels, recipe."""
     return CheckpointRecord(
         plan=planned.plan,
         configuration_name=planned.configuration.name,
@@ -88,16 +88,13 @@ def checkpoint_record(settings: TrainSettings, planned: PlannedDataset) -> Check
 
 
 def step_flops(record: CheckpointRecord) -> float:
-    """Return the FLOPs of a training step: three forward passes of a batch.
-
-    The backward pass has two products for each product of the forward pass.
-    """
+    """Return the FLOPs of a training step on the plan's batch: the backward pass costs twice the forward pass."""
     cost = network_cost(record.architecture, record.configuration, record.num_channels, record.labels.num_classes)
     return 3.0 * cost.flops * record.configuration.batch_size
 
 
 def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
-    """Build the network without memory, so that a plan it does not fit is refused before any preprocessing.
+    """Build the network without data, so that a plan that does not fit it is refused before any preprocessing.
 
     Raises:
         UserError: the architecture cannot be built at this plan, or the loss does not fit the labels.
@@ -117,7 +114,7 @@ def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
 
 
 def check_trainer(settings: TrainSettings) -> None:
-    """Build Lightning's Trainer once, so that a device that is not there is refused before any work.
+    """Build Lightning's Trainer once, so that a missing device is refused before any work.
 
     Raises:
         UserError: Lightning's Trainer refuses its arguments on this machine.
@@ -133,9 +130,14 @@ def fit(
 
     If gradients stay non-finite, the run goes back to its last checkpoint and continues in float32 from then on.
 
+    Args:
+        settings: the settings of the run.
+        prepared: the dataset, its plan and its preprocessed cases.
+        folder: the run folder, in which training writes checkpoints, metrics, pictures and run.json.
+        record: the content of each checkpoint beside the weights, from `checkpoint_record`.
+
     Raises:
-        UserError: a value of the configuration cannot be used, a process that makes patches died, the disk is full, or
-            training diverges in float32.
+        UserError: an unusable setting, a dead patch worker, a full disk, or divergence (float32, or WORLD_SIZE is set).
     """
     while True:
         try:
@@ -157,7 +159,7 @@ def fit(
 def attempt(
     settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, record: CheckpointRecord
 ) -> list[Logger]:
-    """Train until the end, or until something goes wrong; see `fit`."""
+    """Train once, with the arguments and result of `fit`; raise `Diverged` if gradients stay non-finite."""
     train_cases, val_cases = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     held_out = set(val_cases).isdisjoint(train_cases)
@@ -213,7 +215,7 @@ def _load_pretrained(path: Path, module: SegmentationModule, record: CheckpointR
 def build_trainer(
     settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, val_cases: list[str]
 ) -> lightning.Trainer:
-    """Return Lightning's Trainer with the arguments of the `trainer` group and this project's callbacks.
+    """Return the Trainer of a run with its callbacks, which may predict the first of the held-out `val_cases` whole.
 
     Raises:
         UserError: Lightning's Trainer refuses its arguments on this machine.
@@ -225,7 +227,7 @@ def build_trainer(
     every, shown = settings.data.validate_cases_every, val_cases[: settings.data.validation_cases]
     callbacks: list[Callback] = [
         LeaveOnSignal(folder.path),
-        # In front of the weight averaging, which takes its weights out of the network again in the same hook.
+        # Before weight averaging, which removes the averaged weights from the network in the same hook.
         *([_case_validation(settings, prepared, shown)] if every else []),
         *([EMAWeightAveraging(device=_device(settings), decay=decay)] if decay is not None else []),
         SkipNonFinite(folder.nonfinite, settings.seed),
@@ -256,7 +258,7 @@ def build_trainer(
 
 
 def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: list[str]) -> CaseValidation:
-    """Return the callback that predicts whole validation cases as they are predicted after training."""
+    """Return the callback that predicts whole validation cases with the same settings as after training."""
     configuration, every = prepared.configuration, settings.data.validate_cases_every
     mirrored = settings.augmentation.mirrored_axes(configuration.dim)
     return CaseValidation(
@@ -265,10 +267,10 @@ def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: 
 
 
 def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning.Trainer:
-    """Return Lightning's Trainer with the arguments of the `trainer` group and further ones."""
+    """Return Lightning's Trainer with the values of the `trainer` group and `arguments`, which override them."""
     for name in ("lightning.pytorch", "lightning.fabric"):  # they report devices, and tips of other products
         logging.getLogger(name).setLevel(logging.WARNING)
-    # The limits have gone into the length of the patch streams already; fractions must not count twice.
+    # The patch streams already have the limited length; Lightning would apply a fraction a second time.
     own = {name: value for name, value in vars(settings.trainer).items() if name not in _OWN}
     devices = settings.trainer.devices
     own["devices"] = list(devices) if isinstance(devices, tuple) else devices
@@ -282,7 +284,7 @@ def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning
 
 
 def _precision(settings: TrainSettings, folder: RunFolder | None) -> str:
-    """Return the precision of a run: float32 once it diverged, else what is asked for or the device computes fast."""
+    """Return the precision of a run: float32 after a divergence, else the setting; auto: see `choose_precision`."""
     wanted = settings.precision
     chosen = choose_precision(_device(settings)) if wanted == "auto" else wanted
     return chosen if folder is None else str(folder.status().get("precision", chosen))
@@ -295,7 +297,7 @@ def build_datamodule(
     train_cases: list[str],
     val_cases: list[str],
 ) -> PatchDataModule:
-    """Return the streams of patches that the `data`, `augmentation` and `trainer` groups describe."""
+    """Return the datamodule that draws patches from the given training and validation cases."""
     times = trainer.world_size if settings.trainer.ddp_batch == "multiply" else 1
     return PatchDataModule(
         prepared.store,
@@ -322,9 +324,9 @@ def _device(settings: TrainSettings) -> torch.device:
 
 
 def patch_workers(settings: TrainSettings, trainer: lightning.Trainer) -> int:
-    """Return how many processes make patches: the configured number, else from the allocation.
+    """Return the number of processes that make training patches: data.num_workers, or a number from the allocation.
 
-    On a CPU run one worker leaves the cores to the network; beside a GPU all cores but one feed it, at most 12.
+    The latter is 1 if the network runs on the CPU and needs its cores; otherwise all cores but one, at most 12.
     """
     if settings.data.num_workers is not None:
         return settings.data.num_workers
@@ -333,7 +335,7 @@ def patch_workers(settings: TrainSettings, trainer: lightning.Trainer) -> int:
 
 
 def splits_file(settings: TrainSettings, planned: PlannedDataset) -> Path | None:
-    """Return the dataset's own splits file, if there is one beside the raw data or the preprocessed cases."""
+    """Return the splits_final.json in the raw dataset, else that of the preprocessed cases; None: there is none."""
     for folder in (planned.dataset.root, settings.paths.preprocessed / planned.dataset.name):
         if (folder / "splits_final.json").exists():
             return folder / "splits_final.json"

@@ -1,4 +1,4 @@
-"""A network at a plan, without training it: of a checkpoint, or at the plan of a dataset, of Table 2 or of a file."""
+"""A network and its plan, without training: from a checkpoint, or from a dataset, Table 2 or a plans file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,14 @@ from umamba.settings import ArchitectureSettings, DescribeSettings
 
 @dataclass(frozen=True)
 class NetworkAtPlan:
-    """A network at a plan.
+    """A network and the plan for which it is built.
 
     Attributes:
         architecture: the backbone and its options.
         configuration: the plan's configuration.
         in_channels: image channels.
-        num_classes: outputs.
-        origin: where the plan is from, and what was assumed.
+        num_classes: channels of the network's logits.
+        origin: a text that names the source of the plan and the assumptions.
     """
 
     architecture: ArchitectureSettings
@@ -34,13 +34,17 @@ class NetworkAtPlan:
 
 
 def network_at_plan(settings: DescribeSettings) -> NetworkAtPlan:
-    """Return the network of a checkpoint, or a network at the plan of a dataset, of Table 2 or of a plans file.
+    """Return the network of a checkpoint, or a network for the plan of a dataset, of Table 2 or of a plans file.
 
     Args:
-        settings: what `umamba describe` takes.
+        settings: the settings of `umamba describe`. The first of these that applies gives the plan: `checkpoint`; the
+            dataset, if it is a phantom or its folder exists; `plan.from_file`; `plan.paper`.
+
+    Returns:
+        The architecture, the plan's configuration, the channels and classes, and a text on the source of the plan.
 
     Raises:
-        UserError: the settings lead to no plan, or a file cannot be used.
+        UserError: the settings name no source of a plan, or a file cannot be used.
     """
     if settings.checkpoint:
         return _of_checkpoint(settings.checkpoint)
@@ -93,7 +97,7 @@ def _of_plans_file(settings: DescribeSettings) -> NetworkAtPlan:
 
 
 def _assumed(settings: DescribeSettings, setting: PaperSetting) -> RawDataset:
-    """Return a dataset without cases that says what a row of Table 2 says."""
+    """Return a dataset without cases that has the channels, labels and number of cases of a row of Table 2."""
     root = settings.dataset.root
     labels = LabelSet(
         tuple(f"label {value}" for value in range(1, setting.num_labels + 1)),

@@ -1,4 +1,4 @@
-"""From a raw dataset to its fingerprint, plan and preprocessed cases: the first half of the flow, as one call."""
+"""Prepare a raw dataset: compute its fingerprint, derive its plan and preprocess its cases."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlannedDataset:
-    """A dataset whose plan is known.
+    """A raw dataset and its plan.
 
     Attributes:
         dataset: the raw dataset.
         digest: hash of its content.
         plan: its plan.
-        configuration: the plan's configuration that is used.
+        configuration: the configuration of the plan that the run uses.
     """
 
     dataset: RawDataset
@@ -52,13 +52,13 @@ class PlannedDataset:
 
     @property
     def num_channels(self) -> int:
-        """Channels of an image."""
+        """Number of channels of an image."""
         return len(self.dataset.channel_names)
 
 
 @dataclass(frozen=True)
 class PreparedDataset(PlannedDataset):
-    """A dataset that is ready to be trained on.
+    """A dataset with a plan and preprocessed cases, ready for training.
 
     Attributes:
         store: the preprocessed training cases.
@@ -68,9 +68,15 @@ class PreparedDataset(PlannedDataset):
 
 
 def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[Fingerprint, str]:
-    """Return the fingerprint and the content hash of a dataset, from `root` if its content has not changed.
+    """Return the fingerprint and the content hash of a dataset, from a file if there is one for this content.
 
-    The file is root/<dataset name>/fingerprint_<first digits of the hash>.json. Many processes may ask at once.
+    The file is root/<dataset name>/fingerprint_<first 8 digits of the hash>.json. It is written if it does not exist.
+    Several processes may call this at once: one works while the others wait.
+
+    Args:
+        dataset: the raw dataset.
+        root: folder of all preprocessed datasets.
+        workers: worker processes.
 
     Raises:
         UserError: all problems of the dataset, together.
@@ -88,12 +94,19 @@ def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[
 
 
 def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerprint) -> tuple[Plan, str]:
-    """Return the plan that the settings ask for, and which of its configurations.
+    """Return the plan that the settings ask for, and the name of the configuration to use.
 
-    The plan is read from nnU-Net's file, or derived by the rules with the paper's and the given values pinned.
+    The plan is read from nnU-Net's plans file (plan.from_file) or derived by the rules (planner.rules). A derived plan
+    keeps the values that plan.* pins and, with plan.paper=true, those of the paper's Table 2; plan.* overrides Table 2.
+
+    Args:
+        settings: the groups `plan` and `planner` are read.
+        dataset: the raw dataset, whose name, channels, labels and number of training cases are read.
+        fingerprint: statistics of its training cases.
 
     Raises:
-        UserError: the file is no plan or was made for other channels, or pinned values do not fit.
+        UserError: the file is no plan or has another number of channels, Table 2 does not have the dataset, or pinned
+            values do not fit.
     """
     wanted, pinned = settings.plan, settings.plan.pinned()
     configuration = planned_configuration(dataset.name, wanted.paper, wanted.configuration)
@@ -124,10 +137,15 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
 
 
 def locate_dataset(settings: DatasetSettings, workers: int) -> Path:
-    """Return the folder of the raw dataset; a phantom is written on first use, and converted by `workers` threads.
+    """Return the folder of the raw dataset; a phantom is written on first use.
+
+    Args:
+        settings: where the dataset is, or which phantom to write there.
+        workers: threads that convert a phantom in the layout of a public archive.
 
     Raises:
-        UserError: the folder is not there; the message says where to put it and where the data come from.
+        UserError: the folder does not exist (the message says where to get the dataset and where to put it), or a
+            phantom cannot be written because the folder holds something else.
     """
     root = settings.root
     if settings.kind == "phantom":
@@ -139,7 +157,15 @@ def locate_dataset(settings: DatasetSettings, workers: int) -> Path:
 
 
 def write_dataset(root: Path, phantom: PhantomSettings, workers: int) -> Path:
-    """Write a phantom into `root` and return it; a phantom of the same settings that is there is kept.
+    """Write a phantom into `root`, unless `root` holds the phantom of the same settings.
+
+    Args:
+        root: the dataset's folder.
+        phantom: archive or scene, numbers of cases, seed, and spacing in mm.
+        workers: threads that convert a phantom in the layout of a public archive.
+
+    Returns:
+        `root`.
 
     Raises:
         UserError: `root` holds something else.
@@ -156,10 +182,15 @@ def write_dataset(root: Path, phantom: PhantomSettings, workers: int) -> Path:
 
 
 def listed_dataset(root: Path, workers: int) -> RawDataset:
-    """Return a dataset's listing.
+    """List the cases, channels and labels of a raw dataset; no image is decoded unless the listing has errors.
+
+    Args:
+        root: the dataset's folder, with dataset.json in it.
+        workers: worker processes that decode the training cases if the listing has errors.
 
     Raises:
-        UserError: the listing has errors; then all files are decoded too, so that all problems come together.
+        UserError: the listing has errors. The message also has the errors of the decoded images, so that the user sees
+            all problems at once.
     """
     dataset, findings = list_findings(root)
     if dataset is not None and any(finding.severity == "error" for finding in findings):
@@ -172,8 +203,8 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
 
     Args:
         settings: the dataset, the rules and the pinned values.
-        explain: report the planner's decisions, too.
-        nnunet_plans: file to which the plan is also written, for nnU-Net.
+        explain: also report the planner's decisions.
+        nnunet_plans: file to which the plan is also written, for nnU-Net; None: no such file.
 
     Raises:
         UserError: all problems of the dataset together, or a pinned value that does not fit it.
@@ -198,7 +229,11 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
 
 
 def preprocess(planned: PlannedDataset, settings: TrainSettings) -> PreparedDataset:
-    """Return a planned dataset with its preprocessed cases, made now or found complete.
+    """Return a planned dataset with its preprocessed cases; only missing ones are made.
+
+    Args:
+        planned: the dataset and its plan.
+        settings: `paths.preprocessed` says where the cases are, `data.prepare_workers` how many processes work.
 
     Raises:
         UserError: a case cannot be preprocessed.
@@ -210,5 +245,14 @@ def preprocess(planned: PlannedDataset, settings: TrainSettings) -> PreparedData
 
 
 def prepare(settings: TrainSettings, explain: bool = False, nnunet_plans: Path | None = None) -> PreparedDataset:
-    """Take a dataset from its raw folder to preprocessed cases; see `plan_of` for arguments and errors."""
+    """Take a dataset from its raw folder to its preprocessed cases, and report the plan.
+
+    Args:
+        settings: the dataset, the rules, the pinned values, and the folder of the preprocessed cases.
+        explain: also report the planner's decisions.
+        nnunet_plans: file to which the plan is also written, for nnU-Net; None: no such file.
+
+    Raises:
+        UserError: as `plan_of` and `preprocess`.
+    """
     return preprocess(plan_of(settings, explain, nnunet_plans), settings)

@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 def scoring_rules(settings: TrainSettings, planned: PlannedDataset) -> Rules:
     """Return the rules by which a run is scored.
 
+    Args:
+        settings: `dataset.protocol` and `dataset.tolerance_mm` (tolerance of the NSD in mm) are read.
+        planned: the dataset, whose labels are read.
+
     Raises:
         UserError: the protocol is for other labels than the dataset's.
     """
@@ -33,6 +37,10 @@ def scoring_rules(settings: TrainSettings, planned: PlannedDataset) -> Rules:
 
 def check_scoring(settings: TrainSettings, planned: PlannedDataset) -> None:
     """Refuse a run whose scores could not be computed, before it is trained.
+
+    Args:
+        settings: the settings of the run. Validation cases are checked only if they will be predicted.
+        planned: the dataset and its plan.
 
     Raises:
         UserError: the protocol is for other labels than the dataset's, or labelled cases lack their numbered cells.
@@ -48,8 +56,14 @@ def predict_and_score(
 ) -> tuple[pandas.DataFrame | None, pandas.DataFrame | None]:
     """Predict the fold's validation cases and the test images, and score those that have a reference.
 
+    Args:
+        settings: the settings of the run; `predict` names the checkpoint and says how cases are segmented.
+        prepared: the dataset, its plan and its preprocessed cases.
+        folder: the run folder, into which segmentations and scores are written.
+
     Returns:
-        The scores of the validation cases and of the test images (`read_scores`); None: there are none.
+        Two tables with the columns case, label and metrics: the scores of the validation cases, and those of the test
+        images. None instead of a table: no case was scored.
     """
     checkpoint = folder.checkpoint(settings.predict.checkpoint)
     held_out = validation_cases(settings, prepared) if settings.predict.validation else []
@@ -75,7 +89,12 @@ def predict_and_score(
 
 
 def validation_cases(settings: TrainSettings, prepared: PreparedDataset) -> list[RawCase]:
-    """Return the raw cases that the run did not train on; none with fold=all."""
+    """Return the raw cases of the fold's validation split that are not trained on; none with fold=all.
+
+    Args:
+        settings: `fold` and `paths.preprocessed` (which may hold a splits file) are read.
+        prepared: the dataset and its preprocessed cases.
+    """
     train, val = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
     held_out = set(val) - set(train)
     return [case for case in prepared.dataset.training if case.case_id in held_out]
@@ -89,7 +108,19 @@ def score_cases(
     rules: Rules,
     settings: PredictionSettings,
 ) -> pandas.DataFrame | None:
-    """Predict cases into a folder, and write and return the scores of those that have a reference; None: none has."""
+    """Predict cases, and score those that have a reference.
+
+    Args:
+        predictor: the trained network or ensemble.
+        cases: the raw cases.
+        predictions: folder into which the segmentations are written.
+        output: CSV file of the scores, which is not written if no case has a reference.
+        rules: the labels and the scoring protocol.
+        settings: how cases are segmented.
+
+    Returns:
+        A table with the columns case, label and metrics; None if no case has a reference.
+    """
     predictor.predict_cases(cases, predictions, settings, progress=showing())
     truths = references(cases, rules.protocol)
     if not truths:
@@ -100,9 +131,16 @@ def score_cases(
 
 
 def references(cases: Sequence[RawCase], protocol: str) -> dict[str, Path]:
-    """Return the file that each case is scored against: its label, or for protocol=cell its numbered cells.
+    """Return the reference file of each labelled case: its label, or its numbered cells for protocol=cell.
 
-    Numbered cells are NAME_label.tiff in instancesTr or instancesTs beside the labels.
+    Numbered cells are NAME_label.tiff, .tif or .png in instancesTr or instancesTs, beside labelsTr or labelsTs.
+
+    Args:
+        cases: the raw cases; those without a label are left out.
+        protocol: generic, abdomen, endoscopy or cell.
+
+    Returns:
+        Case -> file.
 
     Raises:
         UserError: protocol=cell, and a labelled case has no numbered cells.
@@ -129,7 +167,16 @@ def _numbered_cells(label: Path) -> Path | None:
 
 
 def draw_cases(prepared: PreparedDataset, scores: pandas.DataFrame, folder: RunFolder) -> dict[str, Path]:
-    """Draw the test cases with the lowest, median and highest score: image, truth and prediction; return the files."""
+    """Draw image, reference and prediction of the test cases with the lowest, median and highest score.
+
+    Args:
+        prepared: the dataset with its test cases.
+        scores: scores of the test cases: columns case, label and metrics.
+        folder: the run folder, from which segmentations are read and into which the pictures are written.
+
+    Returns:
+        The PNG files of the drawn cases, with the keys worst, median and best; a case without a label is left out.
+    """
     known = {case.case_id: case for case in prepared.dataset.test}
     pictures = {}
     for rank, case_id in worst_median_best(scores).items():
@@ -151,10 +198,13 @@ def draw_cases(prepared: PreparedDataset, scores: pandas.DataFrame, folder: RunF
 
 
 def pool_folds(folder: RunFolder) -> pandas.DataFrame | None:
-    """Write and report the validation scores of all folds that are there, if there are several: each case once.
+    """Write and report the validation scores of all folds of this experiment and seed that have been scored.
+
+    Args:
+        folder: the run folder of one fold. The table is written to its `cross_validation_scores`.
 
     Returns:
-        The scores with a column `fold`, or None with a single fold.
+        The scores with a further column `fold`; None if fewer than two folds have scores.
     """
     tables = [
         read_scores(other.validation_scores).assign(fold=other.fold)

@@ -27,13 +27,13 @@ from umamba.settings import FindBestSettings, PredictionSettings
 
 @dataclass(frozen=True)
 class Validated:
-    """The cross-validation of a configuration, or of the mean of several.
+    """The cross-validation of a configuration, or of an ensemble of several.
 
     Attributes:
-        name: of the configuration, or names joined by a plus.
+        name: name of the configuration, or names joined by a plus.
         checkpoints: checkpoints of all folds.
-        segmentations: file of the segmentation of each case.
-        scores: mean DSC of each label, NaN where no case has it.
+        segmentations: case -> file of its segmentation.
+        scores: label -> mean DSC over cases, NaN if no case has the label.
     """
 
     name: str
@@ -48,12 +48,24 @@ class Validated:
 
 
 def mean_score(scores: Mapping[str, float]) -> float:
-    """Return the mean over the labels that have a score."""
+    """Return the mean over the labels that have a score.
+
+    Args:
+        scores: label -> score; NaN: the label has no score.
+    """
     return float(np.nanmean(list(scores.values())))
 
 
 def fold_checkpoints(candidate: Path, checkpoint: str, seed: int) -> dict[int, Path]:
     """Return the checkpoint of each trained fold of runs/<experiment>/<configuration>.
+
+    Args:
+        candidate: that folder.
+        checkpoint: which checkpoint of each fold: last or best.
+        seed: seed of the runs.
+
+    Returns:
+        Fold -> checkpoint file.
 
     Raises:
         UserError: there is none.
@@ -79,7 +91,18 @@ def mean_dice(
 ) -> dict[str, float]:
     """Return the mean DSC over cases of each label, after a change of the segmentations.
 
-    A case where neither map has a label is left out of that label's mean; the ignore label counts nowhere.
+    A case is left out of a label's mean if neither its segmentation nor its reference has the label. Voxels with the
+    ignore label do not count.
+
+    Args:
+        segmentations: case -> file of its segmentation. All these cases are scored.
+        truths: case -> file of its reference.
+        labels: the label set.
+        change: takes and returns the label map (Z, Y, X) of a segmentation, such as `PostProcessing.apply`.
+        workers: threads that read and score cases.
+
+    Returns:
+        Label -> mean DSC from 0 to 1; NaN if no case has the label.
     """
 
     def score(case: str) -> list[float]:
@@ -109,12 +132,12 @@ def validate(
     device: str,
     settings: PredictionSettings,
 ) -> Validated:
-    """Predict the validation cases of every fold with that fold's networks, and score them; done ones are kept.
+    """Predict the validation cases of every fold with that fold's networks, and score them.
 
     Args:
-        members: folds and checkpoints of each configuration whose mean is taken.
+        members: configuration -> fold -> checkpoint. Several configurations form an ensemble; all have the same folds.
         dataset: the raw dataset.
-        splits: splits_final.json; None: the folds are derived.
+        splits: splits_final.json; None: nnU-Net's five-fold split.
         output: folder of the segmentations.
         device: auto, cpu, cuda, ...
         settings: how cases are segmented.
@@ -138,7 +161,17 @@ def validate(
 def determine_post_processing(
     segmentations: Mapping[str, Path], truths: Mapping[str, Path], labels: LabelSet, workers: int
 ) -> tuple[PostProcessing, dict[str, float]]:
-    """Return the steps that validation proves to help, and the DSC of each label with them."""
+    """Return the post-processing steps that raise the validation scores (nnU-Net's `determine_postprocessing`).
+
+    Args:
+        segmentations: case -> file of its segmentation in cross-validation.
+        truths: case -> file of its reference.
+        labels: the label set.
+        workers: threads that read and score cases.
+
+    Returns:
+        The steps, and the mean DSC of each label (0 to 1) after them.
+    """
 
     def scored(steps: PostProcessing) -> dict[str, float]:
         return mean_dice(segmentations, truths, labels, steps.apply, workers)
@@ -161,12 +194,12 @@ def determine_post_processing(
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of `find_best`.
+    """What `find_best` returns.
 
     Attributes:
-        ranked: all candidates and pairs, the best first.
-        post_processing: the steps that help the best one.
-        scores: mean DSC of each label with these steps.
+        ranked: all candidates and pairs, in descending order of mean DSC.
+        post_processing: the post-processing of the best one.
+        scores: mean DSC of each label of the best one, after post-processing.
     """
 
     ranked: tuple[Validated, ...]
@@ -182,7 +215,8 @@ class Selection:
 def find_best(settings: FindBestSettings) -> Selection:
     """Validate configurations and their pairs, and determine the best one's post-processing.
 
-    Writes output/post_processing.json, which `predict.py` applies, and output/best.json with everything that was found.
+    Writes output/post_processing.json, which `umamba predict` applies, and output/best.json, which has the name and
+    checkpoints of the best one, and the mean DSC of all candidates and pairs.
 
     Args:
         settings: candidates, raw dataset, output, splits and how cases are segmented.
@@ -220,7 +254,11 @@ def find_best(settings: FindBestSettings) -> Selection:
 
 
 def ranking_table(ranked: Sequence[Validated]) -> Table:
-    """Return the table of mean DSC, the best first."""
+    """Return a printable table of the mean DSC of all labels and of each label.
+
+    Args:
+        ranked: the candidates in the order of the rows, at least one.
+    """
     table = Table(title="Cross-validation")
     for column in ("configuration", "DSC", *ranked[0].scores):
         table.add_column(column, justify="left" if column == "configuration" else "right")

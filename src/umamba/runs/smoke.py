@@ -1,7 +1,7 @@
-"""Any run made small (smoke=true): a matching phantom, a tiny plan and network, two epochs; a minute on a CPU.
+"""Reduce a run to a smoke test (smoke=true): a matching phantom, a tiny plan and network, and two epochs.
 
-The path stays the same: the archive's layout and its converter, the configuration, the planner's rules, architecture,
-recipe, fold, prediction and scores.
+A smoke test takes a minute on a CPU. It keeps the archive's layout and its converter, the configuration's name, the
+planner's rules, the architecture, the recipe, the fold, prediction and scoring.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,11 @@ _PHANTOMS: Mapping[str | None, PhantomSettings] = {
 
 
 def smoke_test(settings: Run) -> Run:
-    """Return the settings of the same run made small, under a name of its own: smoke_<name>."""
+    """Return the settings of a smoke test of a run, under the name smoke_<name>.
+
+    Args:
+        settings: the run, which is not changed. Numbers of epochs and batches that differ from the defaults are kept.
+    """
     archive = settings.dataset.phantom.archive
     number, title = list(_PHANTOMS).index(archive), (archive or "phantom").capitalize()
     root = settings.paths.raw / f"Dataset99{number}_Smoke{title}"
@@ -50,7 +54,7 @@ def smoke_test(settings: Run) -> Run:
 
 
 def _small_plan(settings: TrainSettings) -> PlanSettings:
-    """Return a patch and features that every architecture takes."""
+    """Return a small plan that fits every architecture."""
     wanted = settings.plan
     name = planned_configuration(settings.dataset.root.name, wanted.paper, wanted.configuration)
     if name == "2d":
@@ -76,7 +80,7 @@ def _small_network(architecture: ArchitectureSettings) -> ArchitectureSettings:
 
 
 def _short(trainer: TrainerSettings) -> TrainerSettings:
-    """Return a short schedule; a value that the command changed stays."""
+    """Return a short schedule; values that differ from the defaults are kept."""
     full = TrainerSettings()
     return replace(
         trainer,

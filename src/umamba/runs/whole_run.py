@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run has made.
+    """The folder and scores of a run.
 
     Attributes:
         folder: the run folder; `folder.last` and `folder.best` are its checkpoints.
@@ -53,12 +53,12 @@ class RunResult:
 def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
     """Train one network on one dataset, then predict, score and draw its test images.
 
-    The run folder follows from the settings. What is done there already is not done again: a killed run continues after
-    its last completed epoch, a finished one returns its scores.
+    The run folder follows from the settings. A run that was interrupted continues after its last completed epoch; a
+    finished run returns its scores.
 
     Args:
-        settings: the run.
-        progress: show what happens.
+        settings: the settings of the run.
+        progress: print messages and show progress bars.
 
     Raises:
         UserError: a mistake in the dataset or the settings; the run folder is in use, or holds another run.
@@ -75,9 +75,17 @@ def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
 
 
 def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -> RunResult:
-    """Train a prepared dataset in a run folder, predict, score and draw.
+    """Train a network on a prepared dataset, then predict, score and draw.
 
-    Of several processes that train together, the first one alone writes, predicts and scores.
+    If several processes train one run, only rank 0 predicts and scores after training; the others return no scores.
+
+    Args:
+        settings: the settings of the run.
+        prepared: the dataset, its plan and its preprocessed cases.
+        folder: the run folder, which is locked during the run and, with restart=true, emptied first.
+
+    Returns:
+        The folder and the scores; for a run that is already finished, the scores on disk.
 
     Raises:
         UserError: as `train`.
@@ -114,6 +122,10 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -
 
 
 def finished(folder: RunFolder) -> RunResult:
-    """Return the result of a run that is finished."""
+    """Read the result of a finished run from its folder.
+
+    Args:
+        folder: the run folder.
+    """
     validation, scores = read_scores(folder.validation_scores), read_scores(folder.scores)
     return RunResult(folder, None if validation.empty else validation, None if scores.empty else scores)

@@ -16,7 +16,7 @@ def checkpoint_stages(network: nn.Module) -> int:
     wrapping the stage, because a wrapper would change the parameter names in checkpoints.
 
     Args:
-        network: the network, which is changed.
+        network: the network, whose stages get a new `forward`.
     """
     stages = list(_stages(network))
     for stage in stages:

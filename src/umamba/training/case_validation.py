@@ -1,4 +1,4 @@
-"""Whole validation cases predicted during training, so that a real Dice stands beside the patch Dice.
+"""Predict whole validation cases during training, because the patch Dice is only an estimate of their Dice.
 
 Cases are predicted with the sliding window of inference and scored on the plan's grid; only the resampling back to the
 image's own space is left out. A run on all cases (fold=all) has no validation cases and no such score.
@@ -19,7 +19,7 @@ from umamba.planning import Configuration
 from umamba.preprocessing import CaseStore
 from umamba.settings import SlidingWindowSettings
 
-# Other passes would round differently and change the scores of runs that continue.
+# Fixed, because another number of tiles rounds differently and would change the scores of runs that continue.
 _TILES_PER_PASS = 4
 
 
@@ -36,11 +36,11 @@ class CaseValidation(Callback):
         settings: SlidingWindowSettings,
         mirror_axes: Sequence[int] | None = None,
     ) -> None:
-        """Remember the cases and how they are predicted.
+        """Store the cases and the settings of their prediction.
 
         Args:
             store: the preprocessed cases.
-            case_ids: the cases, distributed over the ranks.
+            case_ids: names of the cases, which are distributed over the ranks.
             configuration: the plan's configuration.
             labels: the label set.
             every: epochs from one validation to the next.
@@ -57,7 +57,7 @@ class CaseValidation(Callback):
         self.flipped_axes = tuple(axes) if settings.tta else ()
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Predict and score in every `every`-th epoch."""
+        """Predict and score the cases in every `every`-th epoch."""
         trainer.callback_metrics.pop("val/case_dice", None)  # else Lightning shows the old value in other epochs
         if trainer.sanity_checking or not self.case_ids or (trainer.current_epoch + 1) % self.every:
             return

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: complete or not there; the last, the one before it, and the best."""
+"""Checkpoints of a run: the last, the previous and the best one, each written atomically."""
 
 import errno
 import logging
@@ -21,9 +21,10 @@ DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDO
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint aside and renames it, so that a kill at any moment leaves the previous file whole.
+    """Writes a checkpoint to a temporary file and renames it, so that a kill never leaves an incomplete checkpoint.
 
-    `last.ckpt` becomes `previous.ckpt`, so that a disk that loses acknowledged data costs one epoch and not the run.
+    The former `last.ckpt` becomes `previous.ckpt`. If the disk damages the new file, the run repeats one epoch instead
+    of starting again.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -47,7 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a file by torch.save; OSError if it cannot be, where torch raises RuntimeErrors of several kinds."""
+    """Write a file by torch.save; raise OSError if that fails, because torch raises RuntimeErrors of several kinds."""
     with path.open("wb") as file:
         try:
             torch.save(checkpoint, file)
@@ -57,10 +58,10 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 class SaveCheckpoints(Callback):
-    """Saves `last.ckpt` after every epoch, and `best.ckpt` when the smoothed patch Dice is higher than ever.
+    """Saves `last.ckpt` after every epoch, and `best.ckpt` when the smoothed patch Dice reaches a new maximum.
 
     Args:
-        folder: the run.
+        folder: the run folder.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -85,12 +86,18 @@ class SaveCheckpoints(Callback):
 
 
 def newest_readable(folder: RunFolder) -> tuple[Path, int] | None:
-    """Return the newest checkpoint that can be read and the number of its completed epochs; None: there is none.
+    """Find the newest readable checkpoint: `last.ckpt`, or `previous.ckpt` if `last.ckpt` is damaged or missing.
 
-    `last.ckpt` comes first, then `previous.ckpt`; a damaged file is set aside with a message.
+    If `last.ckpt` is damaged and `previous.ckpt` is not, the damaged file is renamed to last.ckpt.damaged.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        The file and the number of its completed epochs; None if there is no checkpoint.
 
     Raises:
-        UserError: there are checkpoints, but none is whole; or the disk cannot be read.
+        UserError: all checkpoints are damaged, or the disk cannot be read.
     """
     damaged = []
     for path in (folder.last, folder.previous):
@@ -98,14 +105,14 @@ def newest_readable(folder: RunFolder) -> tuple[Path, int] | None:
             continue
         try:
             epochs = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]) + 1
-        except Exception as error:  # torch raises many kinds for a file that is cut off or overwritten
+        except Exception as error:  # torch raises many kinds of error for a damaged file
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise UserError(f"{path} cannot be read: {error.strerror}. Check the disk and permissions.") from error
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             log.warning("%s is damaged (%s); it is kept as %s.damaged.", path, reason[:120], path.name)
             damaged.append(path)
             continue
-        for other in damaged:  # set aside, because the next epoch would make it previous.ckpt
+        for other in damaged:  # renamed, because the next epoch would make it previous.ckpt
             os.replace(other, other.with_name(f"{other.name}.damaged"))
         return path, epochs
     if damaged:

@@ -1,4 +1,4 @@
-"""progress.png: the curves of a run beside one another, as nnU-Net draws them, from the rows of metrics.csv."""
+"""progress.png: the training curves of a run, drawn from the rows of metrics.csv in the layout of nnU-Net."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ class ProgressPicture(Callback):
 
     Args:
         path: the PNG file.
-        metrics: the callback that keeps the rows; it comes first in the trainer's list.
+        metrics: the callback that keeps the rows; it must stand before this one in the trainer's list.
     """
 
     def __init__(self, path: Path, metrics: MetricsCsv) -> None:
@@ -34,7 +34,7 @@ class ProgressPicture(Callback):
         self.drawn = -EVERY_S
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Draw if it is time."""
+        """Draw if the last drawing is more than a minute old."""
         if trainer.is_global_zero and time.monotonic() - self.drawn > EVERY_S:
             self.draw()
             self.drawn = time.monotonic()
@@ -55,7 +55,11 @@ class ProgressPicture(Callback):
 def draw_curves(rows: Rows, path: Path) -> None:
     """Draw losses and Dice, seconds per iteration, and the learning rate over the epochs, into a PNG.
 
-    Patch Dice is an estimate from patches. The Dice of whole validation cases is drawn where the run has it.
+    The patch Dice is an estimate from patches. The Dice of whole validation cases is drawn for epochs that have it.
+
+    Args:
+        rows: rows of metrics.csv, one for each epoch. Without rows nothing is drawn.
+        path: the PNG file.
     """
     if not rows:
         return

@@ -1,4 +1,4 @@
-"""Find the learning rate before a run starts: Lightning's tuner raises it batch by batch and watches the loss."""
+"""Find the learning rate before a run starts: Lightning's tuner raises it batch by batch and records the loss."""
 
 import copy
 from pathlib import Path
@@ -20,9 +20,16 @@ LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 def found_learning_rate(
     folder: RunFolder, module: SegmentationModule, datamodule: PatchDataModule, trainer: lightning.Trainer
 ) -> float:
-    """Return the run's learning rate: the one in run.json, else find it now and note it there.
+    """Return the learning rate in run.json; if there is none, find it and write it there.
 
-    The search works on a copy of the module; weights and random numbers of the run stay as they are.
+    The search trains a copy of the module, so that the weights of the run do not change. It also keeps the state of
+    torch's random numbers.
+
+    Args:
+        folder: the run folder; the search writes `found_lr` into run.json and draws learning_rate.png.
+        module: the module, which is copied.
+        datamodule: the training patches.
+        trainer: the Trainer of the run, whose device, precision and gradient clipping the search uses.
 
     Raises:
         UserError: several devices train, or the losses suggest no rate.
@@ -64,7 +71,14 @@ def found_learning_rate(
 
 
 def draw_search(rates: list[float], losses: list[float], rate: float, path: Path) -> None:
-    """Draw the smoothed losses over the rates, with the rate that was chosen, into a PNG."""
+    """Draw the smoothed losses over the rates, with the rate that was chosen, into a PNG.
+
+    Args:
+        rates: learning rate of each batch of the search.
+        losses: smoothed loss of each batch.
+        rate: the chosen learning rate.
+        path: the PNG file.
+    """
     figure = Figure(figsize=(7, 4), layout="constrained", dpi=90)
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""The callback that keeps metrics.csv: one row an epoch, whole at any moment, continued when the run is continued."""
+"""The callback that writes metrics.csv: a row for each epoch, written atomically and kept when a run continues."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ class MetricsCsv(Callback):
     """Writes the epoch's logged metrics and its duration as a row.
 
     Lightning's own CSVLogger empties its folder when a run is resumed. This callback keeps the rows of earlier epochs,
-    and replaces those of an epoch that a killed process had written but not saved in a checkpoint.
+    and replaces the row of an epoch that a killed process wrote without saving a checkpoint.
 
     Args:
         path: the file.

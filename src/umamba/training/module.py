@@ -22,9 +22,9 @@ class SegmentationModule(lightning.LightningModule):
     """Trains any backbone on patches (paper section 3.2; nnU-Net's training loop).
 
     Args:
-        record: what each checkpoint says beside the weights: architecture, plan, labels, recipe.
-        held_out: whether the patches that are not trained on come from cases that are not trained on; only then are
-            their metrics called `val/...`, otherwise `seen/...`.
+        record: the content of each checkpoint beside the weights: architecture, plan, labels, recipe.
+        held_out: whether the validation patches come from cases that are not trained on. If so, the names of their
+            metrics begin with `val/`, otherwise with `seen/`.
     """
 
     def __init__(self, record: CheckpointRecord, held_out: bool = True) -> None:
@@ -57,9 +57,9 @@ class SegmentationModule(lightning.LightningModule):
         return build_optimizer(self.parameters(), self.recipe.optimizer)
 
     def on_train_epoch_start(self) -> None:
-        """Set the epoch's learning rate from its number alone, so that a resumed run needs no scheduler state.
+        """Compute the learning rate from the epoch's number alone, so that a resumed run needs no scheduler state.
 
-        During a search of the learning rate, Lightning's tuner sets it.
+        During a search for the learning rate, Lightning's tuner sets it instead.
         """
         if self.trainer.lr_scheduler_configs:
             return
@@ -76,7 +76,7 @@ class SegmentationModule(lightning.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Return the loss of a batch of patches."""
         loss = self.loss(self(batch["image"]), batch["label"])
-        finite = torch.isfinite(loss.detach())  # a skipped step does not count
+        finite = torch.isfinite(loss.detach())  # a step with a non-finite loss does not count
         self.train_loss.update(torch.where(finite, loss.detach(), 0.0), len(batch["image"]) * finite)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss

@@ -1,4 +1,4 @@
-"""Validation patches as overlays while a run trains: files in the run folder, panels in W&B."""
+"""Draw validation patches as overlays during training, as files in the run folder and panels in W&B."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,7 @@ class ValidationPanels(Callback):
     Args:
         folder: folder of the PNG files, one for each epoch that is drawn.
         labels: the label set.
-        spacing: of the patches, mm, in the plan's axis order; two entries for 2D.
+        spacing: spacing of the patches in mm, in the plan's axis order; two entries for 2D.
         every: epochs between drawings; the last epoch is always drawn.
     """
 
@@ -41,7 +41,7 @@ class ValidationPanels(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw once an epoch."""
+        """Draw the last sample of the first batch, if this epoch is to be drawn."""
         epoch = trainer.current_epoch
         last = epoch + 1 == trainer.max_epochs
         due = self.every > 0 and ((epoch + 1) % self.every == 0 or last)

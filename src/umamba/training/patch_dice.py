@@ -13,7 +13,7 @@ from umamba.training.losses import region_targets
 
 
 class PatchDice(Metric):
-    """Dice per foreground class (or region) of hard labels, counts summed over all patches of an epoch and all ranks.
+    """Dice of hard labels per foreground class or region, from counts over all patches of an epoch and all ranks.
 
     Args:
         labels: the label set. Background is not counted as a class; voxels with the ignore label do not count.

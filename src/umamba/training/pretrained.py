@@ -14,19 +14,19 @@ LISTED = 5
 
 
 def load_pretrained(path: Path, network: nn.Module, build: Callable[[int], nn.Module], labels: LabelSet) -> str:
-    """Load weights into a network; the heads keep their initial weights if the classes differ.
+    """Load weights into a network; the segmentation heads keep their initial weights if the classes differ.
 
     Args:
         path: a checkpoint of this project, of nnU-Net or of U-Mamba.
-        network: the new run's network.
-        build: makes the same network for a number of classes; the tensors whose shape changes are the heads.
+        network: the new run's network, which gets the weights.
+        build: builds the same network for a number of classes; tensors whose shape depends on it belong to the heads.
         labels: the new run's labels.
 
     Returns:
         A sentence that says what was loaded.
 
     Raises:
-        UserError: the file is no such checkpoint, or of another architecture, plan or number of channels.
+        UserError: the file is no such checkpoint, or has another architecture, plan or number of channels.
     """
     weights, former = read_weights(path)
     own = network.state_dict()

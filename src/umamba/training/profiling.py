@@ -1,4 +1,4 @@
-"""Lightning's profilers, whose tables go into the run folder."""
+"""Lightning's profilers, which write their tables into the run folder."""
 
 from pathlib import Path
 from typing import Any
@@ -9,5 +9,10 @@ KINDS: dict[str, type[Any]] = {"simple": SimpleProfiler, "advanced": AdvancedPro
 
 
 def build_profiler(kind: str | None, folder: Path) -> Profiler | None:
-    """Return the profiler of trainer.profiler, which writes fit-profile.txt into a folder; None: none."""
+    """Return the profiler that trainer.profiler names; it writes fit-profile.txt.
+
+    Args:
+        kind: simple, advanced or pytorch; None: no profiler.
+        folder: the folder of that file.
+    """
     return None if kind is None else KINDS[kind](dirpath=folder, filename="profile")

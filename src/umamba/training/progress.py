@@ -1,4 +1,4 @@
-"""What a person sees during training: one line an epoch, and Lightning's bar in a terminal."""
+"""Show the progress of training: a line for each epoch, and Lightning's progress bar in a terminal."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class EpochLines(Callback):
-    """Reports one line an epoch (loss, patch Dice, seconds per iteration, time left) and logs the seconds."""
+    """Reports a line for each epoch (loss, patch Dice, seconds per iteration, time left) and logs the seconds."""
 
     def __init__(self) -> None:
         self.epoch_start = 0.0
@@ -21,7 +21,7 @@ class EpochLines(Callback):
         self.epoch_start = time.perf_counter()
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Log the seconds per training iteration, validation not counted."""
+        """Log the seconds per training iteration, without validation."""
         if not trainer.sanity_checking:
             elapsed = time.perf_counter() - self.epoch_start
             iterations = max(1, trainer.fit_loop.epoch_loop.batch_idx + 1)
@@ -54,5 +54,9 @@ def duration(seconds: float) -> str:
 
 
 def progress_callbacks(bar: bool) -> list[Callback]:
-    """Return the callback of the epoch lines, and Lightning's rich progress bar if `bar` is True."""
+    """Return the callbacks that show the progress of training.
+
+    Args:
+        bar: whether to add Lightning's rich progress bar to the line for each epoch.
+    """
     return [EpochLines(), RichProgressBar(leave=False)] if bar else [EpochLines()]

@@ -19,7 +19,7 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], settings: Optimize
     """Return the optimiser that `recipe.optimizer` describes.
 
     Args:
-        parameters: what it updates.
+        parameters: the parameters that it updates.
         settings: its name and arguments.
 
     >>> build_optimizer([torch.nn.Parameter(torch.zeros(1))], OptimizerSettings(name="adamw", lr=1e-4)).defaults["lr"]

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: reported once in the first minute, with the setting to change if data is slow."""
+"""Measure the parts of a training step in the first minute, and name the setting to change if data are slow."""
 
 import logging
 import time
@@ -13,16 +13,16 @@ from umamba.patches import PatchDataModule
 log = logging.getLogger(__name__)
 
 PARTS = ("data wait", "transfer", "forward", "backward", "optimiser")
-MEASURED_S = 45.0  # how long it measures; during this time it synchronises the device at each mark
+MEASURED_S = 45.0  # duration of the measurement, which synchronises the device at each mark
 MEASURED_STEPS = 100
-WAITING = 0.1  # share of the step from which data counts as the bottleneck
+WAITING = 0.1  # above this share of a step, waiting for data is the bottleneck
 
 
 class StepTimes(Callback):
-    """Measures the parts of the first steps and reports their shares; the very first step, a warm-up, does not count.
+    """Measures the parts of the first steps and reports their shares; the first step is a warm-up and does not count.
 
     Args:
-        datamodule: measures the transfer to the device.
+        datamodule: the datamodule, which measures the transfer to the device.
     """
 
     def __init__(self, datamodule: PatchDataModule) -> None:
@@ -100,7 +100,7 @@ class StepTimes(Callback):
             self.seconds[part] += seconds
 
     def report(self) -> str:
-        """Return the mean step, the share of each part, and what to change."""
+        """Return a sentence on the mean step, the share of each part, and the setting to change."""
         total = sum(self.seconds.values())
         shares = {part: seconds / total if total else 0.0 for part, seconds in self.seconds.items()}
         listed = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())

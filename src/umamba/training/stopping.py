@@ -1,7 +1,7 @@
-"""Stop in time: at a signal, or when trainer.max_time is used up. The same command continues the run.
+"""Stop training at a signal or at the end of trainer.max_time. The same command continues the run.
 
-A signal ends the process at once and keeps the last completed epoch, because a run that continues there sees the
-patches of an uninterrupted run and ends with the same weights.
+A signal ends the process at once without saving the current epoch. A run that continues after the last completed epoch
+sees the same patches as an uninterrupted run and ends with the same weights.
 """
 
 import os
@@ -21,10 +21,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class LeaveOnSignal(Callback):
-    """Ends the process with a message and the exit code 128 + number; the ranks that it started get the signal, too.
+    """Ends the process with a message and the exit code 128 + number, and sends the signal to the ranks it started.
 
     Args:
-        folder: the run folder, for the message.
+        folder: the run folder, which the message names.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +38,7 @@ class LeaveOnSignal(Callback):
             return
         for other in SIGNALS:
             signal.signal(other, signal.SIG_IGN)
-        # Not by logging, whose lock the interrupted code may hold.
+        # Logging could block here, because the interrupted code may hold its lock.
         sys.stderr.write(
             f"{signal.Signals(number).name}: leaving. The same command continues after the last completed epoch: "
             f"{self.folder}\n"
@@ -67,7 +67,7 @@ class LeaveOnSignal(Callback):
 
 
 class TimeBudget(Callback):
-    """Ends training after the last epoch that fits into a total time, counted through all continuations.
+    """Ends training after the last epoch that fits into a total time, summed over all continuations.
 
     Args:
         seconds: the total; None: no limit.

@@ -1,4 +1,4 @@
-"""Explain the death of a process that makes patches: which process, which case, which signal, and what to change."""
+"""Explain why a process that makes patches died: process, case, signal, and the setting to change."""
 
 import re
 import shutil
@@ -15,11 +15,11 @@ def explain_worker_error(error: Exception, datamodule: PatchDataModule) -> str |
     """Return a message for an error that PyTorch's loader raised about a worker process.
 
     Args:
-        error: what the loader raised.
-        datamodule: knows the case that each worker was working on.
+        error: the error that the loader raised.
+        datamodule: the datamodule, which knows the case that each worker was reading.
 
     Returns:
-        The message, or None if the error is about something else.
+        The message; None if the error has another cause.
     """
     text = str(error)
     if text.startswith("Caught ") and "in DataLoader worker process" in text:
