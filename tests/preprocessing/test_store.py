@@ -56,6 +56,9 @@ def test_stored_cases_are_the_preprocessed_ones(
         assert len(voxels) == len(np.unique(voxels, axis=0)) == np.count_nonzero(label == value)
         assert (label[0][tuple(voxels.T)] == value).all()
     assert Plan.from_json(json.loads((store.path / "store.json").read_text())["plan"]) == plan
+    opened = open_store(store.path)
+    assert (opened.plan, opened.labels) == (plan, dataset.labels)
+    assert opened.configuration == next(iter(plan.configurations.values()))
 
 
 def test_a_store_is_reused_until_its_content_would_change(raw: Path, tmp_path: Path, make_plan: Maker) -> None:

@@ -26,6 +26,7 @@ def main(settings: PrepareSettings) -> None:
     if settings.smoke:
         settings = smoke_test(settings)
     prepared = prepare(settings, settings.explain, settings.nnunet_plans)
+    log.info("Prepared: %d cases in %s", len(prepared.store.case_ids), prepared.store.path.absolute())
     if settings.preview:
         from umamba.patches.preview import draw_preview
 

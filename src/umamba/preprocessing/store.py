@@ -65,6 +65,21 @@ class CaseStore:
     path: Path
     case_ids: tuple[str, ...]
 
+    @property
+    def plan(self) -> Plan:
+        """The plan by which the cases were preprocessed."""
+        return Plan.from_json(read_json(self.path / _STORE)["plan"])
+
+    @property
+    def configuration(self) -> Configuration:
+        """The plan's configuration by which the cases were preprocessed."""
+        return self.plan.configuration(str(read_json(self.path / _STORE)["configuration"]))
+
+    @property
+    def labels(self) -> LabelSet:
+        """The labels of the dataset."""
+        return LabelSet.from_json(read_json(self.path / _STORE)["labels"])
+
     def load(self, case_id: str) -> StoredCase:
         """Open a case without reading its voxels.
 
