@@ -181,11 +181,13 @@ def limited(batches: int, limit: int | float | None) -> int:
         batches: batches without the limit.
         limit: a number of batches, a fraction of them, or None.
 
-    >>> limited(250, None), limited(250, 40), limited(250, 0.1)
-    (250, 40, 25)
+    >>> limited(250, None), limited(250, 40), limited(250, 0.1), limited(250, 0.0)
+    (250, 40, 25, 0)
     """
     if limit is None:
         return batches
+    if not limit:
+        return 0
     return min(batches, limit) if isinstance(limit, int) else max(1, round(batches * limit))
 
 
