@@ -141,7 +141,7 @@ def test_the_trainers_arguments_are_those_of_the_installed_lightning() -> None:
 
 
 def test_what_the_trainer_group_declares_is_the_trainers_or_used_by_this_project() -> None:
-    from umamba.runs.fit import _OWN
+    from umamba.runs.trainer import _OWN
 
     declared = {entry.name for entry in fields(TrainerSettings)} - {"further"}
     own = {"find_lr", "compile", "activation_checkpointing", "ddp_batch"}

@@ -14,10 +14,11 @@ from umamba.io import atomic_path
 from umamba.io.voice import shown
 from umamba.records import RunFolder
 from umamba.records.tables import read_scores
-from umamba.runs.fit import check_fold, check_network, check_trainer, checkpoint_record, fit, is_first_process
+from umamba.runs.fit import check_fold, check_network, checkpoint_record, fit
 from umamba.runs.preparation import PreparedDataset, plan_of, preprocess
 from umamba.runs.score import check_scoring, draw_cases, predict_and_score
 from umamba.runs.smoke import smoke_test
+from umamba.runs.trainer import check_trainer, is_first_process
 from umamba.settings import TrainSettings, plain
 from umamba.training.loggers import log_pictures, upload_model
 from umamba.training.stopping import LeaveOnSignal
