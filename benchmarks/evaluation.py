@@ -1,11 +1,12 @@
-"""How much sooner 13 organs are scored than by the official scripts' way, and in how much memory: both in one run.
+"""Time and memory of scoring 13 organs, compared with the official scripts in the same run.
 
 python benchmarks/evaluation.py --cases 4
 
-Whole commands, NIfTI files in, CSV out, on phantoms of 512 x 512 x 100 voxels with 13 labels. The official side does
-what the two scripts of U-Mamba's repository do, one after the other and case by case: nibabel reads both files as
-floating-point numbers; the one computes the Dice of each organ, the other DeepMind's surface distances and the share
-within the organ's tolerance. It needs nibabel and surface-distance (`pip install -e '.[dev]'` brings them).
+Whole commands are measured, from NIfTI files to CSV, on phantoms of 512 x 512 x 100 voxels with 13 labels. The official
+side does what the two scripts of U-Mamba's repository do, one after the other and case by case: nibabel reads both
+files as floating-point numbers; the first script computes the Dice of each organ, the second DeepMind's surface
+distances and the share within the organ's tolerance. It needs nibabel and surface-distance, which
+`pip install -e '.[dev]'` installs.
 """
 
 import argparse
@@ -60,7 +61,7 @@ pandas.DataFrame(rows).to_csv(output, index=False)
 
 
 def write_cases(root: Path, count: int) -> None:
-    """Write label maps of 13 ellipsoids as large as organs, and predictions with rough borders."""
+    """Write label maps of 13 ellipsoids of the organs' sizes, and predictions with rough borders."""
     volumes_ml = (1500, 160, 200, 80, 90, 70, 5, 5, 40, 35, 300, 70, 160)
     grid = np.stack(np.meshgrid(*(np.arange(size) for size in SHAPE), indexing="ij", sparse=False)).astype(np.float32)
     spacing = np.array((2.5, 0.75, 0.75), dtype=np.float32)

@@ -1,17 +1,17 @@
-"""Cost of the paper's thirty trainings, estimated without a GPU: parameters, FLOPs of a training step, GPU hours.
+"""Estimate the cost of the paper's thirty trainings without a GPU: parameters, FLOPs of a training step, GPU hours.
 
 python benchmarks/gpu_hours.py > experiments/gpu_hours.csv
 python benchmarks/gpu_hours.py --peak-tflops 989 --utilisation 0.15      an H100 in bfloat16
 
-FLOPs are counted operation by operation (torch.utils.flop_counter, on fake tensors: no data, no memory) for forward
-and backward of a batch at the plan of Table 2; a multiplication and an addition are two. The selective scan, which the
-counter does not know, is 9 per token, channel and state forward, twice that backward. Hours are
+FLOPs are counted for forward and backward of a batch at the plan of Table 2 (torch.utils.flop_counter, on fake tensors
+that need no memory); a multiplication and an addition are two. The counter does not know the selective scan, so it is
+counted here: 9 per token, channel and state forward, twice that backward. Hours are
 
     1000 epochs x (250 training steps + 50 forward passes of validation) / (peak x utilisation)
 
 with the peak of an A100 (312 TFLOP/s in bfloat16, 156 where the recipe trains in float32 with TF32 convolutions). The
-utilisation is an assumption, not a measurement: normalisation, upsampling and the scan are limited by memory, not by
-FLOPs, and take longer than this says; benchmarks/training_step.py measures the step itself on a GPU.
+utilisation is an assumption, not a measurement. Normalisation, upsampling and the scan take longer than this estimate
+because memory bandwidth limits them, not FLOPs. benchmarks/training_step.py measures the step itself on a GPU.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from scan_gpu import PLANS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from training_step import ARCHITECTURES, settings
+from training_step import ARCHITECTURES
 
 from umamba.networks import build_network
 from umamba.planning import Configuration
@@ -51,7 +51,7 @@ SCAN_FLOPS = 9
 
 @contextmanager
 def counted_scans(counts: list[float]) -> Iterator[None]:
-    """Let each scan add the FLOPs of its forward pass to `counts`, and return something of the right shape."""
+    """Replace the scan by one that appends its forward FLOPs to `counts` and returns the right shape."""
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, *_: Any, **__: Any) -> Tensor:
         counts.append(SCAN_FLOPS * u.numel() * A.shape[1])
@@ -65,8 +65,19 @@ def counted_scans(counts: list[float]) -> Iterator[None]:
 def step_flops(
     name: str, configuration: Configuration, channels: int, classes: int, own: Mapping[str, Any] | None = None
 ) -> tuple[int, float, float]:
-    """Return parameters, and FLOPs of a forward pass and of a whole training step of a batch; `own`: other options."""
-    network = build_network(settings("architecture", name) | dict(own or {}), configuration, channels, classes)
+    """Count the parameters of a network and the FLOPs of one batch.
+
+    Args:
+        name: the architecture's name.
+        configuration: the plan's configuration; its batch and patch size are the input.
+        channels: image channels.
+        classes: classes with background.
+        own: options of the architecture that differ from its defaults.
+
+    Returns:
+        Parameters, FLOPs of a forward pass, FLOPs of a training step (forward and backward).
+    """
+    network = build_network({"name": name, **(own or {})}, configuration, channels, classes)
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = torch.randn(configuration.batch_size, channels, *configuration.patch_size)
         scans: list[float] = []
@@ -80,6 +91,7 @@ def step_flops(
 
 
 def main() -> None:
+    """Print a row for each architecture at each plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peak-tflops", type=float, default=312.0, help="of the GPU in bfloat16; half in float32")
     parser.add_argument("--utilisation", type=float, default=0.2, help="share of the peak that is reached")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a command's time and memory with all its processes, and the machine's description."""
+"""Shared by the benchmarks: measure time and memory of a command and its processes, and describe the machine."""
 
 import os
 import platform
@@ -13,7 +13,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Measured:
-    """Wall time of a command, CPU time and peak memory of its process tree, and what it printed."""
+    """Measurement of a command with all processes that it starts.
+
+    Attributes:
+        seconds: wall time.
+        cpu_seconds: CPU time of the process tree.
+        peak_gb: peak memory of the process tree, GiB.
+        output: what it printed.
+    """
 
     seconds: float
     cpu_seconds: float
@@ -22,7 +29,7 @@ class Measured:
 
 
 def children(pid: int) -> list[int]:
-    """Return a process and all that descend from it."""
+    """Return the ids of a process and its descendants."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -43,7 +50,7 @@ def usage(pid: int) -> tuple[float, float]:
 
 
 def proportional_gb(pid: int) -> float:
-    """Return the memory of a process, what it shares counted in parts; slow to find out."""
+    """Return the proportional set size of a process, GiB (shared pages count in parts); slow to read."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -52,7 +59,15 @@ def proportional_gb(pid: int) -> float:
 
 
 def measure(command: list[str], environment: dict[str, str]) -> Measured:
-    """Run a command to its end; SystemExit with its output if it fails."""
+    """Run a command and measure it.
+
+    Args:
+        command: the command and its arguments.
+        environment: its environment variables.
+
+    Raises:
+        SystemExit: the command failed; the message holds its output.
+    """
     with tempfile.TemporaryFile("w+") as output:
         start = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -62,7 +77,7 @@ def measure(command: list[str], environment: dict[str, str]) -> Measured:
             used = {pid: usage(pid) for pid in tree}
             cpu |= {pid: spent for pid, (spent, _) in used.items() if spent}
             resident = sum(memory for _, memory in used.values())
-            if resident > 0.8 * most:  # looked at closely only near its peak, so that measuring disturbs little
+            if resident > 0.8 * most:  # read the slow measure only near the peak, to disturb the command little
                 most, peak = max(most, resident), max(peak, sum(proportional_gb(pid) for pid in tree))
             time.sleep(0.05)
         seconds = time.perf_counter() - start
@@ -74,7 +89,7 @@ def measure(command: list[str], environment: dict[str, str]) -> Measured:
 
 
 def machine() -> str:
-    """Return the processor, its CPUs and the versions."""
+    """Return a line with the processor, the number of CPUs, and the versions of Python and numpy."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return (

@@ -3,8 +3,8 @@
 python benchmarks/networks.py                  # on a CPU: a patch of 32 x 64 x 64, and of 256 x 256
 python benchmarks/networks.py --device cuda    # on a GPU: larger ones
 
-Each architecture has its own options of configs/architecture. Times are the best of several passes; memory is what the
-first pass of a fresh process adds to the peak: of the process on a CPU (Linux), of PyTorch's allocator on a GPU.
+Each architecture has its default options. Times are the best of several passes. Memory is the growth of the peak by the
+first pass of a new process: of the process itself on a CPU (Linux), of PyTorch's allocator on a GPU.
 """
 
 import argparse
@@ -15,20 +15,18 @@ from pathlib import Path
 
 import torch
 from measuring import machine
-from omegaconf import OmegaConf
 from scan import resident_kb
 from torch import Tensor, nn
 
-from umamba.networks import build_network
+from umamba.networks import architecture_names, build_network
 from umamba.planning import Configuration
 
-ARCHITECTURES = Path(__file__).resolve().parents[1] / "configs" / "architecture"
 PATCHES = {"cpu": ((32, 64, 64), (256, 256)), "cuda": ((64, 128, 128), (512, 512))}
 FEATURES = {2: (32, 64, 128, 256, 512), 3: (32, 64, 128, 256, 320)}
 
 
 def configuration(patch: tuple[int, ...]) -> Configuration:
-    """Return a plan of five stages that halve every axis."""
+    """Return a configuration of five stages that halve every axis of a patch."""
     dim = len(patch)
     return Configuration(
         name=f"{dim}d",
@@ -49,7 +47,7 @@ def configuration(patch: tuple[int, ...]) -> Configuration:
 
 
 def one_pass(network: nn.Module, image: Tensor, autocast: bool) -> tuple[float, float]:
-    """Return the seconds of a forward and a backward pass."""
+    """Return the seconds of one forward and one backward pass."""
     device = image.device.type
 
     def now() -> float:
@@ -68,43 +66,44 @@ def one_pass(network: nn.Module, image: Tensor, autocast: bool) -> tuple[float, 
 
 
 def memory_mb(network: nn.Module, image: Tensor, autocast: bool) -> float:
-    """Return what a pass adds to the peak memory; on a CPU right only for the first large pass of a process."""
+    """Return the growth of the peak memory by a pass; on a CPU correct only for the first large pass of a process."""
     if image.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         one_pass(network, image, autocast)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     resident = resident_kb("VmRSS")
     one_pass(network, image, autocast)
     return (resident_kb("VmHWM") - resident) / 1024
 
 
-def prepared(name: str, patch: tuple[int, ...], device: str) -> tuple[nn.Module, Tensor]:
-    """Return a network and an image."""
-    options = OmegaConf.to_container(OmegaConf.load(ARCHITECTURES / f"{name}.yaml"))
-    assert isinstance(options, dict)
+def network_and_image(name: str, patch: tuple[int, ...], device: str) -> tuple[nn.Module, Tensor]:
+    """Return a network and a random image for it."""
     torch.manual_seed(0)
-    network = build_network({str(key): value for key, value in options.items()}, configuration(patch), 1, 14)
+    network = build_network(name, configuration(patch), 1, 14)
     return network.to(device).train(), torch.randn(1, 1, *patch, device=device)
 
 
 def main() -> None:
-    """Build, run and print every architecture, 3D and 2D."""
+    """Measure every architecture in 3D and 2D and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=PATCHES, default="cpu")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--float32", action="store_true", help="without bfloat16 autocast")
-    parser.add_argument("--memory", nargs=2, help="print the memory of one architecture at a patch (0 or 1) and end")
+    parser.add_argument(
+        "--memory", nargs=2, help="print the memory of one architecture at a patch (0 or 1), nothing else"
+    )
     arguments = parser.parse_args()
     device, autocast = arguments.device, not arguments.float32
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU here.")
     if arguments.memory:
-        print(memory_mb(*prepared(arguments.memory[0], PATCHES[device][int(arguments.memory[1])], device), autocast))
+        name, number = arguments.memory
+        print(memory_mb(*network_and_image(name, PATCHES[device][int(number)], device), autocast))
         return
     print(f"{machine()}, torch {torch.__version__}, {'bfloat16 autocast' if autocast else 'float32'}")
-    names = sorted((path.stem for path in ARCHITECTURES.glob("*.yaml")), key=lambda name: (name != "unet", name))
+    names = sorted(architecture_names(), key=lambda name: (name != "unet", name))
     for number, patch in enumerate(PATCHES[device]):
         print(f"\npatch {' x '.join(map(str, patch))}, batch of one")
         print(f"  {'':14}{'parameters':>12}{'forward (s)':>13}{'backward (s)':>14}{'memory (MB)':>13}{'to unet':>9}")
@@ -112,7 +111,7 @@ def main() -> None:
         for name in names:
             command = [sys.executable, __file__, *sys.argv[1:], "--memory", name, str(number)]
             memory = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            network, image = prepared(name, patch, device)
+            network, image = network_and_image(name, patch, device)
             one_pass(network, image, autocast)
             times = [one_pass(network, image, autocast) for _ in range(arguments.passes)]
             forward, backward = (min(each) for each in zip(*times, strict=True))

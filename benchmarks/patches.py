@@ -1,16 +1,17 @@
-"""How many augmented patches a second, against nnU-Net's loader and TorchIO's queue: all sides measured in one run.
+"""Augmented patches a second, compared with nnU-Net's loader and TorchIO's queue in one run.
 
 python benchmarks/patches.py --nnunet-python ENVIRONMENT/bin/python --dataset PATH/Dataset004_Hippocampus
 python benchmarks/patches.py --nnunet-python ENVIRONMENT/bin/python --phantoms 3
 
-ENVIRONMENT has nnunetv2 2.8.1. All sides read the same preprocessed voxels, with the same patch and batch, as many
-worker processes, one thread in each, and augmentation of the same kinds and probabilities (TorchIO's queue: its own
-transforms, on whole volumes, as its documentation shows). Nothing consumes the batches: the workers are the limit.
+ENVIRONMENT has nnunetv2 2.8.1. All sides read the same preprocessed voxels with the same patch size, batch size and
+number of worker processes (one thread each), and augment with the same kinds and probabilities. TorchIO's queue applies
+its own transforms to whole volumes, as its documentation shows. Nothing consumes the batches, so the workers are the
+limit.
 
     patches a second    after the first tenth of the batches
-    longest wait        for a batch, in median waits
-    memory              of the process tree (proportional set size): after a quarter, and at the end
-    share of ideal      ours without augmentation, against reading the same boxes in a bare loop
+    longest wait        for a batch, as a multiple of the median wait
+    memory              of the process tree (proportional set size), after a quarter of the batches and at the end
+    share of ideal      ours without augmentation, relative to reading the same regions in a bare loop
 
 The CT phantoms have 512 x 512 x 100 voxels and the patch 40 x 224 x 192.
 """
@@ -31,14 +32,14 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-PROJECT = Path(__file__).resolve().parents[1]
 CT_SHAPE, CT_PATCH = (100, 512, 512), (40, 224, 192)
 
 
 def drain(batches: Iterable[Any], count: int) -> list[float]:
-    """Take batches and return how long each was waited for, seconds.
+    """Take batches and return the wait for each of them, seconds.
 
-    After a quarter of them and before the last, a line asks for the memory to be measured, and an answer is waited for.
+    After a quarter of the batches and before the last one, print a line that asks the parent process to measure the
+    memory, and wait for its answer.
     """
     iterator, waits = iter(batches), []
     for index in range(count):
@@ -52,27 +53,25 @@ def drain(batches: Iterable[Any], count: int) -> list[float]:
 
 
 def ours(job: dict[str, Any]) -> list[float]:
-    """This project's stream."""
+    """Measure this project's datamodule."""
     import torch
 
-    module = our_module(job, "nnunet" if job["augment"] else "none")
+    module = our_module(job, job["augment"])
     torch.set_num_threads(1)
     return drain(module.train_dataloader(), job["batches"])
 
 
-def our_module(job: dict[str, Any], augmentation: str) -> Any:
-    """Return the DataModule of a job."""
-    import yaml
-
+def our_module(job: dict[str, Any], augment: bool) -> Any:
+    """Return the datamodule of a job, with nnU-Net's augmentation or none."""
     from umamba.labels import LabelSet
     from umamba.patches import PatchDataModule
     from umamba.planning import Plan
     from umamba.preprocessing.store import open_store
+    from umamba.settings import AugmentationSettings
 
     folder = Path(job["store"])
     content = json.loads((folder / "store.json").read_text())
     store = open_store(folder)
-    group = yaml.safe_load((PROJECT / "configs" / "augmentation" / "nnunet.yaml").read_text())
     return PatchDataModule(
         store,
         Plan.from_json(content["plan"]).configuration(content["configuration"]),
@@ -81,31 +80,31 @@ def our_module(job: dict[str, Any], augmentation: str) -> Any:
         store.case_ids,
         seed=0,
         iterations=job["batches"],
-        augmentation=group if augmentation == "nnunet" else None,
+        augmentation=AugmentationSettings() if augment else AugmentationSettings.off(),
         num_workers=job["workers"],
     )
 
 
 def reading(job: dict[str, Any]) -> list[float]:
-    """The boxes of the stream without augmentation, read in a bare loop, always into the same memory."""
-    from umamba.patches.sampling import read_box
+    """Read the regions of the stream without augmentation in a bare loop, always into the same memory."""
+    from umamba.patches.sampling import read_region
 
-    patches = our_module({**job, "workers": 0}, "none").train_patches
-    places = [patches.place_of(number) for number in range(len(patches))]
-    channels, waits = places[0][0].image.shape[0], []
+    patches = our_module({**job, "workers": 0}, False).train_patches
+    regions = [patches.region_of(number) for number in range(len(patches))]
+    channels, waits = regions[0][0].image.shape[0], []
     image = np.zeros((patches.batch_size, channels, *patches.read_size), np.float32)
     label = np.zeros((patches.batch_size, 1, *patches.read_size), np.int16)
-    for first in range(0, len(places), patches.batch_size):
+    for first in range(0, len(regions), patches.batch_size):
         start = time.perf_counter()
-        for index, (case, box) in enumerate(places[first : first + patches.batch_size]):
-            read_box(case.image, box, patches.read_size, 0, image[index])
-            read_box(case.label, box, patches.read_size, -1, label[index])
+        for index, (case, voxel) in enumerate(regions[first : first + patches.batch_size]):
+            read_region(case.image, voxel, patches.read_size, 0, image[index])
+            read_region(case.label, voxel, patches.read_size, -1, label[index])
         waits.append(time.perf_counter() - start)
     return waits
 
 
 def torchio_queue(job: dict[str, Any]) -> list[float]:
-    """TorchIO's queue over whole volumes, with its own transforms of the same kinds."""
+    """Measure TorchIO's queue over whole volumes, with its own transforms of the same kinds."""
     import torch
     import torchio as tio
 
@@ -141,7 +140,7 @@ def torchio_queue(job: dict[str, Any]) -> list[float]:
 
 
 def nnunet(job: dict[str, Any]) -> list[float]:
-    """nnU-Net's own loader, transforms and processes."""
+    """Measure nnU-Net's own loader, transforms and processes."""
     from types import SimpleNamespace
 
     import torch
@@ -229,7 +228,7 @@ def measure(python: str, side: str, job: dict[str, Any]) -> dict[str, Any]:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("memory"):
-            # Not by the clock: to look holds up the processes that are looked at, and would lengthen the longest wait.
+            # Not at fixed times, because measuring stops the processes and would lengthen the longest wait.
             memory.append(tree_memory(process.pid) / 1e9)
             print(file=process.stdin, flush=True)
         elif line.startswith("waits"):
@@ -245,7 +244,7 @@ def measure(python: str, side: str, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_phantoms(root: Path, count: int) -> Path:
-    """Write CT-sized cases of smooth noise with two organs, as a raw dataset."""
+    """Write a raw dataset of CT-sized cases: smooth noise with two organs."""
     folder, generator = root / "raw" / "Dataset998_CTSized", np.random.default_rng(0)
     grid = np.meshgrid(*[np.linspace(-1, 1, size) for size in CT_SHAPE], indexing="ij", sparse=True)
     for name in ("imagesTr", "labelsTr"):
@@ -272,15 +271,22 @@ def write_phantoms(root: Path, count: int) -> Path:
     return folder
 
 
-def prepared_store(dataset: Path, root: Path, overrides: list[str]) -> tuple[Path, dict[str, Any]]:
-    """Preprocess a dataset as prepare.py does; return the store's folder and what the jobs need to know."""
-    from umamba.config import TrainConfig
-    from umamba.entry import composed, typed
-    from umamba.pipeline import prepare
+def prepared_store(dataset: Path, root: Path, plan: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Preprocess a dataset and export its cases for all sides.
 
-    paths = [f"paths.{name}={root / name}" for name in ("raw", "preprocessed", "runs")]
-    arguments = [*paths, "dataset=nnunet", f"dataset.root={dataset}", *overrides]
-    prepared = prepare(typed(composed(arguments, "train", PROJECT / "configs"), TrainConfig))
+    Args:
+        dataset: the raw dataset.
+        root: folder of everything that is written.
+        plan: pinned values of the plan.
+
+    Returns:
+        The store's folder, and the facts that the jobs need.
+    """
+    from umamba.runs import prepare
+    from umamba.settings import TrainSettings, parse
+
+    paths = {name: root / name for name in ("raw", "preprocessed", "runs")}
+    prepared = prepare(parse(TrainSettings, {"dataset": {"root": dataset}, "paths": paths, "plan": plan}))
     largest = np.zeros(3, int)
     for case_id in prepared.store.case_ids:
         case = prepared.store.load(case_id)
@@ -295,18 +301,18 @@ def prepared_store(dataset: Path, root: Path, overrides: list[str]) -> tuple[Pat
     configuration = prepared.configuration
     facts = {"batch": configuration.batch_size, "patch": list(configuration.patch_size), "largest": largest.tolist()}
     (root / "nnunet").mkdir()
-    return prepared.store.path, {**facts, "classes": len(prepared.dataset.labels.names)}
+    return prepared.store.path, {**facts, "classes": len(prepared.labels.names)}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nnunet-python", help="interpreter of the environment with nnunetv2 2.8.1")
-    parser.add_argument("--dataset", type=Path, help="a raw dataset; without it CT-sized phantoms are made")
-    parser.add_argument("--phantoms", type=int, default=3, help="how many of them")
+    parser.add_argument("--dataset", type=Path, help="a raw dataset; default: CT-sized phantoms")
+    parser.add_argument("--phantoms", type=int, default=3, help="number of phantoms")
     parser.add_argument("--workers", type=int, default=1, help="worker processes of each side")
-    parser.add_argument("--patches", type=int, default=None, help="default: 2000, of the phantoms 240")
-    parser.add_argument("--queue-patches", type=int, default=None, help="of TorchIO's queue; default: a tenth")
+    parser.add_argument("--patches", type=int, default=None, help="default: 2000, or 240 of the phantoms")
+    parser.add_argument("--queue-patches", type=int, default=None, help="for TorchIO's queue; default: a tenth")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -317,7 +323,7 @@ def main() -> None:
         root = Path(folder)
         ct = arguments.dataset is None
         dataset = write_phantoms(root, arguments.phantoms) if ct else arguments.dataset.absolute()
-        pinned = [f"plan.patch_size={list(CT_PATCH)}".replace(" ", ""), "plan.batch_size=2"] if ct else []
+        pinned = {"patch_size": CT_PATCH, "batch_size": 2} if ct else {}
         store, facts = prepared_store(dataset, root, pinned)
         patches = arguments.patches or (240 if ct else 2000)
         few = arguments.queue_patches or patches // 10

@@ -1,14 +1,14 @@
-"""How much sooner images are segmented than by nnU-Net with the same weights, and in how much memory, in one run.
+"""How much faster images are segmented than by nnU-Net with the same weights, and in how much memory, in one run.
 
 python benchmarks/prediction.py --nnunet-bin ENVIRONMENT/bin --dataset PATH/Dataset004_Hippocampus
 python benchmarks/prediction.py --nnunet-bin ENVIRONMENT/bin --phantoms 2
 
 ENVIRONMENT has nnunetv2 2.8.1. A U-Net of the dataset's plan (for the CT phantoms: of a small plan that resamples their
-512 x 512 x 100 voxels) is trained for some iterations, so that its outputs are no noise, and written as a checkpoint of
-either side. Then nnUNetv2_predict and predict.py segment the same images on the CPU, the whole commands, at the same
-step, mirroring and precision:
+512 x 512 x 100 voxels) is trained for some iterations, because an untrained one gives noise, and written as a
+checkpoint of this project and of nnU-Net. Then nnUNetv2_predict and predict.py segment the same images on the CPU with
+the same step and mirroring, nnU-Net in float32 and predict.py in float32 and bfloat16. The whole commands are measured:
 
-    voxels/s       voxels of all images, every one of its own grid, by the wall time
+    voxels/s       voxels of all images on their own grids, divided by the wall time
     CPU time       of the command's process tree, which other work on the machine disturbs less
     peak memory    of the process tree: proportional set size, sampled near its peak (Linux)
     agreement      share of voxels with the same label
@@ -34,10 +34,13 @@ from umamba.io import read_image, read_label
 from umamba.networks import build_network
 from umamba.planning import Configuration, Plan, compute_fingerprint, plan_dataset, to_nnunet_plans
 from umamba.preprocessing import preprocess_case
+from umamba.records import CheckpointRecord
+from umamba.records.checkpoint import NETWORK, store_record
+from umamba.settings import UNetSettings
 
 PREDICT = Path(__file__).resolve().parents[1] / "predict.py"
 MODEL = "nnUNetTrainer__nnUNetPlans__3d_fullres"
-# Of the phantoms: a network that two CPU cores run in a minute.
+# The plan of the phantoms: two CPU cores run its network in a minute.
 SMALL_PLAN = {
     "spacing": (3.0, 1.5, 1.5),
     "patch_size": (32, 96, 96),
@@ -50,7 +53,7 @@ SMALL_PLAN = {
 
 
 def planned(dataset: RawDataset, pinned: dict[str, Any]) -> tuple[Plan, Configuration]:
-    """Return the dataset's plan, with values pinned, and its configuration."""
+    """Return the dataset's plan and its configuration with some values replaced."""
     plan = plan_dataset(
         compute_fingerprint(dataset, 2),
         dataset_name=dataset.name,
@@ -68,13 +71,15 @@ def train(dataset: RawDataset, plan: Plan, configuration: Configuration, iterati
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
     network = build_network(
-        {"name": "unet"}, configuration, len(dataset.channel_names), dataset.labels.num_classes, deep_supervision=False
+        "unet", configuration, len(dataset.channel_names), dataset.labels.num_classes, deep_supervision=False
     )
     cases = []
     for case in dataset.training[:6]:
+        assert case.label is not None
         image, label, _ = preprocess_case(
             read_image(case.images), read_label(case.label), plan, configuration, dataset.labels
         )
+        assert label is not None
         padding = [
             (0, 0),
             *(
@@ -107,21 +112,21 @@ def train(dataset: RawDataset, plan: Plan, configuration: Configuration, iterati
 
 def write_ours(path: Path, dataset: RawDataset, plan: Plan, weights: dict[str, torch.Tensor]) -> None:
     """Write a checkpoint of this project."""
-    record = {
-        "format": 1,
-        "plan": plan.to_json(),
-        "configuration": "3d_fullres",
-        "architecture": {"name": "unet"},
-        "labels": dataset.labels.to_json(),
-        "channel_names": list(dataset.channel_names),
-        "file_ending": dataset.file_ending,
-        "recipe": {},
-    }
-    torch.save({"umamba": record, "state_dict": {f"network.{key}": value for key, value in weights.items()}}, path)
+    record = CheckpointRecord(
+        plan=plan,
+        configuration_name="3d_fullres",
+        architecture=UNetSettings(),
+        labels=dataset.labels,
+        channel_names=dataset.channel_names,
+        file_ending=dataset.file_ending,
+    )
+    content: dict[str, Any] = {"state_dict": {f"{NETWORK}{key}": value for key, value in weights.items()}}
+    store_record(content, record)
+    torch.save(content, path)
 
 
 def write_nnunet(results: Path, dataset: RawDataset, plan: Plan, weights: dict[str, torch.Tensor]) -> None:
-    """Write a trained model's folder of nnU-Net; its networks store convolutions and encoder under further names."""
+    """Write nnU-Net's folder of a trained model, where convolutions and the encoder are stored under several names."""
     state = dict(weights)
     for key, value in weights.items():
         for own, number in ((".conv.", 0), (".norm.", 1)):
@@ -142,7 +147,7 @@ def write_nnunet(results: Path, dataset: RawDataset, plan: Plan, weights: dict[s
 
 
 def agreement(first: Path, second: Path, ending: str) -> tuple[float, float]:
-    """Return the share of voxels in which the segmentations of two folders are equal, and that of foreground."""
+    """Return the share of equal voxels in the segmentations of two folders, and the share of foreground voxels."""
     equal = total = foreground = 0
     for path in sorted(first.glob(f"*{ending}")):
         ours, theirs = (read_label(folder / path.name).array for folder in (first, second))
@@ -155,7 +160,7 @@ def agreement(first: Path, second: Path, ending: str) -> tuple[float, float]:
 def compare(
     root: Path, images: Path, pinned: dict[str, Any], scratch: Path, nnunet_bin: Path, iterations: int, tta: bool
 ) -> None:
-    """Train, write both checkpoints, run both sides and print the figures."""
+    """Train, write both checkpoints, run both programs and print the figures."""
     dataset = read_dataset(root)
     plan, configuration = planned(dataset, pinned)
     weights = dict(train(dataset, plan, configuration, iterations).state_dict())

@@ -2,9 +2,10 @@
 
 python benchmarks/prediction_memory.py
 
-All logits at once would take 61 GiB in single precision. The network is a cheap stand-in: its logits say how far the
-intensity is from each label, so that the right segmentation is known; tiles have 128^3 voxels and do not overlap, which
-shortens the run and not the memory. The image is read from a file, the segmentation written to one.
+All logits at once would take 61 GiB in single precision. Instead of a trained network a cheap one is used, whose logits
+are the negative distance of the intensity from each label, because the correct segmentation is then known. Tiles have
+128^3 voxels and do not overlap, which shortens the run but takes the same memory. The image is read from a file, and
+the segmentation is written to one.
 """
 
 import argparse
@@ -22,22 +23,28 @@ from umamba.inference import Model, Predictor
 from umamba.io.resources import peak_resident_bytes
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Plan
+from umamba.settings import PredictionSettings
 
 CLASSES, ORDER = 104, (0, 1, 2)
 
 
 class Bands(nn.Module):
-    """Logits of a label: minus the distance of the intensity from it."""
+    """A network without weights: the logit of a label is its negative distance from the intensity."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, Z, Y, X) to logits (B, CLASSES, Z, Y, X) in bfloat16."""
         logits = torch.empty((len(x), CLASSES, *x.shape[2:]), dtype=torch.bfloat16)
         for label in range(CLASSES):
             torch.sub(x[:, 0], label, out=logits[:, label]).abs_().neg_()
         return logits
 
 
-def stand_in(patch: int) -> Model:
-    """Return the model."""
+def band_model(patch: int) -> Model:
+    """Return the cheap network with a plan that resamples nothing.
+
+    Args:
+        patch: voxels of a tile along each axis.
+    """
     configuration = Configuration(
         name="3d_fullres",
         spacing=(1.0,) * 3,
@@ -74,9 +81,9 @@ def main() -> None:
         sitk.WriteImage(sitk.GetImageFromArray(truth.astype(np.int16)), f"{folder}/ct.nii.gz", useCompression=True)
         del truth
         start = time.perf_counter()
-        (written,) = Predictor((stand_in(arguments.patch),)).predict(
-            f"{folder}/ct.nii.gz", f"{folder}/out", tile_step_size=1.0, max_memory_gb=arguments.max_memory_gb
-        )
+        settings = PredictionSettings(tile_step_size=1.0, max_memory_gb=arguments.max_memory_gb)
+        predictor = Predictor((band_model(arguments.patch),))
+        (written,) = predictor.predict(f"{folder}/ct.nii.gz", f"{folder}/out", settings)
         seconds, peak = time.perf_counter() - start, peak_resident_bytes() / 2**30
         found, truth = (sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in (written, Path(folder) / "ct.nii.gz"))
     print(f"{machine()}, PyTorch {torch.__version__}")

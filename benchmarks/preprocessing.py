@@ -1,16 +1,16 @@
-"""How much sooner a dataset is ready than with nnU-Net, and with how much memory: both sides measured in one run.
+"""Time and memory of preparing a dataset, compared with nnU-Net in the same run.
 
 python benchmarks/preprocessing.py --nnunet-bin ENVIRONMENT/bin --dataset PATH/Dataset004_Hippocampus
 python benchmarks/preprocessing.py --nnunet-bin ENVIRONMENT/bin --phantoms 6
 
-ENVIRONMENT has nnunetv2 2.8.1. Measured for the 3d_fullres configuration, with as many processes on either side:
+ENVIRONMENT has nnunetv2 2.8.1. Measured for the 3d_fullres configuration, with the same number of processes:
 
-    whole command       nnUNetv2_plan_and_preprocess, and prepare.py, which checks the dataset's integrity besides
+    whole command       nnUNetv2_plan_and_preprocess, and prepare.py, which also checks the dataset's integrity
     preprocessing alone nnU-Net's preprocess_dataset, and prepare_store, timed around the call in a fresh process
-    CPU time            of the whole command's process tree, which other work on the machine disturbs less
+    CPU time            of the whole command's process tree; other work on the machine affects it less than the time
     peak memory         of the whole command's process tree: proportional set size, sampled near its peak (Linux)
 
-The files have been read once before, so that neither side waits for the disk.
+All files are read once before, so that neither side waits for the disk.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def seconds_said(measured: Measured) -> float:
 
 
 def write_phantoms(root: Path, count: int) -> None:
-    """Write abdomen phantoms of 512 x 512 x 100 voxels, each with a spacing of its own, so that all are resampled."""
+    """Write abdomen phantoms of 512 x 512 x 100 voxels; their spacings differ, so that all are resampled."""
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
     for index in range(count):
@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nnunet-bin", type=Path, required=True, help="bin folder of an environment with nnunetv2")
     parser.add_argument("--dataset", type=Path, help="raw dataset in a folder named DatasetNNN_NAME")
-    parser.add_argument("--phantoms", type=int, default=0, help="compare on so many CT-sized phantoms")
+    parser.add_argument("--phantoms", type=int, default=0, help="number of CT-sized phantoms to compare on")
     parser.add_argument("--processes", type=int, default=2, help="worker processes of each side")
     arguments = parser.parse_args()
     if not arguments.dataset and not arguments.phantoms:

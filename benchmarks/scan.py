@@ -1,14 +1,15 @@
-"""The selective scan on a CPU against the formulations in plain PyTorch: time, and memory beyond the inputs.
+"""Time and memory of the selective scan on a CPU, compared with formulations in plain PyTorch.
 
 python benchmarks/scan.py                      # mambapy is compared where it is installed (pip install mambapy)
 
-    reference   a loop over the tokens, as mamba_ssm's own reference without CUDA
-    mambapy     the parallel scan of mambapy, with the discretisation written around it as that package does
+    reference   a loop over the tokens, as in mamba_ssm's reference without CUDA
+    mambapy     the parallel scan of mambapy, with the discretisation as in that package
     cpu         this project's compiled scan
 
-At B = 2, D = 64, N = 16, L = 4096 with D, z, a bias and softplus, float32, and all threads of PyTorch; then the time
-per token at the length of the CT plan's first stage. Times are the best of several calls, taken in turns; memory is the
-growth of the peak resident size in a process of its own (Linux). On a GPU: benchmarks/scan_gpu.py.
+The shape is B = 2, D = 64, N = 16, L = 4096 with D, z, a bias and softplus, in float32, with all threads of PyTorch.
+The last lines give the time per token at the length of the CT plan's first stage. Times are the best of several calls,
+taken in turns. Memory is the growth of the peak resident size in a new process (Linux), without the inputs. For GPUs
+see benchmarks/scan_gpu.py.
 """
 
 import argparse
@@ -27,14 +28,14 @@ from torch import Tensor
 from umamba.networks.scan import selective_scan
 
 BATCH, CHANNELS, STATES, LENGTH = 2, 64, 16, 4096
-CT_TOKENS = 40 * 224 * 192  # the CT plan's first stage
+CT_TOKENS = 40 * 224 * 192  # of the CT plan's first stage
 CALLS = {"reference": 2, "mambapy": 4, "cpu": 12}
 
 Inputs = dict[str, Tensor]
 
 
 def make_inputs(batch: int, length: int) -> Inputs:
-    """Return random arguments of the scan that want gradients."""
+    """Return random arguments of the scan that require gradients."""
     generator = torch.Generator().manual_seed(0)
     sizes = {
         "u": (batch, CHANNELS, length),
@@ -53,7 +54,7 @@ def make_inputs(batch: int, length: int) -> Inputs:
 
 
 def run_reference(inputs: Inputs) -> Tensor:
-    """Step through the tokens one by one."""
+    """Run the loop over the tokens."""
     step = F.softplus(inputs["delta"] + inputs["delta_bias"][:, None])
     decay = torch.exp(torch.einsum("bdl,dn->bdln", step, inputs["A"]))
     driven = torch.einsum("bdl,bnl,bdl->bdln", step, inputs["B"], inputs["u"])
@@ -67,7 +68,7 @@ def run_reference(inputs: Inputs) -> Tensor:
 
 
 def run_mambapy(inputs: Inputs) -> Tensor:
-    """Scan all tokens in parallel with mambapy's autograd function."""
+    """Run mambapy's parallel scan."""
     from mambapy.pscan import pscan
 
     tokens_first = {name: inputs[name].transpose(1, 2) for name in ("u", "delta", "B", "C", "z")}
@@ -80,7 +81,7 @@ def run_mambapy(inputs: Inputs) -> Tensor:
 
 
 def run_cpu(inputs: Inputs) -> Tensor:
-    """Call this project's scan."""
+    """Run this project's compiled scan."""
     out = selective_scan(**inputs, delta_softplus=True, backend="cpu")
     assert isinstance(out, Tensor)
     return out
@@ -90,7 +91,7 @@ SIDES: dict[str, Callable[[Inputs], Tensor]] = {"reference": run_reference, "mam
 
 
 def call(side: str, inputs: Inputs, backward: bool) -> float:
-    """Return the seconds of one call."""
+    """Return the seconds of one call of a side."""
     start = time.perf_counter()
     if backward:
         torch.autograd.grad(SIDES[side](inputs).sum(), list(inputs.values()))
@@ -101,26 +102,26 @@ def call(side: str, inputs: Inputs, backward: bool) -> float:
 
 
 def extra_memory(side: str) -> float:
-    """Return the growth of this process's peak memory by a forward and backward pass, MB."""
+    """Return the growth of this process's peak memory by a forward and a backward pass, MB."""
     inputs = make_inputs(BATCH, LENGTH)
     call(side, {name: tensor[..., :64].detach().requires_grad_() if tensor.ndim == 3 else tensor
                 for name, tensor in inputs.items()}, True)  # fmt: skip
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident_kb("VmRSS")
     call(side, inputs, True)
     return (resident_kb("VmHWM") - before) / 1024
 
 
 def resident_kb(what: str) -> int:
-    """Return this process's resident memory, VmRSS now or VmHWM at its peak."""
+    """Return this process's resident memory in kB: now (VmRSS) or at its peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
 
 
 def main() -> None:
-    """Measure, and print the ratios."""
+    """Measure all sides and print their ratios to this project's scan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", choices=SIDES, help="print the extra memory of one side and end")
+    parser.add_argument("--memory", choices=SIDES, help="print the extra memory of one side, nothing else")
     arguments = parser.parse_args()
     if arguments.memory:
         print(extra_memory(arguments.memory))
@@ -138,7 +139,9 @@ def main() -> None:
     best: dict[tuple[str, bool], float] = {}
     for turn in range(max(CALLS.values())):
         for side in (side for side in sides if turn < CALLS[side]):
-            for backward in (False, True) if side != "reference" else (False,):  # back through a loop takes minutes
+            for backward in (
+                (False, True) if side != "reference" else (False,)
+            ):  # backward through the loop takes minutes
                 seconds = call(side, inputs, backward)
                 best[side, backward] = min(seconds, best.get((side, backward), seconds))
     command = [sys.executable, __file__, "--memory"]

@@ -1,14 +1,15 @@
-"""The selective scan on an NVIDIA GPU, at the Mamba layers of U-Mamba Enc in the five plans of the paper's Table 2.
+"""Time and memory of the selective scan on an NVIDIA GPU, in the Mamba layers of U-Mamba Enc at the plans of Table 2.
 
 python benchmarks/scan_gpu.py                  all plans, every stage, a few minutes
 python benchmarks/scan_gpu.py --plan abdomen_ct
 
-Each row is one scan, forward and backward, float32: the Triton kernels, and in the same run mamba_ssm's CUDA kernels
-where they work, else the PyTorch reference on the first 256 tokens, scaled up to all (it is linear in them):
+Each row is one scan, forward and backward, in float32, with the Triton kernels and, in the same run, with mamba_ssm's
+CUDA kernels. If those do not work, the PyTorch reference runs on the first 256 tokens; its time and memory, which are
+linear in the tokens, are scaled to all tokens.
 
     time       median of the repetitions, by CUDA events
-    bandwidth  the bytes that must move (each input and the output's gradient read, each output and gradient written,
-               inputs twice) over the time, as a share of what a copy within the device moves, measured first
+    bandwidth  bytes that must be moved (inputs read twice, the output's gradient read, output and gradients written)
+               per time, as a share of the bandwidth of a copy within the device
     memory     peak of the call, without its inputs
 """
 
@@ -32,11 +33,11 @@ REFERENCE_TOKENS = 256
 
 
 def plan_of_table_2(patch_size: tuple[int, ...], batch_size: int, stages: int) -> Configuration:
-    """Return the plan of a row of Table 2; axes are halved as long as they stay at least 4 voxels wide."""
+    """Return the configuration of a row of Table 2."""
     dim = len(patch_size)
     size, strides = list(patch_size), [(1,) * dim]
     for stage in range(1, stages):
-        # The CT and MR plans spare the coarse slice axis in the first and in the last halving.
+        # The CT and MR plans do not halve the coarse slice axis in the first and in the last strided stage.
         spared = dim == 3 and stage in (1, stages - 1)
         strides.append(tuple(1 if spared and axis == 0 else 2 for axis in range(dim)))
         size = [length // step for length, step in zip(size, strides[-1], strict=True)]
@@ -71,20 +72,20 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """Median seconds, and peak bytes beyond what was there before."""
+    """Median seconds, and the growth of the peak memory in bytes."""
 
     time_s: float
     memory: float
 
 
 def need_gpu() -> None:
-    """Stop with one sentence where there is no NVIDIA GPU."""
+    """Stop with a message if there is no NVIDIA GPU."""
     if not torch.cuda.is_available():
         sys.exit("error: this benchmark needs an NVIDIA GPU and a CUDA build of PyTorch; none was found.")
 
 
 def measure(work: Callable[[], object], longest_s: float = 2.0) -> Measured:
-    """Time a call on the GPU: two calls to warm up, then up to 20, for at most about `longest_s`."""
+    """Measure a call on the GPU: two calls to warm up, then 3 to 20 calls within about `longest_s` seconds."""
     for _ in range(2):
         work()
     torch.cuda.synchronize()
@@ -102,14 +103,14 @@ def measure(work: Callable[[], object], longest_s: float = 2.0) -> Measured:
 
 
 def copy_bandwidth() -> float:
-    """Return bytes read and written in a second by a copy of 1 GiB within the device."""
+    """Return the bytes per second that a copy of 1 GiB within the device reads and writes."""
     source = torch.randn(2**28, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() * source.element_size() / measure(lambda: target.copy_(source)).time_s
 
 
 def layer_shape(configuration: Configuration, stage: int) -> tuple[int, int, int]:
-    """Return batch, inner channels and tokens of the stage's scan; few voxels make channels the tokens."""
+    """Return batch size, inner channels and tokens of a stage's scan; with few voxels the channels are the tokens."""
     voxels = math.prod(stage_sizes(configuration)[stage])
     features = configuration.features_per_stage[stage]
     width, tokens = (voxels, features) if voxels <= features else (features, voxels)
@@ -117,7 +118,7 @@ def layer_shape(configuration: Configuration, stage: int) -> tuple[int, int, int
 
 
 def scan_inputs(batch: int, channels: int, length: int) -> dict[str, Tensor]:
-    """Return inputs as a Mamba layer gives them at its start."""
+    """Return inputs as a Mamba layer with initial weights gives them."""
     torch.manual_seed(0)
     draw = {"u": (channels,), "delta": (channels,), "B": (STATES,), "C": (STATES,), "z": (channels,)}
     inputs = {name: torch.randn(batch, *rows, length, device="cuda") for name, rows in draw.items()}
@@ -129,7 +130,7 @@ def scan_inputs(batch: int, channels: int, length: int) -> dict[str, Tensor]:
 
 
 def step(inputs: dict[str, Tensor], grad: Tensor, backend: str) -> Callable[[], object]:
-    """Return one forward and backward."""
+    """Return a function that runs the scan forward and backward."""
 
     def work() -> object:
         out = selective_scan(**inputs, delta_softplus=True, backend=backend)
@@ -139,7 +140,7 @@ def step(inputs: dict[str, Tensor], grad: Tensor, backend: str) -> Callable[[], 
 
 
 def row(batch: int, channels: int, length: int, peer: str, copy: float) -> str:
-    """Measure one shape and return its line."""
+    """Measure the scan of one shape and return its line of the table."""
     inputs = scan_inputs(batch, channels, length)
     grad = torch.randn(batch, channels, length, device="cuda")
     ours = measure(step(inputs, grad, "triton"))
@@ -158,6 +159,7 @@ def row(batch: int, channels: int, length: int, peer: str, copy: float) -> str:
 
 
 def main() -> None:
+    """Measure the scan of every stage and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", choices=[*PLANS, "all"], default="all", help="row of Table 2")
     chosen = parser.parse_args().plan

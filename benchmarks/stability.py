@@ -1,13 +1,14 @@
-"""Whether U-Mamba_Enc stays finite: 1,000 steps on inputs that should not be, ours and the official formulation.
+"""Whether training of U-Mamba Enc stays finite on extreme inputs: this project's and the released formulation.
 
 python benchmarks/stability.py [--steps 1000] [--loss-scale 65536]
 
-A small 2D U-Mamba_Enc is trained by the official recipe (Dice and cross-entropy, deep supervision, SGD with Nesterov
-momentum 0.99, clipping at 12) with a learning rate of 0.1, on images that are in turn scaled by 1e3, constant, and
-almost everywhere zero; in float32, in bfloat16 autocast, and in float16 autocast with loss scaling as GPUs do it.
-"official" is the released formulation: the same network, without the saturation of float16. Counted are optimisation
-steps, attempts whose loss is not finite, and attempts whose (scaled) gradient is not. With loss scaling the latter is
-no step: the scale is halved and the same batch tried again. A run ends early when nothing moves any more.
+A small 2D U-Mamba Enc is trained by the official recipe (Dice and cross-entropy, deep supervision, SGD with Nesterov
+momentum 0.99, clipping at 12) with a learning rate of 0.1. The images are in turn scaled by 1e3, constant, and zero
+almost everywhere. Training runs in float32, in bfloat16 autocast, and in float16 autocast with loss scaling.
+"official" is the released formulation: the same network without the clamping of float16 infinities. The table counts
+optimisation steps, attempts with a non-finite loss, and attempts with a non-finite (scaled) gradient. With loss
+scaling, a non-finite gradient is not a step: the scale is halved and the batch is tried again. A run ends early after
+100 non-finite attempts in a row.
 """
 
 import argparse
@@ -30,12 +31,20 @@ from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy
 KINDS = ("scaled", "constant", "sparse")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIZE, BATCH = 32, 2
-_STUCK = 100  # non-finite steps in a row after which a run is over
+_STUCK = 100  # a run ends after so many non-finite attempts in a row
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened: steps made, attempts with non-finite loss, with non-finite gradient, last finite loss, scale."""
+    """Result of a training.
+
+    Attributes:
+        steps: optimisation steps.
+        losses: attempts with a non-finite loss.
+        gradients: attempts with a non-finite gradient.
+        last_loss: last finite loss.
+        scale: last loss scale.
+    """
 
     steps: int
     losses: int
@@ -45,7 +54,7 @@ class Outcome:
 
 
 def configuration() -> Configuration:
-    """Return a plan of four stages in 2D."""
+    """Return a 2D configuration of four stages."""
     return Configuration(
         name="2d",
         spacing=(1.0, 1.0),
@@ -65,7 +74,7 @@ def configuration() -> Configuration:
 
 
 def draw(kind: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return images (B, 1, Y, X) of a kind, and labels that belong to them before they were spoilt."""
+    """Return extreme images (B, 1, Y, X) of a kind, and labels that fit the images before they were made extreme."""
     image = torch.randn(BATCH, 1, SIZE, SIZE, generator=generator)
     label = (functional.avg_pool2d(image, 7, 1, 3) > 0).long()
     if kind == "scaled":
@@ -78,7 +87,7 @@ def draw(kind: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def unbounded() -> AbstractContextManager[object]:
-    """Take the saturation out of all layers for a while."""
+    """Return a context in which no layer clamps float16 infinities."""
 
     def as_it_is(x: Tensor) -> Tensor:
         return x
@@ -99,10 +108,10 @@ def unbounded() -> AbstractContextManager[object]:
 
 
 def train(dtype: torch.dtype | None, steps: int, loss_scale: float) -> Outcome:
-    """Train from seed 0 and count."""
+    """Train from seed 0 and count the steps and the non-finite attempts."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    network = build_network({"name": "umamba_enc"}, configuration(), 1, 2, deep_supervision=True)
+    network = build_network("umamba_enc", configuration(), 1, 2)
     loss_of = DeepSupervisionLoss(DiceCrossEntropy(LabelSet(("object",), ((1,),)), batch_dice=True))
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.99, nesterov=True, weight_decay=3e-5)
     scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale, enabled=dtype == torch.float16)
@@ -132,7 +141,7 @@ def main() -> None:
     """Train each formulation at each precision and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--loss-scale", type=float, default=65536.0, help="that float16 starts from")
+    parser.add_argument("--loss-scale", type=float, default=65536.0, help="initial loss scale in float16")
     parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=list(PRECISIONS))
     arguments = parser.parse_args()
     print(f"{machine()}, torch {torch.__version__}")

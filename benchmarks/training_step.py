@@ -1,19 +1,19 @@
-"""A whole training step of each architecture at each plan of the paper's Table 2, and of U-Mamba as it was published.
+"""Time and memory of a training step of each architecture at each plan of the paper's Table 2.
 
 python benchmarks/training_step.py                                      everything, a few minutes
 python benchmarks/training_step.py --plan abdomen_ct --architecture umamba_enc
 
-A step is forward, loss, backward and optimiser in bfloat16 autocast with the architecture's own recipe. The published
-formulation is the same network with mamba_ssm's Mamba modules and CUDA kernels in the place of ours, loaded with the
-same weights; without a working mamba_ssm it is not measured, and said so. Images and labels are random; 14 classes.
+A step is forward, loss, backward and optimiser in bfloat16 autocast with the architecture's own recipe. "as published"
+is the same U-Mamba with the Mamba modules and CUDA kernels of mamba_ssm, loaded with the same weights; it is left out
+if mamba_ssm does not work. Images and labels are random; there are 14 classes.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scan_gpu import PLANS, measure, need_gpu
 from torch import nn
@@ -24,24 +24,27 @@ from umamba.networks import build_network
 from umamba.networks.mamba import MambaLayer
 from umamba.networks.scan.select import why_not
 from umamba.planning import Configuration
+from umamba.settings import RecipeSettings, parse
 from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy
-from umamba.training.schedules import build_optimizer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RECIPES = {"segresnet": "segresnet", "unetr": "unetr", "swinunetr": "swinunetr"}  # the others train as nnU-Net does
+OWN_RECIPE = ("segresnet", "unetr", "swinunetr")  # the other architectures train with nnU-Net's
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 ARCHITECTURES = ("umamba_bot", "umamba_enc", "unet", "segresnet", "unetr", "swinunetr")
 LABELS = LabelSet(tuple(f"organ_{k}" for k in range(1, 14)), tuple((k,) for k in range(1, 14)))
 
 
-def settings(group: str, name: str) -> dict[str, Any]:
-    """Return a file of a configuration group as a plain dict."""
-    found = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+def recipe_of(architecture: str) -> RecipeSettings:
+    """Return the recipe that an architecture is trained with."""
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        found = compose(f"recipe/{architecture if architecture in OWN_RECIPE else 'nnunet'}")
+    values = OmegaConf.to_container(found.recipe)
+    assert isinstance(values, dict)
+    return parse(RecipeSettings, {str(key): value for key, value in values.items()})
 
 
 def published(network: nn.Module) -> None:
-    """Put mamba_ssm's modules, with the same weights, in the place of ours."""
+    """Replace our Mamba modules by those of mamba_ssm with the same weights."""
     from mamba_ssm import Mamba
 
     for layer in network.modules():
@@ -53,18 +56,16 @@ def published(network: nn.Module) -> None:
 
 
 def line(architecture: str, configuration: Configuration, official: bool) -> str:
-    """Measure the step and return time and peak memory, or why there is none."""
+    """Measure the step; return its time and peak memory, or why it cannot be measured."""
     torch.manual_seed(0)
-    recipe = settings("recipe", RECIPES.get(architecture, "nnunet"))
+    recipe = recipe_of(architecture)
     try:
-        network = build_network(
-            settings("architecture", architecture), configuration, 1, LABELS.num_classes, recipe["deep_supervision"]
-        )
+        network = build_network(architecture, configuration, 1, LABELS.num_classes, recipe.deep_supervision)
         if official:
             published(network)
         network.cuda()
-        optimizer = build_optimizer(network.parameters(), recipe["optimizer"])
-        loss = DeepSupervisionLoss(DiceCrossEntropy(LABELS, configuration.batch_dice, **recipe["loss"]))
+        optimizer = OPTIMIZERS[recipe.optimizer.name](network.parameters(), **recipe.optimizer.arguments())
+        loss = DeepSupervisionLoss(DiceCrossEntropy(LABELS, batch_dice=configuration.batch_dice))
         images = torch.randn(configuration.batch_size, 1, *configuration.patch_size, device="cuda")
         labels = torch.randint(0, LABELS.num_classes, images.shape, device="cuda")
 
@@ -73,7 +74,8 @@ def line(architecture: str, configuration: Configuration, official: bool) -> str
             with torch.autocast("cuda", torch.bfloat16):
                 outputs = network(images)
             loss(outputs, labels).backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), recipe["gradient_clip_norm"])
+            if recipe.gradient_clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip_norm)
             optimizer.step()
 
         measured = measure(step, longest_s=4.0)
@@ -85,6 +87,7 @@ def line(architecture: str, configuration: Configuration, official: bool) -> str
 
 
 def main() -> None:
+    """Measure the step of every architecture at every plan and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", choices=[*PLANS, "all"], default="all", help="row of Table 2")
     parser.add_argument("--architecture", choices=[*ARCHITECTURES, "all"], default="all", help="network")

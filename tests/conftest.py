@@ -1,15 +1,50 @@
-"""Fixtures that several rooms' tests share."""
+"""Fixtures that the tests of several rooms share; the small runs are trained in this process."""
 
+import logging
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():  # Triton's kernels then run in its interpreter; it reads this when it is imported
+from umamba.cli.compose import settings_of
+from umamba.settings import TrainSettings
+
+if TYPE_CHECKING:  # imported where they are used, because they import more than most tests need
+    from umamba.records import RunFolder
+    from umamba.runs import PreparedDataset
+
+if not torch.cuda.is_available():  # Triton then runs kernels in its interpreter; it reads this when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 PROJECT = Path(__file__).resolve().parents[1]
+# Overrides of a small run: a phantom of five cases, a tiny U-Net, two epochs of three batches, float32 on the CPU.
+SMALL = [
+    "dataset=phantom",
+    "dataset.phantom.num_training=5",
+    "dataset.phantom.num_test=0",
+    "dataset.phantom.voxel_mm=8.0",
+    "architecture=unet",
+    "plan.patch_size=[8,16,16]",
+    "plan.features_per_stage=[4,8,8]",
+    "plan.strides=[[1,1,1],[1,2,2],[2,2,2]]",
+    "plan.kernel_sizes=[[3,3,3],[3,3,3],[3,3,3]]",
+    "plan.encoder_blocks=[1,1,1]",
+    "plan.decoder_blocks=[1,1]",
+    "plan.batch_size=2",
+    "trainer.max_epochs=2",
+    "trainer.limit_train_batches=3",
+    "trainer.limit_val_batches=1",
+    "trainer.precision=32-true",
+    "trainer.accelerator=cpu",
+    "data.num_workers=0",
+    "data.prepare_workers=1",
+    "augmentation=none",
+    "logger=csv",
+    "logger.panels_every=0",
+]
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +66,71 @@ def shared_dir() -> Path:
     if not (folder / "reference").is_dir():
         pytest.skip("needs the shared reference folder beside the checkout")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _quiet_again() -> Iterator[None]:
+    """Undo what a command that ran in this process did to the program's logger (`umamba.io.voice`)."""
+    logger = logging.getLogger("umamba")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Return the capture of the program's messages, information included."""
+    caplog.set_level(logging.INFO, logger="umamba")
+    return caplog
+
+
+@pytest.fixture(scope="session")
+def small_settings() -> list[str]:
+    """Return the overrides of the small runs."""
+    return list(SMALL)
+
+
+@pytest.fixture(scope="session")
+def small_paths(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder for the phantom and its prepared cases."""
+    return tmp_path_factory.mktemp("small")
+
+
+@pytest.fixture(scope="session")
+def make_settings(small_paths: Path) -> Callable[..., TrainSettings]:
+    """Return a function that makes the settings of a small run from further overrides."""
+
+    def make(*overrides: str) -> TrainSettings:
+        paths = [f"paths.{name}={small_paths / name}" for name in ("raw", "preprocessed", "runs")]
+        return settings_of(TrainSettings, [*SMALL, *paths, *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prepared(make_settings: Callable[..., TrainSettings]) -> "PreparedDataset":
+    """Return the prepared phantom."""
+    from umamba.runs import prepare
+
+    return prepare(make_settings())
+
+
+@pytest.fixture
+def small_fit(
+    make_settings: Callable[..., TrainSettings], prepared: "PreparedDataset", tmp_path: Path
+) -> "Callable[..., RunFolder]":
+    """Return a function that trains in the folder `name` and returns it; `cases=None` prepares its own plan."""
+    from umamba.records import RunFolder
+    from umamba.runs import prepare
+    from umamba.runs.fit import checkpoint_record, fit
+
+    def run(*overrides: str, name: str = "run", cases: "PreparedDataset | None" = prepared) -> "RunFolder":
+        settings = make_settings(*overrides)
+        cases = prepare(settings) if cases is None else cases
+        folder = RunFolder(tmp_path / name)
+        with folder.lock():
+            fit(settings, cases, folder, checkpoint_record(settings, cases))
+        return folder
+
+    return run

@@ -1,4 +1,4 @@
-"""A tiny data set of two channels in nnU-Net's raw layout, sound until a test spoils it."""
+"""A tiny dataset of two channels in nnU-Net's raw layout, valid until a test damages it."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def write_image(path: Path, array: np.ndarray, spacing: tuple[float, ...] = (1.0
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Return the folder: cases a and b to train (a holds labels 0-2), c to test."""
+    """Return its folder: cases a and b for training (a has the labels 0 to 2), c for test."""
     root = tmp_path / "Dataset001_Tiny"
     rng = np.random.default_rng(0)
     for split, case_id in (("Tr", "a"), ("Tr", "b"), ("Ts", "c")):

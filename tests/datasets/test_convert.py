@@ -15,7 +15,7 @@ from umamba.datasets.convert_endovis import endovis, instrument_type
 from umamba.datasets.phantom_2d import INSTRUMENTS, cell_instances, endoscopy_frame, write_picture
 from umamba.io import UserError
 
-# AMOS22's own list of organs, values 1 to 15, as its dataset.json has it.
+# The organs 1 to 15 of AMOS22, from its dataset.json.
 AMOS_ORGANS = (
     *("spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach", "arota", "postcava"),
     *("pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder", "prostate/uterus"),
@@ -25,7 +25,7 @@ TRAINING_MASKS = {1: "Maryland_Bipolar_Forceps_labels", 2: "Left_Prograsp_Forcep
 
 
 def volume(path: Path, array: np.ndarray) -> None:
-    """Write a volume with a spacing and a direction of its own."""
+    """Write a volume with a spacing and a direction that are not the defaults."""
     image = sitk.GetImageFromArray(array)
     image.SetSpacing((1.5, 1.25, 5.0))
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
@@ -68,7 +68,7 @@ def endovis_archive(folder: Path) -> Path:
         picture(sequence / "right_frames" / f"frame{index:03d}.png", image[::-1])
         if training:
             for kind, name in TRAINING_MASKS.items():
-                # Masks hold the parts' values, in three equal channels in some sequences.
+                # Masks hold the values of the parts; in some sequences they have three equal channels.
                 mask = np.where(types == kind, 10 * (1 + index), 0).astype(np.uint8)
                 masks = np.stack([mask] * 3, axis=-1) if index == 2 else mask
                 picture(sequence / "ground_truth" / name / f"frame{index:03d}.png", masks)
@@ -78,7 +78,7 @@ def endovis_archive(folder: Path) -> Path:
 
 
 def cell_archive(folder: Path) -> dict[str, np.ndarray]:
-    """Write images in all formats as the challenge has them; return the instances by name."""
+    """Write images in all formats of the challenge; return the instances by name."""
     instances = {}
     formats = (
         ("cell_00001.bmp", np.uint8, 3),
@@ -98,7 +98,7 @@ def cell_archive(folder: Path) -> dict[str, np.ndarray]:
     return instances
 
 
-def test_flare_keeps_voxels_geometry_and_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flare_keeps_voxels_geometry_and_order(tmp_path: Path, messages: pytest.LogCaptureFixture) -> None:
     source = flare_archive(tmp_path / "source")
     root = convert(FLARE, source, tmp_path / "raw", 2)
     dataset = read_dataset(root)
@@ -113,7 +113,7 @@ def test_flare_keeps_voxels_geometry_and_order(tmp_path: Path, capsys: pytest.Ca
         assert ours.GetDirection() == theirs.GetDirection()
         assert case.label is not None
         assert np.array_equal(voxels(case.label), voxels(next(source.rglob(case.label.name))))
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(messages.messages)
     assert "training cases: 2, the paper has 50. 48 are missing; they are published at zenodo.org" in said
 
 
@@ -133,7 +133,7 @@ def test_amos_takes_mr_cases_and_maps_each_organ(tmp_path: Path) -> None:
     assert [case.case_id for case in dataset.training] == ["amos_0507", "amos_0540"]
     (test,) = dataset.test
     assert test.label is not None
-    assert np.array_equal(voxels(test.label), np.minimum(values, 13))  # the authors' order is the paper's
+    assert np.array_equal(voxels(test.label), np.minimum(values, 13))  # the authors' files have the paper's order
     for case in dataset.training:
         assert case.label is not None
         mapped = dict(zip(values.ravel().tolist(), voxels(case.label).ravel().tolist(), strict=True))
@@ -157,7 +157,7 @@ def test_endovis_merges_the_masks_of_instruments(tmp_path: Path) -> None:
 
 def test_a_video_in_training_and_test_is_refused_unless_its_end_is_tested_on_purpose(tmp_path: Path) -> None:
     source = endovis_archive(tmp_path / "source")
-    with pytest.raises(UserError, match=r"the videos 1 stand in training and test.*videos=official"):
+    with pytest.raises(UserError, match=r"the videos 1 are in training and test.*videos=official"):
         convert(endovis(crop=False, videos="separate"), source, tmp_path / "raw", 1)
     assert not (tmp_path / "raw" / "Dataset704_Endovis17" / "dataset.json").exists()
     new = source / "instrument_2017_test" / "instrument_dataset_9"
@@ -211,7 +211,7 @@ def test_endovis_crops_to_the_cameras_picture(tmp_path: Path) -> None:
 )
 def test_mask_folders_of_the_published_archives_are_known(folder: str, name: str) -> None:
     assert INSTRUMENTS[instrument_type(folder) - 1] == name
-    with pytest.raises(UserError, match="tells no instrument type"):
+    with pytest.raises(UserError, match="names no instrument type"):
         instrument_type("Banana_labels")
 
 
@@ -229,7 +229,7 @@ def test_cells_of_all_formats_become_rgb_bytes_with_interiors(tmp_path: Path) ->
         assert np.array_equal(classes > 0, cells > 0)
         assert connected_components(classes == 1, connectivity=2).max() == len(np.unique(cells)) - 1
     first = cell_instances(np.random.default_rng([3, 0]), (64, 80))[0]
-    assert np.array_equal(voxels(dataset.training[0].images[0]), first)  # bytes stay as they are
+    assert np.array_equal(voxels(dataset.training[0].images[0]), first)  # 8-bit values are kept
     grey = voxels(dataset.training[1].images[0])
     assert np.array_equal(grey[..., 0], grey[..., 2])
     assert (grey.min(), grey.max()) == (0, 255)

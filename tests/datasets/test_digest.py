@@ -1,4 +1,4 @@
-"""The digest follows the content of the training files, and the cache only spares reading them again."""
+"""The digest changes with the content of the training files; the cache only saves reading them again."""
 
 import os
 import shutil
@@ -25,7 +25,12 @@ def test_cache(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert dataset_digest(dataset, cache) == expected
     read: list[str] = []
     genuine = digest.file_digest
-    monkeypatch.setattr(digest, "file_digest", lambda path: (read.append(path.name), genuine(path))[1])
+
+    def recorded(path: Path) -> str:
+        read.append(path.name)
+        return genuine(path)
+
+    monkeypatch.setattr(digest, "file_digest", recorded)
     assert dataset_digest(dataset, cache) == expected
     assert read == []
     os.utime(raw / "labelsTr" / "a.nii.gz", ns=(0, 0))

@@ -1,4 +1,4 @@
-"""Each way to spoil a case is found and named, and nothing else is."""
+"""Each planted fault of a case is found and named, and nothing else is reported."""
 
 import gzip
 import re
@@ -73,7 +73,7 @@ def test_sound_case(raw: Path) -> None:
         ("labelsTr/a", with_origin, "warning", "origin"),
         ("labelsTr/a", with_voxel(7, sitk.sitkUInt8), "error", "holds 7"),
         ("labelsTr/a", with_voxel(-1, sitk.sitkInt16), "error", "holds -1"),
-        ("labelsTr/a", with_voxel(1.5, sitk.sitkFloat32), "error", r"no integers \(1.5"),
+        ("labelsTr/a", with_voxel(1.5, sitk.sitkFloat32), "error", r"not integers \(1.5"),
         ("labelsTr/a", lambda image: image * 0, "warning", "empty"),
     ],
 )

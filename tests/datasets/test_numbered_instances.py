@@ -1,4 +1,4 @@
-"""Folders of numbered instances as datasets of classes."""
+"""Conversion of folders of numbered instances to datasets of classes."""
 
 import shutil
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_instances_become_classes(nuclei: Path, tmp_path: Path) -> None:
         instances = voxels(nuclei / f"instances{split}" / f"{case.case_id}_label.tiff")
         assert np.array_equal(classes > 0, instances > 0)
         assert np.array_equal(voxels(root / f"instances{split}" / f"{case.case_id}_label.tiff"), instances)
-        # Slow and obvious: an interior pixel has no other value beside it.
+        # The definition, written as a slow loop: an interior pixel has no neighbour of another value.
         padded = np.pad(instances, 1, mode="edge").astype(int)
         shifts = [padded[1 + y : padded.shape[0] - 1 + y, 1 + x : padded.shape[1] - 1 + x]
                   for y, x in ((0, 1), (1, 0), (0, -1), (-1, 0))]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The phantom is sound, deterministic, varied, and has the intensities of a CT."""
+"""The phantom is valid, deterministic, varied, and has the intensities of a CT."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from umamba.datasets import inspect_case, list_findings, read_dataset, write_phantom
-from umamba.datasets.anatomy import ORGANS
+from umamba.datasets.anatomy import PHANTOM_ORGANS
 from umamba.datasets.phantom import phantom_case
 from umamba.io import UserError
 
@@ -16,7 +16,7 @@ def test_written_data_set_is_sound(tmp_path: Path) -> None:
     dataset, findings = list_findings(root)
     assert findings == []
     assert dataset is not None
-    assert dataset.labels.names == ORGANS
+    assert dataset.labels.names == PHANTOM_ORGANS
     assert (len(dataset.training), len(dataset.test)) == (3, 1)
     for case in (*dataset.training, *dataset.test):
         inspection = inspect_case(dataset, case)
@@ -62,21 +62,21 @@ def test_intensities_and_sides() -> None:
         "aorta": (130, 230),
     }
     centre = {}
-    for value, organ in enumerate(ORGANS, start=1):
+    for value, organ in enumerate(PHANTOM_ORGANS, start=1):
         where = case.label == value
         low, high = expected[organ]
         assert low < case.image[where].mean() < high, organ
         centre[organ] = np.argwhere(where).mean(axis=0)
     assert 1000e3 < (case.label == 1).sum() * np.prod(case.spacing_xyz) < 2200e3  # a liver has 1 to 2.2 litres
     assert case.image[:, 0, 0].mean() == pytest.approx(-1000, abs=15)
-    # Case 0 has the identity direction: x runs to the patient's left, z to the head.
+    # Case 0 has the identity direction: x points to the patient's left, z to the head.
     assert centre["liver"][2] < centre["aorta"][2] < centre["spleen"][2]
     assert centre["right kidney"][2] < centre["aorta"][2] < centre["left kidney"][2]
     assert centre["right kidney"][0] < centre["liver"][0]
 
 
 def test_label_is_the_majority_of_a_finer_sampling() -> None:
-    """Doubling nothing but the number of sub-slices moves only boundary voxels."""
+    """Doubling the number of sub-slices changes only voxels at boundaries."""
     label = phantom_case(0, 4).label
     counts = np.bincount(label.ravel(), minlength=6)
     assert (counts[1:] > 300).all()

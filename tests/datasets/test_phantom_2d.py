@@ -1,4 +1,4 @@
-"""The two-dimensional phantoms: the same for the same seed, readable as data sets, with labels that are true."""
+"""The 2D phantoms: equal for equal seeds, readable as datasets, with correct labels."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_interiors_are_the_eroded_cells_and_can_be_counted_again() -> None:
     expected = np.zeros_like(classes)
     for cell in range(1, instances.max() + 1):
         mask = instances == cell
-        padded = np.pad(mask, 1, mode="edge")  # the image's edge is no boundary
+        padded = np.pad(mask, 1, mode="edge")  # the edge of the image is not a boundary
         inside = binary_erosion(padded, structure=[[0, 1, 0], [1, 1, 1], [0, 1, 0]])[1:-1, 1:-1]
         expected[mask] = 2
         expected[inside if inside.any() else mask] = 1

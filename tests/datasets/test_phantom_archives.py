@@ -1,4 +1,4 @@
-"""The phantoms in the archives' layouts: converted, they hold what was drawn."""
+"""The phantoms in the layouts of the archives: after conversion they hold what was drawn."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from umamba.datasets.phantom_2d import cell_instances, endoscopy_frame
 from umamba.datasets.phantom_archives import converted_phantom
 from umamba.io import UserError
 
-# What the phantom draws, as values of the paper's 13 organs: liver, right kidney, spleen, left kidney, aorta.
+# Values of the phantom's organs among the paper's 13: liver, right kidney, spleen, left kidney, aorta.
 ORGAN_VALUES = (0, 1, 2, 3, 13, 5)
 
 

@@ -1,4 +1,4 @@
-"""A dataset with a fault of every kind: preparing it ends in one table that names each by case and file."""
+"""Preparing a dataset with one fault of each kind ends in a table that names case and file of each fault."""
 
 import gzip
 import json
@@ -11,13 +11,13 @@ import pytest
 import SimpleITK as sitk
 
 from umamba.io import UserError
-from umamba.pipeline import fingerprint_dataset, listed_dataset
+from umamba.runs.preparation import fingerprint_dataset, listed_dataset
 
 Spoil = Callable[[sitk.Image], sitk.Image]
 
 
 def voxel(value: float, kind: int = sitk.sitkFloat32) -> Spoil:
-    """Return a change of one voxel."""
+    """Return a function that sets one voxel."""
 
     def spoil(image: sitk.Image) -> sitk.Image:
         image = sitk.Cast(image, kind)
@@ -28,13 +28,13 @@ def voxel(value: float, kind: int = sitk.sitkFloat32) -> Spoil:
 
 
 def turned(image: sitk.Image) -> sitk.Image:
-    """Turn the image's axes by half a turn."""
+    """Rotate the axes of an image by 180 degrees."""
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
     return image
 
 
 def header(offset: int, value: float) -> Callable[[Path], None]:
-    """Return a change of a number in a NIfTI header: pixdim begins at byte 76, the sform's rows at 280."""
+    """Return a function that sets a number in a NIfTI header: pixdim begins at byte 76, the sform at byte 280."""
 
     def change(path: Path) -> None:
         content = bytearray(gzip.decompress(path.read_bytes()))
@@ -44,7 +44,7 @@ def header(offset: int, value: float) -> Callable[[Path], None]:
     return change
 
 
-# What is planted in the case's image or label, and how the table calls it.
+# The file with the fault, the fault, and a word that the table must show for it.
 VOXELS: dict[str, tuple[str, Spoil, str]] = {
     "nan": ("imagesTr/nan_0000.nii.gz", voxel(np.nan), "NaN"),
     "inf": ("imagesTr/inf_0000.nii.gz", voxel(np.inf), "infinite"),
@@ -64,7 +64,7 @@ BYTES: dict[str, tuple[str, Callable[[Path], None], str]] = {
 
 @pytest.fixture
 def faulty(tmp_path: Path) -> Path:
-    """Return a raw dataset: a sound case, and one with each fault."""
+    """Return a raw dataset with a valid case, and one case for each fault."""
     root = tmp_path / "Dataset066_Faults"
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
@@ -90,7 +90,7 @@ def faulty(tmp_path: Path) -> Path:
 
 
 def table_of(root: Path, out: Path, workers: int = 1) -> str:
-    """Return the message that preparing the dataset ends with."""
+    """Return the error message of preparing the dataset."""
     with pytest.raises(UserError) as caught:
         fingerprint_dataset(listed_dataset(root, workers), out, workers)
     return str(caught.value)
@@ -125,7 +125,7 @@ def test_faults_of_the_listing_come_with_those_of_the_files(faulty: Path, tmp_pa
     found = rows(table_of(faulty, tmp_path / "out"))
     assert "missing" in found["sound labelsTr/sound.nii.gz"]
     assert "missing" in found["extra labelsTr/extra.nii.gz"]
-    assert "capitals" in found["nan imagesTr"]
+    assert "upper and lower case" in found["nan imagesTr"]
     assert "NaN" in found["nan imagesTr/nan_0000.nii.gz"]
     assert "truncated" in found["cut labelsTr/cut.nii.gz"]
 
@@ -144,9 +144,9 @@ def test_cases_with_other_channels_are_named(faulty: Path, tmp_path: Path) -> No
 def test_axes_that_are_not_perpendicular(faulty: Path, tmp_path: Path) -> None:
     image, label = faulty / "imagesTr" / "sound_0000.nii.gz", faulty / "labelsTr" / "sound.nii.gz"
     for path in (image, label):
-        header(284, 0.4)(path)  # row x of the sform gets a share of y
+        header(284, 0.4)(path)  # shear row x of the sform along y
     content = bytearray(gzip.decompress(label.read_bytes()))
-    content[252:254] = struct.pack("<h", 0)  # without a qform nothing straight is left
+    content[252:254] = struct.pack("<h", 0)  # remove the qform, so that only the skewed sform is left
     label.write_bytes(gzip.compress(content))
     found = rows(table_of(faulty, tmp_path / "out"))
     assert "perpendicular" in found["sound imagesTr/sound_0000.nii.gz"]

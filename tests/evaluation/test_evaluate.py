@@ -1,4 +1,4 @@
-"""evaluate.py from files to tables: the official scripts' own tables, faults among good cases, comparisons."""
+"""From files to score tables: the official scripts' own tables, faults among good cases, comparisons of methods."""
 
 import math
 import re
@@ -11,13 +11,13 @@ import pytest
 import SimpleITK as sitk
 from scipy.stats import wilcoxon
 
-from umamba.config import EvaluationConfig
-from umamba.entry import composed, typed
+from umamba.cli.compose import settings_of
 from umamba.evaluation import Rules
-from umamba.evaluation.evaluate import evaluate, find_pairs, label_names
+from umamba.evaluation.evaluate import evaluate, evaluate_folders, find_pairs, label_names
 from umamba.evaluation.statistics import bootstrap_interval, compare_methods, holm, summarize
 from umamba.io import UserError
 from umamba.labels import LabelSet
+from umamba.settings import EvaluateSettings, InvalidSettings
 
 GENERIC = LabelSet(("a", "b"), ((1,), (2,)))
 
@@ -60,7 +60,8 @@ def test_abdomen_as_the_scripts_print_it(
             array = arrays[f"{case}/{kind}"].transpose(2, 1, 0).astype(np.uint8)
             write(tmp_path / kind / f"{case}.nii.gz", array, arrays[f"{case}/spacing"])
     rules = Rules(label_names(tmp_path / "gt", None, "abdomen"), "abdomen", strict_official=True)
-    assert not evaluate({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    found = evaluate_folders({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    assert not found.problems
     for table in tables:
         assert_same(tmp_path / "out" / f"{table}.csv", official(reference_dir, f"{inputs}_{table}.csv"))
 
@@ -72,7 +73,8 @@ def test_endoscopy_as_the_scripts_print_it(reference_dir: Path, tmp_path: Path) 
             write(tmp_path / kind / f"{case}.png", arrays[f"{case}/{kind}"].astype(np.uint8))
     labels = LabelSet(tuple("abcdefg"), tuple((value,) for value in range(1, 8)))
     rules = Rules(labels, "endoscopy", strict_official=True)
-    assert not evaluate({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    found = evaluate_folders({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    assert not found.problems
     for table in ("DSC", "NSD"):
         assert_same(tmp_path / "out" / f"{table}.csv", official(reference_dir, f"endoscopy_{table}.csv"))
 
@@ -81,7 +83,7 @@ def test_endoscopy_as_the_scripts_print_it(reference_dir: Path, tmp_path: Path) 
 def test_cells_as_the_scripts_print_it(reference_dir: Path, tmp_path: Path, threshold: float, edge: bool) -> None:
     arrays = np.load(reference_dir / "metrics" / "cell_inputs.npz")
     expected = official(reference_dir, f"cell{'_count_bd_cells' if edge else ''}-{threshold}.csv")
-    kept = [case for case in cases_of(arrays) if "large" not in case]  # tested on arrays; seconds each
+    kept = [case for case in cases_of(arrays) if "large" not in case]  # test_score.py scores those
     for case in kept:
         write(tmp_path / "gt" / f"{case}_label.tiff", arrays[f"{case}/gt"].astype(np.uint16))
         write(tmp_path / "pred" / f"{case}.png", arrays[f"{case}/pred"].astype(np.uint8))
@@ -92,7 +94,8 @@ def test_cells_as_the_scripts_print_it(reference_dir: Path, tmp_path: Path, thre
         iou_threshold=threshold,
         count_edge_cells=edge,
     )
-    assert not evaluate({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    found = evaluate_folders({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    assert not found.problems
     expected = expected[~expected["names"].str.contains("large")].reset_index(drop=True)
     assert len(expected) >= 8
     assert_same(tmp_path / "out" / f"cells-{threshold}.csv", expected)
@@ -113,7 +116,10 @@ def two_methods(tmp_path: Path) -> dict[str, Path]:
 
 def test_generic_details_and_comparison(two_methods: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "out"
-    assert not evaluate(two_methods, tmp_path / "data" / "truth", output, Rules(GENERIC, details=True), workers=1)
+    rules = Rules(GENERIC, details=True)
+    found = evaluate_folders(two_methods, tmp_path / "data" / "truth", output, rules, workers=1)
+    assert not found.problems
+    assert list(found.scores) == ["near", "far"]
     scores = pandas.read_csv(output / "near" / "scores.csv")
     first = scores[(scores["case"] == "case0") & (scores["label"] == "a")].iloc[0]
     # A box 4 x 6 x 10 of 2 mm³ voxels moved by one along its last side.
@@ -123,6 +129,8 @@ def test_generic_details_and_comparison(two_methods: dict[str, Path], tmp_path: 
     assert first["hd95_mm"] == pytest.approx(1.0)
     assert (first["true_parts"], first["predicted_parts"], first["detected_parts"]) == (1, 1, 1)
     comparison = pandas.read_csv(output / "comparison.csv")
+    assert found.comparison is not None
+    pandas.testing.assert_frame_equal(found.comparison, comparison, check_dtype=False)
     row = comparison[(comparison["label"] == "mean") & (comparison["metric"] == "dsc")].iloc[0]
     means = {name: pandas.read_csv(output / name / "scores.csv").groupby("case")["dsc"].mean() for name in two_methods}
     assert row["difference"] == pytest.approx((means["near"] - means["far"]).mean())
@@ -137,7 +145,7 @@ def test_good_cases_are_scored_and_bad_ones_named(two_methods: dict[str, Path], 
     (folder / "case2.nii.gz").write_bytes((folder / "case2.nii.gz").read_bytes()[:60])
     write(folder / "case3.nii.gz", np.zeros((8, 24, 23), dtype=np.uint8), (1, 1, 2))
     write(folder / "case4.nii.gz", np.full((8, 24, 24), 7, dtype=np.uint8), (1, 1, 2))
-    problems = evaluate({"near": folder}, truth, tmp_path / "out", Rules(GENERIC), workers=1)
+    problems = evaluate_folders({"near": folder}, truth, tmp_path / "out", Rules(GENERIC), workers=1).problems
     said = "\n".join(problems)
     assert len(problems) == 4
     for words in ("no segmentation of case1", "case2.nii.gz", "case3.nii.gz.*grid differs", "case4.nii.gz.*\\[7\\]"):
@@ -150,7 +158,7 @@ def test_good_cases_are_scored_and_bad_ones_named(two_methods: dict[str, Path], 
     ]
 
 
-def test_nothing_to_score_is_told(tmp_path: Path) -> None:
+def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     truth = write(tmp_path / "truth" / "a.nii.gz", np.ones((2, 3, 4), dtype=np.uint8)).parent
     for predictions, words in ((tmp_path / "absent", "no such folder"), (tmp_path / "empty", "no label map")):
@@ -164,10 +172,38 @@ def test_nothing_to_score_is_told(tmp_path: Path) -> None:
         Rules(GENERIC, "abdominal")
 
 
-def test_predictions_may_be_one_folder_or_several(project_dir: Path) -> None:
-    for given, expected in (("here", "here"), ("{a: x, b: y}", {"a": "x", "b": "y"})):
-        overrides = [f"predictions={given}", "truth=t", "output=o"]
-        assert typed(composed(overrides, "evaluate", project_dir / "configs"), EvaluationConfig).predictions == expected
+def test_the_settings_choose_folders_and_rules(
+    two_methods: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = tmp_path / "data" / "truth"
+    (tmp_path / "labels.json").write_text('{"labels": {"background": 0, "a": 1, "b": 2}}')
+    settings = EvaluateSettings(
+        predictions=two_methods["near"],
+        truth=truth,
+        output=tmp_path / "out",
+        dataset_json=tmp_path / "labels.json",
+        workers=1,
+    )
+    found = evaluate(settings, progress=False)
+    assert capsys.readouterr() == ("", "")
+    assert found.comparison is None
+    table = found.scores["near"]
+    assert table["case"].nunique() == 8
+    assert {"dsc", "nsd", "hd95_mm", "volume_ml"} <= set(table.columns)
+    evaluate(settings)
+    assert "near: 8 cases" in capsys.readouterr().out
+
+
+def test_predictions_may_be_one_folder_or_several(tmp_path: Path) -> None:
+    for name in ("x", "y", "t"):
+        (tmp_path / name).mkdir()
+    x, y = tmp_path / "x", tmp_path / "y"
+    several = f"{{a: {x}, b: {y}}}"
+    for given, expected in ((str(x), {"x": x}), (several, {"a": x, "b": y})):
+        overrides = [f"predictions={given}", f"truth={tmp_path / 't'}", "output=o"]
+        assert settings_of(EvaluateSettings, overrides).methods == expected
+    with pytest.raises(InvalidSettings, match=r"predictions\.b=.*nowhere: there is no such folder"):
+        EvaluateSettings(predictions={"a": str(x), "b": str(tmp_path / "nowhere")}, truth=x, output=tmp_path / "o")
 
 
 def test_statistics_by_hand() -> None:

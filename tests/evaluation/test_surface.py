@@ -86,9 +86,10 @@ def test_empty_masks() -> None:
 
 def test_tolerance_in_brute_force() -> None:
     generator = np.random.default_rng(3)
-    spacing, tolerance = np.array((2.0, 0.8, 1.1)), 1.7
+    spacing, tolerance = (2.0, 0.8, 1.1), 1.7
     prediction, truth = (generator.random((2, 7, 8, 6)) < 0.08)[:]
-    points, weights = [], []
+    points: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
     areas = surfel_areas(spacing)
     for mask in (prediction, truth):
         padded = np.pad(mask, 1)
@@ -97,7 +98,7 @@ def test_tolerance_in_brute_force() -> None:
             cube = padded[tuple(slice(start, start + 2) for start in point)]
             code = sum(int(filled) << bit for bit, filled in enumerate(cube.ravel()))
             if 0 < code < 255:
-                found.append(point * spacing)
+                found.append(np.array(point) * spacing)
                 area.append(areas[code])
         points.append(np.array(found))
         weights.append(np.array(area))
@@ -112,7 +113,7 @@ def test_deepminds_implementation_agrees(block: int) -> None:
     theirs = pytest.importorskip("surface_distance")
     for seed in range(50 * block, 50 * (block + 1)):
         generator = np.random.default_rng(seed)
-        shape, spacing = generator.integers(4, 20, 3), generator.uniform(0.5, 3, 3)
+        shape, spacing = generator.integers(4, 20, 3), generator.uniform(0.5, 3, 3).tolist()
         smooth = generator.uniform(0.3, 1.5)
         prediction, truth = (ndimage.gaussian_filter(generator.random(shape), smooth) > 0.5 for _ in range(2))
         tolerance = generator.uniform(0.3, 4)

@@ -1,4 +1,4 @@
-"""The thirty experiments of the paper: each composes to its protocol, and runs small with +smoke=true."""
+"""The thirty experiments of the paper: each composes to its protocol, and runs small with smoke=true."""
 
 import csv
 import os
@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from umamba.config import TrainConfig
-from umamba.entry import typed
-from umamba.smoke import smoke_test
+from umamba.cli.compose import settings_of
+from umamba.runs.smoke import smoke_test
+from umamba.settings import TrainSettings
 
 DATASETS = {
     "flare": ("Dataset701_AbdomenCT", "3d_fullres"),
@@ -33,30 +32,24 @@ RECIPES = {
 EXPERIMENTS = [(dataset, architecture) for dataset in DATASETS for architecture in RECIPES]
 
 
-def composed(project_dir: Path, *overrides: str) -> TrainConfig:
-    """Compose train.yaml and type it."""
-    with initialize_config_dir(str(project_dir / "configs"), version_base="1.3"):
-        return typed(compose("train", list(overrides)), TrainConfig)
-
-
 @pytest.mark.parametrize(("dataset", "architecture"), EXPERIMENTS)
-def test_each_experiment_is_the_papers_protocol(project_dir: Path, dataset: str, architecture: str) -> None:
-    config = composed(project_dir, f"experiment={dataset}_{architecture}")
+def test_each_experiment_is_the_papers_protocol(dataset: str, architecture: str) -> None:
+    config = settings_of(TrainSettings, [f"experiment={dataset}_{architecture}"])
     folder, configuration = DATASETS[dataset]
     optimizer, rate, schedule, precision = RECIPES[architecture]
     assert config.name == f"{dataset}_{architecture}"
-    assert Path(config.dataset.root).name == folder
+    assert config.dataset.root.name == folder
     assert (config.plan.configuration, config.plan.paper, config.planner.rules) == (configuration, True, "umamba")
-    assert config.architecture["name"] == architecture
-    assert (config.recipe["optimizer"]["name"], config.recipe["optimizer"]["lr"]) == (optimizer, rate)
-    assert config.recipe["schedule"]["name"] == schedule
-    assert (config.trainer["max_epochs"], config.trainer["precision"]) == (1000, precision)
+    assert config.architecture.name == architecture
+    assert (config.recipe.optimizer.name, config.recipe.optimizer.lr) == (optimizer, rate)
+    assert config.recipe.schedule.name == schedule
+    assert (config.trainer.max_epochs, config.precision) == (1000, precision)
     assert (config.fold, config.predict.tta, config.predict.checkpoint) == ("all", False, "last")
 
 
 @pytest.mark.parametrize(("dataset", "architecture"), EXPERIMENTS)
-def test_smoke_keeps_the_path_and_takes_a_name_of_its_own(project_dir: Path, dataset: str, architecture: str) -> None:
-    config = composed(project_dir, f"experiment={dataset}_{architecture}", "+smoke=true")
+def test_smoke_keeps_the_path_and_takes_a_name_of_its_own(dataset: str, architecture: str) -> None:
+    config = settings_of(TrainSettings, [f"experiment={dataset}_{architecture}", "+smoke=true"])
     small = smoke_test(config)
     assert small.name == f"smoke_{dataset}_{architecture}"
     assert small.dataset.kind == "phantom"
@@ -86,14 +79,14 @@ def test_smoke_runs_from_the_archive_to_the_report(
         result = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
         assert result.returncode == 0, result.stdout + result.stderr
 
-    python("train.py", f"experiment={experiment}", "+smoke=true")
+    python("train.py", f"experiment={experiment}", "smoke=true")
     assert list(tmp_path.glob(f"data/raw/archives/*/{archive}/*"))
     (scores,) = tmp_path.glob(f"runs/smoke_{experiment}/*/fold_all/seed_0/scores.csv")
     with scores.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len({row["case"] for row in rows}) >= 2
 
-    python("report.py", f"study={study}", "overrides=['+smoke=true']")
+    python("report.py", f"study={study}", "overrides=['smoke=true']")
     page = (tmp_path / "runs" / "reports" / study / "index.html").read_text()
     assert len(re.findall(r"<td>[\d,]+</td><td>[\d,.]+ G</td>", page)) == 1  # parameters and FLOPs of the one run
     with (tmp_path / "runs" / "reports" / study / "numbers.csv").open(newline="") as file:

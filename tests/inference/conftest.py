@@ -1,4 +1,4 @@
-"""Models around networks of a line, and the plans they need."""
+"""Makes models of trivial networks, with the plans that they need."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ def _make_model(
     precision: str = "32-true",
     regions: bool = False,
 ) -> Model:
-    """Return a model of `num_classes` outputs, and as many channels if not said, that normalises nothing."""
+    """Return a model without normalisation; it has `num_classes` channels if `num_channels` is not given."""
     dim, channels = len(patch), num_channels or num_classes
     configuration = Configuration(
         name="2d" if dim == 2 else "3d_fullres",
@@ -65,5 +65,5 @@ def _make_model(
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., Any]:
-    """Return the maker of models."""
+    """Return the function that makes models."""
     return _make_model

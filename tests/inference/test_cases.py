@@ -1,4 +1,4 @@
-"""Which files of a folder make a case."""
+"""How the files of a folder are grouped to cases."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from umamba.io import UserError
 
 
 def touch(folder: Path, *names: str) -> Path:
-    """Make empty files; the listing looks at names only."""
+    """Make empty files; only their names matter."""
     for name in names:
         (folder / name).write_bytes(b"")
     return folder

@@ -1,4 +1,4 @@
-"""The mean of several networks: equal to the mean of their own probabilities, across plans, within a limit."""
+"""Several networks: they give the mean of their probabilities, also with different plans and a memory limit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from umamba.datasets import RawCase
 from umamba.inference import Model, Predictor
-from umamba.inference.export import Canvas
-from umamba.inference.segment import prepare_image
+from umamba.inference.canvas import Canvas
+from umamba.inference.prepared_image import prepare_image
 from umamba.inference.slabs import choose_layout, give_slabs, logits_bytes
 from umamba.io import Geometry, Image, UserError, read_label, write_segmentation
+from umamba.settings import PredictionSettings, SlidingWindowSettings
 
 SHAPE = (13, 17, 19)
 
@@ -50,11 +51,12 @@ def members(make_model: Callable[..., Model], regions: bool = False) -> list[Mod
 
 
 def probabilities(models: list[Model], tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the npz file's content and the segmentation that are written for the image."""
+    """Return the probabilities and the segmentation that are written for the image."""
     source = image()
     write_segmentation(tmp_path / "image.mha", source.array[0], source.geometry)
     case = RawCase("case", (tmp_path / "image.mha",), None)
-    (path,) = Predictor(tuple(models)).predict_cases([case], tmp_path / "out", save_probabilities=True)
+    settings = PredictionSettings(probabilities=True)
+    (path,) = Predictor(tuple(models)).predict_cases([case], tmp_path / "out", settings, progress=False)
     with np.load(tmp_path / "out" / "case.npz") as content:
         found = content["probabilities"]
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
@@ -108,12 +110,11 @@ def test_bounded_equals_naive(make_model: Callable[..., Model], count: int, shar
         prepared.views,
         shape,
         layout,
-        tile_step_size=0.5,
-        tta=False,
+        SlidingWindowSettings(),
         sums_on=torch.device("cpu"),
         advance=lambda tiles: None,
     ):
-        # The memory of all sums, not of the part that is given out.
+        # The storage is that of all sums; the slab is a part of it.
         assert sum(slab.logits.untyped_storage().nbytes() for slab in slabs) <= limit
         canvas.add(box, slabs)
         boxes += 1

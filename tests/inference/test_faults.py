@@ -1,4 +1,4 @@
-"""predict.py on every kind of file, and on everything that goes wrong: good cases done, one message, an exit code."""
+"""predict.py with all kinds of files and faults: good cases are segmented, one message names the others."""
 
 import locale
 import subprocess
@@ -17,7 +17,7 @@ from umamba.labels import LabelSet
 from umamba.networks import build_network
 
 BLOCKED = ("lightning", "pytorch_lightning", "torchio", "torchmetrics", "wandb", "monai", "matplotlib", "pandas")
-# predict.py where what only training needs is not installed, and no file may grow beyond a limit (a full disk).
+# Runs predict.py without the packages that only training needs, and with a limit of file sizes (as on a full disk).
 WITHOUT_TRAINING = f"""
 import resource, runpy, signal, sys
 for name in {BLOCKED}:
@@ -46,7 +46,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, make_model: Callable) 
     for dim, channels in ((3, 1), (2, 1), (2, 3), (3, 2)):
         model = make_model(torch.nn.Identity(), (8,) * dim, 3, num_channels=channels)
         torch.manual_seed(0)
-        network = build_network({"name": "unet"}, model.configuration, channels, 3)
+        network = build_network("unet", model.configuration, channels, 3)
         record = {
             "format": 1,
             "plan": model.plan.to_json(),
@@ -64,12 +64,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, make_model: Callable) 
 
 
 def noise(*shape: int, kind: type = np.int16, top: int = 200) -> np.ndarray:
-    """Return random intensities from 1 on."""
+    """Return random intensities of at least 1."""
     return np.random.default_rng(0).integers(1, top, shape).astype(kind)
 
 
 def write_series(folder: Path, volume: np.ndarray, skip: int | None = None) -> None:
-    """Write a DICOM series of oblique slices, 2.5 mm apart, files named against their order."""
+    """Write a DICOM series of oblique slices 2.5 mm apart; the order of the file names is reversed."""
     folder.mkdir(parents=True)
     direction = [1, 0, 0, 0, 0.8, -0.6, 0, 0.6, 0.8]
     writer = sitk.ImageFileWriter()
@@ -97,7 +97,7 @@ def write_series(folder: Path, volume: np.ndarray, skip: int | None = None) -> N
 
 
 def test_volumes_good_and_bad(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
-    """A DICOM series, NRRD and a 4D file of one volume are done; damaged and 4D files and a gap in a series named."""
+    """A DICOM series, NRRD and a 4D file of one volume are segmented; damaged, longer 4D and gappy ones are named."""
     images, output = tmp_path / "images", tmp_path / "out"
     volume = noise(6, 9, 11)
     with kept_locale():
@@ -139,11 +139,11 @@ def test_volumes_good_and_bad(project_dir: Path, checkpoints: dict[tuple[int, in
 
     again = predict(project_dir, f"checkpoint={checkpoints[3, 1]}", f"input={images / 'series'}", f"output={output}")
     assert again.returncode == 0, again.stderr
-    assert "0 segmentations written" in again.stdout
+    assert "1 of 1 images were segmented before" in again.stdout
 
 
 def test_natural_images(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
-    """16-bit PNG, grey BMP and TIFF to one network, RGB BMP to another; a colour image is no grey one."""
+    """16-bit PNG, grey BMP and TIFF fit a network of one channel, RGB BMP one of three; colour is not taken as grey."""
     grey, colour = tmp_path / "grey", tmp_path / "colour"
     grey.mkdir()
     colour.mkdir()
@@ -168,7 +168,7 @@ def test_natural_images(project_dir: Path, checkpoints: dict[tuple[int, int], Pa
 
 
 def test_several_channels(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
-    """Two files, one file of vectors and one 4D file of the same image give the same."""
+    """Two files, a file of vectors and a 4D file of the same image give the same segmentation."""
     images = tmp_path / "images"
     images.mkdir()
     parts = [sitk.GetImageFromArray(noise(6, 9, 11)), sitk.GetImageFromArray(noise(6, 9, 11)[::-1].copy())]
@@ -199,7 +199,7 @@ def test_empty_folder(project_dir: Path, checkpoints: dict[tuple[int, int], Path
 
 
 def test_full_disk(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
-    """Small results are kept; the first that does not fit ends the command; later it goes on from there."""
+    """Small results are kept; the first one that does not fit ends the command, and the next command continues."""
     images, output = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     for name, shape in (("a", (3, 4, 4)), ("b", (20, 30, 30)), ("c", (3, 4, 4))):

@@ -1,6 +1,7 @@
-"""Numbered instances from maps of interior and boundary, by hand-made cells and through the predictor."""
+"""Numbered instances from maps of interior and boundary: hand-made cells, and cells that the predictor writes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from umamba.inference import Model, Predictor
 from umamba.io import UserError, read_label, write_segmentation
 from umamba.io.image import Geometry
 from umamba.labels.instance_maps import BOUNDARY, INTERIOR, interior_and_boundary, numbered_instances
+from umamba.settings import PredictionSettings
 
 SHAPE = (40, 70)
 Y, X = np.mgrid[: SHAPE[0], : SHAPE[1]]
@@ -23,7 +25,7 @@ def disc(y: float, x: float, radius: float) -> np.ndarray:
 
 
 def three_cells() -> np.ndarray:
-    """Return two cells that touch, and one apart."""
+    """Return two cells that touch, and one that stands alone."""
     cells = np.where(disc(18, 16, 10), 1, 0)
     cells[disc(20, 34, 9) & (cells == 0)] = 2
     cells[disc(20, 58, 6)] = 3
@@ -31,7 +33,7 @@ def three_cells() -> np.ndarray:
 
 
 class Classes(nn.Module):
-    """Logits that are highest for the class that the intensity names."""
+    """Returns logits that are highest for the class whose number is the intensity."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([-(x - value).abs() for value in range(3)], dim=1)
@@ -60,14 +62,14 @@ def test_watershed_parts_interiors_that_touch() -> None:
     found = numbered_instances(classes, "watershed")
     assert found.max() == 2
     assert len({found[20, 20], found[20, 36]}) == 2
-    # The line between them is where the discs meet.
+    # They are separated where the discs meet.
     assert np.abs(np.flatnonzero(np.diff(found[20, 15:42]) != 0) + 15 - 27.5).max() <= 1
 
 
 def test_no_cells() -> None:
     for method in ("components", "watershed"):
         assert not numbered_instances(np.zeros((5, 6), np.uint8), method).any()
-    # Without an interior there is no cell that the boundary could belong to.
+    # A boundary without an interior belongs to no cell.
     assert not numbered_instances(np.full((5, 6), BOUNDARY, np.uint8), "watershed").any()
 
 
@@ -76,23 +78,20 @@ def test_predictor_writes_them_beside_the_classes(make_model: Callable[..., Mode
     geometry = Geometry((999.0, 1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), classes.shape, True)
     write_segmentation(tmp_path / "images" / "cells.png", classes, geometry)
     predictor = Predictor((make_model(Classes(), (16, 16), 3, num_channels=1),))
-    asked = {"tile_step_size": 1.0, "instances": "watershed"}
-    (segmentation,) = predictor.predict(tmp_path / "images", tmp_path / "out", **asked)
+    asked = PredictionSettings(tile_step_size=1.0, instances="watershed")
+    (segmentation,) = predictor.predict(tmp_path / "images", tmp_path / "out", asked)
     assert np.array_equal(read_label(segmentation).array[0], classes)
-    instances = read_label(tmp_path / "out" / "cells_label.tiff").array[0]
-    assert np.array_equal(instances, numbered_instances(classes, "watershed"))
-    assert predictor.predict(tmp_path / "images", tmp_path / "out", **asked) == []
-    (tmp_path / "out" / "cells_label.tiff").unlink()
-    assert predictor.predict(tmp_path / "images", tmp_path / "out", **asked) == [segmentation]
+    instances = tmp_path / "out" / "cells_label.tiff"
+    assert np.array_equal(read_label(instances).array[0], numbered_instances(classes, "watershed"))
+    instances.unlink()
+    assert predictor.predict(tmp_path / "images", tmp_path / "out", asked) == [segmentation]
+    assert instances.exists()
     with pytest.raises(UserError, match="other settings"):
-        predictor.predict(tmp_path / "images", tmp_path / "out", tile_step_size=1.0, instances="components")
+        predictor.predict(tmp_path / "images", tmp_path / "out", replace(asked, instances="components"))
 
 
-@pytest.mark.parametrize(
-    ("classes", "method", "message"), [(3, "regions", "components or watershed"), (4, "components", "label 3")]
-)
-def test_mistakes(make_model: Callable[..., Model], tmp_path: Path, classes: int, method: str, message: str) -> None:
-    predictor = Predictor((make_model(Classes(), (16, 16), classes, num_channels=1),))
-    with pytest.raises(UserError, match=message):
-        predictor.predict_cases([], tmp_path / "out", instances=method)
+def test_networks_without_a_boundary_are_refused(make_model: Callable[..., Model], tmp_path: Path) -> None:
+    predictor = Predictor((make_model(Classes(), (16, 16), 4, num_channels=1),))
+    with pytest.raises(UserError, match=r"instances=components: .*label 3"):
+        predictor.predict_cases([], tmp_path / "out", PredictionSettings(instances="components"))
     assert not (tmp_path / "out").exists()

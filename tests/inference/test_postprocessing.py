@@ -1,4 +1,4 @@
-"""Keeping the largest component, by hand; the file that says of what."""
+"""Keeping the largest component of hand-made label maps, and the file of the steps."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from umamba.io import UserError
 
 
 def segmentation() -> np.ndarray:
-    """Return label 1 in parts of 4 and 2 voxels, label 2 in parts of 3 and 1, of which the 1 touches the first 4."""
+    """Return label 1 in parts of 4 and 2 voxels, and label 2 in parts of 3 and 1; the single voxel touches the 4."""
     array = np.zeros((1, 5, 12), dtype=np.uint8)
     array[0, 0, :4] = 1
     array[0, 1, 4] = 2  # touches by a corner

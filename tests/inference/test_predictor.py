@@ -1,4 +1,4 @@
-"""The predictor: from a checkpoint and images alone, on each image's own grid, going on where it stopped."""
+"""The predictor needs a checkpoint and images, writes on each image's own grid, and continues where it stopped."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,8 @@ from umamba.io import UserError, read_image, read_label
 from umamba.labels import LabelSet
 from umamba.networks import build_network
 from umamba.planning import Configuration, Plan
+from umamba.settings import PredictionSettings
 
-ARCHITECTURE = {"name": "unet"}
 LABELS = LabelSet(("a", "b"), ((1,), (2,)))
 
 
@@ -52,15 +52,15 @@ def make_plan(dim: int) -> tuple[Plan, Configuration]:
 
 
 def save_checkpoint(path: Path, dim: int = 3, seed: int = 0, **changes: Any) -> Path:
-    """Write a checkpoint with untrained weights, as a run would."""
+    """Write a checkpoint with untrained weights, as a run writes it."""
     plan, configuration = make_plan(dim)
     torch.manual_seed(seed)
-    network = build_network(ARCHITECTURE, configuration, 1, LABELS.num_classes, deep_supervision=True)
+    network = build_network("unet", configuration, 1, LABELS.num_classes, deep_supervision=True)
     record = {
         "format": 1,
         "plan": plan.to_json(),
         "configuration": configuration.name,
-        "architecture": ARCHITECTURE,
+        "architecture": {"name": "unet"},
         "labels": LABELS.to_json(),
         "channel_names": ["MRI"],
         "file_ending": ".nii.gz",
@@ -114,26 +114,34 @@ def test_any_construction_and_worker_number_gives_the_same(checkpoint: Path, ima
     loaded = Predictor.from_checkpoint(checkpoint, device="cpu")
     plan, configuration = make_plan(3)
     torch.manual_seed(0)
-    network = build_network(ARCHITECTURE, configuration, 1, LABELS.num_classes, deep_supervision=True).train()
+    network = build_network("unet", configuration, 1, LABELS.num_classes, deep_supervision=True).train()
     built = Predictor((Model(network, plan, configuration, LABELS, 1, torch.device("cpu")),))
-    first = loaded.predict(images, tmp_path / "first", tta=True, workers=1)
+    first = loaded.predict(images, tmp_path / "first", PredictionSettings(tta=True, workers=1))
     cases = [RawCase(path.name.split("_")[0].split(".")[0], (path,), None) for path in sorted(images.iterdir())]
-    second = built.predict_cases(cases, tmp_path / "second", tta=True, workers=3)
+    second = built.predict_cases(cases, tmp_path / "second", PredictionSettings(tta=True, workers=3))
     for ours, theirs in zip(first, second, strict=True):
         np.testing.assert_array_equal(read_label(ours).array, read_label(theirs).array)
 
 
-def test_only_missing_ones_are_segmented(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+def test_only_missing_ones_are_segmented_and_all_are_returned(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     output = tmp_path / "out"
     written = predictor.predict(images, output)
-    kept = written[0].stat().st_mtime_ns
+    assert "Predicting" in capsys.readouterr().out
+    before = [path.stat().st_mtime_ns for path in written]
     written[1].unlink()
-    assert predictor.predict(images, output) == [written[1]]
-    assert written[0].stat().st_mtime_ns == kept
-    assert predictor.predict(images, output) == []
-    assert predictor.predict(images, output, overwrite=True) == written
-    assert written[0].stat().st_mtime_ns > kept
+    assert predictor.predict(images, output) == written
+    assert f"2 of 3 images were segmented before, in {output}" in capsys.readouterr().out
+    after = [path.stat().st_mtime_ns for path in written]
+    assert [new > old for new, old in zip(after, before, strict=True)] == [False, True, False]
+    assert predictor.predict(images, output, progress=False) == written
+    assert [path.stat().st_mtime_ns for path in written] == after
+    overwrite = PredictionSettings(overwrite=True)
+    assert predictor.predict(images, output, overwrite, progress=False) == written
+    assert all(path.stat().st_mtime_ns > old for path, old in zip(written, after, strict=True))
+    assert capsys.readouterr().out == ""
 
 
 def test_segmentations_of_different_networks_are_not_mixed(checkpoint: Path, images: Path, tmp_path: Path) -> None:
@@ -142,7 +150,7 @@ def test_segmentations_of_different_networks_are_not_mixed(checkpoint: Path, ima
     other = Predictor.from_checkpoint(save_checkpoint(tmp_path / "other.ckpt", seed=1), device="cpu")
     with pytest.raises(UserError, match="another network"):
         other.predict(images, output)
-    assert len(other.predict(images, output, overwrite=True)) == 3
+    assert len(other.predict(images, output, PredictionSettings(overwrite=True))) == 3
 
 
 def test_good_images_are_done_and_bad_ones_named(checkpoint: Path, images: Path, tmp_path: Path) -> None:
@@ -164,7 +172,7 @@ def test_images_are_never_overwritten(checkpoint: Path, images: Path) -> None:
     (images / "a_0000.nii.gz").rename(images / "a.nii.gz")
     before = (images / "a.nii.gz").read_bytes()
     with pytest.raises(UserError, match="another folder"):
-        predictor.predict(images, images, overwrite=True)
+        predictor.predict(images, images, PredictionSettings(overwrite=True))
     assert (images / "a.nii.gz").read_bytes() == before
 
 
@@ -190,11 +198,13 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         Predictor.from_checkpoint(path, device="cpu")
 
 
-def test_unusable_settings_are_refused(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+def test_unusable_devices_and_precisions_are_refused(checkpoint: Path) -> None:
     with pytest.raises(UserError, match="device=nonsense"):
         Predictor.from_checkpoint(checkpoint, device="nonsense")
-    with pytest.raises(UserError, match="tile_step_size"):
-        Predictor.from_checkpoint(checkpoint, device="cpu").predict(images, tmp_path, tile_step_size=0.0)
+    with pytest.raises(UserError, match=r"precision=bf16-mix: must be one of auto.*Did you mean bf16-mixed\?"):
+        Predictor.from_checkpoint(checkpoint, device="cpu", precision="bf16-mix")
+    with pytest.raises(UserError, match="none is given"):
+        Predictor.from_checkpoint([])
 
 
 def test_values_that_are_not_finite_are_reported(images: Path, tmp_path: Path, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""Atomic files, locks, leftovers and provenance."""
+"""Atomic files, locks, partial files of ended writers, provenance, and the room's quick import."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from umamba import io
 from umamba.io import (
     UserError,
     atomic_directory,
@@ -52,7 +53,7 @@ def test_folder_appears_on_success_only(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_leftovers_of_dead_writers_go(tmp_path: Path) -> None:
+def test_partial_files_of_ended_writers_are_removed(tmp_path: Path) -> None:
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom umamba.io import atomic_directory, atomic_path\n"
         "with atomic_path(Path(sys.argv[1]) / 'a.nii.gz') as f, atomic_directory(Path(sys.argv[1]) / 'b') as d:\n"
@@ -127,6 +128,23 @@ def test_provenance_is_json_and_imports_nothing_heavy() -> None:
     record = json.loads(json.dumps(provenance()))
     assert record["packages"]["numpy"]
     assert record["git"] is None or len(record["git"]["revision"]) == 40
-    script = "import sys; from umamba.io.provenance import provenance; provenance(); print('torch' in sys.modules)"
+    script = "import sys; from umamba.io import provenance; provenance(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_user_error_loads_no_heavy_library() -> None:
+    heavy = ("numpy", "SimpleITK", "blosc2", "numba", "skimage", "torch", "filelock")
+    script = f"import sys; from umamba.io import UserError; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_exported_name_can_be_loaded() -> None:
+    modules = {path.stem for path in Path(io.__file__).parent.glob("*.py")}
+    for name in io.__all__:
+        assert getattr(io, name).__name__ == name
+        assert name not in modules  # a loaded module would hide the name
+    assert set(io.__all__) <= set(dir(io))
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        io.absent  # noqa: B018

@@ -1,4 +1,4 @@
-"""Images in and out, against files written by SimpleITK, nibabel-free header arithmetic and the raw bytes."""
+"""Reading and writing images, against files written by SimpleITK, their headers and their raw bytes."""
 
 import gzip
 import struct
@@ -137,7 +137,7 @@ def test_segmentation_keeps_the_grid_to_the_bit(tmp_path: Path, ending: str, hig
     np.testing.assert_array_equal(written.array[0], segmentation)
     assert written.array.dtype == dtype
     assert written.geometry.shape == image.geometry.shape
-    # NRRD keeps direction times spacing; ITK finds the spacing again but for the last bit.
+    # NRRD stores direction times spacing, from which ITK restores the spacing up to its last bit.
     np.testing.assert_array_max_ulp(written.geometry.spacing, image.geometry.spacing, 3 if ending == ".nrrd" else 0)
     assert written.geometry.origin_xyz == image.geometry.origin_xyz
     tolerance = {".nii.gz": 1e-6, ".nrrd": 1e-15}.get(ending, 0)

@@ -1,4 +1,4 @@
-"""The memory of a process is its own."""
+"""The peak memory of a process does not include that of its parent."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from umamba.io.resources import peak_resident_bytes
 BYTES = 600_000_000
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process inherits the peak of the one that started it")
+@pytest.mark.skipif(sys.platform != "linux", reason="on other systems a process inherits the peak of its parent")
 def test_peak_is_not_inherited() -> None:
     held = np.ones(BYTES // 8)
     assert peak_resident_bytes() > held.nbytes

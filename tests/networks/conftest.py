@@ -11,7 +11,7 @@ from umamba.planning import Configuration
 
 @pytest.fixture
 def make_configuration() -> Callable[..., Configuration]:
-    """Return a maker of small configurations of a dimension; keyword arguments replace fields."""
+    """Return a function that makes a small configuration for 2 or 3 axes; keyword arguments replace its fields."""
 
     def make(dim: int, **changes: Any) -> Configuration:
         fields: dict[str, Any] = {

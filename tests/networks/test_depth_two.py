@@ -1,4 +1,4 @@
-"""Weight gradients of 3D convolutions of two voxels' depth in bfloat16 on the CPU."""
+"""Weight gradients of 3D convolutions on feature maps of depth two, in bfloat16 on the CPU."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from umamba.networks.depth_two import DepthTwoConv3d, protect_gradients
 
 @pytest.mark.parametrize("size", [(2, 5, 5), (2, 8, 4), (3, 4, 4)])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
-def test_bfloat16_gradients_are_those_of_float32(size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+def test_bfloat16_gradients_are_those_of_float32(size: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
     network = nn.Sequential(nn.Conv3d(16, 16, 3, stride, 1))
     x = torch.randn(2, 16, *size)
     expected = network(x)
@@ -20,7 +20,7 @@ def test_bfloat16_gradients_are_those_of_float32(size: tuple[int, ...], stride: 
     protect_gradients(network)
     assert isinstance(network[0], DepthTwoConv3d)
     torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)
-    for length in (100, 1000, 10000, 100000):  # memory that is freed here and read there
+    for length in (100, 1000, 10000, 100000):  # fill memory with NaN that an uninitialised read would find
         [torch.full((length,), float("nan")) for _ in range(30)]
     with torch.autocast("cpu", torch.bfloat16):
         output = network(x)

@@ -1,4 +1,4 @@
-"""The Mamba block against mamba_ssm's stored results, and the layer that puts it on a feature map."""
+"""The Mamba block, compared with stored results of mamba_ssm, and the layer that applies it to feature maps."""
 
 from pathlib import Path
 
@@ -90,8 +90,9 @@ def test_each_axis_runs_fastest_once() -> None:
     for block, (axis, order) in zip(blocks, orders.items(), strict=True):
         places = [["b", "c", "z", "y", "x"].index(name) for name in order.split()]
         assert places[-1] == 5 + axis
-        turned = x.permute(places)
-        mixed = block(layer.norm(turned.reshape(1, 6, 24).transpose(1, 2))).transpose(1, 2).reshape(turned.shape)
+        permuted = x.permute(places)
+        tokens = layer.norm(permuted.reshape(1, 6, 24).transpose(1, 2))
+        mixed = block(tokens).transpose(1, 2).reshape(permuted.shape)
         back = [places.index(place) for place in range(5)]
         expected += mixed.permute(back) / 3
     torch.testing.assert_close(layer(x), expected)

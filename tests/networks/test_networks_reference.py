@@ -1,8 +1,8 @@
-"""The networks against the official ones: weights, outputs, gradients, parameter lists (tests/reference/networks).
+"""The networks, compared with the official ones: weights, outputs, gradients, parameters (tests/reference/networks).
 
 Reference files: official code (bowang-lab/U-Mamba, dynamic-network-architectures 0.4.4, MONAI 1.3.0) run on the CPU
-with synthetic weights; `output64` is the same in double precision. What is not in the checkout is read from the shared
-folder.
+with synthetic weights; `output64` is the output in double precision. Files that are not in the checkout are read from
+the shared folder.
 """
 
 import json
@@ -171,7 +171,12 @@ def test_official_checkpoints_predict_as_they_did(
     folder: str, fold: str, shared_dir: Path, make_configuration: Maker
 ) -> None:
     root = shared_dir / "reference/networks/checkpoints/Dataset999_Reference" / folder
-    numpy_pickles = [(np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
+    core: Any = np._core  # type: ignore[attr-defined]  # private, but what the pickles name
+    numpy_pickles: list[Any] = [
+        (core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+        np.dtype,
+        np.dtypes.Float64DType,
+    ]
     numpy_pickles.append(np.dtypes.Float32DType)
     with torch.serialization.safe_globals(numpy_pickles):
         checkpoint = torch.load(root / fold / "checkpoint_final.pth", weights_only=True, map_location="cpu")

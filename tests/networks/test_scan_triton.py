@@ -1,5 +1,7 @@
-"""The Triton scan against the official reference's stored results and the plain one: compiled where there is a GPU,
-else by Triton's interpreter (tests/conftest.py asks for it)."""
+"""The Triton scan, compared with stored results of the official reference and with the reference backend.
+
+On a GPU the kernels are compiled; without one they run in Triton's interpreter (tests/conftest.py switches it on).
+"""
 
 import logging
 import os
@@ -45,7 +47,7 @@ REST = (
 
 @pytest.fixture(autouse=True)
 def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the interpreter combine whole slices by doubling steps; its own scan visits one element after the other."""
+    """Let the interpreter scan whole slices in doubling steps, because its own scan visits the elements one by one."""
     if ON_GPU:
         return
     from triton.runtime import interpreter
@@ -68,8 +70,9 @@ def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter.ScanOps, "generic_scan", scan_by_doubling)
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative(found: torch.Tensor | None, expected: torch.Tensor) -> float:
     """Return the largest difference as a share of the largest expected value."""
+    assert found is not None
     expected = expected.detach().double().cpu()
     return float((found.detach().double().cpu() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
@@ -105,7 +108,7 @@ def test_no_official_result_is_left_out(shared_dir: Path) -> None:
 def random_inputs(
     batch: int, channels: int, length: int, states: int, groups: int | None = None, dtype: torch.dtype = torch.float32
 ) -> dict[str, torch.Tensor]:
-    """Return inputs of a scan whose B and C lie in memory token by token, as a linear layer leaves them."""
+    """Return inputs of a scan; B and C are stored token by token, as the output of a linear layer is."""
     generator = torch.Generator().manual_seed(length)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -246,8 +249,8 @@ def test_the_gpu_equals_the_cpu(length: int, dtype: torch.dtype) -> None:
     found = results(scan, inputs)
 
     def on_cpu(*arguments: Any) -> Any:
-        *tensors, softplus = arguments
-        return selective_scan(*tensors, delta_softplus=softplus, return_last_state=True, backend="cpu")
+        names = (*INPUTS, "delta_softplus")
+        return selective_scan(**dict(zip(names, arguments, strict=True)), return_last_state=True, backend="cpu")
 
     expected = results(on_cpu, {name: tensor.cpu().double() for name, tensor in inputs.items()})
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
@@ -290,7 +293,13 @@ def test_the_fused_layer_keeps_little_for_the_backward_pass() -> None:
         return tensor
 
     xz = torch.randn(1, 16, 256, device=DEVICE, requires_grad=True)
-    weights = [mamba.conv1d.weight, mamba.conv1d.bias, mamba.x_proj.weight, mamba.dt_proj.weight, mamba.dt_proj.bias]
+    weights: list[Any] = [
+        mamba.conv1d.weight,
+        mamba.conv1d.bias,
+        mamba.x_proj.weight,
+        mamba.dt_proj.weight,
+        mamba.dt_proj.bias,
+    ]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         layer_module.mix(xz, *weights, mamba.A_log.detach(), mamba.D)
     own = xz.numel() + sum(tensor.numel() for tensor in (*weights, mamba.A_log, mamba.D))
@@ -310,5 +319,7 @@ def test_the_layer_on_the_gpu_equals_the_cpu(channel_token: bool) -> None:
         layer.to(device).zero_grad()
         out = layer(leaf)
         out.square().sum().backward()
-        found[device] = [out, leaf.grad, *(parameter.grad.clone() for parameter in layer.parameters())]
+        gradients = [leaf.grad, *(parameter.grad for parameter in layer.parameters())]
+        found[device] = [out, *(gradient.clone() for gradient in gradients if gradient is not None)]
+        assert len(found[device]) == 2 + len(list(layer.parameters()))
     assert max(relative(ours, theirs) for ours, theirs in zip(found["cuda"], found["cpu"], strict=True)) < 1e-3

@@ -1,4 +1,4 @@
-"""U-Mamba in float16 on inputs beyond its range: finite with the saturation, not finite without (docs/nan.md)."""
+"""U-Mamba stays finite in float16 on inputs beyond its range, because infinities are clamped (docs/nan.md)."""
 
 import math
 

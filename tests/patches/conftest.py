@@ -1,16 +1,15 @@
-"""A store in memory with the interface of the prepared cases, and datamodules upon it."""
+"""A store in memory with the interface of the prepared cases, and datamodules that read it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from umamba.labels import LabelSet
 from umamba.patches import PatchDataModule
+from umamba.settings import AugmentationSettings
 
 LABELS = LabelSet(("one", "two"), ((1,), (2,)))
 
@@ -51,7 +50,9 @@ def make_store(shapes: Sequence[tuple[int, ...]], channels: int = 1) -> MemorySt
     for number, shape in enumerate(shapes):
         label = np.zeros((1, *shape), dtype=np.int16)
         for value in (1, 2):
-            label[(0, *(slice(size * value // 4, size * value // 4 + max(1, size // 5)) for size in shape))] = value
+            starts = [size * value // 4 for size in shape]
+            cube = tuple(slice(start, start + max(1, size // 5)) for start, size in zip(starts, shape, strict=True))
+            label[0][cube] = value
         label[0, :, :2, :2] = -1
         image = generator.uniform(1, 2, (channels, *shape)).astype(np.float32)
         foreground = {value: np.argwhere(label[0] == value).astype(np.int32) for value in (1, 2)}
@@ -84,16 +85,15 @@ def store_type() -> type[MemoryStore]:
 
 
 @pytest.fixture
-def nnunet_group(project_dir: Path) -> dict[str, Any]:
-    """Return the shipped nnU-Net augmentation."""
-    group = yaml.safe_load((project_dir / "configs" / "augmentation" / "nnunet.yaml").read_text())
-    assert group.pop("device") == "cpu"
-    return dict(group)
+def often() -> AugmentationSettings:
+    """Return nnU-Net's augmentation with every kind applied to half of the patches."""
+    kinds = {name: replace(kind, p=0.5) for name, kind in vars(AugmentationSettings()).items() if name != "device"}
+    return AugmentationSettings(**kinds)
 
 
 @pytest.fixture
 def make_module() -> Callable[..., PatchDataModule]:
-    """Return a maker of datamodules: make(store, patch_size, batch_size=..., mask=..., any argument)."""
+    """Return a maker of datamodules, by default without augmentation."""
 
     def make(
         store: Any,
@@ -104,7 +104,8 @@ def make_module() -> Callable[..., PatchDataModule]:
         labels: LabelSet = LABELS,
         **arguments: Any,
     ) -> PatchDataModule:
-        options: dict[str, Any] = {"seed": 1, "iterations": 4, "val_iterations": 2, **arguments}
+        short = {"seed": 1, "iterations": 4, "val_iterations": 2}
+        options: dict[str, Any] = {**short, "augmentation": AugmentationSettings.off(), **arguments}
         configuration: Any = SmallConfiguration(patch_size, batch_size, mask)
         train = options.pop("train_cases", store.case_ids)
         val = options.pop("val_cases", store.case_ids)

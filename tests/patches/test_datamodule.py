@@ -1,6 +1,7 @@
-"""Batches: shapes, determinism for any number of workers and ranks and after a resume, and what never gets out."""
+"""Batches: shapes and values, and equality for any number of workers and ranks and after a resume."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,23 @@ import torch
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
-from umamba.patches.dataset import OpenCases, PatchSampler
+from umamba.patches.case_cache import CaseCache
+from umamba.patches.dataset import PatchSampler
+from umamba.settings import AugmentationSettings
+from umamba.settings.augmentation import Contrast, Gamma, Mirror
 
 Make = Callable[..., Any]
+
+# Case and first voxel of the training patches 0, 1, 2, 12, 13, 14 and 1200 of the store, seed 1.
+RECORDED = [
+    ("case_0", 3, 5, 5),
+    ("case_2", 1, 0, 1),
+    ("case_1", 4, 13, 7),
+    ("case_0", 9, 9, 7),
+    ("case_1", 5, 19, 7),
+    ("case_0", 3, 1, 5),
+    ("case_1", 5, 4, 7),
+]
 
 
 def take(loader: Any, count: int) -> list[dict[str, Any]]:
@@ -33,8 +48,8 @@ def assert_same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> No
         assert torch.equal(one["label"], other["label"])
 
 
-def test_3d_batches(make_module: Make, store: Any, nnunet_group: dict[str, Any]) -> None:
-    module = make_module(store, augmentation=nnunet_group)
+def test_3d_batches(make_module: Make, store: Any, often: AugmentationSettings) -> None:
+    module = make_module(store, augmentation=often)
     for loader, length in ((module.train_dataloader(), 4), (module.val_dataloader(), 2)):
         batches = list(loader)
         assert len(batches) == len(loader) == length
@@ -50,17 +65,17 @@ def test_3d_batches(make_module: Make, store: Any, nnunet_group: dict[str, Any])
 
 
 @pytest.mark.parametrize("shapes", [[(1, 40, 30)], [(5, 20, 24), (7, 40, 12)]], ids=["images", "slices"])
-def test_2d_batches(make_module: Make, make_cases: Make, nnunet_group: dict[str, Any], shapes: Any) -> None:
-    module = make_module(make_cases(shapes, 3), (16, 12), augmentation=nnunet_group, mask=(False,) * 3)
+def test_2d_batches(make_module: Make, make_cases: Make, often: AugmentationSettings, shapes: Any) -> None:
+    module = make_module(make_cases(shapes, 3), (16, 12), augmentation=often, mask=(False,) * 3)
     for loader in (module.train_dataloader(), module.val_dataloader()):
         for batch in loader:
             assert batch["image"].shape == (3, 3, 16, 12)
             assert batch["label"].shape == (3, 1, 16, 12)
 
 
-def test_workers_make_no_difference(make_module: Make, store: Any, nnunet_group: dict[str, Any]) -> None:
+def test_workers_make_no_difference(make_module: Make, store: Any, often: AugmentationSettings) -> None:
     def batches(workers: int) -> list[dict[str, Any]]:
-        module = make_module(store, iterations=5, augmentation=nnunet_group, num_workers=workers)
+        module = make_module(store, iterations=5, augmentation=often, num_workers=workers)
         return take(module.train_dataloader(), 5) + take(module.val_dataloader(), 2)
 
     expected = batches(0)
@@ -70,8 +85,8 @@ def test_workers_make_no_difference(make_module: Make, store: Any, nnunet_group:
 
 def test_larger_patches_do_not_depend_on_threads(make_module: Make, make_cases: Make) -> None:
     """Sums over a patch of this size are split between threads and then round differently."""
-    group = {"contrast": {"p": 1}, "gamma": {"p": 1}}
-    module = make_module(make_cases([(48, 64, 64)]), (40, 56, 56), iterations=1, augmentation=group)
+    kinds = replace(AugmentationSettings.off(), contrast=Contrast(p=1), gamma=Gamma(p=1))
+    module = make_module(make_cases([(48, 64, 64)]), (40, 56, 56), iterations=1, augmentation=kinds)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -95,11 +110,11 @@ def test_epochs_seeds_and_streams_differ(make_module: Make, store: Any) -> None:
     assert not torch.equal(next(iter(module.val_dataloader()))["image"], first[0]["image"])
 
 
-def test_patches_do_not_depend_on_their_order(make_module: Make, store: Any, nnunet_group: dict[str, Any]) -> None:
-    patches = make_module(store, augmentation=nnunet_group).train_patches
-    forward = [patches[number]["image"].data for number in range(12)]
+def test_patches_do_not_depend_on_their_order(make_module: Make, store: Any, often: AugmentationSettings) -> None:
+    patches = make_module(store, augmentation=often).train_patches
+    forward = [patches[number].get_image("image").data for number in range(12)]
     for number in reversed(range(12)):
-        assert torch.equal(patches[number]["image"].data, forward[number])
+        assert torch.equal(patches[number].get_image("image").data, forward[number])
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -121,10 +136,10 @@ def test_ranks_share_each_batch(make_module: Make, store: Any, world_size: int) 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_global_generators_are_left_alone(
-    make_module: Make, store: Any, nnunet_group: dict[str, Any], workers: int
+def test_global_generators_are_not_changed(
+    make_module: Make, store: Any, often: AugmentationSettings, workers: int
 ) -> None:
-    module = make_module(store, augmentation=nnunet_group, num_workers=workers)
+    module = make_module(store, augmentation=often, num_workers=workers)
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr] # noqa: NPY002
@@ -135,12 +150,12 @@ def test_global_generators_are_left_alone(
 
 
 def total_of(batch: dict[str, Any]) -> float:
-    """Return a number that tells batches apart."""
+    """Return a number by which batches differ."""
     return float(batch["image"].double().sum() + batch["label"].double().sum())
 
 
 class Recorder(lightning.LightningModule):
-    """Keeps what it is fed."""
+    """Records the batches that it receives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +177,7 @@ class Recorder(lightning.LightningModule):
 
 
 def fit(module: Any, epochs: int, resume: Path | None, save: Path | None) -> dict[tuple[str, int], list[float]]:
-    """Train with Lightning and return what was fed."""
+    """Train with Lightning and return a number for each batch, by kind and epoch."""
     recorder = Recorder()
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -181,32 +196,32 @@ def fit(module: Any, epochs: int, resume: Path | None, save: Path | None) -> dic
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(
-    make_module: Make, store: Any, nnunet_group: dict[str, Any], tmp_path: Path, workers: int
+def test_a_resumed_run_gets_the_patches_of_the_uninterrupted_run(
+    make_module: Make, store: Any, often: AugmentationSettings, tmp_path: Path, workers: int
 ) -> None:
     def module() -> Any:
-        return make_module(store, augmentation=nnunet_group, num_workers=workers)
+        return make_module(store, augmentation=often, num_workers=workers)
 
     whole = fit(module(), 3, None, None)
     expected: dict[tuple[str, int], list[float]] = {}
-    alone = make_module(store, augmentation=nnunet_group)
+    alone = make_module(store, augmentation=often)
     for kind, loader in (("train", alone.train_dataloader()), ("val", alone.val_dataloader())):
         for epoch in range(3):
             loader.sampler.set_epoch(epoch)
             expected[kind, epoch] = [total_of(batch) for batch in loader]
     assert whole == expected
-    assert len({total for totals in whole.values() for total in totals}) == 18, "every epoch has patches of its own"
+    assert len({total for totals in whole.values() for total in totals}) == 18, "every epoch has other patches"
     start = fit(module(), 1, None, tmp_path / "one.ckpt")
     rest = fit(module(), 3, tmp_path / "one.ckpt", None)
     assert start | rest == whole
 
 
-def test_padding_and_no_negative_label(make_module: Make, make_cases: Make, nnunet_group: dict[str, Any]) -> None:
+def test_padding_and_no_negative_label(make_module: Make, make_cases: Make, often: AugmentationSettings) -> None:
     """No voxel of these images is 0, so that 0 means padding; their corners have the label -1."""
     store = make_cases([(5, 6, 7)])
     original = set(np.unique(store.cases["case_0"].label))
     assert -1 in original
-    module = make_module(store, (8, 10, 10), augmentation=nnunet_group, iterations=20)
+    module = make_module(store, (8, 10, 10), augmentation=often, iterations=20)
     batch = next(iter(module.val_dataloader()))
     inside = batch["image"][:, 0] != 0
     assert inside.sum(dim=(1, 2, 3)).le(5 * 6 * 7).all()
@@ -233,7 +248,7 @@ def test_masked_channels_are_cleared_in_training_only(make_module: Make, make_ca
 
 @pytest.mark.parametrize(("batch_size", "forced"), [(2, 1), (12, 4), (30, 10), (9, 3), (1, 0)])
 def test_forced_patches_hold_foreground(make_module: Make, make_cases: Make, batch_size: int, forced: int) -> None:
-    """The last ones of a batch; the image is large and its foreground small, so that others mostly miss it."""
+    """The last patches of a batch are forced; the image is large and its foreground small, so others mostly miss it."""
     module = make_module(make_cases([(64, 64, 64)]), (4, 4, 4), batch_size=batch_size, val_iterations=6)
     share = []
     for batch in module.val_dataloader():
@@ -251,7 +266,7 @@ def test_few_cases_and_unused_val(make_module: Make, make_cases: Make) -> None:
 
 def test_open_cases_are_bounded(make_cases: Make) -> None:
     store = make_cases([(3, 3, 3)] * 3)
-    cases = OpenCases(store, capacity=2)
+    cases = CaseCache(store, capacity=2)
     for case_id in ("case_0", "case_1", "case_0", "case_2", "case_0", "case_1"):
         assert cases.load(case_id).case_id == case_id
     assert store.loads == ["case_0", "case_1", "case_2", "case_1"]
@@ -259,21 +274,21 @@ def test_open_cases_are_bounded(make_cases: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ({"batch_size": 0}, "plan.batch_size=0"),
-        ({"iterations": 0}, "data.iterations_per_epoch=0"),
-        ({"val_iterations": -1}, "data.val_iterations=-1"),
-        ({"num_workers": -1}, "data.num_workers=-1"),
-        ({"oversample_foreground": 1.5}, "recipe.oversample_foreground=1.5"),
         ({"train_cases": ()}, "no training cases"),
         ({"val_cases": ()}, "no validation cases"),
         ({"train_cases": ("case_0", "nobody")}, "nobody"),
-        ({"augmentation": {"mirorr": {"p": 1}}}, "augmentation.mirorr"),
+        (
+            {"patch_size": (8, 8), "augmentation": AugmentationSettings(mirror=Mirror(axes=(2,)))},
+            r"augmentation\.mirror\.axes=\[2\]: 2D patches have the axes 0 to 1",
+        ),
     ],
 )
-def test_mistakes_name_the_key(make_module: Make, store: Any, arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_mistakes_that_only_the_data_shows_name_the_key(
+    make_module: Make, store: Any, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
         make_module(store, **arguments)
 
 
@@ -289,3 +304,10 @@ def test_ignore_label_centres_on_labelled_voxels(make_module: Make, make_cases: 
     del case.foreground[-1]
     with pytest.raises(UserError, match="labelled"):
         next(iter(module.train_dataloader()))
+
+
+def test_places_of_patches_do_not_change(make_module: Make, store: Any) -> None:
+    """The case and place of a patch are a function of (seed, epoch, index); some are recorded here."""
+    patches = make_module(store).train_patches
+    found = [(case.case_id, *start) for case, start in map(patches.region_of, (0, 1, 2, 12, 13, 14, 1200))]
+    assert found == RECORDED

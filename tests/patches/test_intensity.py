@@ -1,7 +1,6 @@
-"""Intensity transforms and mirroring: what they compute, how often and in which range, over many small patches."""
+"""Intensity transforms and mirroring: results, frequencies and ranges over many small patches."""
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +8,9 @@ import torch
 import torchio as tio
 from torch import Tensor
 
-from umamba.io import UserError
 from umamba.patches.augmentation import training_transforms
-from umamba.patches.settings import Augmentation, read_augmentation
+from umamba.settings import AugmentationSettings
+from umamba.settings.augmentation import LowResolution, Mirror, Rotation, Scaling
 
 DRAWS = 1500
 RAMP = torch.linspace(0, 1, 8 * 8 * 8).reshape(1, 8, 8, 8)[
@@ -19,36 +18,36 @@ RAMP = torch.linspace(0, 1, 8 * 8 * 8).reshape(1, 8, 8, 8)[
 ]
 
 
-def many(group: dict[str, Any], image: Tensor, dim: int = 3, draws: int = DRAWS) -> list[Tensor]:
-    """Return the image after a chain, many times."""
-    chain = training_transforms(read_augmentation(group, dim), tuple(image.shape[-dim:]), ())
+def many(augmentation: AugmentationSettings, image: Tensor, dim: int = 3, draws: int = DRAWS) -> list[Tensor]:
+    """Return the results of many draws of an augmentation of one image."""
+    chain = training_transforms(augmentation, tuple(image.shape[-dim:]), ())
     torch.manual_seed(0)
     label = torch.zeros(1, *image.shape[1:], dtype=torch.int16)
     results = []
     for _ in range(draws):
         subject = tio.Subject(image=tio.ScalarImage(tensor=image.clone()), label=tio.LabelMap(tensor=label.clone()))
-        results.append(chain(subject)["image"].data)
+        results.append(chain(subject).get_image("image").data)
     return results
 
 
 def assert_share(count: int, p: float, draws: int = DRAWS) -> None:
-    """Check a count against a probability, four standard deviations wide."""
+    """Check that a count agrees with a probability within four standard deviations."""
     assert abs(count - p * draws) < 4 * np.sqrt(p * (1 - p) * draws), (count, p * draws)
 
 
 def changed(results: list[Tensor], image: Tensor) -> list[Tensor]:
-    """Return those that are not the image."""
+    """Return the results that differ from the image."""
     return [result for result in results if not torch.equal(result, image)]
 
 
-def kind(group: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return one kind of the shipped group."""
-    return {name: group[name]}
+def only(name: str) -> AugmentationSettings:
+    """Return nnU-Net's augmentation with a single kind."""
+    return replace(AugmentationSettings.off(), **{name: getattr(AugmentationSettings(), name)})
 
 
-def test_noise(nnunet_group: dict[str, Any]) -> None:
+def test_noise() -> None:
     image = torch.zeros(2, 8, 8, 8)
-    noisy = changed(many(kind(nnunet_group, "noise"), image), image)
+    noisy = changed(many(only("noise"), image), image)
     assert_share(len(noisy), 0.1)
     stds = np.array([result.std().item() for result in noisy])
     assert stds.max() < 0.1 * 1.1
@@ -64,18 +63,18 @@ def check_around_one(factors: np.ndarray, low: float, high: float) -> None:
     assert_share(int((factors < 1).sum()), 0.5, len(factors))
 
 
-def test_brightness(nnunet_group: dict[str, Any]) -> None:
+def test_brightness() -> None:
     image = torch.full((2, 4, 4, 4), 3.0)
-    bright = changed(many(kind(nnunet_group, "brightness"), image), image)
+    bright = changed(many(only("brightness"), image), image)
     assert_share(len(bright), 0.15)
     factors = torch.stack([result[:, 0, 0, 0] / 3 for result in bright]).numpy()
     check_around_one(factors.ravel(), 0.75, 1.25)
     assert (factors[:, 0] != factors[:, 1]).all()
 
 
-def test_contrast(nnunet_group: dict[str, Any]) -> None:
+def test_contrast() -> None:
     """The steepness at the mean is the factor; the range stays."""
-    contrasted = changed(many(kind(nnunet_group, "contrast"), RAMP), RAMP)
+    contrasted = changed(many(only("contrast"), RAMP), RAMP)
     assert_share(len(contrasted), 0.15)
     middle = ((RAMP - 0.5).abs() < 0.3) & ((RAMP - 0.5).abs() > 0.1)
     factors = np.array([((r[middle] - 0.5) / (RAMP[middle] - 0.5)).median().item() for r in contrasted])
@@ -84,9 +83,9 @@ def test_contrast(nnunet_group: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "p", "sign"), [("gamma", 0.3, 1), ("gamma_negated", 0.1, -1)])
-def test_gamma(nnunet_group: dict[str, Any], name: str, p: float, sign: int) -> None:
+def test_gamma(name: str, p: float, sign: int) -> None:
     """After scaling to 0..1 again, the exponent is the ratio of the logarithms; mean and deviation are as before."""
-    curved = changed(many(kind(nnunet_group, name), RAMP), RAMP)
+    curved = changed(many(only(name), RAMP), RAMP)
     assert_share(len(curved), p)
     base = RAMP if sign > 0 else 1 - RAMP
     part = (base > 0.2) & (base < 0.8)
@@ -100,11 +99,11 @@ def test_gamma(nnunet_group: dict[str, Any], name: str, p: float, sign: int) -> 
     check_around_one(np.array(exponents), 0.7, 1.5)
 
 
-def test_blur(nnunet_group: dict[str, Any]) -> None:
-    """A point spreads with the drawn sigmas; what it weighs is kept."""
+def test_blur() -> None:
+    """A point spreads with the drawn sigmas; its sum is kept."""
     image = torch.zeros(2, 11, 11, 11)
     image[:, 5, 5, 5] = 1
-    results = many(kind(nnunet_group, "blur"), image)
+    results = many(only("blur"), image)
     assert_share(sum(not torch.equal(r[0], image[0]) for r in results), 0.2 * 0.5)
     assert_share(len(changed(results, image)), 0.2 * 0.75)
     offsets = torch.arange(11.0) - 5
@@ -118,9 +117,9 @@ def test_blur(nnunet_group: dict[str, Any]) -> None:
     assert 0.95 < max(sigmas) < 1.02
 
 
-def test_low_resolution(nnunet_group: dict[str, Any]) -> None:
+def test_low_resolution() -> None:
     image = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
-    results = many(kind(nnunet_group, "low_resolution"), image)
+    results = many(only("low_resolution"), image)
     # A factor that rounds to the full size, 0.9375 and more, changes nothing.
     assert_share(sum(not torch.equal(r[0], image[0]) for r in results), 0.25 * 0.5 * 0.875)
     assert all(result.min() >= image.min() and result.max() <= image.max() for result in results)
@@ -129,14 +128,14 @@ def test_low_resolution(nnunet_group: dict[str, Any]) -> None:
 def test_low_resolution_leaves_the_first_axis_of_flat_patches() -> None:
     """Slices are constant in-plane, so that in-plane reduction changes nothing."""
     image = torch.randn(1, 4, 1, 1).expand(1, 4, 16, 16).clone()
-    group = {"low_resolution": {"p": 1, "p_channel": 1}}
-    assert all(torch.allclose(result, image) for result in many(group, image, draws=20))
+    augmentation = replace(AugmentationSettings.off(), low_resolution=LowResolution(p=1, p_channel=1))
+    assert all(torch.allclose(result, image) for result in many(augmentation, image, draws=20))
 
 
 def test_mirror_moves_image_and_label_together() -> None:
     """The image is a copy of the label; each axis is mirrored in half of the patches."""
     original = torch.arange(24).reshape(1, 2, 3, 4)
-    chain = training_transforms(read_augmentation({"mirror": {"p": 0.5}}, 3), (2, 3, 4), ())
+    chain = training_transforms(only("mirror"), (2, 3, 4), ())
     torch.manual_seed(0)
     counts: dict[tuple[bool, ...], int] = {}
     for _ in range(DRAWS):
@@ -144,8 +143,8 @@ def test_mirror_moves_image_and_label_together() -> None:
             image=tio.ScalarImage(tensor=original.float()), label=tio.LabelMap(tensor=original.short())
         )
         result = chain(subject)
-        label = result["label"].data
-        assert torch.equal(result["image"].data, label.float())
+        label = result.get_image("label").data
+        assert torch.equal(result.get_image("image").data, label.float())
         flips = (bool(label[0, 0, 0, 0] % 24 >= 12), bool(label[0, 0, 0, 0] % 12 >= 4), bool(label[0, 0, 0, 0] % 4))
         assert torch.equal(label.long(), torch.flip(original, [axis + 1 for axis in range(3) if flips[axis]]))
         counts[flips] = counts.get(flips, 0) + 1
@@ -156,91 +155,13 @@ def test_mirror_moves_image_and_label_together() -> None:
 
 def test_mirror_axes_of_2d_patches() -> None:
     image = torch.arange(12.0).reshape(1, 1, 3, 4)
-    results = many({"mirror": {"p": 1.0, "axes": [1]}}, image, dim=2, draws=3)
+    augmentation = replace(AugmentationSettings.off(), mirror=Mirror(p=1, axes=(1,)))
+    results = many(augmentation, image, dim=2, draws=3)
     assert all(torch.equal(result, image.flip(3)) for result in results)
 
 
-@pytest.mark.parametrize("name", ["nnunet_group", "nothing"])
-def test_constant_images_stay_finite(name: str, request: pytest.FixtureRequest) -> None:
-    group = request.getfixturevalue(name) if name != "nothing" else {}
-    always = {kind: {**options, "p": 1.0} for kind, options in group.items() if kind not in ("rotation", "scaling")}
-    for result in many(always, torch.full((1, 6, 6, 6), 2.0), draws=20):
-        assert torch.isfinite(result).all()
-
-
-def test_order_and_names(nnunet_group: dict[str, Any]) -> None:
-    chain = training_transforms(read_augmentation(nnunet_group, 3), (8, 8, 8), ())
-    assert [type(transform).__name__ for transform in chain.transforms] == [
-        "RotateScaleCrop",
-        "AddNoise",
-        "BlurChannels",
-        "ScaleBrightness",
-        "ScaleContrast",
-        "LowerResolution",
-        "ApplyGamma",
-        "ApplyGamma",
-        "MirrorPatch",
-        "ClearOutside",
-    ]
-    assert [transform.sign for transform in chain.transforms[6:8]] == [-1.0, 1.0]
-
-
-def test_shipped_ranges_are_the_defaults(nnunet_group: dict[str, Any]) -> None:
-    probabilities = {name: {"p": options["p"]} for name, options in nnunet_group.items()}
-    assert read_augmentation(nnunet_group, 3) == read_augmentation(probabilities, 3)
-
-
-def test_shipped_groups_compose(project_dir: Any) -> None:
-    """`light` keeps four kinds and `none` none; any can be overridden from the command line."""
-    from hydra import compose, initialize_config_dir
-
-    def read(*overrides: str) -> Augmentation:
-        with initialize_config_dir(str(project_dir / "configs"), version_base="1.3"):
-            group = compose("train", ["dataset.root=x", *overrides]).augmentation
-        from omegaconf import OmegaConf
-
-        container = OmegaConf.to_container(group)
-        assert isinstance(container, dict)
-        return read_augmentation({str(key): value for key, value in container.items()}, 3)
-
-    def on(settings: Augmentation) -> set[str]:
-        return {name for name, options in vars(settings).items() if name != "device" and options.p > 0}
-
-    assert len(on(read("augmentation=nnunet"))) == 10
-    assert on(read("augmentation=light")) == {"mirror", "noise", "brightness", "gamma"}
-    assert on(read("augmentation=none")) == set()
-    assert on(read("augmentation=none", "augmentation.mirror.p=0.5")) == {"mirror"}
-    assert read("augmentation.mirror.p=0").mirror.p == 0
-
-
-@pytest.mark.parametrize(
-    ("group", "said"),
-    [
-        ({"elastic": {"p": 1}}, r"augmentation\.elastic"),
-        ({"mirror": 0.5}, r"augmentation\.mirror=0\.5"),
-        ({"mirror": {"q": 0.5}}, r"augmentation\.mirror\.q"),
-        ({"mirror": {"p": 1.5}}, r"augmentation\.mirror\.p=1\.5"),
-        ({"mirror": {"p": "often"}}, r"augmentation\.mirror\.p"),
-        ({"mirror": {"axes": [3]}}, r"augmentation\.mirror\.axes"),
-        ({"blur": {"sigma": [1.0, 0.5]}}, r"augmentation\.blur\.sigma"),
-        ({"gamma": {"exponent": 0.7}}, r"augmentation\.gamma\.exponent"),
-        ({"scaling": {"factor": [0, 1]}}, r"augmentation\.scaling\.factor"),
-        ({"low_resolution": {"factor": [0.5, 2]}}, r"augmentation\.low_resolution\.factor"),
-        ({"rotation": {"degrees_3d": 200}}, r"augmentation\.rotation\.degrees_3d"),
-    ],
-)
-def test_mistakes_name_the_key(group: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        read_augmentation(group, 3)
-
-
-def test_null_is_off() -> None:
-    assert read_augmentation({"mirror": None}, 3) == read_augmentation(None, 3) == Augmentation()
-
-
-def test_callable_types() -> None:
-    """Every transform is a TorchIO transform."""
-    group: dict[str, Any] = {name: {"p": 0.5} for name in vars(Augmentation()) if name != "device"}
-    chain: Callable[..., Any] = training_transforms(read_augmentation(group, 2), (8, 8), (0,))
-    assert isinstance(chain, tio.Compose)
-    assert all(isinstance(transform, tio.Transform) for transform in chain.transforms)
+def test_constant_images_stay_finite(often: AugmentationSettings) -> None:
+    same_size = replace(often, rotation=Rotation(p=0), scaling=Scaling(p=0))
+    for augmentation in (same_size, AugmentationSettings.off()):
+        for result in many(augmentation, torch.full((1, 6, 6, 6), 2.0), draws=40):
+            assert torch.isfinite(result).all()

@@ -1,6 +1,7 @@
-"""Augmentation where the network is: the same patches as the workers', by operations that run on any device."""
+"""Augmentation on the network's device: the same patches as from workers, by operations that run on any device."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,27 +9,27 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from umamba.io import UserError
 from umamba.patches.blur import blur_axis_by_convolution, blur_axis_compiled, gaussian_weights
-from umamba.patches.resample import resample_patch
 from umamba.patches.spatial import rotation_matrix, vote_label_by_sampling
+from umamba.patches.warp import resample_patch
+from umamba.settings import AugmentationSettings
+from umamba.settings.augmentation import Noise
 
 Make = Callable[..., Any]
 
 
 @pytest.mark.parametrize("patch", [(8, 10, 6), (16, 12)])
-def test_batches_are_those_of_the_workers(
-    make_module: Make, make_cases: Make, nnunet_group: dict[str, Any], patch: tuple[int, ...]
+def test_batches_equal_those_of_the_workers(
+    make_module: Make, make_cases: Make, often: AugmentationSettings, patch: tuple[int, ...]
 ) -> None:
     store = make_cases([(20, 22, 24), (14, 30, 16)])
-    often = {kind: {**options, "p": 0.5} for kind, options in nnunet_group.items()}
     early = make_module(store, patch, augmentation=often, mask=(True,))
-    late = make_module(store, patch, augmentation={"device": "gpu", **often}, mask=(True,))
+    late = make_module(store, patch, augmentation=replace(often, device="gpu"), mask=(True,))
     batches = list(late.train_dataloader())
-    assert batches[0]["image"].shape[-1] > patch[-1], "boxes with what rotation needs"
+    assert batches[0]["image"].shape[-1] > patch[-1], "regions that hold what any rotation needs"
     assert batches[0]["label"].min() == -1
-    for expected, boxes in zip(early.train_dataloader(), batches, strict=True):
-        moved = late.transfer_batch_to_device(boxes, torch.device("cpu"), 0)
+    for expected, regions in zip(early.train_dataloader(), batches, strict=True):
+        moved = late.transfer_batch_to_device(regions, torch.device("cpu"), 0)
         batch = late.on_after_batch_transfer(moved, 0)
         assert set(batch) == {"image", "label", "case_id"}
         assert batch["case_id"] == expected["case_id"]
@@ -61,27 +62,22 @@ def test_votes_are_the_same(angles: list[float], factor: float) -> None:
     voted = vote_label_by_sampling(torch.from_numpy(label), matrix, size)
     assert voted.dtype == torch.int16
     assert set(np.unique(expected)) == {-1, 0, 1, 2, 3}
-    assert (voted.numpy() != expected).mean() < 0.002, "but for near ties"
+    assert (voted.numpy() != expected).mean() < 0.002, "except near ties"
 
 
-def test_a_box_outside_everything_stays_outside() -> None:
+def test_a_region_outside_the_image_has_no_label() -> None:
     outside = torch.full((1, 4, 4, 4), -1)
     assert (vote_label_by_sampling(outside, rotation_matrix([0.1, 0.1, 0.1]), (3, 3, 3)) == -1).all()
 
 
-def test_other_devices_are_refused(make_module: Make, make_cases: Make) -> None:
-    with pytest.raises(UserError, match=r"augmentation\.device=tpu: must be cpu or gpu"):
-        make_module(make_cases([(9, 9, 9)]), augmentation={"device": "tpu"})
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_patches_made_on_a_gpu_are_the_same(make_module: Make, store: Any, nnunet_group: dict[str, Any]) -> None:
-    """All but the noise, which the device draws itself."""
-    often = {kind: {**options, "p": 0.5} for kind, options in nnunet_group.items() if kind != "noise"}
-    early, late = (make_module(store, augmentation={"device": where, **often}) for where in ("cpu", "gpu"))
-    for expected, boxes in zip(early.train_dataloader(), late.train_dataloader(), strict=True):
-        batch = late.on_after_batch_transfer(late.transfer_batch_to_device(boxes, torch.device("cuda"), 0), 0)
+def test_patches_made_on_a_gpu_are_the_same(make_module: Make, store: Any, often: AugmentationSettings) -> None:
+    """The noise is left out because each device draws its own."""
+    same = replace(often, noise=Noise(p=0))
+    early, late = (make_module(store, augmentation=replace(same, device=device)) for device in ("cpu", "gpu"))
+    for expected, regions in zip(early.train_dataloader(), late.train_dataloader(), strict=True):
+        batch = late.on_after_batch_transfer(late.transfer_batch_to_device(regions, torch.device("cuda"), 0), 0)
         assert batch["image"].is_cuda
         torch.testing.assert_close(batch["image"].cpu(), expected["image"], rtol=1e-3, atol=1e-3)
         assert (batch["label"].cpu() != expected["label"]).float().mean() < 0.002

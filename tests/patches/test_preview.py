@@ -10,12 +10,13 @@ from matplotlib.image import imread
 
 from umamba.labels import LabelSet
 from umamba.patches.preview import draw_preview
+from umamba.settings import AugmentationSettings
 
 LABELS = LabelSet(("one", "two"), ((1,), (2,)))
 
 
 class Configuration:
-    """What the preview reads of a plan's configuration."""
+    """The part of a plan's configuration that the preview reads."""
 
     def __init__(self, patch_size: tuple[int, ...], channels: int) -> None:
         self.patch_size = patch_size
@@ -25,16 +26,16 @@ class Configuration:
 @pytest.mark.parametrize(("shape", "patch", "channels"), [((20, 40, 40), (8, 24, 24), 1), ((1, 60, 60), (32, 32), 3)])
 def test_each_picture_of_a_row_is_another_draw(
     make_cases: Callable[..., Any],
-    nnunet_group: dict[str, Any],
     tmp_path: Path,
     shape: tuple[int, ...],
     patch: tuple[int, ...],
     channels: int,
 ) -> None:
-    store, configuration = make_cases([shape, shape], channels), Configuration(patch, channels)
-    arguments: Any = (store, configuration, LABELS, nnunet_group)
+    store = make_cases([shape, shape], channels)
+    configuration: Any = Configuration(patch, channels)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        draw_preview(*arguments, tmp_path / f"{name}.png", seed=seed, rows=2, columns=4)
+        path = tmp_path / f"{name}.png"
+        draw_preview(store, configuration, LABELS, AugmentationSettings(), path, seed=seed, rows=2, columns=4)
     first, again, other = (imread(tmp_path / f"{name}.png") for name in "abc")
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)

@@ -1,15 +1,18 @@
-"""Where patches are taken, against hand arithmetic and slow enumeration."""
+"""Where patches are sampled, compared with hand arithmetic and slow enumeration."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from umamba.labels import LabelSet
 from umamba.patches.augmentation import read_size
-from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_box
+from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_region
 from umamba.patches.seeding import seed_of
-from umamba.patches.settings import Augmentation, Rotation, Scaling
+from umamba.settings import AugmentationSettings
+from umamba.settings.augmentation import Scaling
 
-MOVING = Augmentation(rotation=Rotation(p=0.2), scaling=Scaling(p=0.2))
+OFF = AugmentationSettings.off()
 
 
 @pytest.mark.parametrize(
@@ -24,13 +27,13 @@ MOVING = Augmentation(rotation=Rotation(p=0.2), scaling=Scaling(p=0.2))
     ],
 )
 def test_read_size(patch: tuple[int, ...], size: tuple[int, ...]) -> None:
-    assert read_size(MOVING, patch) == size
+    assert read_size(AugmentationSettings(), patch) == size
 
 
 def test_nothing_more_is_read_without_rotation_and_scaling() -> None:
-    assert read_size(Augmentation(), (40, 56, 40)) == (40, 56, 40)
-    assert read_size(Augmentation(), (56, 40)) == (1, 56, 40)
-    assert read_size(Augmentation(scaling=Scaling(p=0.1)), (128, 128, 128)) == (205, 205, 205)
+    assert read_size(OFF, (40, 56, 40)) == (40, 56, 40)
+    assert read_size(OFF, (56, 40)) == (1, 56, 40)
+    assert read_size(replace(OFF, scaling=Scaling(p=0.1)), (128, 128, 128)) == (205, 205, 205)
 
 
 def test_forced_positions() -> None:
@@ -73,14 +76,14 @@ def test_classes_have_equal_chance_however_rare() -> None:
     assert draw_voxel({}, labels, True, generator) is None
 
 
-def test_boxes_are_copies_padded_outside() -> None:
+def test_regions_are_copies_padded_outside() -> None:
     array = np.arange(1, 61, dtype=np.float32).reshape(1, 3, 4, 5)
     padded = np.pad(array, [(0, 0), (6, 6), (6, 6), (6, 6)], constant_values=-7)
     for start in [(0, 0, 0), (-2, 1, 3), (2, -3, -4), (1, 1, 1), (5, 0, 0), (0, -6, 0)]:
-        box = read_box(array, start, (2, 4, 6), -7)
+        region = read_region(array, start, (2, 4, 6), -7)
         expected = padded[(slice(None), *(slice(s + 6, s + 6 + n) for s, n in zip(start, (2, 4, 6), strict=True)))]
-        assert np.array_equal(box, expected[:, :2, :4, :6]), start
-        assert not np.shares_memory(box, array)
+        assert np.array_equal(region, expected[:, :2, :4, :6]), start
+        assert not np.shares_memory(region, array)
 
 
 def test_seeds_depend_on_every_part() -> None:

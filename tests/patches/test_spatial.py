@@ -9,14 +9,15 @@ import torchio as tio
 from scipy.ndimage import map_coordinates
 
 from umamba.patches.augmentation import is_flat, max_degrees
-from umamba.patches.resample import resample_patch
-from umamba.patches.settings import Augmentation, Rotation, Scaling
 from umamba.patches.spatial import (
     RotateScaleCrop,
     crop_centre,
     resample_image_patch,
     rotation_matrix,
 )
+from umamba.patches.warp import resample_patch
+from umamba.settings import AugmentationSettings
+from umamba.settings.augmentation import Rotation, Scaling
 
 CASES = [
     ((13, 17, 14), (8, 9, 7), [0.3, -0.4, 0.2], 1.0),
@@ -126,7 +127,7 @@ def test_a_factor_above_one_shows_more() -> None:
 )
 def test_angles_by_shape(patch: tuple[int, ...], flat: bool, degrees: float) -> None:
     assert is_flat(patch) == flat
-    assert max_degrees(Augmentation(), patch) == degrees
+    assert max_degrees(AugmentationSettings(), patch) == degrees
 
 
 @pytest.mark.parametrize("in_plane", [False, True])
@@ -162,7 +163,7 @@ def test_it_is_a_torchio_transform() -> None:
         label=tio.LabelMap(tensor=torch.zeros(1, 8, 8, 8, dtype=torch.int16)),
     )
     result = RotateScaleCrop((4, 5, 6), False, 30.0, Rotation(p=1), Scaling(p=1))(subject)
-    assert result["image"].data.shape == result["label"].data.shape == (1, 4, 5, 6)
+    assert result.get_image("image").data.shape == result.get_image("label").data.shape == (1, 4, 5, 6)
 
 
 @pytest.mark.parametrize("in_plane", [False, True])
@@ -188,6 +189,6 @@ def test_no_more_is_read_than_the_drawn_matrix_needs(in_plane: bool) -> None:
             )
             for box in (largest, size)
         )
-        torch.testing.assert_close(whole["image"].data, part["image"].data, rtol=0, atol=1e-5)
-        assert (whole["label"].data != part["label"].data).float().mean() < 0.002, "but for ties"
+        torch.testing.assert_close(whole.get_image("image").data, part.get_image("image").data, rtol=0, atol=1e-5)
+        assert (whole.get_image("label").data != part.get_image("label").data).float().mean() < 0.002, "except ties"
     assert smaller > 40

@@ -1,4 +1,4 @@
-"""The nonzero mask and its box against scipy's filling of holes."""
+"""The nonzero mask and its box against scipy's binary_fill_holes."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ def test_the_mask_is_the_nonzero_voxels_with_holes_filled(shape: tuple[int, ...]
 
 def test_a_thin_tunnel_from_the_border_is_no_hole() -> None:
     array = np.ones((1, 30, 30, 30), np.float32)
-    array[0, 5, 5, :20] = 0  # enters at the face x = 0
-    array[0, 5, 5:12, 19] = 0  # and turns
+    array[0, 5, 5, :20] = 0  # a tunnel that begins at the face x = 0
+    array[0, 5, 5:12, 19] = 0  # and turns a corner
     array[0, 20, 20, 20] = 0  # a hole
     mask, box = nonzero_box(array)
     assert box == (slice(0, 30),) * 3

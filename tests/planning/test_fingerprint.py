@@ -1,4 +1,4 @@
-"""The fingerprint against the definition in plain numpy, and its faults."""
+"""The fingerprint against its definition in plain numpy, and the errors of its datasets."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from umamba.datasets import read_dataset
 from umamba.io import UserError
 from umamba.planning import Fingerprint, compute_fingerprint
-from umamba.planning.fingerprint import describe_draws, draw_intensities
+from umamba.planning.fingerprint import draw_intensities, intensity_of
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_shapes_spacings_and_crop(raw: Path) -> None:
             for case in "ab"
         ]
     )
-    # Fifty million draws from 32 voxels a case: the sample's statistics are the population's.
+    # With fifty million draws from 32 voxels per case, the statistics of the sample are those of the population.
     (intensity,) = fingerprint.intensity
     assert intensity.mean == pytest.approx(voxels.mean(), rel=1e-4)
     assert intensity.std == pytest.approx(voxels.std(), rel=1e-3)
@@ -70,7 +70,7 @@ def test_statistics_are_those_of_all_draws() -> None:
         random = np.random.RandomState(1234)
         pooled.append(random.choice(voxels[0], 1000, replace=True))
     draws = np.concatenate(pooled).astype(np.float64)
-    found = describe_draws([next(draw_intensities(voxels, 1000)) for voxels in cases])
+    found = intensity_of([next(draw_intensities(voxels, 1000)) for voxels in cases])
     assert found.mean == pytest.approx(draws.mean(), rel=1e-12)
     assert found.std == pytest.approx(draws.std(), rel=1e-9)
     assert found.median == pytest.approx(np.median(draws), rel=1e-12)
@@ -102,5 +102,5 @@ def test_a_dataset_without_foreground_is_refused(raw: Path) -> None:
     for case_id in "ab":
         path = raw / "labelsTr" / f"{case_id}.nii.gz"
         sitk.WriteImage(sitk.ReadImage(str(path)) * 0, str(path))
-    with pytest.raises(UserError, match="no labelled voxel"):
+    with pytest.raises(UserError, match="no case of labelsTr has a labelled voxel"):
         compute_fingerprint(read_dataset(raw), workers=1)

@@ -1,4 +1,4 @@
-"""Folds against scikit-learn's and nnU-Net's rule, and splits files."""
+"""Folds against the rules of scikit-learn and nnU-Net, and splits files."""
 
 import itertools
 import json
@@ -50,9 +50,9 @@ def test_a_splits_file_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "must be a list of folds"),
+        ([], "must hold a list of folds"),
         ([{"train": NAMES}], 'fold 0 has no list of case names under "val"'),
-        ([{"train": NAMES, "val": ["other"]}], "cases the dataset does not have under val: other"),
+        ([{"train": NAMES, "val": ["other"]}], 'lists under "val" cases that the dataset does not have: other'),
     ],
 )
 def test_a_bad_splits_file_is_named(tmp_path: Path, content: object, message: str) -> None:
@@ -63,7 +63,7 @@ def test_a_bad_splits_file_is_named(tmp_path: Path, content: object, message: st
 
 
 @pytest.mark.parametrize("fold", [-1, True, "first", 1.5])
-def test_folds_that_are_none(fold: object) -> None:
+def test_invalid_folds(fold: object) -> None:
     with pytest.raises(UserError, match="fold="):
         fold_cases(NAMES, fold)  # type: ignore[arg-type]
 

@@ -1,7 +1,7 @@
-"""nnU-Net itself loads a plans file that we wrote and builds the same network from it.
+"""nnU-Net loads a plans file that this project wrote and builds the same network from it.
 
-Runs in the Python that UMAMBA_NNUNET_PYTHON names, one of an environment with nnunetv2 2.8; else in this one, if it has
-nnunetv2; else it is skipped.
+The environment variable UMAMBA_NNUNET_PYTHON names the Python of an environment with nnunetv2 2.8. Without it the test
+uses its own Python, or is skipped if that does not have nnunetv2.
 """
 
 import importlib.util

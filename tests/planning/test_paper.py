@@ -8,8 +8,8 @@ import pytest
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
-from umamba.planning import Fingerprint, plan_dataset
-from umamba.planning.paper import TABLE_2, Setting, paper_setting
+from umamba.planning import Fingerprint, PaperSetting, paper_setting, plan_dataset, planned_configuration
+from umamba.planning.paper import TABLE_2
 
 # Patch size, batch size, stages and poolings as printed; the poolings of the first row are printed as (3, 3, 5).
 PRINTED: dict[str, tuple[Any, ...]] = {
@@ -22,7 +22,7 @@ PRINTED: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("setting", TABLE_2, ids=lambda setting: setting.title)
-def test_the_rows_are_the_printed_ones(setting: Setting) -> None:
+def test_the_rows_are_the_printed_ones(setting: PaperSetting) -> None:
     poolings = tuple(sum(step == 2 for step in axis) for axis in zip(*setting.strides, strict=True))
     row = (setting.patch_size, setting.batch_size, len(setting.strides), poolings)
     assert row == PRINTED[setting.title]
@@ -38,7 +38,7 @@ def test_the_rows_are_the_printed_ones(setting: Setting) -> None:
         ("NeurIPSCell", "2d", "Microscopy"),
     ],
 )
-def test_a_row_is_told_by_the_folder(dataset: str, configuration: str | None, title: str) -> None:
+def test_the_folder_names_the_row(dataset: str, configuration: str | None, title: str) -> None:
     assert paper_setting(dataset, configuration).title == title
 
 
@@ -52,7 +52,7 @@ def test_a_dataset_without_a_row_is_named(dataset: str, configuration: str | Non
 
 @pytest.mark.parametrize("setting", TABLE_2, ids=lambda setting: setting.title)
 @pytest.mark.parametrize("rules", ["umamba", "nnunet"])
-def test_pinned_rows_give_the_forks_plans_by_any_rules(shared_dir: Path, setting: Setting, rules: str) -> None:
+def test_pinned_rows_give_the_forks_plans_by_any_rules(shared_dir: Path, setting: PaperSetting, rules: str) -> None:
     table = json.loads((shared_dir / "reference" / "planner" / "table2.json").read_text())
     name = next(row["fingerprint"] for row in table["rows"] if row["row"] == setting.title)
     record = table["datasets"][name]
@@ -75,3 +75,26 @@ def test_pinned_rows_give_the_forks_plans_by_any_rules(shared_dir: Path, setting
     assert [list(kernel) for kernel in configuration.kernel_sizes] == wanted["kernel_sizes"]
     assert [list(stride) for stride in configuration.strides] == wanted["strides"]
     assert list(configuration.features_per_stage) == wanted["features_per_stage"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "paper", "configuration", "name"),
+    [
+        ("Dataset701_AbdomenCT", True, None, "3d_fullres"),
+        ("Dataset702_AbdomenMR", True, None, "3d_fullres"),
+        ("Dataset702_AbdomenMR", True, "2d", "2d"),
+        ("Dataset704_Endovis17", True, None, "2d"),
+        ("Dataset004_Hippocampus", False, "3d_lowres", "3d_lowres"),
+    ],
+)
+def test_the_planned_configuration_is_known_without_data(
+    dataset: str, paper: bool, configuration: str | None, name: str
+) -> None:
+    assert planned_configuration(dataset, paper, configuration) == name
+
+
+def test_the_planned_configuration_needs_a_name_or_a_row() -> None:
+    with pytest.raises(UserError, match=r"plan\.configuration is not given\. Choose one of 2d, 3d_fullres, 3d_lowres"):
+        planned_configuration("Dataset702_AbdomenMR", False, None)
+    with pytest.raises(UserError, match="no row for Hippocampus"):
+        planned_configuration("Dataset004_Hippocampus", True, None)

@@ -1,4 +1,4 @@
-"""The planner against what nnU-Net's planners return, and pinned values against the rules done by hand."""
+"""The planner against the plans of nnU-Net's planners, and pinned values against the rules applied by hand."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,7 @@ def plan_of(record: Mapping[str, Any], rules: str, **options: Any) -> Plan:
 
 
 def differences(plan: Plan, expected: Mapping[str, Any]) -> Iterator[str]:
-    """Yield where a plan and what nnU-Net returned differ."""
+    """Yield the differences between a plan and nnU-Net's."""
     found = to_nnunet_plans(plan)
     for key in (
         "transpose_forward",
@@ -116,7 +116,7 @@ def record(reference_dir: Path) -> dict[str, Any]:
 
 
 def test_twice_the_memory_allows_twice_the_2d_batch(record: dict[str, Any]) -> None:
-    # 512x512 already is the whole median image, so that only the batch can grow.
+    # A patch of 512x512 is the whole median image, so only the batch can grow.
     plans = [plan_of(record, "nnunet", gpu_memory_gb=memory).configuration("2d") for memory in (None, 8, 16)]
     assert plans[0] == plans[1]
     assert plans[2].patch_size == plans[0].patch_size == (512, 512)
@@ -136,7 +136,7 @@ def test_a_smaller_pinned_patch_gives_its_own_topology_and_a_larger_batch(record
     configuration = plan_of(record, "nnunet", overrides={"3d_fullres": {"patch_size": [16, 64, 64]}}).configuration(
         "3d_fullres"
     )
-    # By hand, spacing 2.83, 0.73, 0.73: in-plane alone until it is 1.46 mm; 16 -> 8 -> 4, 64 -> 4 in four poolings.
+    # By hand, spacing 2.83, 0.73, 0.73: only in-plane until 1.46 mm; then 16 -> 8 -> 4, and 64 -> 4 in four poolings.
     assert configuration.patch_size == (16, 64, 64)
     assert configuration.strides == ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
     assert configuration.features_per_stage == (32, 64, 128, 256, 320)

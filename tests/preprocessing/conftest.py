@@ -14,7 +14,7 @@ from umamba.planning import Configuration, Intensity, Plan
 
 @pytest.fixture
 def make_plan() -> Callable[..., Plan]:
-    """Return a maker of plans with one configuration, from what preprocessing looks at."""
+    """Return a function that makes a plan with one configuration from the values that preprocessing reads."""
 
     def make(
         spacing: tuple[float, ...],

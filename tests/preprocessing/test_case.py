@@ -1,4 +1,4 @@
-"""Preprocessing against nnU-Net's own results, and its mistakes."""
+"""Preprocessing against nnU-Net's results, and its errors."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def image_of(array: np.ndarray, spacing: tuple[float, ...]) -> Image:
 
 
 def check(path: Path, make_plan: Maker) -> None:
-    """Compare image, label, crop and sizes with what nnU-Net made of the same case."""
+    """Compare image, label, crop and sizes with nnU-Net's for the same case."""
     stored = np.load(path)
     config = json.loads(str(stored["config"]))
     properties = config["foreground_intensity_properties_per_channel"]
@@ -54,7 +54,7 @@ def check(path: Path, make_plan: Maker) -> None:
     assert image.dtype == np.float32
     assert image.shape == stored["expected_image"].shape
     np.testing.assert_allclose(image, stored["expected_image"], rtol=1e-6, atol=1e-4)
-    assert np.mean(label != stored["expected_seg"]) < 2e-4  # a handful of voxels where two labels are level
+    assert np.mean(label != stored["expected_seg"]) < 2e-4  # a few voxels where two labels are tied
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -73,7 +73,7 @@ def test_all_of_nnunets_results(shared_dir: Path, make_plan: Maker) -> None:
 def test_background_outside_the_nonzero_mask_is_minus_one(make_plan: Maker) -> None:
     array = np.zeros((1, 4, 4, 4), np.float32)
     array[0, 1:, 1:, 1:] = 5
-    array[0, 1, 1, 1] = 0  # a corner of the box that touches the outside
+    array[0, 1, 1, 1] = 0  # a corner of the box, so it is not a hole
     label = np.zeros_like(array, dtype=np.uint8)
     label[0, 3, 3, 3] = 1
     plan = make_plan((1.0, 1.0, 1.0))
@@ -86,7 +86,7 @@ def test_background_outside_the_nonzero_mask_is_minus_one(make_plan: Maker) -> N
     assert found[0, 2, 2, 2] == 1
     assert np.count_nonzero(found == -1) == 1
     assert abs(float(image.mean())) < 1e-6
-    assert array[0, 1, 1, 2] == 5  # the input is left as it was
+    assert array[0, 1, 1, 2] == 5  # the input is not modified
 
 
 def test_properties_round_trip_through_json(make_plan: Maker) -> None:

@@ -1,4 +1,4 @@
-"""Many prepare.py at once, and one that is killed: one whole store, nothing lost, nothing half-written."""
+"""Many prepare.py at once, and one that is killed: the result is one complete store without partial files."""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ def start(project_dir: Path, raw: Path, out: Path, *more: str) -> subprocess.Pop
 
 
 def content(out: Path) -> dict[str, str]:
-    """Return the hash of each file below a folder; locks are empty, and the list of files knows times of change."""
+    """Return the hash of each file in a folder, except for lock files."""
     return {
         path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(out.rglob("*"))
@@ -48,13 +48,13 @@ def content(out: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def single(project_dir: Path, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return what a single undisturbed run makes."""
+    """Return the files of a single run that is not interrupted."""
     out = tmp_path_factory.mktemp("single")
     process = start(project_dir, raw, out, "data.prepare_workers=1")
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed
     made = content(out)
-    assert len(made) == 2 + 2 * 8 + 1  # fingerprint, list of files; image and label of each case; the mark of the end
+    assert len(made) == 2 + 2 * 8 + 1  # fingerprint and list of files; image and label of each case; store.json
     return made
 
 
@@ -90,14 +90,14 @@ def test_five_kills_lose_nothing(project_dir: Path, raw: Path, tmp_path: Path, s
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        while members(process.pid) and time.monotonic() < limit:  # its workers notice
+        while members(process.pid) and time.monotonic() < limit:  # its workers end by themselves
             time.sleep(0.05)
         assert not members(process.pid)
         assert not list(tmp_path.rglob("store.json"))
         now = {
             path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.image.b2nd") if not path.name.startswith(".")
         }
-        assert now.items() >= done.items()  # what was ready is kept as it is
+        assert now.items() >= done.items()  # finished files are kept unchanged
         done = now
     process = start(project_dir, raw, tmp_path, "data.prepare_workers=2")
     printed, _ = process.communicate(timeout=120)

@@ -34,7 +34,7 @@ def test_labels_take_the_largest_indicator() -> None:
         for value in range(-1, 4)
     ]
     ranked = np.sort(indicators, axis=0)
-    clear = ranked[-1] - ranked[-2] > 1e-4  # elsewhere two labels are level, and the nearest voxel's is taken
+    clear = ranked[-1] - ranked[-2] > 1e-4  # elsewhere two labels are tied, and that of the nearest voxel wins
     expected = np.argmax(indicators, axis=0) - 1
     found = resample_label(volume[None], new_shape, (1, 1, 1), (1, 1, 1))[0]
     assert found.dtype == np.int16
@@ -51,7 +51,7 @@ def test_nothing_changes_without_a_change_of_size() -> None:
     ("current", "target", "axis"),
     [
         ((1, 1, 1), (1, 1, 1), None),
-        ((3, 1, 1), (1, 1, 1), None),  # exactly three times is not more
+        ((3, 1, 1), (1, 1, 1), None),  # exactly 3 times is not more than 3 times
         ((3.1, 1, 1), (1, 1, 1), 0),
         ((1, 1, 1), (1, 4, 1), 1),
         ((5, 5, 1), (1, 1, 1), None),  # two axes share the coarsest spacing

@@ -1,4 +1,4 @@
-"""The store: what is in it, when it is made anew, and what an interruption leaves."""
+"""The store: its content, when a new one is made, and how an interrupted preparation continues."""
 
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ Maker = Callable[..., Plan]
 
 
 def prepare(raw: Path, plan: Plan, root: Path, workers: int = 1) -> CaseStore:
-    """Prepare the dataset with the content it has now."""
+    """Prepare the dataset with its present content."""
     dataset = read_dataset(raw)
     return prepare_store(dataset, dataset_digest(dataset, None), plan, next(iter(plan.configurations)), root, workers)
 
@@ -56,9 +56,12 @@ def test_stored_cases_are_the_preprocessed_ones(
         assert len(voxels) == len(np.unique(voxels, axis=0)) == np.count_nonzero(label == value)
         assert (label[0][tuple(voxels.T)] == value).all()
     assert Plan.from_json(json.loads((store.path / "store.json").read_text())["plan"]) == plan
+    opened = open_store(store.path)
+    assert (opened.plan, opened.labels) == (plan, dataset.labels)
+    assert opened.configuration == next(iter(plan.configurations.values()))
 
 
-def test_it_is_reused_and_its_key_follows_what_it_depends_on(raw: Path, tmp_path: Path, make_plan: Maker) -> None:
+def test_a_store_is_reused_until_its_content_would_change(raw: Path, tmp_path: Path, make_plan: Maker) -> None:
     plan = make_plan((2.0, 1.0, 1.0))
     first = prepare(raw, plan, tmp_path / "out", workers=2)
     before = {path: path.stat().st_mtime_ns for path in first.path.iterdir()}
@@ -114,7 +117,7 @@ def test_a_damaged_file_is_named(raw: Path, tmp_path: Path, make_plan: Maker) ->
 
 
 def test_a_process_forked_after_reading_can_read(tmp_path: Path) -> None:
-    """Patches are made in forked workers, where threads that the parent had begun are missing."""
+    """Forked workers read patches, and threads that the parent started do not exist in them."""
     many_blocks = np.random.default_rng(0).random((1, 96, 96, 96), dtype=np.float32)
     _write(tmp_path / "x.b2nd", many_blocks, False)
     opened = _open(tmp_path / "x.b2nd")

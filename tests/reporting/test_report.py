@@ -17,6 +17,7 @@ from scipy.stats import wilcoxon
 
 from umamba.evaluation.statistics import holm
 from umamba.io import Geometry
+from umamba.records import RunFolder
 from umamba.reporting import gather, numbers, write_report
 from umamba.reporting.compare import best_two, spread_sentences
 from umamba.reporting.gallery import _flips
@@ -63,7 +64,9 @@ def study(tmp_path: Path) -> tuple[list[PlannedRun], Path]:
     for method in METHODS:
         for seed in (0, 1):
             folder = tmp_path / "runs" / method / f"seed_{seed}"
-            runs.append(PlannedRun((f"experiment={method}",), folder, "toy", method, "all", seed, 2, 100, "x"))
+            runs.append(
+                PlannedRun((f"experiment={method}",), RunFolder(folder), "toy", method, "all", seed, 2, 100, "x")
+            )
             if method != "unetr":
                 write_run(folder, method, seed)
     (tmp_path / "published.csv").write_text(PUBLISHED)
@@ -284,7 +287,7 @@ def test_tables_in_markdown_and_latex_hold_the_same_numbers(
 
 def test_nothing_measured_is_all_missing(tmp_path: Path) -> None:
     (tmp_path / "published.csv").write_text(PUBLISHED)
-    runs = [PlannedRun((), tmp_path / method, "toy", method, "all", 0, 2, 100, "x") for method in METHODS]
+    runs = [PlannedRun((), RunFolder(tmp_path / method), "toy", method, "all", 0, 2, 100, "x") for method in METHODS]
     page = write_report(gather("toy", "Which?", runs, tmp_path / "published.csv"), tmp_path / "report")
     assert page.read_text().count(">missing<") == 8  # two labels of four methods
 

@@ -18,9 +18,9 @@ runs:
 folds: [all]
 seeds: [0]
 """
-LONG = ("+smoke=true", "trainer.max_epochs=12", "trainer.limit_train_batches=30")
-LONGER = ("+smoke=true", "trainer.max_epochs=24", "trainer.limit_train_batches=80")
-SMALL = ("--gpus", "0", "--cpus", "1", "--memory-gb", "7", "--time-limit", "00:30:00", "--max-parallel", "2")
+LONG = ("smoke=true", "trainer.max_epochs=12", "trainer.limit_train_batches=30")
+LONGER = ("smoke=true", "trainer.max_epochs=24", "trainer.limit_train_batches=80")
+SMALL = ("slurm.gpus=0", "slurm.cpus=1", "slurm.memory_gb=7", "slurm.time_limit=00:30:00", "slurm.max_parallel=2")
 
 
 def said(*command: str) -> str:
@@ -37,9 +37,9 @@ pytestmark = [
 ]
 
 
-def umamba_slurm(folder: Path, *arguments: str) -> str:
-    """Run `python -m umamba.slurm` in a folder and return what it prints."""
-    command = [sys.executable, "-m", "umamba.slurm", *arguments]
+def umamba(folder: Path, *arguments: str) -> str:
+    """Run `umamba` in a folder and return what it prints."""
+    command = [sys.executable, "-m", "umamba", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -81,11 +81,11 @@ def one_run(tmp_path: Path) -> tuple[Path, str, str]:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "sweep.yaml").write_text(STUDY)
     study = str(tmp_path / "one")
-    assert row(umamba_slurm(tmp_path, "state", study, *LONG)) == ["pending", "0/12", "", "", ""]
-    umamba_slurm(tmp_path, "submit", study, *SMALL, *LONG)
+    assert row(umamba(tmp_path, "study", study, *LONG)) == ["pending", "0/12", "", "", ""]
+    umamba(tmp_path, "slurm", "submit", study, *SMALL, *LONG)
     wait_for(lambda: len(epochs(tmp_path)) >= 2, 900)
     before = len(epochs(tmp_path))
-    state, epoch, left, score, _ = row(umamba_slurm(tmp_path, "state", study, *LONG))
+    state, epoch, left, score, _ = row(umamba(tmp_path, "study", study, *LONG))
     assert before <= int(epoch.removesuffix("/12")) <= len(epochs(tmp_path))
     assert (state, score) == ("running", "")
     assert left.endswith("s")
@@ -94,12 +94,12 @@ def one_run(tmp_path: Path) -> tuple[Path, str, str]:
 
 def finish(folder: Path, study: str) -> None:
     """Wait for the run's end, and check that it is whole and alone."""
-    wait_for(lambda: "1 done," in umamba_slurm(folder, "state", study, *LONG), 1800)
+    wait_for(lambda: "1 done," in umamba(folder, "study", study, *LONG), 1800)
     assert epochs(folder) == list(range(12))
-    state, epoch, left, score, remark = row(umamba_slurm(folder, "state", study, *LONG))
+    state, epoch, left, score, remark = row(umamba(folder, "study", study, *LONG))
     assert (state, epoch, left, remark) == ("done", "12/12", "", "")
     assert 0 <= float(score) <= 1
-    assert "Nothing to submit" in umamba_slurm(folder, "submit", study, *SMALL, *LONG)
+    assert "Nothing to submit" in umamba(folder, "slurm", "submit", study, *SMALL, *LONG)
 
 
 def row(table: str) -> list[str]:
@@ -118,13 +118,13 @@ def test_a_requeued_run_goes_on_in_its_folder(one_run: tuple[Path, str, str], ho
     wait_for(lambda: in_queue(job) == ["PENDING"], 180)
     before = len(epochs(folder))
     why = (
-        "the time limit came near"
+        "the time limit approached"
         if how.startswith("warned")
-        else "the cluster took the node back, or it was cancelled"
+        else "the cluster took the node back, or the job was cancelled"
     )
     waiting = ["pending", f"{before}/12", "", "", f"stopped: {why}"]
-    assert row(umamba_slurm(folder, "state", study, *LONG)) == waiting
-    assert "Nothing to submit" in umamba_slurm(folder, "submit", study, *SMALL, *LONG)  # it is in the queue
+    assert row(umamba(folder, "study", study, *LONG)) == waiting
+    assert "Nothing to submit" in umamba(folder, "slurm", "submit", study, *SMALL, *LONG)  # it is in the queue
     said("scontrol", "update", f"JobId={job}_0", "StartTime=now")  # SLURM makes a requeued job wait for two minutes
     finish(folder, study)
     log = next((folder / "runs" / "slurm" / "one" / "logs").glob(f"{job}_0.log")).read_text()
@@ -135,14 +135,14 @@ def test_a_run_longer_than_the_time_limit_is_done_in_pieces(tmp_path: Path) -> N
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "sweep.yaml").write_text(STUDY)
     study = str(tmp_path / "one")
-    short = [{"00:30:00": "00:02:00"}.get(text, text) for text in SMALL]
-    umamba_slurm(tmp_path, "submit", study, *short, "--warn-s", "60", *LONGER)
+    short = [text.replace("00:30:00", "00:02:00") for text in SMALL]
+    umamba(tmp_path, "slurm", "submit", study, *short, "slurm.warn_s=60", *LONGER)
     job = jobs(tmp_path, "one")["train"]
 
     def done() -> bool:
         if in_queue(job) == ["PENDING"] and epochs(tmp_path):
             said("scontrol", "update", f"JobId={job}_0", "StartTime=now")
-        return "1 done," in umamba_slurm(tmp_path, "state", study, *LONGER)
+        return "1 done," in umamba(tmp_path, "study", study, *LONGER)
 
     wait_for(done, 1800)
     assert epochs(tmp_path) == list(range(24))
@@ -155,13 +155,13 @@ def test_two_processes_train_one_run_and_go_on_after_a_requeue(tmp_path: Path) -
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "sweep.yaml").write_text(STUDY)
     study = str(tmp_path / "one")
-    umamba_slurm(tmp_path, "submit", study, *SMALL, "--extra=--ntasks-per-node=2", *LONG)
+    umamba(tmp_path, "slurm", "submit", study, *SMALL, "slurm.extra=[--ntasks-per-node=2]", *LONG)
     job = jobs(tmp_path, "one")["train"]
     wait_for(lambda: len(epochs(tmp_path)) >= 2, 900)
     said("scontrol", "requeue", f"{job}_0")
     wait_for(lambda: in_queue(job) == ["PENDING"], 180)
     before = len(epochs(tmp_path))
-    assert row(umamba_slurm(tmp_path, "state", study, *LONG))[:2] == ["pending", f"{before}/12"]
+    assert row(umamba(tmp_path, "study", study, *LONG))[:2] == ["pending", f"{before}/12"]
     said("scontrol", "update", f"JobId={job}_0", "StartTime=now")
     finish(tmp_path, study)
     log = next((tmp_path / "runs" / "slurm" / "one" / "logs").glob(f"{job}_0.log")).read_text()
@@ -172,13 +172,13 @@ def test_a_cancelled_run_is_submitted_again(one_run: tuple[Path, str, str]) -> N
     folder, study, job = one_run
     said("scancel", job, jobs(folder, "one")["collect"])
     wait_for(lambda: not in_queue(job), 180)
-    assert "1 pending," in umamba_slurm(folder, "state", study, *LONG)
-    assert "Submitted 1 of 1" in umamba_slurm(folder, "submit", study, *SMALL, *LONG)
+    assert "1 pending," in umamba(folder, "study", study, *LONG)
+    assert "Submitted 1 of 1" in umamba(folder, "slurm", "submit", study, *SMALL, *LONG)
     finish(folder, study)
 
 
 def test_an_array_of_six_runs_two_at_a_time_and_is_reported(tmp_path: Path) -> None:
-    umamba_slurm(tmp_path, "submit", "table7_organs_mr_2d", *SMALL, "+smoke=true")
+    umamba(tmp_path, "slurm", "submit", "table7_organs_mr_2d", *SMALL, "smoke=true")
     job = jobs(tmp_path, "table7_organs_mr_2d")["train"]
     running: list[int] = []
 
@@ -188,8 +188,6 @@ def test_an_array_of_six_runs_two_at_a_time_and_is_reported(tmp_path: Path) -> N
 
     wait_for(done, 2400)
     assert max(running) == 2
-    assert "6 done, 0 running, 0 pending, 0 failed" in umamba_slurm(
-        tmp_path, "state", "table7_organs_mr_2d", "+smoke=true"
-    )
+    assert "6 done, 0 running, 0 pending, 0 failed" in umamba(tmp_path, "study", "table7_organs_mr_2d", "smoke=true")
     page = tmp_path / "runs" / "reports" / "table7_organs_mr_2d" / "index.html"
     assert "6 of 6 runs are done" in page.read_text()

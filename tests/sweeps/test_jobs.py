@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from umamba.io import UserError, read_json
+from umamba.records import RunFolder
+from umamba.settings import SlurmSettings
 from umamba.sweeps import PlannedRun
-from umamba.sweeps.jobs import Request, launched, read_task, submission, task_name, write_list
+from umamba.sweeps.jobs import launched, read_task, submission, task_name, write_list
 from umamba.sweeps.preflight import Partition, preflight, seconds
 from umamba.sweeps.task import failure, run_task
 
@@ -20,7 +23,9 @@ from umamba.sweeps.task import failure, run_task
 def runs(folder: Path, count: int = 3) -> list[PlannedRun]:
     """Return runs of two datasets."""
     return [
-        PlannedRun((f"a={index}", "fold=0"), folder / f"run_{index}", "d", "m", 0, 0, 5, 10, f"data{index % 2}")
+        PlannedRun(
+            (f"a={index}", "fold=0"), RunFolder(folder / f"run_{index}"), "d", "m", 0, 0, 5, 10, f"data{index % 2}"
+        )
         for index in range(count)
     ]
 
@@ -29,7 +34,7 @@ def test_lists_are_numbered_and_hold_what_a_task_needs(tmp_path: Path) -> None:
     first = write_list(tmp_path, "study", runs(tmp_path))
     second = write_list(tmp_path, "study", runs(tmp_path, 1))
     assert (first.name, second.name) == ("list_001.json", "list_002.json")
-    assert read_task(first, 2) == (["a=2", "fold=0"], tmp_path / "run_2")
+    assert read_task(first, 2) == (["a=2", "fold=0"], RunFolder(tmp_path / "run_2"))
     assert read_json(first)["prepare"] == [["a=0", "fold=0"], ["a=1", "fold=0"]]  # one for each preparation
     with pytest.raises(UserError, match="0 to 2"):
         read_task(first, 3)
@@ -37,14 +42,16 @@ def test_lists_are_numbered_and_hold_what_a_task_needs(tmp_path: Path) -> None:
 
 def test_the_array_asks_for_what_the_request_says(tmp_path: Path) -> None:
     list_file = write_list(tmp_path, "study", runs(tmp_path))
-    request = Request(partition="gpu", prepare_partition="cpu", gpus=2, cpus=26, max_parallel=2, extra=("--account=x",))
-    jobs = submission(list_file, request, "/bin/python", tmp_path, ["study=study"])
+    request = SlurmSettings(
+        partition="gpu", prepare_partition="cpu", gpus=2, cpus=26, max_parallel=2, extra=("--account=x",)
+    )
+    jobs = submission(list_file, request, ("/bin/python", "-m", "umamba"), tmp_path / "array.sh", ["study=study"])
     for option in (
         *("--array=0-2%2", "--requeue", "--signal=B:USR1@120", "--partition=gpu", "--gres=gpu:2", "--account=x"),
         *("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=13", "--open-mode=append"),
     ):
         assert option in jobs.train, option
-    assert jobs.train[-3:] == [str(tmp_path / "slurm" / "array.sh"), "/bin/python", str(list_file)]
+    assert jobs.train[-3:] == [str(tmp_path / "array.sh"), "/bin/python", str(list_file)]
     assert "--partition=cpu" in jobs.prepare
     assert not any(option.startswith("--gres") for option in (*jobs.prepare, *jobs.collect))
 
@@ -56,7 +63,7 @@ def test_several_tasks_are_started_together_and_joined() -> None:
     command = launched(["python", "train.py", "a=1"], two_by_four)
     assert command[0] == "srun"
     assert "--cpus-per-task=4" in command
-    assert command[-5:] == ["train.py", "a=1", "trainer=ddp", "trainer.devices=4", "+trainer.num_nodes=2"]
+    assert command[-5:] == ["train.py", "a=1", "trainer=ddp", "trainer.devices=4", "trainer.num_nodes=2"]
 
 
 def test_a_task_knows_itself_from_its_environment() -> None:
@@ -77,7 +84,7 @@ def test_a_task_knows_itself_from_its_environment() -> None:
     ],
 )
 def test_a_task_records_how_it_ended(tmp_path: Path, code: str, state: str, said: str | None) -> None:
-    assert run_task([sys.executable, "-c", code], tmp_path) == state
+    assert run_task([sys.executable, "-c", code], RunFolder(tmp_path)) == state
     record = read_json(tmp_path / "task.json")
     assert record["state"] == state
     assert said is None or said in record["reason"]
@@ -93,8 +100,10 @@ def test_a_warned_task_stops_its_training_and_asks_for_a_requeue(
     scontrol.chmod(0o755)
     training = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(60)"
     code = (
-        "import sys; from pathlib import Path; from umamba.sweeps.task import run_task; "
-        f"print(run_task([sys.executable, '-c', {training!r}, '{tmp_path}/begun'], Path('{tmp_path}'), '17_4'))"
+        "import sys; from pathlib import Path; from umamba.records import RunFolder; "
+        "from umamba.sweeps.task import run_task; "
+        f"command = [sys.executable, '-c', {training!r}, '{tmp_path}/begun']; "
+        f"print(run_task(command, RunFolder(Path('{tmp_path}')), '17_4'))"
     )
     environment = {**os.environ, "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
@@ -126,21 +135,21 @@ def test_time_limits_as_slurm_writes_them(text: str, expected: float | None) -> 
 
 def test_a_good_request_passes_and_a_poor_one_is_told_what_to_ask_for(tmp_path: Path) -> None:
     offered = [Partition("gpu*", 32, 256.0, 4, 86400.0)]
-    assert preflight(runs(tmp_path), Request(), offered) == []
-    poor = Request(partition="gpux", cpus=2, memory_gb=2, gpus=1)
+    assert preflight(runs(tmp_path), SlurmSettings(), offered) == []
+    poor = SlurmSettings(partition="gpux", cpus=2, memory_gb=2, gpus=1)
     remarks = "\n".join(preflight(runs(tmp_path), poor, offered))
     assert all(part in remarks for part in ("Ask for 13", "memory 2 GB", "partition gpux", "Choose one of gpu"))
-    too_much = Request(cpus=64, memory_gb=999, gpus=8, time_limit="7-00:00:00")
+    too_much = SlurmSettings(cpus=64, memory_gb=999, gpus=8, time_limit="7-00:00:00")
     remarks = "\n".join(preflight(runs(tmp_path), too_much, offered))
     assert all(part in remarks for part in ("has 32", "has 256", "has 4", "allows 1 d"))
 
 
 def test_a_time_limit_of_an_epoch_is_refused_once_the_epoch_is_known(tmp_path: Path) -> None:
     planned = runs(tmp_path)
-    planned[0].folder.mkdir()
-    (planned[0].folder / "metrics.csv").write_text("epoch,time/iteration_s\n0,60\n")  # ten batches: ten minutes
-    assert "epoch" in "\n".join(preflight(planned, Request(time_limit="00:20:00"), []))
-    assert preflight(planned, Request(time_limit="10:00:00"), []) == []
+    planned[0].folder.path.mkdir()
+    planned[0].folder.metrics.write_text("epoch,time/iteration_s\n0,60\n")  # ten batches: ten minutes
+    assert "epoch" in "\n".join(preflight(planned, SlurmSettings(time_limit="00:20:00"), []))
+    assert preflight(planned, SlurmSettings(time_limit="10:00:00"), []) == []
 
 
 def test_memory_grows_with_the_planned_batch(tmp_path: Path) -> None:
@@ -149,8 +158,6 @@ def test_memory_grows_with_the_planned_batch(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     plan = {"intensity": [{}], "configurations": {"3d_fullres": {"patch_size": [256, 256, 256], "batch_size": 8}}}
     (folder / "plan.json").write_text(json.dumps(plan))
-    large = PlannedRun(
-        *(getattr(planned[0], name) if name != "folder" else folder for name in planned[0].__dataclass_fields__)
-    )
-    assert preflight(planned, Request(), []) == []
-    assert "memory" in preflight([large], Request(), [])[0]
+    large = replace(planned[0], folder=RunFolder(folder))
+    assert preflight(planned, SlurmSettings(), []) == []
+    assert "memory" in preflight([large], SlurmSettings(), [])[0]

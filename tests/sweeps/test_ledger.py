@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from umamba.records import RunFolder
+from umamba.records.tables import main_score, read_scores
 from umamba.sweeps import PlannedRun, left_to_do, run_state, state_table
-from umamba.sweeps.ledger import duration, mean_score
+from umamba.sweeps.ledger import duration
 
 NOW = 1_000_000.0
 
 
 def planned(folder: Path, max_epochs: int = 10) -> PlannedRun:
     """Return a run of `folder`."""
-    return PlannedRun(("experiment=a_b",), folder, "a", "b", "all", 0, max_epochs, 20, "x")
+    return PlannedRun(("experiment=a_b",), RunFolder(folder), "a", "b", "all", 0, max_epochs, 20, "x")
 
 
 def write(folder: Path, name: str, text: str, age_s: float = 0.0) -> None:
@@ -68,7 +70,7 @@ def test_records_of_jobs_that_failed_or_stopped(tmp_path: Path) -> None:
     write(tmp_path, "task.json", json.dumps({"state": "failed", "reason": "exit code 2: no memory"}))
     failed = run_state(planned(tmp_path), NOW)
     assert (failed.state, failed.epochs, failed.reason) == ("failed", 3, "exit code 2: no memory")
-    write(tmp_path, "task.json", json.dumps({"state": "stopped", "reason": "the time limit came near"}))
+    write(tmp_path, "task.json", json.dumps({"state": "stopped", "reason": "the time limit approached"}))
     stopped = run_state(planned(tmp_path), NOW)
     assert (stopped.state, stopped.epochs) == ("pending", 3)
     assert left_to_do([failed, stopped]) == [failed.run, stopped.run]
@@ -83,13 +85,13 @@ def test_a_finished_run_is_done_with_its_score(tmp_path: Path) -> None:
     assert state.score == pytest.approx((0.6 + 0.2) / 2)  # a label without a score does not count
     assert left_to_do([state]) == []
     longer = run_state(planned(tmp_path, max_epochs=20), NOW)
-    assert (longer.state, longer.reason) == ("pending", "trained for 10 epochs only")
+    assert (longer.state, longer.reason) == ("pending", "trained for only 10 epochs")
 
 
 def test_cells_are_scored_by_f1(tmp_path: Path) -> None:
     write(tmp_path, "scores.csv", "case,label,f1\na,cell,0.5\nb,cell,0.75\n")
-    assert mean_score(tmp_path) == pytest.approx(0.625)
-    assert math.isnan(mean_score(tmp_path / "none"))
+    assert main_score(read_scores(tmp_path / "scores.csv")) == pytest.approx(0.625)
+    assert math.isnan(main_score(read_scores(tmp_path / "none" / "scores.csv")))
 
 
 def test_half_written_records_do_not_break_the_table(tmp_path: Path) -> None:

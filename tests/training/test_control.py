@@ -1,6 +1,5 @@
-"""What a run can be told: other weights to start from, accumulation, averaging, recomputing, several processes."""
+"""Options of a training: pretrained weights, accumulation, weight averaging, less memory, several processes."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -12,16 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from umamba.inference import Predictor, decide_labels
-from umamba.inference.tiling import whole_logits
+from umamba.inference import Predictor, decide_labels, tile_forward, tile_window, whole_logits
 from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.networks import build_network
 from umamba.networks.build import architecture_names
 from umamba.planning import Configuration, fold_cases
+from umamba.records import RunFolder
+from umamba.records.tables import read_metrics, read_scores
+from umamba.runs import PreparedDataset
+from umamba.settings import InvalidSettings, read_architecture
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.pretrained import load_pretrained
-from umamba.training.run_folder import RunFolder
 
 Fit = Callable[..., RunFolder]
 TWO = LabelSet(("a", "b"), ((1,), (2,)))
@@ -29,38 +30,36 @@ TWO = LabelSet(("a", "b"), ((1,), (2,)))
 
 def checkpoint(folder: RunFolder) -> dict[str, Any]:
     """Return a run's last checkpoint."""
-    return torch.load(folder.last, weights_only=True)
+    return dict(torch.load(folder.last, weights_only=True))
 
 
 def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
-    """Return its weights."""
-    return checkpoint(folder)["state_dict"]
+    """Return the weights of a run's last checkpoint."""
+    return dict(checkpoint(folder)["state_dict"])
 
 
 def rows(folder: RunFolder) -> list[dict[str, str]]:
-    """Return metrics.csv."""
-    with (folder.path / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+    """Return the rows of metrics.csv."""
+    return read_metrics(folder.metrics)
 
 
-def small_unet(prepared: Any, classes: int, channels: int = 1) -> nn.Module:
+def small_unet(prepared: PreparedDataset, classes: int, channels: int = 1) -> nn.Module:
     """Return the network of the small runs."""
-    return build_network({"name": "unet"}, prepared.configuration, channels, classes)
+    return build_network("unet", prepared.configuration, channels, classes)
 
 
-def test_a_run_starts_from_pretrained_weights(
-    small_fit: Fit, prepared: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_starts_from_pretrained_weights(small_fit: Fit, messages: pytest.LogCaptureFixture) -> None:
     first = small_fit(name="first")
-    still = ["recipe.optimizer.lr=0", "recipe.optimizer.momentum=0", "recipe.optimizer.nesterov=false"]
+    # This rate is zero in float32, so that the weights stay.
+    still = ["recipe.optimizer.lr=1e-300", "recipe.optimizer.momentum=0", "recipe.optimizer.nesterov=false"]
     tuned = small_fit(f"pretrained={first.last}", *still, "trainer.max_epochs=1", name="tuned")
     assert all(torch.equal(tensor, weights(tuned)[name]) for name, tensor in weights(first).items())
-    assert "with its heads" in capsys.readouterr().out
+    assert "with its heads" in messages.text
     fresh = small_fit(*still, "trainer.max_epochs=1", name="fresh")
     assert not all(torch.equal(tensor, weights(fresh)[name]) for name, tensor in weights(first).items())
 
 
-def test_heads_begin_anew_if_the_classes_differ(small_fit: Fit, prepared: Any) -> None:
+def test_heads_begin_anew_if_the_classes_differ(small_fit: Fit, prepared: PreparedDataset) -> None:
     path = small_fit("trainer.max_epochs=1").last
     network = small_unet(prepared, 3)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -73,7 +72,7 @@ def test_heads_begin_anew_if_the_classes_differ(small_fit: Fit, prepared: Any) -
         assert torch.equal(tensor, before[name] if name in heads else latest[f"network.{name}"]), name
 
 
-def test_heads_of_as_many_other_classes_begin_anew(small_fit: Fit, prepared: Any) -> None:
+def test_heads_of_as_many_other_classes_begin_anew(small_fit: Fit, prepared: PreparedDataset) -> None:
     labels = prepared.dataset.labels
     other = LabelSet(tuple(f"other {name}" for name in labels.names), labels.values)
     network = small_unet(prepared, labels.num_classes)
@@ -81,7 +80,7 @@ def test_heads_of_as_many_other_classes_begin_anew(small_fit: Fit, prepared: Any
     assert "begin anew" in load_pretrained(path, network, lambda classes: small_unet(prepared, classes), other)
 
 
-def test_official_checkpoints_can_be_fine_tuned(prepared: Any, tmp_path: Path) -> None:
+def test_official_checkpoints_can_be_fine_tuned(prepared: PreparedDataset, tmp_path: Path) -> None:
     source, target = small_unet(prepared, 3), small_unet(prepared, 3)
     state = {f"module.{name}": tensor for name, tensor in source.state_dict().items()}
     torch.save({"network_weights": state, "logging": [torch.tensor(1.0).numpy()[()]]}, tmp_path / "final.pth")
@@ -89,7 +88,7 @@ def test_official_checkpoints_can_be_fine_tuned(prepared: Any, tmp_path: Path) -
     assert all(torch.equal(tensor, target.state_dict()[name]) for name, tensor in source.state_dict().items())
 
 
-def test_unfit_weights_are_refused(prepared: Any, tmp_path: Path) -> None:
+def test_unfit_weights_are_refused(prepared: PreparedDataset, tmp_path: Path) -> None:
     def build(classes: int) -> nn.Module:
         return small_unet(prepared, classes)
 
@@ -99,12 +98,12 @@ def test_unfit_weights_are_refused(prepared: Any, tmp_path: Path) -> None:
     torch.save({"some": 1}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="holds no weights"):
         load_pretrained(tmp_path / "other.pth", build(3), build, TWO)
-    with pytest.raises(UserError, match=r"nowhere\.ckpt: cannot be loaded"):
+    with pytest.raises(UserError, match=r"nowhere\.ckpt: no such file"):
         load_pretrained(tmp_path / "nowhere.ckpt", build(3), build, TWO)
 
 
 def test_accumulated_batches_equal_one_large_batch(small_fit: Fit) -> None:
-    """Twice 2 patches, and the same 4 at once: the loss is a mean over patches, as are its gradients."""
+    """Two batches of 2 patches equal one of the same 4, because loss and gradients are means over patches."""
     common = ["recipe.oversample_foreground=1.0", "plan.batch_dice=false", "trainer.max_epochs=1"]
     large = ["plan.batch_size=4", "trainer.limit_train_batches=2"]
     small = ["plan.batch_size=2", "trainer.limit_train_batches=4"]
@@ -118,21 +117,21 @@ def test_accumulated_batches_equal_one_large_batch(small_fit: Fit) -> None:
 
 
 def test_averaged_weights_are_what_is_validated_and_saved(small_fit: Fit) -> None:
-    """Against the average computed here from the weights after each step, which a run of that many steps saves."""
+    """Compare with the average computed here from the weights after each step, which a run of so many steps saves."""
     plain = [
         weights(small_fit("trainer.max_epochs=1", f"trainer.limit_train_batches={steps}", name=f"after_{steps}"))
         for steps in (1, 2, 3)
     ]
     averaged = small_fit("trainer.max_epochs=1", "recipe.weight_averaging=0.5", name="averaged")
     for name, tensor in weights(averaged).items():
-        # The first step's weights are where the average begins.
+        # The average begins with the weights after the first step.
         expected = 0.5 * (0.5 * plain[0][name] + 0.5 * plain[1][name]) + 0.5 * plain[2][name]
         torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-7)
     content = checkpoint(averaged)
     assert all(torch.equal(tensor, plain[2][name]) for name, tensor in content["current_model_state"].items())
     whole = small_fit("recipe.weight_averaging=0.5", name="whole")
     continued = small_fit("recipe.weight_averaging=0.5", name="averaged")
-    # Another schedule: the continued run's first epoch was planned as the only one, so only the form is compared.
+    # Only the keys agree: the first epoch of the continued run was planned as its only one, with other learning rates.
     assert checkpoint(continued).keys() == checkpoint(whole).keys()
 
 
@@ -162,7 +161,8 @@ def test_recomputed_stages_give_the_same_gradients_from_less_memory(name: str) -
     results = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        network = build_network({"name": name, **options.get(name, {})}, configuration, 1, 3, deep_supervision=False)
+        architecture = read_architecture({"name": name, **options.get(name, {})})
+        network = build_network(architecture, configuration, 1, 3, deep_supervision=False)
         if recompute:
             assert checkpoint_stages(network) > 1
         kept = 0
@@ -198,27 +198,27 @@ def test_a_compiled_run_trains_alike(small_fit: Fit) -> None:
         torch.testing.assert_close(weights(compiled)[name], tensor, rtol=1e-2, atol=1e-4)
 
 
-def test_the_learning_rate_is_found_once(small_fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_learning_rate_is_found_once(small_fit: Fit, messages: pytest.LogCaptureFixture) -> None:
     folder = small_fit("trainer.find_lr=true", "trainer.max_epochs=1")
     rate = folder.status()["found_lr"]
     assert 1e-6 <= rate <= 1
     assert float(rows(folder)[0]["lr"]) == pytest.approx(rate, rel=1e-5), "the schedule starts at it"
-    assert (folder.path / "learning_rate.png").stat().st_size > 5_000
-    assert f"Learning rate {rate:.3g}" in capsys.readouterr().out
-    before = (folder.path / "learning_rate.png").stat().st_mtime_ns
+    assert folder.learning_rate_search.stat().st_size > 5_000
+    assert f"Learning rate {rate:.3g}" in messages.text
+    before = folder.learning_rate_search.stat().st_mtime_ns
     folder = small_fit("trainer.find_lr=true")
     assert float(rows(folder)[1]["lr"]) == pytest.approx(rate * 0.5**0.9, rel=1e-5), "continued with the same"
-    assert (folder.path / "learning_rate.png").stat().st_mtime_ns == before
-    # The search leaves no trace: the run is the one that is told this rate.
-    told = small_fit(f"recipe.optimizer.lr={rate}", "trainer.max_epochs=1", name="told")
+    assert folder.learning_rate_search.stat().st_mtime_ns == before
+    # The search changes nothing else: a run with this rate in its recipe ends with the same weights.
+    given = small_fit(f"recipe.optimizer.lr={rate}", "trainer.max_epochs=1", name="given")
     again = small_fit("trainer.find_lr=true", "trainer.max_epochs=1", name="again")
-    assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(told).items())
+    assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(given).items())
 
 
 def test_a_profile_is_written(small_fit: Fit) -> None:
     folder = small_fit("trainer.profiler=simple", "trainer.max_epochs=1")
     assert "optimizer_step" in (folder.path / "fit-profile.txt").read_text()
-    with pytest.raises(UserError, match=r"trainer\.profiler=slow is unknown"):
+    with pytest.raises(InvalidSettings, match=r"trainer\.profiler=slow: must be one of simple, advanced, pytorch"):
         small_fit("trainer.profiler=slow")
 
 
@@ -228,17 +228,19 @@ def test_only_held_out_cases_are_called_validation(small_fit: Fit) -> None:
     assert {"seen/loss", "seen/patch_dice", "seen/ema_patch_dice"} <= columns
 
 
-def test_whole_cases_are_validated_every_few_epochs(small_fit: Fit, prepared: Any) -> None:
+def test_whole_cases_are_validated_every_few_epochs(small_fit: Fit, prepared: PreparedDataset) -> None:
     folder = small_fit("data.validate_cases_every=2", "data.validation_cases=1")
     table = rows(folder)
     assert [bool(row["val/case_dice"]) for row in table] == [False, True]
-    assert (folder.path / "progress.png").stat().st_size > 10_000
-    # Again by the saved weights, with the Dice counted label by label.
+    assert folder.curves.stat().st_size > 10_000
+    # The same case by the saved weights, with the Dice of each label counted here.
     case = prepared.store.load(fold_cases(prepared.store.case_ids, 0)[1][0])
     labels = prepared.dataset.labels
     (model,) = Predictor.from_checkpoint(folder.last, device="cpu", precision="32-true").models
     image = torch.from_numpy(case.image[:])
-    logits = whole_logits(model.forward(False), image, model.window, labels.num_classes, tiles_at_once=1)
+    forward = tile_forward(model.network, model.configuration, torch.device("cpu"), "32-true")
+    window, classes = tile_window(model.configuration), labels.num_classes
+    logits = whole_logits(forward, image, window, classes, tile_step_size=0.5, tiles_per_pass=1)
     predicted, true = decide_labels(len(logits), logits.__getitem__, labels).numpy(), case.label[:][0]
     dices = []
     for (value,) in labels.values:
@@ -252,7 +254,7 @@ DDP_STEPS = ["trainer.max_epochs=20", "trainer.limit_train_batches=1", "plan.bat
 
 
 def command(project_dir: Path, small: list[str], paths: Path, *overrides: str, sweep: bool = False) -> None:
-    """Run train.py with the small settings in processes of its own."""
+    """Run train.py with the small settings as a program of its own."""
     folders = [f"paths.{name}={paths / name}" for name in ("raw", "preprocessed", "runs")]
     result = subprocess.run(
         [sys.executable, str(project_dir / "train.py"), *(["-m"] if sweep else []), *small, *folders, *overrides],
@@ -267,11 +269,12 @@ def command(project_dir: Path, small: list[str], paths: Path, *overrides: str, s
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_dice", [False, True])
 def test_two_processes_train_as_one(
-    small_settings: list[str], small_paths: Path, prepared: Any, project_dir: Path, batch_dice: bool
+    small_settings: list[str], small_paths: Path, prepared: PreparedDataset, project_dir: Path, batch_dice: bool
 ) -> None:
-    del prepared  # it is in small_paths
+    del prepared  # small_paths holds it
     losses = []
-    for name, more in (("one", []), ("two", ["trainer=ddp", "trainer.devices=2"])):
+    variants: dict[str, list[str]] = {"one": [], "two": ["trainer=ddp", "trainer.devices=2"]}
+    for name, more in variants.items():
         dice = f"plan.batch_dice={str(batch_dice).lower()}"
         full = [*DDP_STEPS, dice, f"name={name}_{batch_dice}", "predict.validation=false"]
         command(project_dir, small_settings, small_paths, *more, *full)
@@ -286,14 +289,12 @@ def test_two_processes_train_as_one(
 
 @pytest.mark.slow
 def test_cross_validation_is_a_sweep(
-    small_settings: list[str], small_paths: Path, prepared: Any, project_dir: Path
+    small_settings: list[str], small_paths: Path, prepared: PreparedDataset, project_dir: Path
 ) -> None:
     command(project_dir, small_settings, small_paths, "fold=0,1,2,3,4", "name=cv", "trainer.max_epochs=1", sweep=True)
     assert (small_paths / "runs" / "multirun.yaml").exists(), "and not where the command was given"
     (pooled,) = (small_paths / "runs" / "cv").glob("*/cross_validation_seed_0.csv")
-    with pooled.open() as file:
-        table = list(csv.DictReader(file))
-    cases = sorted({row["case"] for row in table})
-    assert cases == sorted(prepared.store.case_ids), "every case is scored"
-    assert len({(row["case"], row["label"]) for row in table}) == len(table), "and only once"
-    assert {row["fold"] for row in table} == set("01234")
+    table = read_scores(pooled)
+    assert sorted(table["case"].unique()) == sorted(prepared.store.case_ids), "every case is scored"
+    assert not table.duplicated(["case", "label"]).any(), "and only once"
+    assert set(table["fold"]) == set(range(5))

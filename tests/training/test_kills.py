@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL at random moments, and continued each time, ends as if nothing had happened."""
+"""A run that is killed with SIGKILL at random moments and continued each time ends like an uninterrupted one."""
 
 import os
 import random
@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from umamba.training.run_folder import RunFolder
+from umamba.records import RunFolder
+from umamba.runs import PreparedDataset
 
 KILLS = 5
 SETTINGS = ["trainer.max_epochs=6", "trainer.limit_train_batches=8", "augmentation=nnunet", "predict.validation=false"]
@@ -42,9 +42,9 @@ def seconds_of_a_run(arguments: list[str]) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_five_kills_leave_the_weights_bit_identical(
-    small_settings: list[str], small_paths: Path, prepared: Any, project_dir: Path, workers: int
+    small_settings: list[str], small_paths: Path, prepared: PreparedDataset, project_dir: Path, workers: int
 ) -> None:
-    del prepared  # it is in small_paths
+    del prepared  # small_paths holds it
 
     def arguments(name: str) -> list[str]:
         folders = [f"paths.{kind}={small_paths / kind}" for kind in ("raw", "preprocessed", "runs")]
@@ -60,7 +60,7 @@ def test_five_kills_leave_the_weights_bit_identical(
     moments = random.Random(workers)
     for _ in range(KILLS):
         process = start(arguments(killed))
-        # From the start-up, which is most of so small a run, to its end.
+        # Any moment from the start-up, which takes most of the time of so small a run, to the end.
         time.sleep(duration * moments.uniform(0.2, 0.95))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -69,5 +69,5 @@ def test_five_kills_leave_the_weights_bit_identical(
     assert ours["epoch"] == theirs["epoch"] == 5
     assert ours["state_dict"].keys() == theirs["state_dict"].keys()
     assert all(torch.equal(ours["state_dict"][name], tensor) for name, tensor in theirs["state_dict"].items())
-    rows = [(folder(name).path / "metrics.csv").read_text().splitlines() for name in (killed, whole)]
+    rows = [folder(name).metrics.read_text().splitlines() for name in (killed, whole)]
     assert len(rows[0]) == len(rows[1]) == 7

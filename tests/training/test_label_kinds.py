@@ -1,4 +1,4 @@
-"""Runs on regions, and on partial annotation: the loss that a run reports against one counted out of its batch."""
+"""Runs on regions and on partial annotation: the reported loss against one computed here from the same batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +11,17 @@ import torch
 from umamba.inference import Predictor
 from umamba.labels import LabelSet
 from umamba.patches import PatchDataModule
-from umamba.training.run_folder import RunFolder
+from umamba.preprocessing import CaseStore
+from umamba.records import RunFolder
+from umamba.records.tables import MetricsRow, read_metrics
+from umamba.runs import PreparedDataset
+from umamba.settings import AugmentationSettings
 
 Fit = Callable[..., RunFolder]
 STILL = [
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=1",
-    "recipe.optimizer.lr=0",
+    "recipe.optimizer.lr=1e-300",  # zero in float32, so that the weights stay
     "recipe.deep_supervision=false",
     "fold=all",
 ]
@@ -26,9 +30,12 @@ SMOOTH = 1e-5
 
 @dataclass
 class ChangedStore:
-    """A store whose labels go through a function, with the voxels that patches are centred on."""
+    """A store whose labels a function changes.
 
-    store: Any
+    With `labelled`, the case lists the voxels that have a label, as the store of a partly annotated dataset does.
+    """
+
+    store: CaseStore
     change: Callable[[np.ndarray], np.ndarray]
     labelled: bool = False
 
@@ -45,7 +52,7 @@ class ChangedStore:
         return replace(case, label=label, foreground=foreground)
 
 
-def first_batch(prepared: Any) -> dict[str, Any]:
+def first_batch(prepared: PreparedDataset) -> dict[str, Any]:
     """Return the first training batch of a run on all cases, seed 0, without augmentation."""
     module = PatchDataModule(
         prepared.store,
@@ -54,15 +61,17 @@ def first_batch(prepared: Any) -> dict[str, Any]:
         prepared.store.case_ids,
         prepared.store.case_ids,
         seed=0,
+        augmentation=AugmentationSettings.off(),
         iterations=1,
     )
     return module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
 
 
 def logits_of(folder: RunFolder, image: torch.Tensor) -> np.ndarray:
-    """Return what the run's network says, float64."""
+    """Return the logits of the run's network, float64."""
     with torch.no_grad():
-        return Predictor.from_checkpoint(folder.last, device="cpu").models[0].network(image).double().numpy()
+        logits: torch.Tensor = Predictor.from_checkpoint(folder.last, device="cpu").models[0].network(image)
+        return logits.double().numpy()
 
 
 def dice_of(probability: np.ndarray, truth: np.ndarray) -> float:
@@ -93,14 +102,14 @@ def partial_loss(logits: np.ndarray, label: np.ndarray, ignore: int) -> float:
     return float(np.mean(entropies) - np.mean(dices))
 
 
-def test_a_run_on_regions(small_fit: Fit, prepared: Any) -> None:
+def test_a_run_on_regions(small_fit: Fit, prepared: PreparedDataset) -> None:
     values = [value for (value,) in prepared.dataset.labels.values]
     regions = LabelSet(("all", "core"), (tuple(values), (values[0],)), None, (values[1], values[0]))
     cases = replace(prepared, dataset=replace(prepared.dataset, labels=regions))
     folder = small_fit(*STILL, cases=cases)
     batch = first_batch(cases)
     logits = logits_of(folder, batch["image"])
-    assert logits.shape[1] == 2, "one output a region, none for the background"
+    assert logits.shape[1] == 2, "one output for each region, none for the background"
     row = metrics(folder)
     assert float(row["train/loss"]) == pytest.approx(
         region_loss(logits, batch["label"].numpy(), regions.values), abs=2e-5
@@ -108,7 +117,7 @@ def test_a_run_on_regions(small_fit: Fit, prepared: Any) -> None:
     assert {"seen/patch_dice/all", "seen/patch_dice/core"} <= row.keys()
 
 
-def test_a_run_on_partial_annotation(small_fit: Fit, prepared: Any) -> None:
+def test_a_run_on_partial_annotation(small_fit: Fit, prepared: PreparedDataset) -> None:
     former = prepared.dataset.labels
     ignore = former.all_values[-1] + 1
     labels = LabelSet(former.names, former.values, ignore)
@@ -118,21 +127,17 @@ def test_a_run_on_partial_annotation(small_fit: Fit, prepared: Any) -> None:
         changed[..., ::2] = ignore
         return changed
 
-    cases = replace(
-        prepared,
-        dataset=replace(prepared.dataset, labels=labels),
-        store=ChangedStore(prepared.store, half, labelled=True),
-    )
+    store: Any = ChangedStore(prepared.store, half, labelled=True)
+    cases = replace(prepared, dataset=replace(prepared.dataset, labels=labels), store=store)
     folder = small_fit(*STILL, cases=cases)
     batch = first_batch(cases)
     assert 0.4 < (batch["label"] == ignore).float().mean() < 0.6
     logits = logits_of(folder, batch["image"])
-    assert logits.shape[1] == len(former.names) + 1, "none for the ignore label"
+    assert logits.shape[1] == len(former.names) + 1, "the ignore label has no output"
     expected = partial_loss(logits, batch["label"].numpy(), ignore)
     assert float(metrics(folder)["train/loss"]) == pytest.approx(expected, abs=2e-5)
 
 
-def metrics(folder: RunFolder) -> dict[str, str]:
+def metrics(folder: RunFolder) -> MetricsRow:
     """Return the last row of metrics.csv."""
-    header, *_, last = (folder.path / "metrics.csv").read_text().splitlines()
-    return dict(zip(header.split(","), last.split(","), strict=True))
+    return read_metrics(folder.metrics)[-1]

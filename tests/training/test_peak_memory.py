@@ -1,4 +1,4 @@
-"""The memory of a run is written down with its other numbers."""
+"""metrics.csv holds the peak memory of the process."""
 
 import re
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas
 import pytest
 
-from umamba.training.run_folder import RunFolder
+from umamba.records import RunFolder
 
 
 def test_peak_memory_is_that_of_the_process(small_fit: Callable[..., RunFolder]) -> None:
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("needs Linux's /proc")
-    logged = pandas.read_csv(small_fit().path / "metrics.csv")["memory/peak_gb"]
+    logged = pandas.read_csv(small_fit().metrics)["memory/peak_gb"]
     highest = int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024 / 1e9  # type: ignore[index]
     assert len(logged) >= 1
     assert logged.is_monotonic_increasing

@@ -1,4 +1,4 @@
-"""What a run shows: where the time of a step goes and the one setting to change, and its curves."""
+"""What a run shows: the parts of a step with the one setting to change, and the curves."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,17 +8,17 @@ import pytest
 from matplotlib.axes import Axes
 
 from umamba.patches import PatchDataModule
+from umamba.records import RunFolder
 from umamba.training import step_times
 from umamba.training.curves import draw_curves
 from umamba.training.module import SegmentationModule
-from umamba.training.run_folder import RunFolder
 from umamba.training.step_times import PARTS, StepTimes
 
 Fit = Callable[..., RunFolder]
 
 
-def test_the_split_of_the_step_is_printed_once(
-    small_fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_parts_of_a_step_are_reported_once(
+    small_fit: Fit, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(step_times.time, "perf_counter", lambda: clock[0])
@@ -37,14 +37,14 @@ def test_the_split_of_the_step_is_printed_once(
     transfer = PatchDataModule.transfer_batch_to_device
     monkeypatch.setattr(PatchDataModule, "transfer_batch_to_device", slow(transfer, 2.0))
     small_fit("trainer.max_epochs=2")
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Step ")]
-    # Nothing else takes time by this clock; what delays the call of the transfer was waited for.
+    (line,) = [line for line in messages.messages if line.startswith("Step ")]
+    # Nothing else takes time by this clock. A delay around the transfer counts as waiting for data.
     assert line.startswith("Step 10.000 s: data wait 20%, transfer 0%, forward 30%, backward 40%, optimiser 10%.")
     assert "Data is the bottleneck" in line
 
 
 def report(waits: float, workers: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return what is said of steps with that share of waiting, on eight CPUs."""
+    """Return the report of steps with this share of waiting, on eight CPUs."""
     monkeypatch.setattr(step_times, "available_cpus", lambda: 8)
 
     class Module:
@@ -68,7 +68,7 @@ def test_one_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_curves_show_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, tuple[list[int], list[float]]] = {}
 
-    def plot(self: Axes, x: Any, y: Any, *style: Any, label: str, **options: Any) -> Any:
+    def plot(self: Axes, x: Any, y: Any, *style: Any, label: str, **options: Any) -> None:
         drawn[label] = (list(x), list(y))
 
     rows = [

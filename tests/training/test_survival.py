@@ -1,6 +1,5 @@
-"""What a run survives: damaged checkpoints, a full disk, a lost logger, non-finite steps, dead workers, signals."""
+"""A run survives damaged checkpoints, a full disk, a lost logger, non-finite steps, dead workers and signals."""
 
-import csv
 import os
 import resource
 import signal
@@ -15,24 +14,28 @@ import torch
 from torch.utils.data._utils import signal_handling
 
 from umamba.io import UserError
+from umamba.preprocessing import CaseStore
+from umamba.records import RunFolder
+from umamba.records.tables import read_metrics
+from umamba.runs import PreparedDataset
+from umamba.settings import InvalidSettings, TrainerSettings
 from umamba.training.checkpoints import AtomicCheckpointIO, newest_readable
 from umamba.training.loggers import EnduringWandbLogger, upload_model
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import IN_A_ROW, watched
-from umamba.training.run_folder import RunFolder
-from umamba.training.stopping import SIGNALS, LeaveOnSignal, budget_seconds
+from umamba.training.stopping import SIGNALS, LeaveOnSignal
 
 Fit = Callable[..., RunFolder]
 
 
-def save(folder: Path, epoch: int) -> None:
+def save(folder: RunFolder, epoch: int) -> None:
     """Save a checkpoint as the trainer would."""
-    AtomicCheckpointIO().save_checkpoint({"epoch": epoch, "w": torch.arange(999.0)}, folder / "last.ckpt")
+    AtomicCheckpointIO().save_checkpoint({"epoch": epoch, "w": torch.arange(999.0)}, folder.last)
 
 
 def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
     """Return the weights of a run's last checkpoint."""
-    return torch.load(folder.last, weights_only=True)["state_dict"]
+    return dict(torch.load(folder.last, weights_only=True)["state_dict"])
 
 
 def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -43,32 +46,33 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 def column(folder: RunFolder, name: str) -> list[float]:
     """Return a column of metrics.csv."""
-    with (folder.path / "metrics.csv").open() as file:
-        return [float(row[name]) for row in csv.DictReader(file)]
+    return [float(row[name]) for row in read_metrics(folder.metrics)]
 
 
 @pytest.mark.parametrize("length", [0, 1000, -1])
 def test_a_cut_off_checkpoint_gives_way_to_the_one_before(tmp_path: Path, length: int) -> None:
-    assert newest_readable(tmp_path) is None
+    folder = RunFolder(tmp_path)
+    assert newest_readable(folder) is None
     for epoch in (4, 5, 6):
-        save(tmp_path, epoch)
-    assert newest_readable(tmp_path) == (tmp_path / "last.ckpt", 7)
-    whole = (tmp_path / "last.ckpt").read_bytes()
-    (tmp_path / "last.ckpt").write_bytes(whole[:length])
-    assert newest_readable(tmp_path) == (tmp_path / "previous.ckpt", 6)
-    save(tmp_path, 6)
-    assert newest_readable(tmp_path) == (tmp_path / "last.ckpt", 7)
-    (tmp_path / "last.ckpt").unlink()
-    assert newest_readable(tmp_path) == (tmp_path / "previous.ckpt", 6), "the damaged one did not replace it"
+        save(folder, epoch)
+    assert newest_readable(folder) == (folder.last, 7)
+    whole = folder.last.read_bytes()
+    folder.last.write_bytes(whole[:length])
+    assert newest_readable(folder) == (folder.previous, 6)
+    save(folder, 6)
+    assert newest_readable(folder) == (folder.last, 7)
+    folder.last.unlink()
+    assert newest_readable(folder) == (folder.previous, 6), "the damaged file did not become previous.ckpt"
 
 
-def test_damage_to_all_checkpoints_is_told_not_started_over(tmp_path: Path) -> None:
+def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
     for epoch in (0, 1):
-        save(tmp_path, epoch)
-    for path in tmp_path.glob("*.ckpt"):
+        save(folder, epoch)
+    for path in folder.checkpoints.glob("*.ckpt"):
         path.write_bytes(b"no checkpoint")
     with pytest.raises(UserError, match="restart=true"):
-        newest_readable(tmp_path)
+        newest_readable(folder)
 
 
 @contextmanager
@@ -83,24 +87,25 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
-    save(tmp_path, 1)
+    folder = RunFolder(tmp_path)
+    save(folder, 1)
     with file_size_limit(2000), pytest.raises(UserError, match=r"last\.ckpt cannot be written.*GB are free"):
-        save(tmp_path, 2)
-    assert newest_readable(tmp_path) == (tmp_path / "last.ckpt", 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt"]
+        save(folder, 2)
+    assert newest_readable(folder) == (folder.last, 2)
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["last.ckpt"]
 
 
 def test_a_disk_that_fills_costs_the_epoch_that_was_not_saved(small_fit: Fit, tmp_path: Path) -> None:
     whole = small_fit(name="whole")
     broken = RunFolder(tmp_path / "broken")
     small_fit("trainer.max_epochs=2", "trainer.limit_train_batches=3", name="broken")
-    (broken.path / "checkpoints" / "last.ckpt").unlink()  # epoch 2 could not be saved
+    broken.last.unlink()  # as if epoch 2 had not been saved
     with file_size_limit(20_000), pytest.raises(UserError, match="cannot be written"):
         small_fit(name="broken")
     assert_equal(weights(small_fit(name="broken")), weights(whole))
 
 
-def test_a_lost_logger_ends_the_logging_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_logger_ends_the_logging_only(messages: pytest.LogCaptureFixture) -> None:
     logger = EnduringWandbLogger(offline=True)
 
     def gone(*_: Any) -> None:
@@ -110,17 +115,16 @@ def test_a_lost_logger_ends_the_logging_only(capsys: pytest.CaptureFixture[str])
     logger.log_metrics({"loss": 1.0}, 1)
     logger.log_image("panels", ["nowhere.png"])
     logger.finalize("success")
-    said = capsys.readouterr().out
-    assert said.count("logging has ended") == 1
+    (said,) = [message for message in messages.messages if "logging has ended" in message]
     assert "BrokenPipeError: the service is gone" in said
 
 
 def test_the_model_is_sent_as_an_artifact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
 ) -> None:
     folder = RunFolder(tmp_path)
     folder.set_status(wandb_id="ab12")
-    save(tmp_path / "checkpoints", 0)
+    save(folder, 0)
     sent = []
 
     class Run:
@@ -133,11 +137,11 @@ def test_the_model_is_sent_as_an_artifact(
     assert sent == [("model-ab12", "model", ["last.ckpt"])]
     folder.last.unlink()
     upload_model([logger], folder)
-    assert "logging has ended" in capsys.readouterr().out
+    assert "logging has ended" in messages.text
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, when: Callable[[SegmentationModule, int], bool]) -> None:
-    """Let training steps give NaN."""
+    """Make those training steps return NaN for which `when` is true."""
     original = SegmentationModule.training_step
 
     def step(self: SegmentationModule, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
@@ -148,21 +152,21 @@ def spoil(monkeypatch: pytest.MonkeyPatch, when: Callable[[SegmentationModule, i
 
 
 def test_a_non_finite_step_changes_nothing_and_is_counted(
-    small_fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_fit: Fit, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
 ) -> None:
     short = small_fit("trainer.limit_train_batches=2", "trainer.max_epochs=1", name="short")
     spoil(monkeypatch, lambda module, index: index == 2)
     spoiled = small_fit("trainer.max_epochs=1", name="spoiled")
     assert column(spoiled, "train/skipped_steps") == [1]
     assert column(short, "train/skipped_steps") == [0]
-    assert "1 steps skipped" in capsys.readouterr().out
-    (path,) = (spoiled.path / "nonfinite").glob("*.pt")
+    assert "1 steps skipped" in messages.text
+    (path,) = spoiled.nonfinite.glob("*.pt")
     kept = torch.load(path, weights_only=True)
     assert (kept["epoch"], kept["batch_index"], kept["seed"]) == (0, 2, 0)
     assert kept["batch"]["image"].shape == (2, 1, 8, 16, 16)
     assert kept["first_nonfinite"]
     assert all(torch.isfinite(tensor).all() for tensor in weights(spoiled).values())
-    # The patches of an epoch do not depend on its length, so that two steps are the two of the shorter run.
+    # Patches do not depend on the length of the epoch, so that the two steps equal those of the shorter run.
     assert_equal(weights(spoiled), weights(short))
 
 
@@ -187,7 +191,7 @@ def test_several_in_a_row_go_back_and_on_in_float32(small_fit: Fit, monkeypatch:
     assert precisions[-1] == "32-true", "a continued run stays in float32"
 
 
-def test_divergence_in_float32_is_told(small_fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_in_float32_ends_the_run(small_fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, lambda module, index: True)
     with pytest.raises(UserError, match=r"diverges.*epoch 1.*recipe\.optimizer\.lr"):
         small_fit(f"trainer.limit_train_batches={IN_A_ROW}")
@@ -196,7 +200,7 @@ def test_divergence_in_float32_is_told(small_fit: Fit, monkeypatch: pytest.Monke
 def test_the_first_layer_is_found() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.ReLU())
     with torch.no_grad():
-        network[1].bias[0] = torch.inf
+        network.get_parameter("1.bias")[0] = torch.inf
     found: list[str] = []
     with watched(network, found):
         network(torch.zeros(1, 2))
@@ -206,9 +210,9 @@ def test_the_first_layer_is_found() -> None:
 
 
 class DeadlyStore:
-    """A store of which one case kills the process that reads it, or cannot be read."""
+    """A store with a case that kills the process that reads it, or that cannot be read."""
 
-    def __init__(self, store: Any, case_id: str, error: Exception | None = None) -> None:
+    def __init__(self, store: CaseStore, case_id: str, error: Exception | None = None) -> None:
         self.store, self.deadly, self.error = store, case_id, error
         self.case_ids, self.parent = store.case_ids, os.getpid()
 
@@ -221,16 +225,21 @@ class DeadlyStore:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("told", [True, False], ids=["told of its death", "found dead"])
+@pytest.mark.parametrize("signalled", [True, False], ids=["reported by the signal", "found dead"])
 def test_a_killed_worker_is_explained(
-    small_fit: Fit, prepared: Any, told: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    small_fit: Fit,
+    prepared: PreparedDataset,
+    signalled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    if not told:
+    if not signalled:
         before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         request.addfinalizer(lambda: signal.signal(signal.SIGCHLD, before))
         monkeypatch.setattr(signal_handling, "_set_SIGCHLD_handler", lambda: None)
     deadly = prepared.store.case_ids[1]
-    cases = replace(prepared, store=DeadlyStore(prepared.store, deadly))
+    store: Any = DeadlyStore(prepared.store, deadly)
+    cases = replace(prepared, store=store)
     with pytest.raises(UserError) as caught:
         small_fit("data.num_workers=1", "trainer.limit_train_batches=20", "fold=all", cases=cases)
     said = str(caught.value)
@@ -241,8 +250,10 @@ def test_a_killed_worker_is_explained(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_mistake_found_in_a_worker_is_told_plainly(small_fit: Fit, prepared: Any) -> None:
-    store = DeadlyStore(prepared.store, prepared.store.case_ids[1], UserError("case x: damaged. Prepare it again."))
+def test_a_mistake_in_a_worker_is_shown_as_it_is(small_fit: Fit, prepared: PreparedDataset) -> None:
+    store: Any = DeadlyStore(
+        prepared.store, prepared.store.case_ids[1], UserError("case x: damaged. Prepare it again.")
+    )
     with pytest.raises(UserError, match=r"^case x: damaged\. Prepare it again\.$"):
         small_fit(
             "data.num_workers=1", "trainer.limit_train_batches=20", "fold=all", cases=replace(prepared, store=store)
@@ -278,15 +289,15 @@ def test_training_ends_with_its_time(small_fit: Fit) -> None:
     assert column(folder, "epoch") == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [(None, None), ("1:00:30", 3630), ("01:00:00:00", 86400), ("00:90", UserError), (5, UserError)]
-)
-def test_times_are_read(text: Any, seconds: Any) -> None:
-    if seconds is UserError:
-        with pytest.raises(UserError, match=r"trainer\.max_time"):
-            budget_seconds(text)
-    else:
-        assert budget_seconds(text) == seconds
+@pytest.mark.parametrize(("text", "seconds"), [(None, None), ("1:00:30", 3630), ("01:00:00:00", 86400)])
+def test_times_are_read(text: str | None, seconds: float | None) -> None:
+    assert TrainerSettings(max_time=text).max_seconds == seconds
+
+
+@pytest.mark.parametrize("text", ["00:90", 5, "1:00:75"])
+def test_wrong_times_are_refused(text: Any) -> None:
+    with pytest.raises(InvalidSettings, match=rf"trainer\.max_time={text}: must be \[DD:\]HH:MM:SS"):
+        TrainerSettings(max_time=text)
 
 
 def test_more_time_continues_a_run_that_ended_with_its_time(tmp_path: Path) -> None:

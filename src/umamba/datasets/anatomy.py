@@ -1,7 +1,7 @@
-"""An analytic abdomen in Hounsfield units: smooth shapes in mm, varied from patient to patient.
+"""An analytic abdomen: smooth shapes in mm with an intensity in HU, which vary from patient to patient.
 
-Coordinates are the patient's, in mm around the middle of the body: x to the left, y to the back, z to the head (LPS).
-Each shape is a signed distance (negative inside); shapes are painted one over the other with a soft edge.
+Coordinates are the patient's in mm, with the origin in the centre of the body: x to the left, y to the back, z to the
+head (LPS). A shape is given by its signed distance, negative inside. Later shapes are painted over earlier ones.
 """
 
 from collections.abc import Iterator
@@ -9,14 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ORGANS = ("liver", "right kidney", "spleen", "left kidney", "aorta")
+PHANTOM_ORGANS = ("liver", "right kidney", "spleen", "left kidney", "aorta")
 Field = np.ndarray
 Points = tuple[Field, Field, Field]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A shape to paint: signed distance in mm, intensity in HU (number or field), and its organ's label or 0."""
+    """A shape to paint.
+
+    Attributes:
+        distance: signed distance in mm at each point.
+        intensity: HU, one value or one per point.
+        organ: label of the organ, or 0.
+    """
 
     distance: Field
     intensity: Field | float
@@ -25,15 +31,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Patient:
-    """What differs from one patient to the next.
+    """The values that vary between patients. The organs are liver, right kidney, spleen, left kidney, aorta, stomach.
 
     Attributes:
-        shift: of each organ, (6, 3) in mm: liver, right kidney, spleen, left kidney, aorta, stomach.
-        scale: of each organ's radii, (6, 3).
+        shift: displacement (x, y, z) of each organ, (6, 3) in mm.
+        scale: factor of each organ's radii, (6, 3).
         intensity: HU of each organ, (6,).
-        fat: thickness of the fat under the skin, mm.
-        phase: of the waves that bend every shape, (3, 3).
-        bowel: loops of bowel, (14, 5): x, y, z, radius in mm, HU.
+        fat: thickness of the fat under the skin in mm.
+        phase: phases of the waves that bend every shape, (3, 3) in radians.
+        bowel: loops of bowel, (14, 5): x, y, z and radius in mm, intensity in HU.
     """
 
     shift: np.ndarray
@@ -45,7 +51,11 @@ class Patient:
 
 
 def draw_patient(rng: np.random.Generator) -> Patient:
-    """Draw a patient; contrast medium lifts the vessels and the kidneys together."""
+    """Draw a patient at random.
+
+    Args:
+        rng: the generator. One draw of contrast medium raises the intensity of all organs but the stomach.
+    """
     contrast = rng.uniform(0, 1)
     mean = np.array([98 + 14 * contrast, 150 + 40 * contrast, 108 + 20 * contrast, 150 + 40 * contrast, 0, 40])
     mean[4] = 150 + 70 * contrast
@@ -62,7 +72,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
 
 
 def _ellipsoid(points: Points, centre: np.ndarray, radii: np.ndarray) -> Field:
-    """Return the first-order signed distance to an ellipsoid; radii of 1e9 make a cylinder."""
+    """Return the first-order signed distance to an ellipsoid; a radius of 1e9 makes a cylinder."""
     scaled = [(axis - c) / r for axis, c, r in zip(points, centre, radii, strict=True)]
     steep = [value / r for value, r in zip(scaled, radii, strict=True)]
     norm = np.sqrt(sum(value * value for value in scaled) + np.float32(1e-6))
@@ -71,13 +81,13 @@ def _ellipsoid(points: Points, centre: np.ndarray, radii: np.ndarray) -> Field:
 
 
 def _blend(first: Field, second: Field, width: float) -> Field:
-    """Return the smooth union of two shapes: a fillet of `width` mm where they meet."""
+    """Return the smooth union of two shapes, with a fillet of `width` mm where they meet."""
     mix = np.clip(0.5 + 0.5 * (second - first) / width, 0, 1)
     return second + (first - second) * mix - width * mix * (1 - mix)
 
 
 def _bend(points: Points, phase: np.ndarray) -> Points:
-    """Displace the points by slow waves of 3 mm, so that no organ is a perfect ellipsoid."""
+    """Displace the points by waves of 3 mm amplitude, so that no organ is a perfect ellipsoid."""
     x, y, z = points
     waves = [np.sin(y / 19 + p[0]) + np.sin(z / 23 + p[1]) + np.sin(x / 27 + p[2]) for p in phase]
     return x + 3 * waves[0], y + 3 * waves[1], z + 3 * waves[2]
@@ -87,7 +97,12 @@ _TALL = 1e9
 
 
 def layers(points: Points, patient: Patient) -> Iterator[Layer]:
-    """Yield the shapes of the abdomen in painting order for the points (x, y, z) given, float32 fields in mm."""
+    """Yield the shapes of the abdomen in the order in which they are painted.
+
+    Args:
+        points: x, y and z of each point in mm, float32 arrays of one shape.
+        patient: the patient.
+    """
     x, y, z = points
     bent = _bend(points, patient.phase)
     fat = patient.fat

@@ -1,4 +1,4 @@
-"""The public archives that can be converted, by name."""
+"""The public archives that can be converted, and their converters."""
 
 from umamba.datasets.convert_abdomen import AMOS, FLARE
 from umamba.datasets.convert_cell import CELL
@@ -10,10 +10,15 @@ ARCHIVES = ("flare", "amos", "endovis", "cell")
 
 
 def converter_of(archive: str, *, crop: bool = False, videos: str = "separate") -> Converter:
-    """Return the converter of an archive; see `endovis` for what the options mean, which are its alone.
+    """Return the converter of an archive.
+
+    Args:
+        archive: flare, amos, endovis or cell.
+        crop: only for endovis, see `endovis`.
+        videos: only for endovis, see `endovis`.
 
     Raises:
-        UserError: there is no such archive, or no such choice of videos.
+        UserError: `archive` or `videos` is unknown.
     """
     converters = {"flare": FLARE, "amos": AMOS, "endovis": endovis(crop, videos), "cell": CELL}
     if archive not in converters:

@@ -1,4 +1,4 @@
-"""Abdomen CT of FLARE22 and abdomen MR of AMOS22, to the paper's 13 organs (section 3.1)."""
+"""Convert the abdomen CT of FLARE22 and the abdomen MR of AMOS22 to the 13 organs of the paper (section 3.1)."""
 
 import re
 from pathlib import Path
@@ -7,26 +7,31 @@ import numpy as np
 import SimpleITK as sitk
 
 from umamba.datasets.convert_common import ORGANS, Converter, SourceCase, Split, by_name
+from umamba.datasets.nnunet_raw import FIRST_CHANNEL
 from umamba.io.decode import decode
 
 _ENDING = ".nii.gz"
+_IMAGE_ENDING = f"{FIRST_CHANNEL}{_ENDING}"
 _FLARE_TRAINING = "FLARE22_Tr_"
-# AMOS22's values of the 13 organs, in the order of ORGANS; 14 is the bladder and 15 prostate or uterus.
+# Values of the 13 organs in AMOS22, in the order of ORGANS. Its 14 is the bladder, its 15 the prostate or uterus.
 AMOS_VALUES = (6, 2, 1, 10, 8, 9, 11, 12, 4, 5, 7, 13, 3)
 _AMOS_NAME = re.compile(r"amos_(\d{4})\.nii\.gz$")
 _AMOS_FIRST_MR = 500
-_AUTHORS_LABELS = "labelsTs"  # AMOS22 itself publishes none
+_AUTHORS_LABELS = "labelsTs"  # AMOS22 publishes no labels of its imagesTs, so this folder is U-Mamba's authors'
 
 
 def find_flare(source: Path) -> list[SourceCase]:
-    """List FLARE22's cases: images NAME_0000.nii.gz and labels NAME.nii.gz, anywhere below a folder.
+    """List the cases of FLARE22: images NAME_0000.nii.gz and labels NAME.nii.gz.
 
-    FLARE22_Tr_* are the labelled training cases; other labelled images are test cases. Images without a label are the
-    challenge's unlabelled ones and left out.
+    FLARE22_Tr_* are the labelled training cases, other labelled images are test cases. Other images without a label
+    are the challenge's unlabelled cases, which are not listed.
+
+    Args:
+        source: folder of the archive; its subfolders are searched, too.
     """
     files = [path for path in source.rglob(f"*{_ENDING}") if not path.name.startswith(".")]
-    images = by_name((path for path in files if path.name.endswith(f"_0000{_ENDING}")), f"_0000{_ENDING}")
-    labels = by_name((path for path in files if not path.name.endswith(f"_0000{_ENDING}")), _ENDING)
+    images = by_name((path for path in files if path.name.endswith(_IMAGE_ENDING)), _IMAGE_ENDING)
+    labels = by_name((path for path in files if not path.name.endswith(_IMAGE_ENDING)), _ENDING)
     cases = []
     for name, image in images.items():
         training = name.startswith(_FLARE_TRAINING)
@@ -37,14 +42,18 @@ def find_flare(source: Path) -> list[SourceCase]:
 
 
 def find_amos(source: Path) -> list[SourceCase]:
-    """List AMOS22's MR cases (numbers from 500 on): imagesTr and imagesVa with labels train, as in the paper.
+    """List the MR cases of AMOS22, which have numbers from 500 on.
 
-    The paper's 50 test cases are not part of AMOS22; they are taken from the authors' folder, if that lies beside it:
+    As in the paper, imagesTr and imagesVa are the training cases. The paper's 50 test cases are not part of AMOS22:
+    they are found if the folder that U-Mamba's authors published lies in the same source folder, with
     imagesTs/NAME_0000.nii.gz and labelsTs/NAME.nii.gz.
+
+    Args:
+        source: folder of the archive; its subfolders are searched, too.
     """
     cases = []
-    for image in sorted(source.rglob(f"imagesTs/*_0000{_ENDING}")):
-        name = image.name.removesuffix(f"_0000{_ENDING}")
+    for image in sorted(source.rglob(f"imagesTs/*{_IMAGE_ENDING}")):
+        name = image.name.removesuffix(_IMAGE_ENDING)
         label = image.parent.with_name(_AUTHORS_LABELS) / f"{name}{_ENDING}"
         if label.exists():
             cases.append(SourceCase(name, "Ts", image, (label,)))
@@ -60,12 +69,26 @@ def find_amos(source: Path) -> list[SourceCase]:
 
 
 def read_organs(paths: tuple[Path, ...]) -> sitk.Image:
-    """Read a label map that has the organs' order already."""
+    """Read a label map whose values are those of the 13 organs already.
+
+    Args:
+        paths: one file.
+
+    Returns:
+        The label map, uint8.
+    """
     return sitk.Cast(decode(paths[0]), sitk.sitkUInt8)
 
 
 def read_amos_label(paths: tuple[Path, ...]) -> sitk.Image:
-    """Read a label map of AMOS22 with its 15 values as the 13 organs of the paper's tables; the authors' as it is."""
+    """Read a label map of AMOS22 and convert its 15 values to those of the 13 organs.
+
+    Args:
+        paths: one file. A file of U-Mamba's authors (labelsTs) has the values of the 13 organs already.
+
+    Returns:
+        The label map, uint8; bladder and prostate or uterus are background.
+    """
     if paths[0].parent.name == _AUTHORS_LABELS:
         return read_organs(paths)
     source = decode(paths[0])

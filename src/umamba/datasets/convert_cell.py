@@ -1,7 +1,7 @@
-"""NeurIPS 2022 cell segmentation: many formats with numbered cells, to interior and boundary (paper, section 3.1).
+"""Convert the NeurIPS 2022 cell segmentation challenge: numbered cells to interior and boundary (paper, section 3.1).
 
-Images become RGB of 8 bits: 8-bit values stay as they are, wider ones are stretched between their 1st and 99th
-percentile, each channel for itself as the challenge's baseline does; grey becomes three equal channels.
+Images become 8-bit RGB. 8-bit values are kept. Wider values are stretched between their 1st and 99th percentile, each
+channel alone, as in the challenge's baseline. A grey image becomes three equal channels.
 """
 
 from pathlib import Path
@@ -13,15 +13,21 @@ from umamba.datasets.convert_common import Converter, SourceCase, Split
 from umamba.datasets.phantom_2d import CELL_CLASSES
 from umamba.io import UserError
 from umamba.io.decode import decode
+from umamba.io.image import NATURAL_ENDINGS
 from umamba.labels.instance_maps import interior_and_boundary
 
-ENDINGS = (".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
-# Folders of the published archives; the paper's 101 test images are the challenge's tuning set.
+ENDINGS = (*NATURAL_ENDINGS, ".jpg", ".jpeg")
+# Beginnings of the folder names in the archives. The paper's 101 test images are the challenge's tuning set.
 _SPLITS: tuple[tuple[str, Split], ...] = (("train", "Tr"), ("tuning", "Ts"))
 
 
-def find(source: Path) -> list[SourceCase]:
-    """List images/NAME.* with labels/NAME_label.tiff below folders whose names begin with Training or Tuning."""
+def find_cells(source: Path) -> list[SourceCase]:
+    """List the cases of the challenge: images/NAME.* and labels/NAME_label.tiff.
+
+    Args:
+        source: folder of the archives. A folder above images whose name begins with Training or Tuning tells the
+            split; folders of unlabelled images are skipped.
+    """
     cases = []
     for image in sorted(source.rglob("images/*")):
         split = _split(image.relative_to(source))
@@ -34,7 +40,15 @@ def find(source: Path) -> list[SourceCase]:
 
 
 def label_file(folder: Path, name: str) -> tuple[Path, ...]:
-    """Return the file of numbered cells of a picture, if there is one."""
+    """Return the file of numbered instances of a picture.
+
+    Args:
+        folder: where the files NAME_label.tiff (or tif, png) are.
+        name: NAME of the picture.
+
+    Returns:
+        One path, or none if there is no such file.
+    """
     labels = (folder / f"{name}_label{ending}" for ending in (".tiff", ".tif", ".png"))
     return tuple(path for path in labels if path.exists())[:1]
 
@@ -48,7 +62,14 @@ def _split(relative: Path) -> Split | None:
 
 
 def read_picture(path: Path) -> sitk.Image:
-    """Read an image as RGB of 8 bits."""
+    """Read a picture as 8-bit RGB.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file cannot be decoded, or is a volume.
+    """
     source = decode(path)
     array = sitk.GetArrayFromImage(source)
     if source.GetNumberOfComponentsPerPixel() == 1:
@@ -56,7 +77,7 @@ def read_picture(path: Path) -> sitk.Image:
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
     if array.ndim != 3:
-        raise UserError(f"{path}: has {array.ndim - 1} dimensions; a picture has two.")
+        raise UserError(f"{path}: has {array.ndim - 1} dimensions; a picture has two. Remove it from the archive.")
     array = np.repeat(array[..., :1], 3, axis=-1) if array.shape[-1] < 3 else array[..., :3]
     if array.dtype != np.uint8:
         array = np.stack([_stretched(array[..., channel]) for channel in range(3)], axis=-1)
@@ -64,7 +85,7 @@ def read_picture(path: Path) -> sitk.Image:
 
 
 def _stretched(channel: np.ndarray) -> np.ndarray:
-    """Return a channel with the percentiles 1 and 99 of its nonzero pixels at 0 and 255, as bytes."""
+    """Stretch a channel so that the percentiles 1 and 99 of its nonzero pixels become 0 and 255; return it as uint8."""
     occupied = channel[channel != 0]
     if not occupied.size:
         return np.zeros(channel.shape, dtype=np.uint8)
@@ -74,7 +95,14 @@ def _stretched(channel: np.ndarray) -> np.ndarray:
 
 
 def read_classes(paths: tuple[Path, ...]) -> sitk.Image:
-    """Read numbered cells as background, interior and boundary."""
+    """Read numbered cells and convert them to background, interior and boundary.
+
+    Args:
+        paths: one file.
+
+    Returns:
+        The classes, uint8; see `interior_and_boundary`.
+    """
     instances = sitk.GetArrayFromImage(decode(paths[0]))
     instances = instances[0] if instances.ndim == 3 else instances
     return sitk.GetImageFromArray(interior_and_boundary(instances.astype(np.int64)))
@@ -88,7 +116,7 @@ CELL = Converter(
     published=(1000, 101),
     source="zenodo.org/records/10719375 (Training-labeled and Tuning), neurips22-cellseg.grand-challenge.org",
     licence="see neurips22-cellseg.grand-challenge.org",
-    find=find,
+    find=find_cells,
     read_image=read_picture,
     read_label=read_classes,
     instances=True,

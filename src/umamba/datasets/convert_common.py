@@ -1,11 +1,12 @@
-"""From a public archive to nnU-Net's raw layout: what all converters share.
+"""Convert a public archive to nnU-Net's raw layout: the part that all converters share.
 
-A converter says which cases an archive holds and how one image and one label are read; this module writes them, each
-file whole or not at all, so that an interrupted conversion continues. dataset.json comes last: a folder that has it is
-complete, and no image of its training set stands in its test set.
+A converter lists the cases of an archive and reads an image and a label. This module writes them atomically, so that an
+interrupted conversion continues. It writes dataset.json last, so a folder with this file is complete, and none of its
+training images is also a test image.
 """
 
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +16,17 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import SimpleITK as sitk
-from rich.console import Console
-from rich.progress import Progress
 
+from umamba.datasets.declared import dataset_json
+from umamba.datasets.nnunet_raw import FIRST_CHANNEL
 from umamba.io import UserError, atomic_path, exclusive, write_json
 from umamba.io.decode import decode
+from umamba.io.voice import tracked
 
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Split = Literal["Tr", "Ts"]
-# Organs 1 to 13 in the order of the paper's tables, which is FLARE22's own.
+# Organs 1 to 13 in the order of the paper's tables, which is FLARE22's order.
 ORGANS = (
     *("liver", "right kidney", "spleen", "pancreas", "aorta", "inferior vena cava", "right adrenal gland"),
     *("left adrenal gland", "gallbladder", "esophagus", "stomach", "duodenum", "left kidney"),
@@ -35,10 +38,10 @@ class SourceCase:
     """One case of an archive.
 
     Attributes:
-        case_id: its name in the new data set.
-        split: Tr or Ts.
-        image: its file.
-        labels: its label files, several where each object has its own; empty if it has none.
+        case_id: its name in the converted dataset.
+        split: "Tr" for training, "Ts" for test.
+        image: its image file.
+        labels: its label files: several if each object has its own, none if it has no label.
     """
 
     case_id: str
@@ -49,19 +52,20 @@ class SourceCase:
 
 @dataclass(frozen=True)
 class Converter:
-    """How one public data set is converted.
+    """How one public dataset is converted.
 
     Attributes:
-        folder: name of the new data set, as the authors of U-Mamba published it.
-        channel_names: of the images.
-        labels: names, in the order of their values from 1 on.
-        file_ending: of images and labels.
-        published: training and test cases of the paper; None: it has none of these.
-        source: where each part is published.
-        licence: of the data.
-        find: lists the cases below a folder.
-        read_image, read_label: read one case's image, and its label from all its label files.
-        instances: also keep the label files as they are (instancesTr, instancesTs), for scores of instances.
+        folder: name of the converted dataset, as U-Mamba's authors published it.
+        channel_names: names of the image channels.
+        labels: names of the labels 1, 2, ...
+        file_ending: ending of the converted images and labels.
+        published: number of training and test cases in the paper; None for a dataset that is not in the paper.
+        source: where the archive is published.
+        licence: licence of the data.
+        find: lists the cases in a folder.
+        read_image: reads the image of a case.
+        read_label: reads the label map of a case from all its label files.
+        instances: also copy the label files to instancesTr and instancesTs, for scores of instances.
     """
 
     folder: str
@@ -78,50 +82,64 @@ class Converter:
 
 
 def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path:
-    """Convert an archive's folder into raw/<folder> and return it; what is already there is not converted again.
+    """Convert an archive to a dataset in nnU-Net's raw layout; files that exist are not converted again.
+
+    Args:
+        converter: how to convert it.
+        source: folder of the unpacked archive.
+        raw: folder of all raw datasets.
+        workers: threads.
+
+    Returns:
+        The dataset's folder, raw/<converter.folder>.
 
     Raises:
-        UserError: the source holds no training case, a label is missing, a file cannot be read, or the same image
-            stands in training and test.
+        UserError: the source holds no training case, a label is missing, a file cannot be read, or an image is both a
+            training and a test image.
     """
     if not source.is_dir():
         raise UserError(f"source={source}: no such folder. Unpack the archive and pass its folder.")
     cases = converter.find(source)
     _check_cases(cases, source, converter)
     target = raw / converter.folder
-    console = Console(soft_wrap=True)
     with exclusive(raw / f".{converter.folder}.lock", f"the conversion of {converter.folder}"):
         for case in cases:
             for kind in ("images", "labels", *(("instances",) if converter.instances else ())):
                 (target / f"{kind}{case.split}").mkdir(parents=True, exist_ok=True)
-        written = _over_cases(partial(_write_case, converter, target), cases, workers, "Converting")
-        console.print(f"{converter.folder}: {sum(written)} cases converted, {len(cases) - sum(written)} were there.")
-        digests = _over_cases(
+        written = _in_threads(partial(_write_case, converter, target), cases, workers, "Converting")
+        done = len(cases) - sum(written)
+        log.info("%s: %d cases converted, %d were converted before.", converter.folder, sum(written), done)
+        digests = _in_threads(
             lambda case: content_digest(image_path(converter, target, case)), cases, workers, "Comparing"
         )
         for remark in check_content(dict(zip(cases, digests, strict=True))):
-            console.print(remark)
+            log.info(remark)
         counts = {split: sum(case.split == split for case in cases) for split in ("Tr", "Ts")}
         for line in count_lines(converter, counts["Tr"], counts["Ts"]):
-            console.print(line)
-        write_json(target / "dataset.json", dataset_json(converter, counts["Tr"]))
+            log.info(line)
+        content = dataset_json(
+            converter.channel_names,
+            converter.labels,
+            counts["Tr"],
+            converter.file_ending,
+            licence=converter.licence,
+            reference=converter.source,
+        )
+        write_json(target / "dataset.json", content)
     return target
 
 
-def dataset_json(converter: Converter, num_training: int) -> dict[str, object]:
-    """Return the dataset.json of a converted data set."""
-    return {
-        "channel_names": {str(index): name for index, name in enumerate(converter.channel_names)},
-        "labels": {"background": 0} | {name: value for value, name in enumerate(converter.labels, start=1)},
-        "numTraining": num_training,
-        "file_ending": converter.file_ending,
-        "licence": converter.licence,
-        "reference": converter.source,
-    }
-
-
 def count_lines(converter: Converter, training: int, test: int) -> list[str]:
-    """Return what was found beside the published numbers, and where what is missing is published."""
+    """Compare the number of cases with the paper's, in one line of text per split.
+
+    Args:
+        converter: the dataset.
+        training: number of training cases found.
+        test: number of test cases found.
+
+    Returns:
+        The lines; where cases are missing, they say where these are published.
+    """
     lines = []
     if converter.published is None:
         return [f"training cases: {training}, test cases: {test}."]
@@ -136,12 +154,22 @@ def count_lines(converter: Converter, training: int, test: int) -> list[str]:
 
 
 def image_path(converter: Converter, target: Path, case: SourceCase) -> Path:
-    """Return where the image of a case goes."""
-    return target / f"images{case.split}" / f"{case.case_id}_0000{converter.file_ending}"
+    """Return the path of a converted image.
+
+    Args:
+        converter: the dataset.
+        target: the dataset's folder.
+        case: the case.
+    """
+    return target / f"images{case.split}" / f"{case.case_id}{FIRST_CHANNEL}{converter.file_ending}"
 
 
 def content_digest(path: Path) -> str:
-    """Return a hash of an image's voxels and size; names, compression and headers do not matter."""
+    """Return a hash of an image's size and voxels, which does not depend on name, compression or other headers.
+
+    Args:
+        path: the image file.
+    """
     image = decode(path)
     total = hashlib.blake2b(repr((image.GetSize(), image.GetNumberOfComponentsPerPixel())).encode(), digest_size=16)
     total.update(sitk.GetArrayViewFromImage(image).tobytes())
@@ -149,10 +177,16 @@ def content_digest(path: Path) -> str:
 
 
 def check_content(digests: Mapping[SourceCase, str]) -> list[str]:
-    """Return remarks on images that stand twice in one split.
+    """Find equal images.
+
+    Args:
+        digests: hash of each case's image.
+
+    Returns:
+        A sentence for each image that occurs twice in one split.
 
     Raises:
-        UserError: an image stands in training and test.
+        UserError: an image is both a training and a test image.
     """
     by_content: dict[str, list[SourceCase]] = defaultdict(list)
     for case, digest in digests.items():
@@ -161,8 +195,8 @@ def check_content(digests: Mapping[SourceCase, str]) -> list[str]:
     leaks = [cases for cases in twins if len({case.split for case in cases}) > 1]
     if leaks:
         lines = "\n".join("  " + ", ".join(f"{case.case_id} ({case.split})" for case in cases) for cases in leaks)
-        raise UserError(f"The same image stands in training and test:\n{lines}\nTake it out of one of the two.")
-    return [f"The same image stands twice: {', '.join(case.case_id for case in cases)}." for cases in twins]
+        raise UserError(f"The same image is a training and a test image:\n{lines}\nRemove it from one of the two.")
+    return [f"The same image occurs twice: {', '.join(case.case_id for case in cases)}." for cases in twins]
 
 
 def _check_cases(cases: Sequence[SourceCase], source: Path, converter: Converter) -> None:
@@ -171,31 +205,34 @@ def _check_cases(cases: Sequence[SourceCase], source: Path, converter: Converter
         raise UserError(f"source={source}: no training case was found. It is published at {converter.source}.")
     unlabelled = [case.case_id for case in training if not case.labels]
     if unlabelled:
-        raise UserError(f"source={source}: these training cases have no label: {', '.join(unlabelled[:20])}.")
+        raise UserError(
+            f"source={source}: these training cases have no label: {', '.join(unlabelled[:20])}. Add their labels, "
+            "or remove their images."
+        )
     names = [(case.split, case.case_id) for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
-        raise UserError(f"source={source}: several files for case {twice[0][1]}. Pass the folder of one archive.")
+        raise UserError(f"source={source}: case {twice[0][1]} has several files. Pass the folder of one archive.")
 
 
 def _write_case(converter: Converter, target: Path, case: SourceCase) -> bool:
-    """Write what a case lacks; return whether it lacked anything."""
+    """Write the missing files of a case; return whether its image or label was missing."""
     image = image_path(converter, target, case)
     label = target / f"labels{case.split}" / f"{case.case_id}{converter.file_ending}"
-    lacks = False
+    was_missing = False
     if not image.exists():
         _write(image, converter.read_image(case.image))
-        lacks = True
+        was_missing = True
     if case.labels and not label.exists():
         _write(label, converter.read_label(case.labels))
-        lacks = True
+        was_missing = True
     if converter.instances:
         for path in case.labels:
             copy = target / f"instances{case.split}" / f"{case.case_id}_label{path.suffix}"
             if not copy.exists():
                 with atomic_path(copy) as temporary:
                     temporary.write_bytes(path.read_bytes())
-    return lacks
+    return was_missing
 
 
 def _write(path: Path, image: sitk.Image) -> None:
@@ -203,16 +240,18 @@ def _write(path: Path, image: sitk.Image) -> None:
         sitk.WriteImage(image, str(temporary), useCompression=True)
 
 
-def _over_cases(
+def _in_threads(
     function: Callable[[SourceCase], Result], cases: Sequence[SourceCase], workers: int, title: str
 ) -> list[Result]:
-    with (
-        Progress(console=Console(stderr=True), transient=True) as progress,
-        ThreadPoolExecutor(max(1, workers)) as pool,
-    ):
-        return list(progress.track(pool.map(function, cases), total=len(cases), description=title))
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return list(tracked(pool.map(function, cases), title, len(cases)))
 
 
 def by_name(files: Iterable[Path], ending: str) -> dict[str, Path]:
-    """Return files by their names without the ending."""
+    """Return files by their names without the ending.
+
+    Args:
+        files: the files.
+        ending: the end of their names, which is removed.
+    """
     return {path.name.removesuffix(ending): path for path in sorted(files)}

@@ -1,8 +1,8 @@
-"""EndoVis 2017: frames of surgical videos with a mask for each instrument, to seven instrument types (section 3.1).
+"""Convert EndoVis 2017, frames of surgical videos, to seven instrument types (paper, section 3.1).
 
-Training sequences have a folder of masks for each instrument (ground_truth), test sequences one mask of types
-(gt/TypeSegmentation). The official test frames of sequences 1 to 8 go on where their training frames end: the same
-videos, other frames. That is refused unless it is asked for.
+A training sequence has a folder of masks for each instrument (ground_truth), a test sequence one mask of types
+(gt/TypeSegmentation). The official test frames of sequences 1 to 8 continue the videos of the training frames. Training
+and testing on the same videos is refused unless the user asks for it.
 """
 
 import re
@@ -17,24 +17,26 @@ from umamba.datasets.phantom_2d import INSTRUMENTS
 from umamba.io import UserError
 from umamba.io.decode import decode
 
-# What the names of mask folders contain, and the type's value (the challenge's own numbers).
+# A part of the mask folders' names, and the value of the instrument type (the challenge's numbers).
 _TYPES = (
     *(("bipolar", 1), ("prograsp", 2), ("needle_driver", 3), ("vessel_sealer", 4), ("grasping_retractor", 5)),
     *(("scissors", 6), ("other", 7)),
 )
 _SEQUENCE = re.compile(r"instrument_dataset_(\d+)$")
-# The camera's picture inside the recorded frame: x, y, width, height.
+# The camera's picture inside the recorded frame: x, y, width, height in pixels.
 _CAMERA = (320, 28, 1280, 1024)
-
-
 VIDEOS = ("separate", "official", "new")
 
 
-def find(source: Path, videos: str) -> list[SourceCase]:
-    """List the left camera's frames of all sequences below a folder; those with ground_truth train, the others test.
+def find_frames(source: Path, videos: str) -> list[SourceCase]:
+    """List the frames of the left camera; sequences with ground_truth are for training, the others for test.
+
+    Args:
+        source: folder of the archives; its subfolders are searched, too.
+        videos: how to treat a video that is in training and test, see `endovis`.
 
     Raises:
-        UserError: a video stands in training and test, and `videos` does not allow it (see `endovis`).
+        UserError: a video is in training and test, and `videos` does not allow it.
     """
     cases = []
     numbers: dict[str, dict[int, list[str]]] = {"Tr": {}, "Ts": {}}
@@ -58,38 +60,65 @@ def find(source: Path, videos: str) -> list[SourceCase]:
         return [case for case in cases if case.split == "Tr" or not case.case_id.startswith(left_out)]
     if shared and videos == "separate":
         raise UserError(
-            f"source={source}: the videos {', '.join(map(str, shared))} stand in training and test. That is the "
-            "challenge's own split, which the paper used: say videos=official to keep it, or videos=new to test on the "
-            "frames of other videos alone."
+            f"source={source}: the videos {', '.join(map(str, shared))} are in training and test. That is the "
+            "challenge's own split, which the paper used: pass videos=official to keep it, or videos=new to test only "
+            "on the frames of other videos."
         )
     mixed = [number for number in shared if min(numbers["Ts"][number]) <= max(numbers["Tr"][number])]
     if mixed:
         raise UserError(
             f"source={source}: test frames of the videos {', '.join(map(str, mixed))} lie among their training frames; "
-            "in the challenge's split they come after them. Take them out of one of the two."
+            "in the challenge's split they come after them. Remove them from training or test."
         )
     return cases
 
 
 def instrument_type(folder: str) -> int:
-    """Return the type of a mask folder, such as Left_Prograsp_Forceps_labels.
+    """Return the value of the instrument type that a mask folder's name contains.
+
+    Args:
+        folder: name of the folder, such as "Left_Prograsp_Forceps_labels".
 
     Raises:
-        UserError: the name tells no type.
+        UserError: the name contains no known type.
+
+    Example:
+        >>> instrument_type("Left_Prograsp_Forceps_labels")
+        2
     """
     for text, value in _TYPES:
         if text in folder.lower():
             return value
-    raise UserError(f"ground_truth/{folder}: tells no instrument type. Known are {', '.join(t for t, _ in _TYPES)}.")
+    known = ", ".join(text for text, _ in _TYPES)
+    raise UserError(f"ground_truth/{folder}: names no instrument type. Rename it so that it contains one of {known}.")
 
 
 def read_frame(path: Path, crop: bool) -> sitk.Image:
-    """Read a frame, the whole or the camera's picture of it."""
+    """Read a frame.
+
+    Args:
+        path: the file.
+        crop: return only the camera's picture.
+
+    Raises:
+        UserError: the file cannot be decoded, or is too small to crop.
+    """
     return _cropped(decode(path), crop)
 
 
 def read_types(paths: tuple[Path, ...], crop: bool) -> sitk.Image:
-    """Read the types (0 to 7) of a frame from its masks, one for each instrument, or from its one mask of types."""
+    """Read the instrument types of a frame.
+
+    Args:
+        paths: one mask per instrument, or one mask of types.
+        crop: return only the camera's picture.
+
+    Returns:
+        The types, uint8: 0 is background, 1 to 7 are instruments.
+
+    Raises:
+        UserError: a file cannot be decoded or is too small to crop, or a folder names no instrument type.
+    """
     if paths[0].parent.name == "TypeSegmentation":
         return _cropped(sitk.Cast(decode(paths[0]), sitk.sitkUInt8), crop)
     masks = [sitk.GetArrayFromImage(decode(path)) for path in paths]
@@ -112,16 +141,16 @@ def _cropped(image: sitk.Image, crop: bool) -> sitk.Image:
 
 
 def endovis(crop: bool, videos: str) -> Converter:
-    """Return the converter.
+    """Return the converter of EndoVis 2017.
 
     Args:
-        crop: keep the camera's 1280x1024 picture only; Table 2's plan needs whole frames.
-        videos: what happens to a video that stands in training and test. `separate`: it is refused. `official`: its
-            test frames stay, if they come after its training frames, as in the challenge's split and the paper.
-            `new`: its test frames are left out.
+        crop: keep only the camera's picture of 1280x1024 pixels. The plan of the paper's Table 2 needs whole frames.
+        videos: how to treat a video that is in training and test. "separate" refuses it. "official" keeps its test
+            frames if they come after its training frames, as in the challenge's split and the paper. "new" omits its
+            test frames.
 
     Raises:
-        UserError: there is no such choice of videos.
+        UserError: `videos` is unknown.
     """
     if videos not in VIDEOS:
         raise UserError(f"videos={videos} is unknown. Choose one of {', '.join(VIDEOS)}.")
@@ -133,7 +162,7 @@ def endovis(crop: bool, videos: str) -> Converter:
         published=(1800, 1200),
         source="endovissub2017-roboticinstrumentsegmentation.grand-challenge.org",
         licence="see endovissub2017-roboticinstrumentsegmentation.grand-challenge.org",
-        find=partial(find, videos=videos),
+        find=partial(find_frames, videos=videos),
         read_image=partial(read_frame, crop=crop),
         read_label=partial(read_types, crop=crop),
     )

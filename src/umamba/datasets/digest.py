@@ -1,4 +1,4 @@
-"""A hash of a data set's training files, so that what was derived from them is derived again when one changes."""
+"""A hash of a dataset's training files, by which later steps notice that a file has changed."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +10,15 @@ from umamba.io import UserError, file_digest, read_json, write_json
 
 
 def dataset_digest(dataset: RawDataset, cache: Path | None) -> str:
-    """Return the hash over dataset.json, all training images and labels, and their names below the data set's folder.
+    """Return the hash of dataset.json, of all training images and labels, and of their paths in the dataset.
 
-    `cache` is a JSON file with the digest of each file and its size and time of change; files that have kept both are
-    not read again. It is made if missing and made anew if damaged.
+    Args:
+        dataset: the dataset.
+        cache: JSON file with size, modification time and hash of each file. A file whose size and time are unchanged
+            is not read again. The cache is created if it is missing, and replaced if it is damaged. None: no cache.
+
+    Returns:
+        A BLAKE2b-128 hash in hexadecimal.
     """
     paths = [dataset.root / "dataset.json"]
     for case in dataset.training:
@@ -31,7 +36,7 @@ def dataset_digest(dataset: RawDataset, cache: Path | None) -> str:
 
 
 def _entry(path: Path, known: Any) -> list[Any]:
-    """Return [size, mtime_ns, digest] of a file, the known digest if the others are unchanged."""
+    """Return [size, mtime_ns, hash] of a file; reuse the known hash if size and time are unchanged."""
     status = path.stat()
     if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns]:
         return known

@@ -1,4 +1,4 @@
-"""A problem of a data set, and many of them as one readable table."""
+"""Problems of a dataset, and a table of them."""
 
 import io
 from collections.abc import Iterable
@@ -15,12 +15,12 @@ _MAX_ROWS = 100
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem: errors forbid training on the data set, warnings are worth a look.
+    """A problem of a dataset.
 
     Attributes:
-        case_id: the case concerned; empty for the data set as a whole.
-        file: file concerned, relative to the data set's folder where it lies in it.
-        severity: "error" or "warning".
+        case_id: the case that has it; empty for a problem of the whole dataset.
+        file: the file that has it, relative to the dataset's folder if it is inside it.
+        severity: "error" (the dataset cannot be used for training) or "warning" (the user should check it).
         message: what is wrong and what to do.
     """
 
@@ -31,9 +31,11 @@ class Finding:
 
 
 def findings_table(findings: Iterable[Finding]) -> str:
-    """Return one text table sorted by case, errors of a case first; at most 100 rows, then how many more there are.
+    """Return a text table of problems, sorted by case, with the errors of a case first.
 
-    If rows are left out, warnings are, before errors.
+    Args:
+        findings: the problems. If there are more than 100, the table shows 100, errors before warnings, and the number
+            of the others.
     """
     findings = list(findings)
     if not findings:
@@ -46,7 +48,7 @@ def findings_table(findings: Iterable[Finding]) -> str:
     for heading in ("case", "file", "severity", "finding"):
         table.add_column(heading, overflow="fold")
     for finding in shown:
-        row = (finding.case_id or "(data set)", finding.file, finding.severity, finding.message)
+        row = (finding.case_id or "(dataset)", finding.file, finding.severity, finding.message)
         table.add_row(*(Text(cell) for cell in row))
     stream = io.StringIO()
     Console(file=stream, width=160, color_system=None).print(table)

@@ -1,8 +1,8 @@
-"""Check the voxels and geometry of one case, decoding each file once.
+"""Check the voxels and the geometry of one case, decoding each file once.
 
-Covers what nnU-Net's `--verify_dataset_integrity` checks (label values, shapes and spacing of image and label, origin
-and direction, number of channels), and what else silently spoils a training: NaN, spacing that is not positive, skewed
-axes, fractional or empty labels, files that do not decode.
+The checks are those of nnU-Net's `--verify_dataset_integrity` (label values, shape, spacing, origin and direction of
+image and label, number of channels), and further mistakes that would silently harm a training: NaN, a spacing that is
+not positive, skewed axes, fractional or empty labels, files that cannot be decoded.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from umamba.io import (
 )
 from umamba.labels import LabelSet
 
-# Origins further apart than this (mm) are worth a warning; float32 headers lose less.
+# Origins further apart than this cause a warning. The rounding of float32 headers is smaller.
 _ORIGIN_TOLERANCE_MM = 1e-2
 _ORTHONORMAL_TOLERANCE = 1e-3
 
@@ -34,7 +34,13 @@ Report = Callable[[Path, Severity, str], None]
 
 @dataclass(frozen=True)
 class Inspection:
-    """Findings of one case, and what was decoded on the way (None where a file does not decode or fit)."""
+    """The result of checking one case.
+
+    Attributes:
+        findings: its problems.
+        image: the decoded image (C, Z, Y, X); None if a file cannot be decoded or the channels do not fit together.
+        label: the decoded label map (1, Z, Y, X); None if there is none or it cannot be decoded.
+    """
 
     findings: tuple[Finding, ...]
     image: Image | None
@@ -42,7 +48,12 @@ class Inspection:
 
 
 def inspect_case(dataset: RawDataset, case: RawCase) -> Inspection:
-    """Decode a case once and check it; nothing is raised for bad data. Image (C, Z, Y, X), label (1, Z, Y, X)."""
+    """Decode a case and check it. Problems of the data are returned, not raised.
+
+    Args:
+        dataset: the dataset, for its labels and channels.
+        case: the case.
+    """
     findings: list[Finding] = []
 
     def report(path: Path, severity: Severity, message: str) -> None:
@@ -74,7 +85,7 @@ def _decode(path: Path, is_label: bool, report: Report) -> Image | None:
 
 
 def _check_geometry(path: Path, geometry: Geometry, report: Report) -> None:
-    """Spacing positive and axes perpendicular, in the file as well as after ITK's silent repairs."""
+    """Check spacing and axes, as stored in the file and as ITK reports them, because ITK silently repairs some."""
     for spacing in (stored_spacing(path), geometry.spacing):
         if spacing is not None and not all(np.isfinite(value) and value > 0 for value in spacing):
             values = ", ".join(f"{value:g}" for value in spacing)
@@ -82,10 +93,10 @@ def _check_geometry(path: Path, geometry: Geometry, report: Report) -> None:
             break
     size = len(geometry.origin_xyz)
     if not _orthonormal(np.reshape(geometry.direction_xyz, (size, size))):
-        report(path, "error", "direction: the axes are not perpendicular unit vectors. Resample onto a straight grid.")
+        report(path, "error", "direction: the axes are not perpendicular unit vectors. Resample to an orthogonal grid.")
     axes = stored_axes(path)
     if axes is not None and not _orthonormal(axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12)):
-        message = "direction: the sform's axes are not perpendicular; the qform is used. Resample onto a straight grid."
+        message = "direction: the axes of the sform are not perpendicular, so the qform is used. Check which is right."
         report(path, "warning", message)
 
 
@@ -100,7 +111,7 @@ def _check_intensities(path: Path, array: np.ndarray, report: Report) -> None:
 
 
 def _join(case: RawCase, parts: list[tuple[Path, Image]], num_channels: int, report: Report) -> Image | None:
-    """Put the channels of a case together; report channels on other grids and a wrong number of them."""
+    """Concatenate the channels of a case; report channels on different grids and a wrong number of channels."""
     first_path, first = parts[0]
     fits = True
     for path, part in parts[1:]:
@@ -109,12 +120,13 @@ def _join(case: RawCase, parts: list[tuple[Path, Image]], num_channels: int, rep
         return None
     array = first.array if len(parts) == 1 else np.concatenate([part.array for _, part in parts])
     if len(array) != num_channels:
-        report(case.images[0], "error", f"{len(array)} channel(s) in the files but {num_channels} in channel_names.")
+        message = f"{len(array)} channel(s) in the files but {num_channels} in channel_names. Correct one of the two."
+        report(case.images[0], "error", message)
     return Image(array, first.geometry)
 
 
 def _check_same_grid(path: Path, geometry: Geometry, first_path: Path, first: Geometry, report: Report) -> bool:
-    """Report if two files of a case do not lie on one grid; return whether their voxels correspond."""
+    """Report if two files of a case have different grids; return whether their voxels correspond."""
     difference = geometry_difference(first, geometry)
     if difference:
         report(path, "error", f"{difference} (first: {first_path.name}). Resample both onto one grid.")
@@ -131,7 +143,7 @@ def _check_label_values(path: Path, array: np.ndarray, labels: LabelSet, report:
         fractional = [value for value in found if value != np.round(value)]
         if fractional:
             examples = ", ".join(f"{value:g}" for value in fractional[:3])
-            report(path, "error", f"holds values that are no integers ({examples}). Was it resampled? Export it again.")
+            report(path, "error", f"holds values that are not integers ({examples}). Export it again as a label map.")
             return
     values = {int(value) for value in found}
     unexpected = sorted(values - set(labels.all_values))

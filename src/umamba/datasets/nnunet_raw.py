@@ -1,36 +1,50 @@
-"""Read a data set in nnU-Net's raw layout: what there is and what is missing, without decoding an image.
+"""List a dataset in nnU-Net's raw layout and what is missing in it, without decoding an image.
 
     NAME/dataset.json                     channel_names, labels, file_ending, numTraining
-    NAME/imagesTr/CASE_0000.nii.gz        one file per channel; one file for all channels if no case has more (RGB)
+    NAME/imagesTr/CASE_0000.nii.gz        one file per channel, or one file with all channels if no case has more (RGB)
     NAME/labelsTr/CASE.nii.gz
     NAME/imagesTs, NAME/labelsTs          optional
 
-dataset.json may instead list the training cases itself: {"dataset": {CASE: {"images": [...], "label": ...}}}, paths
-relative to the data set's folder.
+Instead, dataset.json may list the training cases: {"dataset": {CASE: {"images": [...], "label": ...}}}, with paths
+relative to the dataset's folder.
 """
 
-import json
 import logging
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from umamba.datasets.declared import (
+    declared_channels,
+    declared_ending,
+    declared_labels,
+    declared_training,
+    json_finding,
+    repeated_keys,
+)
 from umamba.datasets.findings import Finding, findings_table
-from umamba.io import UserError, read_json, supported_endings
+from umamba.io import UserError, read_json
 from umamba.labels import LabelSet
 
 log = logging.getLogger(__name__)
 
-_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+FIRST_CHANNEL = "_0000"
+CHANNEL_NAME = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # an image's name without its file ending
 Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
 class RawCase:
-    """One case: its image files, a file per channel or one for all, and its label map if there is one."""
+    """One case of a dataset.
+
+    Attributes:
+        case_id: its name.
+        images: one file per channel, or one file with all channels.
+        label: its label map, or None.
+    """
 
     case_id: str
     images: tuple[Path, ...]
@@ -39,17 +53,17 @@ class RawCase:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A data set in nnU-Net's raw layout.
+    """A dataset in nnU-Net's raw layout.
 
     Attributes:
-        name: name of its folder, e.g. "Dataset004_Hippocampus".
-        root: the folder.
-        channel_names: in channel order.
-        labels: the declared label set.
-        file_ending: of images and labels, e.g. ".nii.gz".
-        training: training cases in the order of their names.
-        test: cases of imagesTs; `label` is None where labelsTs has none.
-        num_training: `numTraining` of dataset.json, or the number of training cases where it does not say.
+        name: name of its folder, such as "Dataset004_Hippocampus".
+        root: its folder.
+        channel_names: names of the image channels.
+        labels: the declared labels.
+        file_ending: ending of images and labels, such as ".nii.gz".
+        training: training cases, sorted by name.
+        test: cases of imagesTs, sorted by name; `label` is None if labelsTs does not have the case.
+        num_training: `numTraining` of dataset.json, or the number of training cases if it is not given.
     """
 
     name: str
@@ -63,19 +77,41 @@ class RawDataset:
 
 
 def read_dataset(root: Path) -> RawDataset:
-    """Read a data set's listing. Raises UserError with a table of all structural problems; warnings are logged."""
+    """List a dataset in nnU-Net's raw layout; no image is decoded. Warnings are logged.
+
+    Args:
+        root: the dataset's folder, with dataset.json in it.
+
+    Raises:
+        UserError: with a table of all problems of the listing.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from umamba.datasets import write_phantom_2d
+        >>> with TemporaryDirectory() as folder:
+        ...     root = Path(folder) / "Dataset001_Cells"
+        ...     _ = write_phantom_2d(root, scene="cells", num_training=2, num_test=1, seed=0, size=(32, 32))
+        ...     dataset = read_dataset(root)
+        >>> [case.case_id for case in dataset.training], dataset.labels.names
+        (['phantom_000', 'phantom_001'], ('interior', 'boundary'))
+    """
     dataset, findings = list_findings(root)
     if dataset is None or any(finding.severity == "error" for finding in findings):
-        raise UserError(f"{Path(root)}: the data set cannot be used as it is.\n{findings_table(findings)}")
+        raise UserError(f"{Path(root)}: the dataset has errors and cannot be used.\n{findings_table(findings)}")
     if findings:
         log.warning("%s:\n%s", root, findings_table(findings))
     return dataset
 
 
 def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
-    """Return the data set and its structural problems, without raising; None if dataset.json cannot be understood.
+    """List a dataset and its problems without raising an error for them.
 
-    With errors among the findings the data set holds the cases that are complete.
+    Args:
+        root: the dataset's folder.
+
+    Returns:
+        The dataset, or None if dataset.json cannot be read; if there are errors, it holds only the complete cases.
+        And the problems.
     """
     root = Path(root).absolute()
     findings: list[Finding] = []
@@ -83,13 +119,13 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
     try:
         declared = read_json(path)
     except UserError as error:
-        return None, [_json_finding(str(error).removeprefix(f"{path}: "))]
+        return None, [json_finding(str(error).removeprefix(f"{path}: "))]
     if not isinstance(declared, Mapping):
-        return None, [_json_finding("must hold a JSON object with channel_names, labels and file_ending.")]
-    findings += [_json_finding(f'"{key}" stands twice in one object; keep one.') for key in _repeated_keys(path)]
-    channel_names = _channel_names(declared, findings)
-    labels = _labels(declared, findings)
-    file_ending = _file_ending(declared, findings)
+        return None, [json_finding("must hold a JSON object with channel_names, labels and file_ending.")]
+    findings += [json_finding(f'"{key}" occurs twice in one object; keep one.') for key in repeated_keys(path)]
+    channel_names = declared_channels(declared, findings)
+    labels = declared_labels(declared, findings)
+    file_ending = declared_ending(declared, findings)
     if channel_names is None or labels is None or file_ending is None:
         return None, findings
     if "dataset" in declared:
@@ -98,98 +134,22 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
         training = _folder_cases(root, "Tr", file_ending, len(channel_names), findings)
     test = _folder_cases(root, "Ts", file_ending, len(channel_names), findings)
     if not training and not any(finding.severity == "error" for finding in findings):
-        findings.append(Finding("", "imagesTr", "error", f"no image NAME_0000{file_ending} was found."))
+        message = f"holds no image NAME{FIRST_CHANNEL}{file_ending}. Check the folder and file_ending."
+        findings.append(Finding("", "imagesTr", "error", message))
     known = {case.case_id for case in training}
     findings += [
         Finding(case.case_id, "imagesTs", "warning", "a training case has the same name; is it the same image?")
         for case in test
         if case.case_id in known
     ]
-    num_training = _num_training(declared, training, findings)
+    num_training = declared_training(declared, len(training), findings)
     return RawDataset(root.name, root, channel_names, labels, file_ending, training, test, num_training), findings
 
 
-def list_images(folder: Path, file_ending: str, num_channels: int) -> tuple[RawCase, ...]:
-    """List the cases of a folder of images NAME_0000<ending>, without labels (what is to be predicted).
-
-    Raises UserError with a table of all problems if the folder is missing, empty, or a case lacks a channel.
-    """
-    folder = Path(folder).absolute()
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. Pass the folder with the images.")
-    findings: list[Finding] = []
-    images = _list_channels(folder, file_ending, num_channels, "error", findings)
-    if any(finding.severity == "error" for finding in findings):
-        raise UserError(f"{folder}: some images cannot be used.\n{findings_table(findings)}")
-    if not images:
-        raise UserError(f"{folder}: holds no image NAME_0000{file_ending}. Check the folder and the file names.")
-    return tuple(RawCase(case_id, images[case_id], None) for case_id in sorted(images))
-
-
-def _json_finding(message: str) -> Finding:
-    return Finding("", "dataset.json", "error", message)
-
-
-def _repeated_keys(path: Path) -> list[str]:
-    """Return keys that stand twice in one JSON object; `json` itself silently keeps the last."""
-    repeated: list[str] = []
-
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        return dict(pairs)
-
-    json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=collect)
-    return repeated
-
-
-def _channel_names(declared: Mapping[str, Any], findings: list[Finding]) -> tuple[str, ...] | None:
-    names = declared.get("channel_names", declared.get("modality"))
-    if isinstance(names, list):
-        names = {str(index): name for index, name in enumerate(names)}
-    if not isinstance(names, Mapping) or not names:
-        findings.append(_json_finding('channel_names: missing; name the channels, like {"0": "CT"}.'))
-        return None
-    expected = [str(index) for index in range(len(names))]
-    if sorted(names, key=lambda key: (len(key), key)) != expected:
-        findings.append(_json_finding(f"channel_names: keys are {sorted(names)}, must be {expected}."))
-        return None
-    return tuple(str(names[key]) for key in expected)
-
-
-def _labels(declared: Mapping[str, Any], findings: list[Finding]) -> LabelSet | None:
-    try:
-        return LabelSet.from_json(declared.get("labels") or {}, declared.get("regions_class_order"))
-    except UserError as error:
-        findings.append(_json_finding(str(error)))
-        return None
-
-
-def _file_ending(declared: Mapping[str, Any], findings: list[Finding]) -> str | None:
-    ending = declared.get("file_ending")
-    if not isinstance(ending, str) or ending.lower() not in supported_endings():
-        known = ", ".join(supported_endings())
-        findings.append(_json_finding(f"file_ending: {json.dumps(ending)} cannot be read; it must be one of {known}."))
-        return None
-    return ending
-
-
-def _num_training(declared: Mapping[str, Any], training: tuple[RawCase, ...], findings: list[Finding]) -> int:
-    number = declared.get("numTraining")
-    if number is None:
-        return len(training)
-    if not isinstance(number, int) or isinstance(number, bool):
-        findings.append(_json_finding(f"numTraining: {number!r} is no integer; set it to {len(training)}."))
-        return len(training)
-    if number != len(training) and not any(f.severity == "error" and f.case_id for f in findings):
-        message = f"numTraining: says {number} but {len(training)} cases were found. Were files lost? Else correct it."
-        findings.append(_json_finding(message))
-    return number
-
-
 def _declared_cases(root: Path, cases: Any, findings: list[Finding]) -> tuple[RawCase, ...]:
-    """Return the cases that the "dataset" entry of dataset.json lists, with their paths made absolute."""
+    """Return the complete cases that the "dataset" entry of dataset.json lists, with absolute paths."""
     if not isinstance(cases, Mapping):
-        findings.append(_json_finding('dataset: must map each case to {"images": [...], "label": ...}.'))
+        findings.append(json_finding('dataset: must map each case to {"images": [...], "label": ...}.'))
         return ()
     complete = []
     owner: dict[Path, str] = {}
@@ -215,18 +175,18 @@ def _declared_cases(root: Path, cases: Any, findings: list[Finding]) -> tuple[Ra
 def _folder_cases(
     root: Path, split: str, file_ending: str, num_channels: int, findings: list[Finding]
 ) -> tuple[RawCase, ...]:
-    """Return the complete cases of imagesTr + labelsTr ("Tr"), or of imagesTs and perhaps labelsTs ("Ts")."""
+    """Return the complete cases of imagesTr with labelsTr (split "Tr"), or of imagesTs with optional labels ("Ts")."""
     images_folder, labels_folder = root / f"images{split}", root / f"labels{split}"
     severity: Severity = "error" if split == "Tr" else "warning"
     if not images_folder.is_dir():
         if split == "Tr":
-            findings.append(Finding("", images_folder.name, "error", "no such folder; it holds the training images."))
+            findings.append(Finding("", images_folder.name, "error", "no such folder. Put the training images there."))
         return ()
     images = _list_channels(images_folder, file_ending, num_channels, severity, findings)
     labels = _list_labels(labels_folder, file_ending)
     broken = {finding.case_id for finding in findings if finding.file.startswith(images_folder.name)}
     for case_id in sorted(set(labels) - set(images) - broken):
-        message = "label without an image; add the image or remove the label."
+        message = "the label has no image; add the image or remove the label."
         findings.append(Finding(case_id, relative(labels[case_id], root), severity, message))
     if split == "Tr":
         for case_id in sorted(set(images) - set(labels)):
@@ -246,23 +206,24 @@ def _list_labels(folder: Path, file_ending: str) -> dict[str, Path]:
 def _list_channels(
     folder: Path, file_ending: str, num_channels: int, severity: Severity, findings: list[Finding]
 ) -> dict[str, tuple[Path, ...]]:
-    """Return the image files of each complete case of a folder and report the others.
+    """Return the image files of each complete case of a folder, and report the other cases.
 
-    Where several channels are declared but no case has a file beyond _0000, one file holds all channels (RGB, vector).
+    If several channels are declared but every case has only the file _0000, this file holds all channels (RGB, vector).
     """
     channels: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         file = f"{folder.name}/{path.name}"
-        match = _CHANNEL.match(path.name.removesuffix(file_ending))
+        match = CHANNEL_NAME.match(path.name.removesuffix(file_ending))
         if not path.name.endswith(file_ending):
-            message = f"does not end with the declared file_ending {file_ending}; it is left out."
+            message = f"does not end with the declared file_ending {file_ending}, so it is ignored."
             findings.append(Finding("", file, "warning", message))
         elif match is None:
-            findings.append(
-                Finding("", file, severity, f"rename it to NAME_0000{file_ending}, 0000 being the channel.")
+            message = (
+                f"has no channel number. Rename it to NAME{FIRST_CHANNEL}{file_ending}, where 0000 is the channel."
             )
+            findings.append(Finding("", file, severity, message))
         else:
             channels[match["case"]][int(match["channel"])] = path
     one_file = all(set(files) == {0} for files in channels.values())
@@ -270,14 +231,19 @@ def _list_channels(
     complete = {}
     spelled: dict[str, str] = {}
     for case_id, files in channels.items():
-        problems = [(channel, "the channel's file is missing.") for channel in sorted(wanted - set(files))]
-        problems += [(channel, "more channels than channel_names.") for channel in sorted(set(files) - wanted)]
+        problems = [
+            (channel, "the file of this channel is missing; add it.") for channel in sorted(wanted - set(files))
+        ]
+        problems += [
+            (channel, "channel_names does not name this channel; name it or remove the file.")
+            for channel in sorted(set(files) - wanted)
+        ]
         for channel, message in problems:
             file = f"{folder.name}/{case_id}_{channel:04d}{file_ending}"
             findings.append(Finding(case_id, file, severity, message))
         twin = spelled.setdefault(case_id.casefold(), case_id)
         if twin != case_id:
-            message = f"the same name as case {twin} but for capitals; rename one."
+            message = f"its name differs from that of case {twin} only in upper and lower case; rename one."
             findings.append(Finding(case_id, folder.name, severity, message))
         if not problems:
             complete[case_id] = tuple(files[channel] for channel in sorted(files))
@@ -285,5 +251,10 @@ def _list_channels(
 
 
 def relative(path: Path, root: Path) -> str:
-    """Return `path` relative to `root` where it lies below it, else in full."""
+    """Return a path relative to a folder if it is inside it, otherwise the path itself.
+
+    Args:
+        path: the path.
+        root: the folder.
+    """
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

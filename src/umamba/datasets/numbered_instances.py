@@ -1,10 +1,11 @@
-"""A folder of pictures with numbered instances, as people have them: made into classes that a network learns.
+"""Convert a user's folder of pictures with numbered instances to a dataset of classes that a network can learn.
 
-    NAME/imagesTr/CASE.png                picture, bmp, png, tif(f) or jp(e)g
-    NAME/instancesTr/CASE_label.tiff      numbered instances, 0 is background; tif(f) or png
+    NAME/imagesTr/CASE.png                picture: bmp, png, tif(f) or jp(e)g
+    NAME/instancesTr/CASE_label.tiff      numbered instances, 0 is background: tif(f) or png
     NAME/imagesTs, NAME/instancesTs       optional
 
-What is made is a dataset in nnU-Net's raw layout: background, interior, boundary, and the instances for the scores.
+The result is a dataset in nnU-Net's raw layout with the labels background, interior and boundary. It keeps the
+instances for the scores.
 """
 
 import shutil
@@ -19,15 +20,27 @@ SPLITS: tuple[Split, ...] = ("Tr", "Ts")
 
 
 def holds_instances(root: Path) -> bool:
-    """Return whether a folder is one of numbered instances, not a dataset with classes of its own."""
+    """Return whether a folder holds numbered instances and no dataset.json.
+
+    Args:
+        root: the folder.
+    """
     return (root / "instancesTr").is_dir() and not (root / "dataset.json").exists()
 
 
 def classes_of_instances(root: Path, folder: Path, workers: int) -> Path:
-    """Return folder/<name of root>, the classes of a folder of numbered instances, made again if that has changed.
+    """Convert a folder of numbered instances, unless that is done and the folder has not changed since.
+
+    Args:
+        root: the folder of numbered instances.
+        folder: where converted datasets are written.
+        workers: threads.
+
+    Returns:
+        The converted dataset, folder/<name of root>.
 
     Raises:
-        UserError: there is no training picture, one has no instances, or a file cannot be read.
+        UserError: there is no training picture, a picture has no instances, or a file cannot be read.
     """
     target = folder / root.name
     listing = {
@@ -49,7 +62,11 @@ def classes_of_instances(root: Path, folder: Path, workers: int) -> Path:
 
 
 def find_instances(root: Path) -> list[SourceCase]:
-    """List the pictures of a folder with their instances."""
+    """List the pictures of a folder of numbered instances.
+
+    Args:
+        root: the folder.
+    """
     return [
         SourceCase(image.stem, split, image, label_file(root / f"instances{split}", image.stem))
         for split in SPLITS

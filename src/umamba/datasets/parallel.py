@@ -1,4 +1,4 @@
-"""One function over many cases in worker processes, under a progress bar, with memory for a few cases only."""
+"""Call a function for many cases in worker processes, with only a few cases in memory."""
 
 import multiprocessing
 import os
@@ -11,17 +11,16 @@ from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import Progress
-
 from umamba.datasets.nnunet_raw import RawCase
 from umamba.io import UserError
+from umamba.io.voice import tracked
 
 Result = TypeVar("Result")
 
-# Read by the workers' libraries when they are loaded. One process a core is enough: the libraries' own threads would
-# only take the cores from each other. Volumes come and go all the time: glibc, left alone, gives each back to the
-# system and has every page of the next one cleared again, which costs more than the arithmetic done on it.
+# The workers' libraries read these variables when they are loaded. There is one process per core, so further threads of
+# the libraries would only compete for the cores. The workers allocate and free a volume all the time. By default glibc
+# returns its memory to the system, which must then clear every page of the next volume, at a higher cost than the
+# arithmetic. The MALLOC variables prevent that.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -40,32 +39,25 @@ def over_cases(
     """Return function(case) for each case, in the order of the cases.
 
     Args:
-        function: picklable; what it returns must be small, for all results are kept.
+        function: must be picklable, and its results small, because all of them are held in memory.
         cases: the cases.
-        workers: processes; 0 or 1 works in this one.
-        title: what the progress bar says.
+        workers: worker processes; 0 or 1 calls the function in this process.
+        title: text of the progress bar, which appears if messages are shown.
 
     Raises:
         UserError: a worker process was killed.
     """
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=len(cases))
-        if workers <= 1 or len(cases) <= 1:
-            results = []
-            for case in cases:
-                results.append(function(case))
-                progress.advance(task)
-            return results
-        with _pool(min(workers, len(cases)), function) as pool:
-            futures = [pool.submit(function, case) for case in cases]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    progress.advance(task)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            return [future.result() for future in futures]
+    if workers <= 1 or len(cases) <= 1:
+        return [function(case) for case in tracked(cases, title, len(cases))]
+    with _pool(min(workers, len(cases)), function) as pool:
+        futures = [pool.submit(function, case) for case in cases]
+        try:
+            for future in tracked(as_completed(futures), title, len(futures)):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
 
 
 @contextmanager
@@ -77,7 +69,7 @@ def _pool(workers: int, function: Callable[..., object]) -> Iterator[ProcessPool
             yield pool
     except BrokenProcessPool as error:
         raise UserError(
-            "data.prepare_workers: a worker process was killed, most likely for want of memory. "
+            "data.prepare_workers: a worker process was killed, most likely because the memory was full. "
             f"Use fewer than {workers} workers."
         ) from error
     finally:
@@ -89,9 +81,10 @@ def _pool(workers: int, function: Callable[..., object]) -> Iterator[ProcessPool
 
 
 def _context(function: Callable[..., object]) -> BaseContext:
-    """Return how workers are started: from one server process that has imported what they need, where there is one.
+    """Return the start method of the workers: forks of a server process that has imported the function's module.
 
-    The server is begun by this process's first pool; later ones find it. It has no threads that a fork could lose.
+    The first pool starts the server and later pools use it again. It runs no threads, so forking it is safe. Systems
+    without a fork server start each worker afresh.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -101,7 +94,7 @@ def _context(function: Callable[..., object]) -> BaseContext:
 
 
 def _end_with_parent() -> None:
-    """In a worker: end when the process that started it is gone; a killed one leaves nobody working on its cases."""
+    """End this worker when its parent has ended, because a killed parent cannot end its workers itself."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

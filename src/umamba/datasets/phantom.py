@@ -1,7 +1,7 @@
-"""A deterministic CT-like abdomen in nnU-Net's raw layout, so that every room can be run without any download.
+"""Write a synthetic, CT-like abdomen dataset in nnU-Net's raw layout, so that everything runs without a download.
 
-Cases differ in anatomy, pose, contrast, field of view, spacing and direction. Voxels average what they cover (partial
-volume); a voxel belongs to the organ that fills more than half of it.
+Cases differ in anatomy, pose, contrast, field of view, spacing and direction. A voxel's intensity is the mean over its
+volume (partial volume effect); its label is the organ that fills more than half of it.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,17 +13,30 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
-from umamba.datasets.anatomy import ORGANS, Patient, Points, draw_patient, layers
+from umamba.datasets.anatomy import PHANTOM_ORGANS, Patient, Points, draw_patient, layers
+from umamba.datasets.declared import dataset_json
+from umamba.datasets.nnunet_raw import FIRST_CHANNEL
 from umamba.io import UserError, atomic_directory, exclusive, read_json, remove_stale, write_json
 
+PHANTOM_LICENCE = "synthetic, CC0"
 _SUBSLICES = 3
 _FIELD_MM = (160.0, 262.0, 318.0)
 _DIRECTIONS = ((1, 1, 1), (-1, -1, 1), (1, 1, -1), (1, 1, 1), (-1, 1, 1), (1, 1, 1))
 
+VOXEL_MM = 3.5  # edge of a voxel where none is asked for, mm
+
 
 @dataclass(frozen=True)
 class PhantomCase:
-    """Image (Z, Y, X) int16 in HU, label (Z, Y, X) uint8, and spacing, origin and direction as SimpleITK has them."""
+    """One case of the phantom.
+
+    Attributes:
+        image: (Z, Y, X) int16 in HU.
+        label: (Z, Y, X) uint8.
+        spacing_xyz: spacing in mm, in SimpleITK's order.
+        origin_xyz: origin in mm, in SimpleITK's order.
+        direction_xyz: direction cosines row by row, as SimpleITK has them.
+    """
 
     image: np.ndarray
     label: np.ndarray
@@ -31,11 +44,26 @@ class PhantomCase:
     origin_xyz: tuple[float, ...]
     direction_xyz: tuple[float, ...]
 
+    def on_grid(self, array: np.ndarray) -> sitk.Image:
+        """Return a SimpleITK image with this case's geometry.
 
-def phantom_case(seed: int, index: int, voxel_mm: float = 3.5) -> PhantomCase:
-    """Return case `index`; the same for the same arguments.
+        Args:
+            array: voxels (Z, Y, X).
+        """
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(self.spacing_xyz)
+        image.SetOrigin(self.origin_xyz)
+        image.SetDirection(self.direction_xyz)
+        return image
 
-    `voxel_mm` is the typical spacing in the plane; slices are about 1.6 times as far apart.
+
+def phantom_case(seed: int, index: int, voxel_mm: float = VOXEL_MM) -> PhantomCase:
+    """Return a case of the phantom; equal arguments give equal cases.
+
+    Args:
+        seed: seed of the dataset.
+        index: number of the case.
+        voxel_mm: mean in-plane spacing in mm; the distance of slices is about 1.6 times as large.
     """
     rng = np.random.default_rng([seed, index])
     patient = draw_patient(rng)
@@ -62,7 +90,7 @@ def phantom_case(seed: int, index: int, voxel_mm: float = 3.5) -> PhantomCase:
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:
-    """Return the rotation by three angles (radians) around x, y and z in turn."""
+    """Return the matrix of rotations by three angles (radians) around x, then y, then z."""
     total = np.eye(3)
     for axis, angle in enumerate(angles):
         step = np.eye(3)
@@ -74,7 +102,7 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 
 
 def _points(matrix: np.ndarray, offset: np.ndarray, size: np.ndarray) -> Points:
-    """Return patient coordinates of the grid, each slice split into sub-slices, as fields (Z * sub-slices, Y, X)."""
+    """Return the patient coordinates x, y, z of a grid of sub-slices, each (Z * sub-slices, Y, X), in mm."""
     columns, rows = np.arange(size[0]), np.arange(size[1])
     slices = (np.arange(size[2] * _SUBSLICES) + 0.5) / _SUBSLICES - 0.5
     k, j, i = np.meshgrid(slices, rows, columns, indexing="ij", sparse=True)
@@ -83,9 +111,9 @@ def _points(matrix: np.ndarray, offset: np.ndarray, size: np.ndarray) -> Points:
 
 
 def _render(points: Points, patient: Patient, edge_mm: float, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Paint the layers with an edge as wide as a voxel and average the sub-slices: image in HU and label, (Z, Y, X)."""
+    """Paint the layers with edges as wide as a voxel and average the sub-slices; return image in HU and label."""
     image = np.full(points[0].shape, -1000, dtype=np.float32)
-    share = np.zeros((len(ORGANS), *points[0].shape), dtype=np.float32)
+    share = np.zeros((len(PHANTOM_ORGANS), *points[0].shape), dtype=np.float32)
     for layer in layers(points, patient):
         cover = np.clip(0.5 - layer.distance / edge_mm, 0, 1)
         touched = np.flatnonzero(cover.any(axis=(1, 2)))
@@ -99,20 +127,32 @@ def _render(points: Points, patient: Patient, edge_mm: float, size: np.ndarray) 
         if layer.organ:
             share[layer.organ - 1, part] += cover
     grid = (int(size[2]), _SUBSLICES, int(size[1]), int(size[0]))
-    mean_share = share.reshape(len(ORGANS), *grid).mean(axis=2)
+    mean_share = share.reshape(len(PHANTOM_ORGANS), *grid).mean(axis=2)
     label = np.where(mean_share.max(axis=0) > 0.5, mean_share.argmax(axis=0) + 1, 0).astype(np.uint8)
     return image.reshape(grid).mean(axis=1), label
 
 
-def write_phantom(root: Path, *, num_training: int, num_test: int, seed: int, voxel_mm: float = 3.5) -> Path:
-    """Write the phantom data set into `root` and return it; a phantom of the same arguments already there is kept.
+def write_phantom(root: Path, *, num_training: int, num_test: int, seed: int, voxel_mm: float = VOXEL_MM) -> Path:
+    """Write the abdomen phantom as a dataset, unless a phantom with the same arguments exists.
 
-    The folder appears complete or not at all, and of several processes one writes while the others wait. Test cases
-    have labels (labelsTs). Raises UserError if `root` holds something else, or for numbers that make no data set.
+    Several processes may call this at once: one writes while the others wait.
+
+    Args:
+        root: the dataset's folder, which appears complete or not at all.
+        num_training: number of training cases, at least 1.
+        num_test: number of test cases, which have labels (labelsTs).
+        seed: seed of all cases; case k depends only on the seed, k and voxel_mm.
+        voxel_mm: mean in-plane spacing in mm.
+
+    Returns:
+        `root`.
+
+    Raises:
+        UserError: `root` holds something else, or a number is out of range.
     """
     root = Path(root)
     if num_training < 1 or num_test < 0 or voxel_mm <= 0:
-        raise UserError("phantom: num_training must be 1 or more, num_test 0 or more, and voxel_mm positive.")
+        raise UserError("phantom: num_training must be at least 1, num_test at least 0, and voxel_mm above 0.")
     made_with: dict[str, float] = {
         "num_training": num_training,
         "num_test": num_test,
@@ -124,16 +164,35 @@ def write_phantom(root: Path, *, num_training: int, num_test: int, seed: int, vo
         for index in range(num_training + num_test):
             split = "Tr" if index < num_training else "Ts"
             _write_case(folder, split, f"phantom_{index:03d}", phantom_case(seed, index, voxel_mm))
-        write_json(folder / "dataset.json", _dataset_json(num_training, made_with))
+        content = dataset_json(
+            ("CT",),
+            PHANTOM_ORGANS,
+            num_training,
+            ".nii.gz",
+            description="Synthetic CT-like abdomen; no patient data.",
+            licence=PHANTOM_LICENCE,
+            phantom=made_with,
+        )
+        write_json(folder / "dataset.json", content)
 
     return write_once(root, made_with, write)
 
 
 def write_once(root: Path, made_with: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a folder that becomes `root`, unless `root` is a phantom of the same arguments; return `root`.
+    """Write a phantom atomically, unless a phantom with the same arguments exists.
 
-    dataset.json must say `made_with` under "phantom". Of several processes one writes while the others wait. Raises
-    UserError if `root` holds something else.
+    Several processes may call this at once: one writes while the others wait.
+
+    Args:
+        root: the dataset's folder.
+        made_with: the phantom's arguments, to compare with those of an existing phantom.
+        write: fills a folder, which is then renamed to `root`. Its dataset.json must hold `made_with` as "phantom".
+
+    Returns:
+        `root`.
+
+    Raises:
+        UserError: `root` holds something else.
     """
     with exclusive(root.parent / f".{root.name}.lock", f"the phantom {root.name}"):
         if root.exists():
@@ -141,7 +200,7 @@ def write_once(root: Path, made_with: Mapping[str, Any], write: Callable[[Path],
             if found == made_with:
                 return root
             raise UserError(
-                f"{root}: holds another data set, or a phantom made with other settings. Move it or rename this one."
+                f"{root}: holds another dataset, or a phantom made with other settings. Move it or rename this one."
             )
         remove_stale(root.parent, root.name)
         with atomic_directory(root) as folder:
@@ -150,23 +209,7 @@ def write_once(root: Path, made_with: Mapping[str, Any], write: Callable[[Path],
 
 
 def _write_case(folder: Path, split: str, case_id: str, case: PhantomCase) -> None:
-    for kind, suffix, array in (("images", "_0000", case.image), ("labels", "", case.label)):
-        image = sitk.GetImageFromArray(array)
-        image.SetSpacing(case.spacing_xyz)
-        image.SetOrigin(case.origin_xyz)
-        image.SetDirection(case.direction_xyz)
+    for kind, suffix, array in (("images", FIRST_CHANNEL, case.image), ("labels", "", case.label)):
         target = folder / f"{kind}{split}"
         target.mkdir(exist_ok=True)
-        sitk.WriteImage(image, str(target / f"{case_id}{suffix}.nii.gz"), useCompression=True)
-
-
-def _dataset_json(num_training: int, made_with: dict[str, float]) -> dict[str, object]:
-    return {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0} | {name: value for value, name in enumerate(ORGANS, start=1)},
-        "numTraining": num_training,
-        "file_ending": ".nii.gz",
-        "description": "Synthetic CT-like abdomen; no patient data.",
-        "licence": "synthetic, CC0",
-        "phantom": made_with,
-    }
+        sitk.WriteImage(case.on_grid(array), str(target / f"{case_id}{suffix}.nii.gz"), useCompression=True)

@@ -1,7 +1,7 @@
-"""Two natural-image phantoms in nnU-Net's raw layout: surgical instruments in endoscopy, and cells in microscopy.
+"""Write synthetic 2D datasets in nnU-Net's raw layout: surgical instruments in endoscopy, and cells in microscopy.
 
-Frames are RGB. An instrument is a rod from the edge of the frame with a head whose colour and length tell its type,
-over reddish tissue with highlights; cells are ellipses on a dark ground, labelled as interior and boundary.
+Images are RGB. An instrument is a rod from the edge of the frame over reddish tissue with highlights; the colour and
+length of its head show its type. Cells are ellipses on a dark background, labelled as interior and boundary.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
-from umamba.datasets.phantom import write_once
+from umamba.datasets.declared import dataset_json
+from umamba.datasets.nnunet_raw import FIRST_CHANNEL
+from umamba.datasets.phantom import PHANTOM_LICENCE, write_once
 from umamba.io import UserError, write_json
 from umamba.labels.instance_maps import interior_and_boundary
 
@@ -26,7 +28,7 @@ INSTRUMENTS = (
     "ultrasound probe",
 )
 CELL_CLASSES = ("interior", "boundary")
-# Colour of each type's head; the shafts are alike.
+# Colour (RGB) of each type's head. All shafts have one colour.
 _HEADS = (
     (210, 190, 90),
     (120, 170, 220),
@@ -38,11 +40,19 @@ _HEADS = (
 )
 _TISSUE = np.array((168, 72, 60), dtype=np.float32)
 
-Picture = tuple[np.ndarray, np.ndarray]
+LabelledPicture = tuple[np.ndarray, np.ndarray]
 
 
-def endoscopy_frame(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
-    """Return a frame (Y, X, 3) uint8 and its instrument types (Y, X) uint8, 0 to 7, of `size` (Y, X) pixels."""
+def endoscopy_frame(rng: np.random.Generator, size: tuple[int, int]) -> LabelledPicture:
+    """Draw a frame with one to three instruments.
+
+    Args:
+        rng: the generator.
+        size: (Y, X) in pixels.
+
+    Returns:
+        The frame (Y, X, 3) uint8, and its instrument types (Y, X) uint8: 0 is background, 1 to 7 are instruments.
+    """
     texture = np.stack([gaussian_filter(rng.standard_normal(size), sigma) for sigma in (2.0, 8.0)])
     texture /= texture.std(axis=(1, 2), keepdims=True)
     image = _TISSUE * (1 + 0.08 * texture[0] + 0.12 * texture[1])[..., None]
@@ -67,8 +77,16 @@ def endoscopy_frame(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
     return np.clip(image, 0, 255).astype(np.uint8), label
 
 
-def cell_instances(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
-    """Return an image (Y, X, 3) uint8 and its numbered cells (Y, X) uint16 of `size` (Y, X) pixels."""
+def cell_instances(rng: np.random.Generator, size: tuple[int, int]) -> LabelledPicture:
+    """Draw an image of cells.
+
+    Args:
+        rng: the generator.
+        size: (Y, X) in pixels.
+
+    Returns:
+        The image (Y, X, 3) uint8, and its numbered cells (Y, X) uint16; 0 is background.
+    """
     instances = np.zeros(size, dtype=np.uint16)
     brightness = np.full(size, 0.12, dtype=np.float32)
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
@@ -80,7 +98,7 @@ def cell_instances(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
         distance = (along / radii[0]) ** 2 + (across / radii[1]) ** 2
         cell = distance < 1
         if (instances[cell] > 0).any():
-            continue  # cells touch, they do not overlap
+            continue  # cells may touch, but not overlap
         instances[cell] = instances.max() + 1
         brightness[cell] = 0.45 + 0.35 * distance[cell] + rng.uniform(-0.1, 0.1)
     tint = rng.uniform(0.4, 1.0, 3)
@@ -88,13 +106,21 @@ def cell_instances(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
     return np.clip(255 * grey[..., None] * tint, 0, 255).astype(np.uint8), instances
 
 
-def cell_image(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
-    """Return an image (Y, X, 3) uint8 of cells and its classes (Y, X) uint8: background, interior, boundary."""
+def cell_image(rng: np.random.Generator, size: tuple[int, int]) -> LabelledPicture:
+    """Draw an image of cells with its classes.
+
+    Args:
+        rng: the generator.
+        size: (Y, X) in pixels.
+
+    Returns:
+        The image (Y, X, 3) uint8, and its classes (Y, X) uint8: background, interior, boundary.
+    """
     image, instances = cell_instances(rng, size)
     return image, interior_and_boundary(instances)
 
 
-SCENES: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Picture], tuple[str, ...]]] = {
+SCENES: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], LabelledPicture], tuple[str, ...]]] = {
     "endoscopy": (endoscopy_frame, INSTRUMENTS),
     "cells": (cell_image, CELL_CLASSES),
 }
@@ -103,23 +129,26 @@ SCENES: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Picture
 def write_phantom_2d(
     root: Path, *, scene: str, num_training: int, num_test: int, seed: int, size: tuple[int, int] = (96, 128)
 ) -> Path:
-    """Write a phantom of PNG files into `root` and return it; one of the same arguments already there is kept.
+    """Write a 2D phantom of PNG files as a dataset, unless a phantom with the same arguments exists.
 
     Args:
-        root: the data set's folder.
+        root: the dataset's folder, which appears complete or not at all.
         scene: endoscopy or cells.
-        num_training: images of imagesTr.
-        num_test: images of imagesTs, with labels in labelsTs.
-        seed: of all images; image k depends on the seed and k alone.
-        size: (Y, X) in pixels.
+        num_training: number of training images, at least 1.
+        num_test: number of test images, which have labels (labelsTs).
+        seed: seed of all images; image k depends only on the seed, k and the size.
+        size: (Y, X) in pixels, each at least 32.
+
+    Returns:
+        `root`.
 
     Raises:
-        UserError: `root` holds something else, or the arguments make no data set.
+        UserError: `root` holds something else, the scene is unknown, or a number is out of range.
     """
     if scene not in SCENES:
         raise UserError(f"dataset.phantom.scene={scene} is unknown. Choose abdomen, {' or '.join(SCENES)}.")
     if num_training < 1 or num_test < 0 or min(size) < 32:
-        raise UserError("phantom: num_training must be 1 or more, num_test 0 or more, and size 32 or more.")
+        raise UserError("phantom: num_training must be at least 1, num_test at least 0, and size at least 32.")
     made_with = {
         "scene": scene,
         "num_training": num_training,
@@ -142,22 +171,25 @@ def _write(folder: Path, made_with: dict[str, object]) -> None:
     for index in range(num_training + num_test):
         split, name = ("Tr" if index < num_training else "Ts"), f"phantom_{index:03d}"
         image, label = draw(np.random.default_rng([seed, index]), (size[0], size[1]))
-        write_picture(folder / f"images{split}" / f"{name}_0000.png", image)
+        write_picture(folder / f"images{split}" / f"{name}{FIRST_CHANNEL}.png", image)
         write_picture(folder / f"labels{split}" / f"{name}.png", label)
-    write_json(
-        folder / "dataset.json",
-        {
-            "channel_names": {"0": "R", "1": "G", "2": "B"},
-            "labels": {"background": 0} | {name: value for value, name in enumerate(names, start=1)},
-            "numTraining": num_training,
-            "file_ending": ".png",
-            "description": f"Synthetic {made_with['scene']} pictures; no patient data.",
-            "licence": "synthetic, CC0",
-            "phantom": made_with,
-        },
+    content = dataset_json(
+        ("R", "G", "B"),
+        names,
+        num_training,
+        ".png",
+        description=f"Synthetic {made_with['scene']} pictures; no patient data.",
+        licence=PHANTOM_LICENCE,
+        phantom=made_with,
     )
+    write_json(folder / "dataset.json", content)
 
 
 def write_picture(path: Path, array: np.ndarray) -> None:
-    """Write an RGB (Y, X, 3) or grey (Y, X) image in the format of the file's ending."""
+    """Write a picture.
+
+    Args:
+        path: the file; its ending chooses the format.
+        array: RGB (Y, X, 3) or grey (Y, X).
+    """
     sitk.WriteImage(sitk.GetImageFromArray(array, isVector=array.ndim == 3), str(path))

@@ -1,6 +1,6 @@
-"""The phantoms as the four public archives would hold them: folders, names, formats and label values of each.
+"""Write the phantoms in the layout of the four public archives: with their folders, names, formats and label values.
 
-A run with +smoke=true begins here, so that its path is that of a download: converted, planned, trained, scored.
+A smoke run (smoke=true) starts from such an archive, so that it takes the same steps as a run on a downloaded one.
 """
 
 from collections.abc import Callable
@@ -10,25 +10,26 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from umamba.datasets.anatomy import ORGANS as DRAWN
+from umamba.datasets.anatomy import PHANTOM_ORGANS
 from umamba.datasets.archives import ARCHIVES, converter_of
 from umamba.datasets.convert_abdomen import AMOS_VALUES
 from umamba.datasets.convert_common import ORGANS, convert
-from umamba.datasets.phantom import phantom_case, write_once
+from umamba.datasets.nnunet_raw import FIRST_CHANNEL
+from umamba.datasets.phantom import PHANTOM_LICENCE, phantom_case, write_once
 from umamba.datasets.phantom_2d import cell_instances, endoscopy_frame, write_picture
 from umamba.io import UserError, write_json
 
 _VOXEL_MM = 6.0
 _PICTURE = (96, 128)
 _HU_OF_AIR = 1024
-# Names of mask folders in EndoVis' training sequences, types 1 to 7.
+# Names of the mask folders in EndoVis's training sequences, for the types 1 to 7.
 _MASKS = (
     *("Maryland_Bipolar_Forceps_labels", "Left_Prograsp_Forceps_labels", "Large_Needle_Driver_Right_labels"),
     *("Right_Vessel_Sealer_labels", "Grasping_Retractor_labels", "Monopolar_Curved_Scissors_labels", "Other_labels"),
 )
 _NEW_VIDEO = 9
-_SHAFT = 20  # the parts of an instrument have values of their own
-# Format, type and channels of the microscopy images, in turn.
+_SHAFT = 20  # value of the shaft in EndoVis's masks, which number the parts of an instrument
+# Format, dtype and channels of the microscopy images; image k has those of entry k modulo 5.
 _MICROSCOPES = (
     *(("bmp", np.uint8, 3), ("tiff", np.uint16, 1), ("png", np.uint16, 3)),
     *(("tif", np.uint8, 1), ("png", np.uint8, 3)),
@@ -36,30 +37,33 @@ _MICROSCOPES = (
 
 
 def converted_phantom(root: Path, *, archive: str, num_training: int, num_test: int, seed: int, workers: int) -> Path:
-    """Write the phantom of an archive beside `root`, convert it into `root` and return that; what is there is kept.
+    """Write the phantom of an archive, unless it exists, and convert it to a dataset.
 
     Args:
-        root: the data set's folder; the archive goes to archives/<its name> beside it.
+        root: the dataset's folder. The archive is written beside it, to archives/<name of root>.
         archive: flare, amos, endovis or cell.
-        num_training: cases or pictures to train on.
-        num_test: the same to test on.
-        seed: of all cases; case k depends on the seed and k alone.
-        workers: threads that convert.
+        num_training: number of training cases, at least 2.
+        num_test: number of test cases.
+        seed: seed of all cases; case k depends only on the seed and k.
+        workers: threads of the conversion.
+
+    Returns:
+        `root`.
 
     Raises:
-        UserError: the archive is unknown, the numbers make no data set, or `root` holds a phantom of other settings.
+        UserError: the archive is unknown, a number is out of range, or the folder of the archive holds something else.
     """
     if archive not in ARCHIVES:
         raise UserError(f"dataset.phantom.archive={archive} is unknown. Choose one of {', '.join(ARCHIVES)}.")
     if num_training < 2 or num_test < 0:
-        raise UserError("phantom: num_training must be 2 or more, and num_test 0 or more.")
+        raise UserError("phantom: num_training must be at least 2, and num_test at least 0.")
     root = Path(root)
     source = root.parent / "archives" / root.name
     made_with = {"archive": archive, "num_training": num_training, "num_test": num_test, "seed": seed}
 
     def write(folder: Path) -> None:
         WRITERS[archive](folder, num_training, num_test, seed)
-        facts = {"description": f"Phantom in the layout of {archive}.", "licence": "synthetic, CC0"}
+        facts = {"description": f"Phantom in the layout of {archive}.", "licence": PHANTOM_LICENCE}
         write_json(folder / "dataset.json", {**facts, "phantom": made_with})
 
     source.parent.mkdir(parents=True, exist_ok=True)
@@ -69,19 +73,19 @@ def converted_phantom(root: Path, *, archive: str, num_training: int, num_test: 
     return convert(replace(converter_of(archive, videos="official"), folder=root.name), source, root.parent, workers)
 
 
-def write_flare(folder: Path, num_training: int, num_test: int, seed: int) -> None:
-    """Write CT cases as FLARE22 has them: images NAME_0000.nii.gz, labels NAME.nii.gz, 13 organs."""
+def _write_flare(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write CT cases in the layout of FLARE22: images NAME_0000.nii.gz, labels NAME.nii.gz, 13 organs."""
     for index in range(num_training + num_test):
         training = index < num_training
         part = folder / ("FLARE22Train" if training else "Testing")
         name = f"FLARE22_Tr_{index + 1:04d}" if training else f"FLARETs_{index - num_training + 1:04d}"
         image, label = _abdomen(seed, index)
-        _write_volume(image, part / "images" / f"{name}_0000.nii.gz")
+        _write_volume(image, part / "images" / f"{name}{FIRST_CHANNEL}.nii.gz")
         _write_volume(label, part / "labels" / f"{name}.nii.gz")
 
 
-def write_amos(folder: Path, num_training: int, num_test: int, seed: int) -> None:
-    """Write MR cases as AMOS22 has them, the last in its validation part, with the authors' test cases beside it."""
+def _write_amos(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write MR cases in the layout of AMOS22 (the last in its validation part), and the authors' test cases."""
     to_amos = np.array((0, *AMOS_VALUES), dtype=np.uint8)
     for index in range(num_training + num_test):
         image, label = _abdomen(seed, index)
@@ -94,12 +98,12 @@ def write_amos(folder: Path, num_training: int, num_test: int, seed: int) -> Non
             _write_volume(values, folder / "amos22" / f"labels{split}" / name)
         else:
             own, name = folder / "Dataset702_AbdomenMR", f"mr_{index - num_training + 1:04d}"
-            _write_volume(image, own / "imagesTs" / f"{name}_0000.nii.gz")
+            _write_volume(image, own / "imagesTs" / f"{name}{FIRST_CHANNEL}.nii.gz")
             _write_volume(label, own / "labelsTs" / f"{name}.nii.gz")
 
 
-def write_endovis(folder: Path, num_training: int, num_test: int, seed: int) -> None:
-    """Write frames as EndoVis 2017 has them: two training videos, the end of the first and a new one to test."""
+def _write_endovis(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write frames in the layout of EndoVis 2017: two training videos; for test, the end of the first and a new one."""
     first = num_training // 2
     continued = num_test // 2
     sequences = (
@@ -123,8 +127,8 @@ def write_endovis(folder: Path, num_training: int, num_test: int, seed: int) -> 
                 _write_picture(own / "ground_truth" / masks / name, np.where(types == kind, _SHAFT, 0).astype(np.uint8))
 
 
-def write_cell(folder: Path, num_training: int, num_test: int, seed: int) -> None:
-    """Write microscopy images in the formats of the NeurIPS 2022 challenge, with numbered cells."""
+def _write_cell(folder: Path, num_training: int, num_test: int, seed: int) -> None:
+    """Write microscopy images with numbered cells in the layout and formats of the NeurIPS 2022 challenge."""
     for index in range(num_training + num_test):
         ending, dtype, channels = _MICROSCOPES[index % len(_MICROSCOPES)]
         image, cells = cell_instances(np.random.default_rng([seed, index]), _PICTURE)
@@ -134,26 +138,20 @@ def write_cell(folder: Path, num_training: int, num_test: int, seed: int) -> Non
         _write_picture(part / "labels" / f"cell_{index:05d}_label.tiff", cells)
 
 
+# Each writes the archive into a folder: (folder, num_training, num_test, seed).
 WRITERS: dict[str, Callable[[Path, int, int, int], None]] = {
-    "flare": write_flare,
-    "amos": write_amos,
-    "endovis": write_endovis,
-    "cell": write_cell,
+    "flare": _write_flare,
+    "amos": _write_amos,
+    "endovis": _write_endovis,
+    "cell": _write_cell,
 }
 
 
 def _abdomen(seed: int, index: int) -> tuple[sitk.Image, sitk.Image]:
-    """Return image (HU) and label of a case; the organs that are drawn have their values among the paper's 13."""
+    """Return the image (HU) of a case, and its label map with the values of the paper's 13 organs."""
     case = phantom_case(seed, index, _VOXEL_MM)
-    values = np.array((0, *(1 + ORGANS.index(name) for name in DRAWN)), dtype=np.uint8)
-    made = []
-    for array in (case.image, values[case.label]):
-        image = sitk.GetImageFromArray(array)
-        image.SetSpacing(case.spacing_xyz)
-        image.SetOrigin(case.origin_xyz)
-        image.SetDirection(case.direction_xyz)
-        made.append(image)
-    return made[0], made[1]
+    values = np.array((0, *(1 + ORGANS.index(name) for name in PHANTOM_ORGANS)), dtype=np.uint8)
+    return case.on_grid(case.image), case.on_grid(values[case.label])
 
 
 def _write_volume(image: sitk.Image, path: Path) -> None:

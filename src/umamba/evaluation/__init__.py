@@ -1,4 +1,4 @@
-"""Overlap and surface scores of segmentations, and their tables."""
+"""Scores of segmentations: overlap, surface distance and objects, with tables, statistics and pictures."""
 
 from umamba.evaluation.overlap import dice
 from umamba.evaluation.score import (

@@ -1,7 +1,7 @@
-"""F1 of cells in microscopy images (the NeurIPS 2022 cell segmentation challenge's script, as the paper uses it).
+"""F1 of cells in microscopy images, as the script of the NeurIPS 2022 cell segmentation challenge computes it.
 
-The prediction has classes: 1 is the interior of cells, which are its 8-connected parts. Large images are scored in
-tiles.
+The paper scores with this script. A prediction is an image of classes: the cells are the 8-connected parts of class 1,
+the cells' interior. Large images are scored in tiles.
 """
 
 import itertools
@@ -16,19 +16,22 @@ from umamba.evaluation.objects import match_objects
 from umamba.evaluation.overlap import dice
 
 INTERIOR = 1
-_RIM = 2
-_LARGE = 25_000_000
-_TILE = 2000
+_RIM = 2  # pixels; cells that touch the rim of this width are not counted
+_LARGE = 25_000_000  # pixels; images from this size on are scored in tiles
+_TILE = 2000  # pixels along each edge
 
 
 @dataclass(frozen=True)
 class CellScores:
-    """Counts of cells, and what follows from them.
+    """Counts of cells, and the scores computed from them.
 
     Attributes:
-        true, predicted: cells in the reference and the prediction.
-        hits, misses, wrong: cells found, not found, and predicted where there is none.
-        dsc: of the interior against all cells of the reference, before cells at the edge are left out.
+        true: cells in the reference.
+        predicted: cells in the prediction.
+        hits: true cells that match a predicted cell.
+        misses: true cells that match none.
+        wrong: predicted cells that match none.
+        dsc: DSC of the predicted interior and all true cells, including cells at the edge.
     """
 
     true: int
@@ -40,21 +43,21 @@ class CellScores:
 
     @property
     def precision(self) -> float:
-        """Share of predicted cells that are right; 0 without any."""
+        """Share of the predicted cells that match a true cell; 0 without predicted cells."""
         return self.hits / (self.hits + self.wrong) if self.hits + self.wrong else 0.0
 
     @property
     def recall(self) -> float:
-        """Share of true cells that are found; 0 without any counted."""
+        """Share of the true cells that match a predicted cell; 0 without counted cells."""
         return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; 0 without a hit."""
+        """Harmonic mean of precision and recall; 0 without a match."""
         return 2 * self.hits / (2 * self.hits + self.misses + self.wrong) if self.hits else 0.0
 
     def to_metrics(self) -> dict[str, float]:
-        """Return the scores and counts under the names of a table's columns."""
+        """Return scores and counts under the column names of scores.csv."""
         return {
             "f1": self.f1,
             "precision": self.precision,
@@ -75,18 +78,27 @@ def score_cells(
     count_edge_cells: bool = False,
     strict_official: bool = False,
 ) -> CellScores:
-    """Score a class image (Y, X) against a reference (Y, X) of numbered cells.
+    """Score an image of classes against a reference of numbered cells.
 
-    Cells that touch the two outermost pixels are left out of either image, unless `count_edge_cells`. Images from
-    25 million pixels on are scored in tiles of 2000 pixels, at whose edges cells are left out too; for them
-    `count_edge_cells` raises ValueError, where the script fails. Without a predicted cell all true cells are missed;
-    the script counts no misses there, as does `strict_official`.
+    Images from 25 million pixels on are scored in tiles of 2000 x 2000 pixels, and cells at the edges of the tiles are
+    not counted.
+
+    Args:
+        prediction: classes (Y, X); class 1 is the cells' interior.
+        truth: numbered cells (Y, X), 0 elsewhere.
+        iou_threshold: two cells match from this IoU on.
+        count_edge_cells: also count cells that touch the two outermost pixels of the image.
+        strict_official: like the script, count no misses if no cell was predicted; otherwise all true cells count as
+            missed.
+
+    Raises:
+        ValueError: count_edge_cells for an image that is scored in tiles; the script fails there, too.
     """
     interior = prediction == INTERIOR
     dsc = dice(interior, truth > 0)
     found = connected_components(interior, connectivity=2)
     if truth.size >= _LARGE and count_edge_cells:
-        raise ValueError("cells at the edge cannot be counted in images of 25 million pixels or more")
+        raise ValueError("cells at the edge cannot be counted in images with 25 million pixels or more")
     counts = np.zeros(5, dtype=np.int64)
     for tile_truth, tile_found in _tiles(truth, found) if truth.size >= _LARGE else [(truth, found)]:
         number = _numbered if count_edge_cells else _inner_cells
@@ -96,7 +108,7 @@ def score_cells(
 
 
 def _tiles(*images: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield the tiles of images padded with zeros to whole tiles."""
+    """Pad images with zeros to whole tiles and yield the tiles."""
     padding = [(0, -length % _TILE) for length in images[0].shape]
     padded = [np.pad(image, padding) for image in images]
     for y, x in itertools.product(*(range(0, length, _TILE) for length in padded[0].shape)):
@@ -109,7 +121,7 @@ def _numbered(cells: np.ndarray) -> np.ndarray:
 
 
 def _inner_cells(cells: np.ndarray) -> np.ndarray:
-    """Number the cells anew that do not touch the two outermost pixels."""
+    """Remove cells that touch the two outermost pixels and number the others without gaps."""
     rim = np.ones(cells.shape, dtype=bool)
     rim[_RIM:-_RIM, _RIM:-_RIM] = False
     return _numbered(np.where(np.isin(cells, np.unique(cells[rim])), 0, cells))
@@ -118,7 +130,7 @@ def _inner_cells(cells: np.ndarray) -> np.ndarray:
 def _count(
     truth: np.ndarray, found: np.ndarray, iou_threshold: float, strict_official: bool
 ) -> tuple[int, int, int, int, int]:
-    """Return cells in truth and prediction, and hits, misses and wrong ones under the best assignment."""
+    """Return the numbers of true and predicted cells, and of hits, misses and wrong cells."""
     if strict_official and not found.any():
         return int(truth.max()), 0, 0, 0, 0
     true, predicted, hits = match_objects(truth, found, iou_threshold)

@@ -1,4 +1,4 @@
-"""Numbered objects matched one to one by their overlap: cells, lesions, the connected parts of a label."""
+"""One-to-one matching of numbered objects by their overlap: cells, lesions, connected parts of a label."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,13 @@ from skimage.measure import label as connected_components
 
 
 class ObjectCounts(NamedTuple):
-    """Objects of the reference and of the prediction, and how many of them are pairs."""
+    """Numbers of objects in the reference and in the prediction, and of matched pairs.
+
+    Attributes:
+        true: objects in the reference.
+        predicted: objects in the prediction.
+        hits: matched pairs.
+    """
 
     true: int
     predicted: int
@@ -17,18 +23,21 @@ class ObjectCounts(NamedTuple):
 
     @property
     def f1(self) -> float:
-        """Pairs among all objects, 2 hits / (true + predicted); NaN without any object."""
+        """F1, 2 hits / (true + predicted); NaN without any object."""
         objects = self.true + self.predicted
         return 2 * self.hits / objects if objects else float("nan")
 
 
 def match_objects(truth: np.ndarray, found: np.ndarray, iou_threshold: float) -> ObjectCounts:
-    """Pair as many objects as possible whose intersection over union reaches the threshold.
+    """Match as many pairs of objects as possible whose intersection over union (IoU) reaches the threshold.
 
     Args:
-        truth: objects numbered from 1 on without gaps, 0 elsewhere.
-        found: the same, of the prediction, same shape.
-        iou_threshold: above 0; from 0.5 on no object has a choice.
+        truth: objects of the reference, numbered from 1 without gaps, 0 elsewhere.
+        found: objects of the prediction, numbered in the same way, same shape.
+        iou_threshold: above 0; above 0.5 each object has at most one possible partner.
+
+    >>> match_objects(np.array([1, 1, 0, 2]), np.array([1, 1, 0, 0]), 0.5)
+    ObjectCounts(true=2, predicted=1, hits=1)
     """
     true, predicted = int(truth.max(initial=0)), int(found.max(initial=0))
     if not true or not predicted:
@@ -47,6 +56,6 @@ def match_objects(truth: np.ndarray, found: np.ndarray, iou_threshold: float) ->
 
 
 def match_parts(prediction: np.ndarray, truth: np.ndarray, iou_threshold: float) -> ObjectCounts:
-    """Match the connected parts (corners touch, too) of two boolean masks of one shape."""
+    """Match the connected parts of two boolean masks of one shape; parts that touch at a corner are connected."""
     found, true = (connected_components(mask, connectivity=mask.ndim) for mask in (prediction, truth))
     return match_objects(true, found, iou_threshold)

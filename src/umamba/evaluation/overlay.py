@@ -1,4 +1,4 @@
-"""Pictures of a case: image, truth and prediction side by side, in the slices that show most of the truth."""
+"""Pictures of a case: image, truth and prediction side by side, in the slices with the largest area of truth."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,21 +27,21 @@ def overlay_figure(
     path: Path,
     window: tuple[float, float] | None = None,
 ) -> None:
-    """Draw columns image | truth | prediction into a PNG, written atomically.
+    """Draw the columns image, truth and prediction into a PNG file, written atomically.
 
-    Rows are the axial, coronal and sagittal slices with the largest area of truth (of prediction, if the truth is
-    empty), in their physical proportions; images of one slice have one row. Coronal and sagittal slices are drawn with
-    the last slice on top, which is the head for images stored from foot to head.
+    The rows are the axial, coronal and sagittal slices with the largest area of truth (of prediction if the truth is
+    empty), in their physical proportions; an image with one slice has one row. Coronal and sagittal slices are drawn
+    with the last axial slice on top, which is the head if the image is stored from foot to head.
 
     Args:
-        image: (C, Z, Y, X); three channels of a natural image are drawn in colour, else the first channel in grey.
-        truth: (Z, Y, X) integers.
-        prediction: (Z, Y, X) integers.
+        image: (C, Z, Y, X); three channels of 8-bit integers are drawn in colour, otherwise the first channel in grey.
+        truth: integers (Z, Y, X).
+        prediction: integers (Z, Y, X).
         spacing: (Z, Y, X) in mm.
-        labels: names, values and thereby colours.
+        labels: names and values of the labels, which also determine the colours.
         path: the file to write, ending in .png.
-        window: grey values drawn black and white; None: the range of what is segmented and half of it on both sides,
-            within the 0.5th and 99.5th percentile of the image.
+        window: grey values that are drawn black and white; None: the range of the segmented voxels, extended by half of
+            it on both sides, within the 0.5th and 99.5th percentile of the image.
     """
     truth, prediction = np.asarray(truth), np.asarray(prediction)
     axes_shown = (0,) if truth.shape[0] == 1 else (0, 1, 2)
@@ -75,7 +75,7 @@ def overlay_figure(
 
 
 def _to_display(image: np.ndarray, window: tuple[float, float] | None, segmented: np.ndarray) -> np.ndarray:
-    """Return the image as (Z, Y, X) or, for three channels of bytes, (Z, Y, X, 3), scaled to 0..1."""
+    """Return the image scaled to 0..1: (Z, Y, X, 3) for three channels of 8-bit integers, otherwise (Z, Y, X)."""
     if image.shape[0] == 3 and image.dtype == np.uint8:
         return np.moveaxis(image, 0, -1) / 255.0
     grey = image[0].astype(np.float32)
@@ -97,13 +97,13 @@ def _foreground(segmentation: np.ndarray, labels: LabelSet) -> np.ndarray:
 
 
 def _largest_slice(mask: np.ndarray, axis: int) -> int:
-    """Return the slice with most voxels of a mask, the middle one if the mask is empty."""
+    """Return the index of the slice with most voxels of a mask; the middle slice if the mask is empty."""
     areas = mask.sum(axis=tuple(other for other in range(3) if other != axis))
     return int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
 
 
 def _take(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """Return one slice, rows from top to bottom: Z upwards in coronal and sagittal slices."""
+    """Return one slice with its rows from top to bottom; in coronal and sagittal slices Z points upwards."""
     plane = np.take(volume, index, axis=axis)
     return plane if axis == 0 else plane[::-1]
 
@@ -121,7 +121,7 @@ def _draw(axes: Axes, plane: np.ndarray, size: tuple[float, float]) -> None:
 
 
 def _draw_labels(axes: Axes, plane: np.ndarray, size: tuple[float, float], labels: LabelSet) -> None:
-    """Paint each label with a translucent area and a contour; regions in their order, smaller ones over larger."""
+    """Draw each label as a translucent area and a contour, in the order of the label set."""
     height, width = size
     rows, columns = plane.shape
     x, y = (np.arange(columns) + 0.5) * width / columns, (np.arange(rows) + 0.5) * height / rows

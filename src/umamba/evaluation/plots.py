@@ -1,4 +1,4 @@
-"""Pictures of scores: box plots by label and method, and Bland-Altman plots of volumes."""
+"""Plots of scores: box plots for each label and method, and Bland-Altman plots of volumes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ _BOX_INCHES, _ROW_INCHES = 0.32, 3.0
 
 
 def box_plots(scores: Mapping[str, pandas.DataFrame], metrics: Mapping[str, str], path: Path) -> None:
-    """Draw a row for each metric with a box for each label and method, and every case as a dot, into a PNG.
+    """Draw box plots into a PNG: a row for each metric, a box for each label and method, and a dot for each case.
 
     Args:
-        scores: columns case, label and the metrics, by method.
-        metrics: column and title.
-        path: the file, written atomically.
+        scores: method -> table with the columns case, label and the metrics.
+        metrics: column -> title.
+        path: the file to write, atomically.
     """
     labels = list(dict.fromkeys(label for table in scores.values() for label in table["label"]))
     width = max(6.0, _BOX_INCHES * len(labels) * (len(scores) + 1) + 1.5)
@@ -60,11 +60,13 @@ def _boxes(axes: Axes, values: Sequence[np.ndarray], places: np.ndarray, colour:
 
 
 def bland_altman(scores: pandas.DataFrame, path: Path) -> None:
-    """Draw predicted minus true volume over their mean for each label, with the mean and 1.96 deviations, into a PNG.
+    """Draw Bland-Altman plots into a PNG: predicted minus true volume over the mean of both, one plot for each label.
+
+    Lines mark the mean difference and 1.96 standard deviations on both sides.
 
     Args:
-        scores: columns label, volume_ml and true_volume_ml.
-        path: the file, written atomically.
+        scores: columns label, volume_ml and true_volume_ml (millilitres).
+        path: the file to write, atomically.
     """
     labels = list(dict.fromkeys(scores["label"]))
     columns = min(4, len(labels))

@@ -1,10 +1,10 @@
-"""The rules of the paper's benchmarks where they differ from the generic ones (U-Mamba repository, evaluation scripts).
+"""The scoring rules of the paper's benchmarks that differ from the generic ones (U-Mamba's evaluation scripts).
 
-Abdomen CT and MR: 13 organs, each with its own tolerance; an organ in neither map scores 1; tubes are scored only where
-the reference follows them. Endoscopy: the mean over the classes of either image, at two pixels.
+Abdomen CT and MR: 13 organs, each with its own tolerance. An organ in neither map scores 1. Tubular organs are scored
+only in the slices that the reference covers. Endoscopy: the mean over the classes that occur in either image, with a
+tolerance of two pixels.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,17 +35,20 @@ ENDOSCOPY_TOLERANCE_PX = 2.0
 def score_abdomen(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], strict_official: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Score a label map (Z, Y, X) of the 13 abdominal organs as the official scripts do, without their rounding.
+    """Score the 13 abdominal organs as the official scripts do, without their rounding.
 
-    An organ in neither map scores 1, in one of them 0. Aorta, inferior vena cava and esophagus are compared from the
-    first to the last slice of the reference; the scripts leave that last slice out, as does `strict_official`, which
-    gives no score (NaN) to a single slice.
+    An organ in neither map scores 1, an organ in one of them 0. Aorta, inferior vena cava and esophagus are compared
+    from the first to the last slice of the reference.
 
     Args:
-        prediction: integers; Z is the third axis of the NIfTI file.
-        truth: integers of the same shape.
+        prediction: integers (Z, Y, X); Z is the third axis of the NIfTI file.
+        truth: integers (Z, Y, X) of the reference.
         spacing: (Z, Y, X) in mm.
-        strict_official: the scripts' rule for tubes to the letter.
+        strict_official: like the scripts, leave out the last of these slices; a tubular organ in a single slice then
+            has no score (NaN).
+
+    Returns:
+        {organ: {"dsc": ..., "nsd": ...}}.
     """
     scores = {}
     predicted_boxes, true_boxes = label_boxes(prediction), label_boxes(truth)
@@ -64,25 +67,16 @@ def score_abdomen(
 
 
 def endoscopy_classes(prediction: np.ndarray, truth: np.ndarray, strict_official: bool = False) -> list[int]:
-    """Return the classes that an image (Y, X) of surgical instruments is scored by: those of either image.
+    """Return the classes by which an image of surgical instruments is scored: those that occur in either image.
 
-    With `strict_official` the smallest value of each image is taken to be background, as the script does: in an image
-    without background a class is lost unless the other image has it too.
+    Args:
+        prediction: label image (Y, X).
+        truth: label image (Y, X) of the reference.
+        strict_official: like the script, treat the smallest value of each image as background; in an image without
+            background its first class is then lost, unless the other image has it.
+
+    >>> endoscopy_classes(np.array([[0, 2]]), np.array([[0, 1]]))
+    [1, 2]
     """
     values = (np.unique(image).tolist() for image in (prediction, truth))
     return sorted({value for found in values for value in (found[1:] if strict_official else found) if value > 0})
-
-
-def score_endoscopy(prediction: np.ndarray, truth: np.ndarray, strict_official: bool = False) -> dict[str, float]:
-    """Score a label image (Y, X) of surgical instruments: {"dsc": ..., "nsd": ...}, means over `endoscopy_classes`.
-
-    NaN if there is no class.
-    """
-    classes = endoscopy_classes(prediction, truth, strict_official)
-    if not classes:
-        return {"dsc": math.nan, "nsd": math.nan}
-    pairs = [(prediction[None] == value, truth[None] == value) for value in classes]
-    return {
-        "dsc": float(np.mean([dice(*pair) for pair in pairs])),
-        "nsd": float(np.mean([surface_dice(*pair, (1, 1, 1), ENDOSCOPY_TOLERANCE_PX) for pair in pairs])),
-    }

@@ -1,11 +1,12 @@
-"""Scores of segmentations against references: one pair of files, or many in parallel; their table.
+"""Scores of segmentations against references: of arrays, of files, of folders in parallel, and as tables.
 
-DSC and NSD per label. A label in neither map has no score (NaN) and is left out of the means (nnU-Net's rule, where the
-challenge scripts give 1); in only one of them it scores 0. Voxels with the ignore label in the reference count nowhere.
-The benchmarks have rules of their own, see `protocols` and `instances`.
+The generic rules give DSC and NSD for each label. A label in neither map has no score (NaN) and does not enter the
+means (nnU-Net's rule; the challenge scripts give 1). A label in only one map scores 0. Voxels with the ignore label in
+the reference are not counted. The rules of the benchmarks are in `protocols` and `instances`.
 """
 
 import math
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -16,39 +17,46 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-from rich.progress import track
 from rich.table import Table
 
 from umamba.evaluation.instances import score_cells
 from umamba.evaluation.objects import match_parts
-from umamba.evaluation.overlap import Box, common_box, dice, label_boxes
+from umamba.evaluation.overlap import BoundingBox, common_box, dice, label_boxes
 from umamba.evaluation.protocols import ABDOMEN_ORGANS, ENDOSCOPY_TOLERANCE_PX, endoscopy_classes, score_abdomen
 from umamba.evaluation.surface import surface_dice, surface_distances
 from umamba.io import Geometry, Image, UserError, atomic_path, geometry_difference, read_label
 from umamba.io.resources import available_cpus
+from umamba.io.voice import tracked
 from umamba.labels import LabelSet
+from umamba.settings.dataset import Protocol
 
-PROTOCOLS = ("generic", "abdomen", "endoscopy", "cell")
+PROTOCOLS: tuple[Protocol, ...] = typing.get_args(Protocol)
 TITLES = {"dsc": "DSC", "nsd": "NSD", "f1": "F1", "precision": "precision", "recall": "recall", "hd95_mm": "HD95 (mm)"}
-CELLS = "cells"  # the label of the scores of instances
-_WORTH_A_PROCESS = 8  # cases for which a process is started: scoring fewer takes less time than its imports
-_DETECTED = 0.1  # overlap (IoU) from which a connected part counts as detected
+CELLS = "cells"  # stands in the column "label" of the cells' scores
+_CASES_PER_PROCESS = 8  # scoring fewer cases takes less time than the imports of a new process
+_DETECTED = 0.1  # a connected part is detected from this IoU on
 
-Scores = dict[str, dict[str, float]]  # by label, by metric
+Scores = dict[str, dict[str, float]]  # label -> metric -> value
 
 
 @dataclass(frozen=True)
 class Rules:
-    """By which rules a segmentation is scored.
+    """The rules by which segmentations are scored.
 
     Attributes:
-        labels: the labels of prediction and reference; those of abdomen are the 13 organs under any names.
-        protocol: generic (nnU-Net's rules), abdomen, endoscopy or cell (the paper's).
-        tolerance_mm: of the generic NSD, one for all labels or one for each name.
-        details: generic: also HD95, volumes and detected parts.
-        strict_official: the official scripts to the letter, with their quirks; see `protocols` and `instances`.
-        iou_threshold: cell: overlap from which cells are a pair.
-        count_edge_cells: cell: cells at the image's edge count, too.
+        labels: labels of prediction and reference; for abdomen the 13 organs, under any names.
+        protocol: generic (nnU-Net's rules), or the paper's abdomen, endoscopy or cell.
+        tolerance_mm: tolerance of the generic NSD in mm, one for all labels or one for each name.
+        details: generic: also compute HD95, volumes and detected parts.
+        strict_official: reproduce the official scripts including their errors; see `protocols` and `instances`.
+        iou_threshold: cell: two cells match from this IoU on.
+        count_edge_cells: cell: also count cells at the edge of the image.
+
+    Raises:
+        UserError: an unknown protocol, or labels that do not fit the protocol abdomen.
+
+    >>> Rules(LabelSet(("liver",), ((1,),)), tolerance_mm=3.0).protocol
+    'generic'
     """
 
     labels: LabelSet
@@ -61,31 +69,34 @@ class Rules:
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
-            raise UserError(f"protocol={self.protocol} is unknown. Choose one of {', '.join(PROTOCOLS)}.")
+            raise UserError(f"protocol={self.protocol}: must be one of {', '.join(PROTOCOLS)}.")
         organs = tuple((value,) for value in range(1, len(ABDOMEN_ORGANS) + 1))
         if self.protocol == "abdomen" and self.labels.values != organs:
             raise UserError(
-                f"protocol=abdomen: is for the labels {', '.join(name for name, _ in ABDOMEN_ORGANS)} (1 to 13 in this "
-                f"order), the dataset has {', '.join(self.labels.names)}. Use protocol=generic."
+                f"protocol=abdomen: needs the labels {', '.join(name for name, _ in ABDOMEN_ORGANS)} (1 to 13 in this "
+                f"order), but the dataset has {', '.join(self.labels.names)}. Use protocol=generic."
             )
 
 
 def score_case(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], rules: Rules
 ) -> dict[str, dict[str, float]]:
-    """Score a label map (Z, Y, X) of integers by the generic rules against a reference of the same shape.
+    """Score a label map by the generic rules against a reference.
 
     Args:
-        prediction: the segmentation.
-        truth: the reference.
+        prediction: integers (Z, Y, X).
+        truth: integers (Z, Y, X) of the reference.
         spacing: (Z, Y, X) in mm; for a 2D image Z is the thickness of the slab (see `surface`).
-        rules: labels, tolerance of the NSD, and whether details are wanted.
+        rules: labels, tolerance_mm and details are read.
 
     Returns:
         {name: {"dsc": ..., "nsd": ...}} in the order of the label set; NaN where neither map has the label. With
-        details also hd95_mm (NaN unless both maps have the label), volume_ml and true_volume_ml, volume_error
-        (predicted / true - 1), and true_parts, predicted_parts and detected_parts: connected parts, and pairs of them
-        that overlap by an IoU of at least 0.1.
+        details also hd95_mm (NaN unless both maps have the label); volume_ml, true_volume_ml and volume_error
+        (predicted / true - 1); true_parts and predicted_parts, the numbers of connected parts; and detected_parts, the
+        number of their pairs with an IoU of at least 0.1.
+
+    Raises:
+        ValueError: the shapes differ.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
@@ -104,7 +115,7 @@ def score_case(
     return scores
 
 
-def _mask(label_map: np.ndarray, box: Box, values: Sequence[int]) -> np.ndarray:
+def _mask(label_map: np.ndarray, box: BoundingBox, values: Sequence[int]) -> np.ndarray:
     part = label_map[box]
     return part == values[0] if len(values) == 1 else np.isin(part, values)
 
@@ -135,7 +146,25 @@ def _details(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]
 
 
 def score_arrays(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], rules: Rules) -> Scores:
-    """Score a label map (Z, Y, X) of integers by the protocol's rules: {label: {metric: value}}; see `Rules`."""
+    """Score a label map by the rules of the protocol.
+
+    Args:
+        prediction: integers (Z, Y, X).
+        truth: integers (Z, Y, X) of the reference.
+        spacing: (Z, Y, X) in mm; see `surface_spacing` for 2D images.
+        rules: the labels and the protocol.
+
+    Returns:
+        {label: {metric: value}}.
+
+    >>> rules = Rules(LabelSet(("liver", "spleen"), ((1,), (2,))))
+    >>> truth = np.array([[[0, 1, 1, 2]]])
+    >>> scores = score_arrays(np.array([[[0, 0, 1, 2]]]), truth, (1.0, 1.0, 1.0), rules)
+    >>> for name, values in scores.items():
+    ...     print(f"{name}: DSC {values['dsc']:.2f}, NSD {values['nsd']:.2f}")
+    liver: DSC 0.67, NSD 1.00
+    spleen: DSC 1.00, NSD 1.00
+    """
     match rules.protocol:
         case "abdomen":
             organs = score_abdomen(prediction, truth, spacing, rules.strict_official)
@@ -144,9 +173,9 @@ def score_arrays(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[fl
             pixels = Rules(rules.labels, tolerance_mm=ENDOSCOPY_TOLERANCE_PX)
             scores = score_case(prediction, truth, (1, 1, 1), pixels)
             counted = set(endoscopy_classes(prediction, truth, rules.strict_official))
-            lost = {"dsc": math.nan, "nsd": math.nan}
+            unscored = {"dsc": math.nan, "nsd": math.nan}
             each = zip(rules.labels.names, rules.labels.values, strict=True)
-            return {name: scores[name] if counted & set(values) else lost for name, values in each}
+            return {name: scores[name] if counted & set(values) else unscored for name, values in each}
         case "cell":
             cells = score_cells(
                 prediction[0], truth[0], rules.iou_threshold, rules.count_edge_cells, rules.strict_official
@@ -157,22 +186,28 @@ def score_arrays(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[fl
 
 
 def surface_spacing(geometry: Geometry) -> tuple[float, float, float]:
-    """Return the spacing (Z, Y, X) in mm for surface scores: a 2D image is a slab as thick as its larger pixel edge."""
+    """Return the spacing (Z, Y, X) in mm for surface scores; a 2D image is a slab as thick as its larger pixel edge."""
     _, height, width = geometry.spacing
     return (max(height, width), height, width) if geometry.is_2d else geometry.spacing
 
 
 def score_files(prediction: Path, truth: Path, rules: Rules) -> Scores:
-    """Score a file against a reference file, as `score_arrays`.
+    """Score a file against a reference file; see `score_arrays`.
 
-    Raises UserError naming the file if one cannot be read, holds undeclared values, or the grids differ.
+    Args:
+        prediction: file of the segmentation.
+        truth: file of the reference.
+        rules: the labels and the protocol.
+
+    Raises:
+        UserError: a file cannot be read or contains undeclared values, or the grids differ; the file is named.
     """
     predicted, true = read_label(prediction), read_label(truth)
     difference = geometry_difference(true.geometry, predicted.geometry)
     if difference:
         raise UserError(
             f"{prediction}: its grid differs from that of the reference {truth}: {difference}. "
-            "Predict the same image as the reference belongs to."
+            "Segment the image that the reference belongs to."
         )
     numbered = rules.protocol == "cell"
     return score_arrays(
@@ -186,22 +221,25 @@ def score_files(prediction: Path, truth: Path, rules: Rules) -> Scores:
 def _label_map(image: Image, path: Path, labels: LabelSet | None) -> np.ndarray:
     """Return the integers (Z, Y, X) of a label image.
 
-    Raises UserError naming values that are no integers, or are not declared, if labels are given.
+    Raises:
+        UserError: values are not integers, are negative, or are not declared in `labels`.
     """
     array = image.array[0]
     if not np.issubdtype(array.dtype, np.integer):
         whole = array.astype(np.int64)
         if not np.array_equal(whole, array):
-            raise UserError(f"{path}: holds values that are no integers. Was it resampled? Export it again.")
+            raise UserError(
+                f"{path}: contains values that are not integers. If it was resampled, do so by nearest neighbour."
+            )
         array = whole
     if array.size and array.min() < 0:
-        raise UserError(f"{path}: holds the value {array.min()}; labels are 0 or more. Export it again.")
+        raise UserError(f"{path}: contains the value {array.min()}, but labels are 0 or more. Export it again.")
     array = array.astype(np.min_scalar_type(int(array.max(initial=0))), copy=False)
     unknown = sorted(label_boxes(array).keys() - set(labels.all_values)) if labels is not None else []
     if unknown and labels is not None:
         raise UserError(
-            f"{path}: holds the values {unknown[:10]}, which are not among the labels {list(labels.all_values)}. "
-            "Score it with the label set it was made with."
+            f"{path}: contains the values {unknown[:10]}, which are not among the labels {list(labels.all_values)}. "
+            "Use the dataset.json that declares the labels of this file."
         )
     return array
 
@@ -209,21 +247,22 @@ def _label_map(image: Image, path: Path, labels: LabelSet | None) -> np.ndarray:
 def score_pairs(
     pairs: Mapping[str, tuple[Path, Path]], rules: Rules, workers: int | None = None
 ) -> tuple[pandas.DataFrame, list[str]]:
-    """Score pairs (prediction, reference) of files by case, in parallel.
+    """Score pairs of files in parallel.
 
     Args:
-        pairs: the files of each case.
-        rules: see `Rules`.
-        workers: processes; None: the CPUs of the allocation, or fewer for few cases. One works in this process.
+        pairs: case -> files (prediction, reference).
+        rules: the labels and the protocol.
+        workers: number of processes; None: the CPUs of the allocation, or fewer for few cases. With 1 the scores are
+            computed in this process.
 
     Returns:
-        Columns case, label and the metrics, rows in the order of `pairs` and of the labels; and what is wrong with the
-        cases that cannot be scored.
+        A table with the columns case, label and the metrics, its rows in the order of `pairs` and of the labels; and a
+        message for each case that could not be scored.
     """
     scores: dict[str, Scores] = {}
     problems: list[str] = []
     score = partial(score_files, rules=rules)
-    processes = workers or min(available_cpus(), len(pairs) // _WORTH_A_PROCESS)
+    processes = workers or min(available_cpus(), len(pairs) // _CASES_PER_PROCESS)
 
     def keep(case: str, get: Callable[[], Scores]) -> None:
         try:
@@ -232,12 +271,12 @@ def score_pairs(
             problems.append(str(error))
 
     if processes <= 1:
-        for case, files in track(pairs.items(), "Scoring", transient=True):
+        for case, files in tracked(pairs.items(), "Scoring", len(pairs)):
             keep(case, partial(score, *files))
     else:
         with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=_context()) as pool:
             futures = {pool.submit(score, *files): case for case, files in pairs.items()}
-            for future in track(as_completed(futures), "Scoring", len(futures), transient=True):
+            for future in tracked(as_completed(futures), "Scoring", len(futures)):
                 keep(futures[future], future.result)
     rows = [
         {"case": case, "label": name, **metrics} for case in pairs for name, metrics in scores.get(case, {}).items()
@@ -246,7 +285,7 @@ def score_pairs(
 
 
 def _context() -> BaseContext:
-    """Return how workers are started: where it can be, from one process that has imported what they share."""
+    """Return how workers are started: if possible, forked from a server process that did the imports once."""
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
@@ -267,17 +306,17 @@ def score_folder(
 
     Args:
         predictions: folder of segmentations.
-        truths: reference file of each case.
-        rules: by which they are scored.
-        file_ending: of the predictions.
-        output: where the table is written as CSV, atomically; None: nowhere.
-        workers: processes; None: the CPUs of the allocation.
+        truths: case -> reference file.
+        rules: the labels and the protocol.
+        file_ending: ending of the predictions' names, such as ".nii.gz".
+        output: CSV file for the table, written atomically; None: the table is not written.
+        workers: number of processes; None: the CPUs of the allocation.
 
     Returns:
-        Columns case, label and the metrics; rows in the order of `truths` and of the labels.
+        A table with the columns case, label and the metrics, its rows in the order of `truths` and of the labels.
 
     Raises:
-        UserError: all files that are missing or cannot be scored, together; then nothing is written.
+        UserError: some files are missing or cannot be scored; all are named, and nothing is written.
     """
     pairs = {case: (Path(predictions) / f"{case}{file_ending}", Path(truth)) for case, truth in truths.items()}
     table, problems = score_pairs(pairs, rules, workers)
@@ -290,14 +329,19 @@ def score_folder(
 
 
 def metrics_of(scores: pandas.DataFrame) -> list[str]:
-    """Return the metrics of a table of scores that people compare by, the most telling first."""
+    """Return the metrics of a table of scores that methods are compared by, the most important first."""
     return [metric for metric in ("f1", "dsc", "nsd", "hd95_mm") if metric in scores.columns]
 
 
 def score_table(scores: pandas.DataFrame, title: str | None = None) -> Table:
-    """Return the table of scores: mean ± standard deviation over the cases per label, and of the cases' means.
+    """Return the printable table of scores: mean ± standard deviation over the cases for each label.
 
-    Cases without a score (NaN) are left out. The last row is the mean over the labels of each case, then over cases.
+    Cases without a score (NaN) are left out. With several labels the last row averages the labels of each case first,
+    and then the cases.
+
+    Args:
+        scores: columns case, label and metrics.
+        title: title of the table; None: the number of cases.
     """
     metrics = metrics_of(scores)
     table = Table(title=title or f"Scores of {scores['case'].nunique()} cases")
@@ -324,9 +368,14 @@ def _mean_and_sd(values: pandas.Series) -> str:
 
 
 def worst_median_best(scores: pandas.DataFrame) -> dict[str, str]:
-    """Return the cases of lowest, median and highest mean DSC, or F1 of cells: {"worst": case, ...}.
+    """Return the cases with the lowest, median and highest mean DSC (for cells: F1).
 
-    No case is named twice: two cases are the worst and the best, one is the best. Cases without a score are left out.
+    Args:
+        scores: columns case, label and metrics; cases without a score are left out.
+
+    Returns:
+        {"worst": case, "median": case, "best": case}. No case is returned twice: of two cases one is the worst and one
+        the best, and a single case is the best.
     """
     means = scores.groupby("case")[metrics_of(scores)[0]].mean().dropna()
     ranked: Iterable[str] = means.sort_values(kind="stable").index

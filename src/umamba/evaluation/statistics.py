@@ -1,7 +1,7 @@
-"""What scores of cases say about a method, and about the difference between methods.
+"""Statistics of scores: summaries of one method, and paired tests between methods.
 
-Means and standard deviations over cases as in the paper's tables, bootstrap confidence intervals, and Wilcoxon's
-signed-rank test of paired cases with Holm's correction.
+Means and standard deviations are taken over cases, as in the paper's tables. Confidence intervals are bootstrapped.
+Methods are compared by Wilcoxon's signed-rank test of paired cases with Holm's correction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,20 @@ from scipy.stats import wilcoxon
 
 Key = TypeVar("Key")
 
-MEAN = "mean"  # stands for the label where the mean over the labels of each case is meant
+MEAN = "mean"  # stands in the column "label" of the mean over the labels of each case
 _RESAMPLES = 2000
 _SEED = 0
 _CONFIDENCE = 0.95
-_FEWEST_PAIRS = 6  # with fewer, no signed-rank test can fall below 0.05
+_FEWEST_PAIRS = 6  # with fewer pairs the p value of a signed-rank test cannot fall below 0.05
 
 
 def with_case_means(scores: pandas.DataFrame, metrics: Sequence[str]) -> pandas.DataFrame:
-    """Return scores (columns case, label and metrics) and, if there are several labels, each case's mean over them."""
+    """Return the scores, extended by each case's mean over its labels if there are several labels.
+
+    Args:
+        scores: columns case, label and metrics.
+        metrics: the metrics to keep.
+    """
     kept = scores[["case", "label", *metrics]]
     if scores["label"].nunique() < 2:
         return kept
@@ -31,10 +36,14 @@ def with_case_means(scores: pandas.DataFrame, metrics: Sequence[str]) -> pandas.
 
 
 def summarize(scores: pandas.DataFrame, metrics: Sequence[str]) -> pandas.DataFrame:
-    """Return rows label, metric, cases, mean, sd, ci_low, ci_high.
+    """Return a table with one row for each label and metric: label, metric, cases, mean, sd, ci_low, ci_high.
 
-    The deviation is the sample's; the interval holds the mean of 95 % of 2000 bootstrap samples of cases (percentile
-    method, seed 0). Cases without a score are left out; a single case has neither.
+    The standard deviation is that of a sample (n - 1). The 95 % confidence interval comes from 2000 bootstrap samples
+    of cases (percentile method, seed 0). Cases without a score are left out. A single case has neither of the two.
+
+    Args:
+        scores: columns case, label and metrics.
+        metrics: the metrics to summarise.
     """
     rows = []
     for label, group in with_case_means(scores, metrics).groupby("label", sort=False):
@@ -56,7 +65,7 @@ def summarize(scores: pandas.DataFrame, metrics: Sequence[str]) -> pandas.DataFr
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean of values (n,) by the percentile bootstrap; NaN below two."""
+    """Return the 95 % percentile bootstrap interval of the mean of values (n,); NaN for fewer than two values."""
     if len(values) < 2:
         return float("nan"), float("nan")
     chosen = np.random.default_rng(_SEED).integers(0, len(values), (_RESAMPLES, len(values)))
@@ -66,10 +75,16 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def compare_methods(scores: Mapping[str, pandas.DataFrame], metrics: Sequence[str]) -> pandas.DataFrame:
-    """Return every pair of methods for each label and metric.
+    """Compare every pair of methods for each label and metric.
 
-    Columns label, metric, first, second, cases (that both have a score of), difference (mean of first - second),
-    p_value and p_holm, which is corrected for the number of pairs of methods. None is made with fewer than six.
+    Args:
+        scores: method -> table with the columns case, label and metrics.
+        metrics: the metrics to compare.
+
+    Returns:
+        Columns label, metric, first, second, cases (number of cases that both methods have a score for), difference
+        (mean of first - second), p_value and p_holm, which is corrected for the number of pairs of methods. With fewer
+        than six cases there are no p values.
     """
     complete = {method: with_case_means(table, metrics) for method, table in scores.items()}
     labels = list(dict.fromkeys(label for table in complete.values() for label in table["label"]))
@@ -103,14 +118,21 @@ def compare_methods(scores: Mapping[str, pandas.DataFrame], metrics: Sequence[st
 
 
 def paired_p_value(differences: np.ndarray) -> float | None:
-    """Return the p value of Wilcoxon's signed-rank test; None with fewer than six pairs, 1 if none differs."""
+    """Return the p value of Wilcoxon's signed-rank test; None with fewer than six pairs, 1 if no pair differs."""
     if len(differences) < _FEWEST_PAIRS:
         return None
     return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """Return p values corrected after Holm: the smallest times their number, the next times one less, never falling."""
+    """Return p values corrected by Holm's method.
+
+    The smallest of n values is multiplied by n, the next by n - 1, and so on. No corrected value is smaller than the
+    one before it.
+
+    >>> holm({"a": 0.01, "b": 0.04})
+    {'a': 0.02, 'b': 0.04}
+    """
     corrected: dict[Key, float] = {}
     largest = 0.0
     for rank, (key, p_value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):

@@ -1,9 +1,10 @@
-"""Normalised surface distance (NSD): the share of both surfaces that lies within a tolerance of the other one.
+"""Normalised surface distance (NSD): the share of two surfaces that lies within a tolerance of the other surface.
 
-Surface elements sit at the corner points of voxels, and each has the area of the marching-cubes triangles through its
-eight neighbours (Nikolov et al., https://arxiv.org/abs/1809.04430, as in DeepMind's `surface-distance`, which the
-official evaluation of U-Mamba uses). Objects are closed at the edge of the volume. A volume of one slice is a slab one
-voxel thick, whose two faces count as surface, as in the official scores of the 2D benchmarks.
+Surface elements are at the corner points of voxels. The area of an element is that of the marching-cubes triangles
+through its eight neighbouring voxels (Nikolov et al., https://arxiv.org/abs/1809.04430). DeepMind's `surface-distance`
+computes the same, and U-Mamba's official evaluation uses it. Objects are closed at the edge of the volume. A volume
+with one slice is a slab one voxel thick whose two faces count as surface, as in the official scores of the 2D
+benchmarks.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
-_MAX_OFFSETS = 1500  # beyond so many neighbours a tree is quicker
+_MAX_OFFSETS = 1500  # beyond this many neighbours a k-d tree is faster
 _CORNERS = [(z, y, x) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
 
 
@@ -25,8 +26,10 @@ _CORNERS = [(z, y, x) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
 def _unit_triangles() -> tuple[np.ndarray, np.ndarray]:
     """Triangulate all 256 ways to fill a 2x2x2 neighbourhood, at unit spacing.
 
-    A code and its complement have the same surface: the one with fewer filled corners is triangulated. Returns the
-    code of each triangle (n,) and its normal (n, 3), as long as its area.
+    A code and its complement have the same surface; the one with fewer filled corners is triangulated.
+
+    Returns:
+        The code of each triangle (n,), and its normal (n, 3), whose length is the triangle's area.
     """
     codes, normals = [], []
     for code in range(1, 255):
@@ -40,9 +43,12 @@ def _unit_triangles() -> tuple[np.ndarray, np.ndarray]:
 
 
 def surfel_areas(spacing: Sequence[float]) -> np.ndarray:
-    """Return the surface area in mm² of each of the 256 neighbourhoods, (256,).
+    """Return the surface area of each of the 256 possible 2x2x2 neighbourhoods, (256,) in mm².
 
-    Bit 4z + 2y + x of a code says whether the voxel at that corner of the 2x2x2 neighbourhood is filled.
+    Bit 4z + 2y + x of a neighbourhood's code is set if the voxel at that corner is filled.
+
+    Args:
+        spacing: (Z, Y, X) in mm.
     """
     codes, normals = _unit_triangles()
     depth, height, width = map(float, spacing)
@@ -65,10 +71,11 @@ class SurfaceDistances:
     """Distances between the surfaces of two masks.
 
     Attributes:
-        prediction_mm: of each surface element of the prediction to the truth's surface; infinite beyond the limit.
-        prediction_areas: area of those elements.
-        truth_mm: of each element of the truth to the prediction's surface.
-        truth_areas: area of those elements.
+        prediction_mm: distance from each surface element of the prediction to the truth's surface, mm; infinite above
+            the limit.
+        prediction_areas: areas of these elements, mm².
+        truth_mm: distance from each surface element of the truth to the prediction's surface, mm.
+        truth_areas: areas of these elements, mm².
     """
 
     prediction_mm: np.ndarray
@@ -77,13 +84,17 @@ class SurfaceDistances:
     truth_areas: np.ndarray
 
     def dice(self, tolerance_mm: float) -> float:
-        """Return the NSD: the share of both areas at distances up to and including the tolerance."""
+        """Return the NSD: the share of both surface areas at distances up to and including the tolerance."""
         near_truth = self.prediction_areas[self.prediction_mm <= tolerance_mm].sum()
         near_prediction = self.truth_areas[self.truth_mm <= tolerance_mm].sum()
         return float((near_truth + near_prediction) / (self.prediction_areas.sum() + self.truth_areas.sum()))
 
     def hausdorff(self, share: float = 0.95) -> float:
-        """Return the distance within which `share` of either surface's area lies, the larger of both, in mm."""
+        """Return the Hausdorff distance in mm at a percentile, the larger of both sides.
+
+        Args:
+            share: share of each surface's area that lies within the distance; 0.95 gives HD95.
+        """
         sides = ((self.prediction_mm, self.prediction_areas), (self.truth_mm, self.truth_areas))
         return max(_percentile(distances, areas, share) for distances, areas in sides)
 
@@ -97,17 +108,20 @@ def _percentile(distances: np.ndarray, areas: np.ndarray, share: float) -> float
 def surface_distances(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], limit_mm: float = math.inf
 ) -> SurfaceDistances | None:
-    """Return the distances between the surfaces of two boolean masks (Z, Y, X); None if a mask is empty.
+    """Return the distances between the surfaces of two masks.
 
     Args:
-        prediction: mask (Z, Y, X).
-        truth: mask of the same shape.
+        prediction: boolean mask (Z, Y, X).
+        truth: boolean mask of the same shape.
         spacing: (Z, Y, X) in mm.
-        limit_mm: distances above this are not looked for and are given as infinite.
+        limit_mm: distances above this limit are not computed and are infinite in the result.
+
+    Returns:
+        The distances; None if a mask is empty.
     """
     if not prediction.any() or not truth.any():
         return None
-    # All surface points of both masks lie in the common box, so the distances within it are the true ones.
+    # The box contains all surface points of both masks, so distances inside it are the true distances.
     box = ndimage.find_objects((prediction | truth).view(np.uint8))[0]
     codes = [_neighbour_codes(mask[box]) for mask in (prediction, truth)]
     surfaces = [(code != 0) & (code != 255) for code in codes]
@@ -121,16 +135,22 @@ def surface_distances(
 
 
 def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance_mm: float) -> float:
-    """Return the NSD of two boolean masks (Z, Y, X) at a tolerance.
+    """Return the normalised surface distance (NSD) of two masks at a tolerance.
 
     Args:
-        prediction: mask (Z, Y, X).
-        truth: mask of the same shape.
+        prediction: boolean mask (Z, Y, X).
+        truth: boolean mask of the same shape.
         spacing: (Z, Y, X) in mm.
-        tolerance_mm: distances up to and including this count as agreement.
+        tolerance_mm: distances up to and including this one count as agreement.
 
     Returns:
-        The score from 0 to 1; NaN if both masks are empty, 0 if one is.
+        The score from 0 to 1; NaN if both masks are empty, 0 if one of them is.
+
+    >>> truth = np.zeros((4, 4, 8), dtype=bool)
+    >>> truth[1:3, 1:3, 1:3] = True
+    >>> shifted = np.roll(truth, 1, axis=2)
+    >>> surface_dice(shifted, truth, (1.0, 1.0, 1.0), tolerance_mm=1.0)
+    1.0
     """
     distances = surface_distances(prediction, truth, spacing, tolerance_mm)
     if distances is None:
@@ -139,10 +159,10 @@ def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[fl
 
 
 def _distances(points: np.ndarray, other: np.ndarray, spacing: Sequence[float], limit_mm: float) -> np.ndarray:
-    """Return the distance of each point of a mask to the nearest one of another, up to a limit, else infinity.
+    """Return the distance from each point of a mask to the nearest point of another; infinity above the limit.
 
-    Most points have a neighbour nearby. So the surroundings are looked up in the order of their distance, each for the
-    points that have none yet; for the few that are far away a tree is asked.
+    Most points have a near neighbour. Therefore offsets are tried in the order of their length, each for the points
+    that have no neighbour yet. A k-d tree finds the neighbours of the few points that are far away.
     """
     offsets, lengths, reached_mm = _offsets(tuple(map(float, spacing)), limit_mm)
     margin = np.abs(offsets).max(axis=0)
@@ -171,9 +191,9 @@ def _distances(points: np.ndarray, other: np.ndarray, spacing: Sequence[float], 
 
 @lru_cache(maxsize=64)
 def _offsets(spacing: tuple[float, ...], limit_mm: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return the offsets (n, 3) from a voxel in the order of their lengths, these, and up to where they are all there.
+    """Return the offsets (n, 3) from a voxel up to a radius, their lengths in mm in ascending order, and the radius.
 
-    They end at the limit, or where they become too many.
+    The radius is the limit, or smaller if there would be too many offsets.
     """
     volume = _MAX_OFFSETS * float(np.prod(spacing))
     radius = min(limit_mm, (volume * 3 / (4 * math.pi)) ** (1 / 3))

@@ -1,26 +1,31 @@
-"""Which images belong together: one case is NAME_0000.ext, NAME_0001.ext, ... or a single file NAME.ext.
+"""Groups image files to cases: NAME_0000.ext, NAME_0001.ext, ... or a single file NAME.ext.
 
-A folder that holds a DICOM series stands in place of a file, its name in place of the file's.
+A folder that holds a DICOM series counts as a file of the folder's name.
 """
 
-import re
 from pathlib import Path
 
-from umamba.datasets import RawCase
+from umamba.datasets import CHANNEL_NAME, RawCase
 from umamba.io import UserError, holds_dicom, supported_endings
-
-_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
 def list_cases(source: Path, num_channels: int) -> list[RawCase]:
-    """List the images of a folder by nnU-Net's naming, sorted by name; or those that a file or DICOM series makes.
+    """List the cases of a folder by nnU-Net's naming, or the case of a single file or DICOM series.
 
-    A case has a file for each channel, or a single file that holds them all; the suffix `_0000` of the latter may be
-    left out. Of a file NAME_0000.ext the other channels are found beside it. Hidden files and files of other kinds are
-    passed over.
+    A case has a file for each channel, or a single file that holds all channels; the suffix `_0000` of a single file
+    may be left out. For a file NAME_0000.ext the other channels are taken from its folder. Hidden files and files that
+    are no images are ignored.
+
+    Args:
+        source: an image file, a folder of a DICOM series, or a folder of images and such folders.
+        num_channels: channels of an image.
+
+    Returns:
+        The cases in the order of their names, without labels.
 
     Raises:
-        UserError: there is no such folder or no image in it, or, all together, cases with missing or doubled channels.
+        UserError: there is no such folder or no image in it; or cases have missing or doubled channels, which one
+            message lists.
     """
     source = Path(source)
     if source.is_file():
@@ -35,8 +40,10 @@ def list_cases(source: Path, num_channels: int) -> list[RawCase]:
 def _case_of(path: Path, num_channels: int) -> RawCase:
     stem = path.stem if path.suffix.lower() == ".dcm" else _stem(path)
     if stem is None:
-        raise UserError(f"input: {path} is no image. It reads {', '.join(supported_endings())} and DICOM.")
-    match = _CHANNEL.match(stem)
+        raise UserError(
+            f"input: {path} is no image. Give a file that ends in {', '.join(supported_endings())}, or DICOM."
+        )
+    match = CHANNEL_NAME.match(stem)
     if match is None or int(match["channel"]) != 0:
         return RawCase(stem, (path,), None)
     ending = path.name[len(stem) :]
@@ -52,17 +59,17 @@ def _group(folder: Path, paths: list[Path], num_channels: int) -> list[RawCase]:
         stem = _stem(path)
         if stem is None:
             continue
-        match = _CHANNEL.match(stem)
+        match = CHANNEL_NAME.match(stem)
         is_channel = match is not None and int(match["channel"]) < num_channels
         case, channel = (match["case"], int(match["channel"])) if match and is_channel else (stem, 0)
         files = found.setdefault(case, {})
         if channel in files:
-            problems.append(f"{path}: {files[channel].name} is the same case and channel. Keep one of them.")
+            problems.append(f"{path}: {files[channel].name} has the same case and channel. Keep one of them.")
         files.setdefault(channel, path)
     if not found:
         raise UserError(
-            f"input: no images in {folder}. It reads {', '.join(supported_endings())}, and DICOM series, each in a "
-            "folder of its own."
+            f"input: no images in {folder}. Put files there that end in {', '.join(supported_endings())}, or DICOM "
+            "series, each in a folder of its own."
         )
     for case, files in found.items():
         missing = [channel for channel in range(num_channels) if channel not in files]
@@ -79,7 +86,7 @@ def _group(folder: Path, paths: list[Path], num_channels: int) -> list[RawCase]:
 
 
 def _stem(path: Path) -> str | None:
-    """Return the name without its image ending; None for anything that is no image."""
+    """Return the name without its image ending; None if it is no image."""
     if path.name.startswith("."):
         return None
     if path.is_dir():

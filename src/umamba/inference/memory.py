@@ -1,53 +1,51 @@
-"""How the promise of `max_memory_gb` is kept: what is left for logits beside everything else in the process."""
+"""How the limit `max_memory_gb` is kept: the memory that is left for logits beside everything else in the process."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from umamba.inference.model import Model
-from umamba.inference.slabs import Layout, View, choose_layout
+from umamba.inference.slabs import SlabLayout, View, choose_layout
 from umamba.io import UserError
 from umamba.io.resources import peak_resident_bytes, resident_bytes
 
-# Share of the free GPU memory that sums over tiles may take; more than that and they are kept in main memory.
+# Share of the free GPU memory that the sums over tiles may take; larger sums are kept in main memory.
 _GPU_SHARE = 0.6
-# What deciding labels takes beside logits, and small things.
+# Bytes for deciding labels beside the logits, and for small objects.
 _SCRATCH = 256 << 20
-# Bytes a voxel and channel while an image is read and prepared, and while its segmentation is written.
-READING = 24
+# Bytes for each voxel and channel while an image is read and preprocessed, or while its segmentation is written.
+_READING = 24
+# Bytes for each voxel of the image while its label map is post-processed and written.
+_WRITING = 5
+# Share of the limit that images may take that are read ahead or written behind.
+_QUEUE_SHARE = 1 / 8
 
 
+@dataclass(frozen=True)
 class MemoryLimit:
-    """A limit of the process's resident memory."""
+    """A limit of the process's resident memory.
 
-    def __init__(self, max_memory_gb: float | None, models: Sequence[Model], tta: bool) -> None:
-        """Find out, where there is a limit, what a pass of the networks takes.
+    Attributes:
+        bytes: the limit; None: there is none.
+        pass_bytes: memory that one forward pass takes and gives back.
+    """
 
-        Args:
-            max_memory_gb: GiB; None: no limit.
-            models: the networks.
-            tta: whether their inputs are mirrored.
-
-        Raises:
-            UserError: the limit is not above 0.
-        """
-        self.bytes = None if max_memory_gb is None else max_memory_gb * 2**30
-        self._pass = 0
-        if self.bytes is None:
-            return
-        if self.bytes <= 0:
-            raise UserError(f"max_memory_gb={max_memory_gb}: give a number above 0, or null for no limit.")
-        before = resident_bytes()
-        for model in models:
-            tiles = torch.zeros((model.tiles_at_once, model.num_channels, *model.window))
-            model.forward(tta)(tiles)
-        self._pass = max(0, peak_resident_bytes() - before)
+    bytes: float | None = None
+    pass_bytes: int = 0
 
     def left(self, voxels: int) -> float | None:
-        """Return the bytes that are left for the logits of an image of so many voxels now; None: no limit."""
+        """Return the bytes that are left for logits at this moment.
+
+        Args:
+            voxels: of the image, one channel.
+
+        Returns:
+            Bytes, negative where the limit is exceeded already; None: no limit.
+        """
         if self.bytes is None:
             return None
-        return self.bytes - resident_bytes() - self._pass - _SCRATCH - 5 * voxels
+        return self.bytes - resident_bytes() - self.pass_bytes - _SCRATCH - _WRITING * voxels
 
     def cases_at_once(self, most: int, voxels: int) -> int:
         """Return how many cases may be read ahead, and as many written behind; 0: one case after the other.
@@ -55,22 +53,47 @@ class MemoryLimit:
         Args:
             most: the number without a limit.
             voxels: of the largest image, all channels.
+
+        >>> MemoryLimit().cases_at_once(most=2, voxels=600 * 512 * 512)
+        2
+        >>> MemoryLimit(bytes=8 * 2**30).cases_at_once(most=2, voxels=600 * 512 * 512)
+        0
         """
         if self.bytes is None:
             return most
-        return most if 2 * most * READING * voxels <= self.bytes / 8 else 0
+        return most if 2 * most * _READING * voxels <= self.bytes * _QUEUE_SHARE else 0
 
 
-def place_sums(views: Sequence[View], crop_shape: Sequence[int], left: float | None) -> tuple[torch.device, Layout]:
-    """Return where the sums over tiles are kept, beside the networks if they fit there, and how the image is cut.
+def measure_limit(max_memory_gb: float | None, models: Sequence[Model], tta: bool) -> MemoryLimit:
+    """Return the limit, after one forward pass of each network that shows how much memory a pass takes.
+
+    Args:
+        max_memory_gb: GiB of the whole process; None: no limit, and nothing is measured.
+        models: the networks.
+        tta: whether their inputs are mirrored.
+    """
+    if max_memory_gb is None:
+        return MemoryLimit()
+    before = resident_bytes()
+    for model in models:
+        tiles = torch.zeros((model.tiles_per_pass, model.num_channels, *model.window))
+        model.forward(tta)(tiles)
+    return MemoryLimit(max_memory_gb * 2**30, max(0, peak_resident_bytes() - before))
+
+
+def place_sums(views: Sequence[View], crop_shape: Sequence[int], left: float | None) -> tuple[torch.device, SlabLayout]:
+    """Choose where the sums over tiles are kept and how the image is cut.
 
     Args:
         views: the image as each network sees it.
         crop_shape: voxels of the crop, axes of the file.
         left: bytes of main memory; None: no limit.
 
+    Returns:
+        The device, that of the networks if the sums of one strip fit there, else the CPU; and the layout.
+
     Raises:
-        UserError: not even a single row fits.
+        UserError: not even a slab of a single row fits.
     """
     device = views[0].model.device
     if device.type == "cuda":
@@ -83,7 +106,7 @@ def place_sums(views: Sequence[View], crop_shape: Sequence[int], left: float | N
     layout = choose_layout(views, crop_shape, left)
     if layout is None:
         raise UserError(
-            "max_memory_gb: too little for this image, not even one row of voxels of all classes fits beside the image "
-            "and the network. Give more, or null for no limit."
+            "max_memory_gb: too little for this image, because not even one row of voxels of all classes fits beside "
+            "the image and the network. Give more, or null for no limit."
         )
     return torch.device("cpu"), layout

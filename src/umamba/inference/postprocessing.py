@@ -1,9 +1,9 @@
-"""Keeping the largest component of labels, where cross-validation showed that it helps (nnU-Net's post-processing).
+"""Keeps the largest component of labels where cross-validation showed that it helps (nnU-Net's post-processing).
 
-The steps are determined by `umamba.selection`, stored as JSON, and applied to each segmentation by the predictor.
+`umamba find-best` determines the steps and stores them as JSON; the predictor applies them to each segmentation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,17 @@ _KEY = "keep_largest_component"
 
 
 def keep_largest(segmentation: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """Return a label map (Z, Y, X) in which, of all voxels with these values, only the largest component is left.
+    """Keep only the largest component of all voxels that have one of some label values.
 
-    Voxels of one component touch by faces, edges or corners and may have different of the values. Components of the
-    same, largest size all stay. The rest becomes background, 0.
+    Voxels of one component touch by faces, edges or corners and may have different values out of `values`. If several
+    components have the largest size, all of them stay. Voxels of the other components become background, 0.
+
+    Args:
+        segmentation: label map (Z, Y, X).
+        values: label values.
+
+    Returns:
+        A new label map, or the same array where nothing is removed.
     """
     mask = np.isin(segmentation, values)
     boxes = ndimage.find_objects(mask.astype(np.uint8))
@@ -41,22 +48,37 @@ def keep_largest(segmentation: np.ndarray, values: Sequence[int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PostProcessing:
-    """Steps of `keep_largest`, each with its label values, in order."""
+    """Steps of `keep_largest`.
+
+    Attributes:
+        steps: label values of each step, in the order in which the steps are applied.
+
+    >>> segmentation = np.array([[[1, 1, 1, 0, 1, 0, 2]]])
+    >>> PostProcessing(steps=((1,),)).apply(segmentation)
+    array([[[1, 1, 1, 0, 0, 0, 2]]])
+    """
 
     steps: tuple[tuple[int, ...], ...] = ()
 
     def apply(self, segmentation: np.ndarray) -> np.ndarray:
-        """Return the label map (Z, Y, X) after all steps."""
+        """Return the label map after all steps.
+
+        Args:
+            segmentation: label map (Z, Y, X).
+        """
         for values in self.steps:
             segmentation = keep_largest(segmentation, values)
         return segmentation
 
     @classmethod
     def read(cls, path: Path) -> "PostProcessing":
-        """Read the steps of a JSON file; further keys are passed over.
+        """Read the steps of a JSON file; other keys in it are ignored.
+
+        Args:
+            path: the file.
 
         Raises:
-            UserError: the file is missing or of another form.
+            UserError: the file is missing or has another form.
         """
         content = read_json(path)
         steps = content.get(_KEY) if isinstance(content, dict) else None
@@ -65,10 +87,16 @@ class PostProcessing:
             for step in steps
         ):
             raise UserError(
-                f"{path}: no post-processing. It must be an object whose {_KEY!r} lists lists of label values."
+                f"{path}: holds no post-processing. It must be an object whose {_KEY!r} is a list of lists of label "
+                "values. Give the post_processing.json that find-best wrote."
             )
         return cls(tuple(tuple(step) for step in steps))
 
-    def write(self, path: Path, record: dict[str, Any]) -> None:
-        """Write the steps as JSON, beside what else is to be recorded."""
+    def write(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Write the steps as JSON.
+
+        Args:
+            path: the file.
+            record: further keys of the file.
+        """
         write_json(path, {_KEY: [list(step) for step in self.steps], **record})

@@ -1,11 +1,9 @@
-"""Segments images with one trained network or the mean of several; a folder is continued where it stopped.
+"""Segments images with one trained network or the mean of several; a folder is continued where an earlier call stopped.
 
-    predictor = Predictor.from_checkpoint("last.ckpt")
-    predictor.predict("images", "segmentations")
-
-Training's own predictions and `predict.py` both come through this class, so that they are equal voxel for voxel.
+Training's own predictions and `predict.py` both use this class, therefore they are equal voxel for voxel.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from umamba.datasets import RawCase
-from umamba.inference.batch import Batch, Target
+from umamba.inference.canvas import Canvas
+from umamba.inference.case_queue import CaseFiles, CaseQueue
 from umamba.inference.cases import list_cases
-from umamba.inference.export import Canvas
-from umamba.inference.memory import MemoryLimit
+from umamba.inference.memory import measure_limit
 from umamba.inference.model import Model, choose_device
 from umamba.inference.postprocessing import PostProcessing
-from umamba.inference.segment import Settings, paint, prepare_image
+from umamba.inference.prepared_image import paint, prepare_image
 from umamba.io import (
     Image,
     UserError,
@@ -31,21 +29,45 @@ from umamba.io import (
     storage_errors,
     write_json,
 )
+from umamba.io.voice import shown
 from umamba.labels import LabelSet
-from umamba.labels.instance_maps import BOUNDARY, INTERIOR, METHODS
+from umamba.labels.instance_maps import BOUNDARY, INTERIOR
+from umamba.settings import PredictionSettings
 
-_SETTINGS = "prediction.json"
+log = logging.getLogger(__name__)
+
+DEFAULTS = PredictionSettings()
+_RECORD = "prediction.json"  # in the output folder: what its segmentations were made with
 _LOCK = ".prediction.lock"
 
 
 @dataclass
 class Predictor:
-    """Networks with all that is needed to segment images in their own space; several give the mean of their
-    probabilities, and may differ in architecture and plan.
+    """One network or several with all that is needed to segment images in their own space.
+
+    Several networks decide by the mean of their probabilities; they may differ in architecture and plan.
 
     Attributes:
         models: the networks, of one label set and number of channels, on one device.
         post_processing: applied to every segmentation.
+
+    Raises:
+        UserError: the networks differ in labels or number of channels.
+
+    A trained network is read by `Predictor.from_checkpoint("last.ckpt")`. This one is not trained:
+
+    >>> from umamba.io import Geometry
+    >>> from umamba.networks import build_network, configuration_for_patch
+    >>> from umamba.planning import Plan
+    >>> configuration = configuration_for_patch((16, 16))
+    >>> axes, spacing = (0, 1, 2), (1.0, 1.0, 1.0)
+    >>> plan = Plan("Dataset001_Example", "nnunet", axes, axes, spacing, (1.0, 16.0, 16.0), (), {"2d": configuration})
+    >>> network = build_network("unet", configuration, in_channels=1, num_classes=2)
+    >>> model = Model(network, plan, configuration, LabelSet(("organ",), ((1,),)), 1, choose_device("cpu"))
+    >>> geometry = Geometry(spacing, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0), (3, 20, 24), False)
+    >>> image = Image(np.ones((1, 3, 20, 24), dtype=np.float32), geometry)
+    >>> Predictor((model,)).predict_image(image, PredictionSettings(tile_step_size=1.0)).shape
+    (3, 20, 24)
     """
 
     models: tuple[Model, ...]
@@ -66,27 +88,23 @@ class Predictor:
         cls,
         checkpoints: Path | str | Sequence[Path | str],
         device: str = "auto",
-        precision: str | None = None,
+        precision: str = "auto",
         post_processing: PostProcessing | None = None,
     ) -> "Predictor":
-        """Build the network of a run's checkpoint, which is all that is needed, or those of several.
+        """Build the network of a checkpoint, or those of several; nothing else is needed.
 
         Args:
-            checkpoints: one file, or several for the mean of their probabilities.
-            device: auto, cpu, cuda, ...
-            precision: Lightning's name; None: what the device computes fast (`choose_precision`).
+            checkpoints: a checkpoint of a run, of nnU-Net or of U-Mamba, or a results folder of these two; or several
+                of them for the mean of their probabilities.
+            device: auto (CUDA where there is a GPU, else the CPU), cpu, cuda, cuda:1, ...
+            precision: Lightning's name, 32-true, bf16-mixed or 16-mixed; auto: what the device computes fast.
             post_processing: applied to every segmentation; None: nothing.
 
-        Args:
-            path: checkpoint of a run, or of nnU-Net or U-Mamba, or a results folder of these two.
-            device: where the network runs.
-            precision: see the class.
-
         Raises:
-            UserError: a file is no checkpoint of this project, or its weights do not fit the network it names; the
-                networks do not fit together; the device cannot be used.
+            UserError: a file is no such checkpoint, or its weights do not fit the network that it names; the networks
+                do not fit together; the device or precision cannot be used.
         """
-        paths = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
+        paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
         if not paths:
             raise UserError("checkpoint: none is given. Give one, or several as checkpoint=[a.ckpt,b.ckpt].")
         chosen = choose_device(device)
@@ -108,132 +126,125 @@ class Predictor:
         """Ending of the segmentations that are written."""
         return self.models[0].file_ending
 
-    def predict_image(
-        self, image: Image, tile_step_size: float = 0.5, tta: bool = False, max_memory_gb: float | None = None
-    ) -> np.ndarray:
-        """Return the label map (Z, Y, X) of an image on its own grid; raises UserError as `predict_cases`."""
-        settings = Settings(tile_step_size, tta, MemoryLimit(max_memory_gb, self.models, tta))
+    def predict_image(self, image: Image, settings: PredictionSettings = DEFAULTS) -> np.ndarray:
+        """Segment one image in memory.
+
+        Args:
+            image: the image, (C, Z, Y, X) with its spacing in mm.
+            settings: tile_step_size, tta and max_memory_gb; the others concern files and are not used here.
+
+        Returns:
+            The label map (Z, Y, X) on the image's own grid, in the smallest unsigned integer type.
+
+        Raises:
+            UserError: the image does not fit the network, the memory does not suffice, or logits are not finite.
+        """
+        limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
         prepared = prepare_image(image, self.models)
         canvas = Canvas(prepared.placement, self.labels)
-        paint(prepared, canvas, settings, lambda done, total: None)()
+        paint(prepared, canvas, settings, limit, lambda done, total: None)()
         return self.post_processing.apply(canvas.segmentation)
 
     def predict(
         self,
         input: Path | str,
         output: Path | str,
+        settings: PredictionSettings = DEFAULTS,
         *,
-        tile_step_size: float = 0.5,
-        tta: bool = False,
-        overwrite: bool = False,
-        workers: int = 2,
-        max_memory_gb: float | None = None,
-        save_probabilities: bool = False,
-        instances: str | None = None,
+        progress: bool = True,
     ) -> list[Path]:
         """Segment a file, a DICOM series or all images of a folder into output/NAME<file_ending>.
 
-        See `list_cases` for what makes a case, and `predict_cases` for the rest.
+        Args:
+            input: an image, or a folder of images; `list_cases` says how files make a case.
+            output: folder of the segmentations; made if missing.
+            settings: see `predict_cases`.
+            progress: show a progress bar.
+
+        Returns:
+            The segmentations of all cases in the order of their names, those of earlier calls included.
+
+        Raises:
+            UserError: there are no images, or as in `predict_cases`.
         """
-        return self.predict_cases(
-            list_cases(Path(input), self.num_channels),
-            Path(output),
-            tile_step_size=tile_step_size,
-            tta=tta,
-            overwrite=overwrite,
-            workers=workers,
-            max_memory_gb=max_memory_gb,
-            save_probabilities=save_probabilities,
-            instances=instances,
-        )
+        return self.predict_cases(list_cases(Path(input), self.num_channels), Path(output), settings, progress=progress)
 
     def predict_cases(
         self,
         cases: Sequence[RawCase],
         output: Path,
+        settings: PredictionSettings = DEFAULTS,
         *,
-        tile_step_size: float = 0.5,
-        tta: bool = False,
-        overwrite: bool = False,
-        workers: int = 2,
-        max_memory_gb: float | None = None,
-        save_probabilities: bool = False,
-        instances: str | None = None,
+        progress: bool = True,
     ) -> list[Path]:
-        """Segment cases into output/<case_id><file_ending>, reading and writing beside the network.
+        """Segment cases into output/<case_id><file_ending>; threads read and write beside the network.
 
         Args:
             cases: image files and names.
             output: folder of the segmentations; made if missing.
-            tile_step_size: largest step between tiles as a fraction of the patch.
-            tta: average over mirrored images.
-            overwrite: segment again what is already there; else only what is missing.
-            workers: threads that read and preprocess, and as many that resample and write.
-            max_memory_gb: GiB of main memory that this process may take; None: no limit. The result does not depend on
-                it; a low limit costs time.
-            save_probabilities: write output/<case_id>.npz, too: `probabilities` (num_classes, Z, Y, X) float32.
-            instances: components or watershed: write output/<case_id>_label.tiff, too, the numbered instances of a
-                network of interior and boundary (`numbered_instances`); None: none.
+            settings: layout of the tiles, memory, further outputs, number of threads. `overwrite` segments every case
+                again, else only those whose files are missing.
+            progress: show a progress bar, and messages if nothing shows them yet.
 
         Returns:
-            The segmentations written now, in the order of the cases.
+            The segmentations of all cases in their order, those of earlier calls included.
 
         Raises:
             UserError: the folder holds segmentations of another network or other settings; instances are asked of a
-                network without interior and boundary; or, after all other cases
-                are done, the ones that could not be segmented, each with its reason.
-            StorageError: the output cannot be written; what was written before is complete.
+                network without interior and boundary; or, after all other cases are done, the list of cases that could
+                not be segmented, each with its reason.
+            StorageError: the output cannot be written; the files that were written before are complete.
         """
         output = Path(output)
-        settings = Settings(tile_step_size, tta, MemoryLimit(max_memory_gb, self.models, tta))
-        self._check_instances(instances)
-        targets = {
-            case.case_id: self._target(output, case, save_probabilities, instances is not None) for case in cases
-        }
+        self._check_instances(settings.instances)
+        files = [self._files(output, case, settings.probabilities, settings.instances is not None) for case in cases]
         inputs = {path.resolve() for case in cases for path in case.images}
-        for target in targets.values():
-            if target.segmentation.resolve() in inputs:
+        for own in files:
+            if own.segmentation.resolve() in inputs:
                 raise UserError(
-                    f"output: {target.segmentation} is one of the images. Give another folder for the segmentations."
+                    f"output: {own.segmentation} is one of the images. Give another folder for the segmentations."
                 )
         with ExitStack() as stack:
+            stack.enter_context(shown(progress))
             with storage_errors(output):
                 stack.enter_context(exclusive(output / _LOCK, f"the predictions in {output}"))
                 remove_stale(output)
-                if overwrite:
+                if settings.overwrite:
                     for case in cases:
-                        self._target(output, case, True, True).remove()
-                    (output / _SETTINGS).unlink(missing_ok=True)
-                _claim(output, self._record(settings, instances))
-            wanted = [case for case in cases if not targets[case.case_id].complete()]
-            batch = Batch(self.models, self.post_processing, instances, settings, max(1, workers))
-            problems = batch.run(wanted, [targets[case.case_id] for case in wanted])
+                        self._files(output, case, probabilities=True, instances=True).remove()
+                    (output / _RECORD).unlink(missing_ok=True)
+                _claim(output, self._record(settings))
+            missing = [number for number, own in enumerate(files) if not own.complete()]
+            if len(missing) < len(cases):
+                log.info("%d of %d images were segmented before, in %s", len(cases) - len(missing), len(cases), output)
+            if not missing:
+                return [own.segmentation for own in files]
+            limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
+            queue = CaseQueue(self.models, self.post_processing, settings, limit, progress)
+            problems = queue.run([cases[number] for number in missing], [files[number] for number in missing])
         if problems:
             raise UserError(
-                f"{len(problems)} of {len(wanted)} images could not be segmented, the others are in {output}:\n"
+                f"{len(problems)} of {len(missing)} images could not be segmented, the others are in {output}:\n"
                 + "\n".join(f"{case}: {problem}" for case, problem in problems.items())
             )
-        return [targets[case.case_id].segmentation for case in wanted]
+        return [own.segmentation for own in files]
 
-    def _target(self, output: Path, case: RawCase, probabilities: bool, instances: bool) -> Target:
-        name = f"{case.case_id}{self.file_ending}"
-        return Target(
-            output / name,
+    def _files(self, output: Path, case: RawCase, probabilities: bool, instances: bool) -> CaseFiles:
+        return CaseFiles(
+            output / f"{case.case_id}{self.file_ending}",
             output / f"{case.case_id}.npz" if probabilities else None,
             output / f"{case.case_id}_label.tiff" if instances else None,
         )
 
     def _check_instances(self, method: str | None) -> None:
-        if method is not None and method not in METHODS:
-            raise UserError(f"instances={method}: give {' or '.join(METHODS)}, or null for none.")
         if method is not None and self.labels.values != ((INTERIOR,), (BOUNDARY,)):
             raise UserError(
                 f"instances={method}: needs a network of two labels, {INTERIOR} the interior and {BOUNDARY} the "
                 f"boundary; this one has {', '.join(self.labels.names)}. Leave instances away."
             )
 
-    def _record(self, settings: Settings, instances: str | None) -> dict[str, Any]:
-        """Return what the results in a folder depend on beside the images."""
+    def _record(self, settings: PredictionSettings) -> dict[str, Any]:
+        """Return what the segmentations in a folder depend on beside the images."""
         identities = [model.identity for model in self.models]
         record: dict[str, Any] = {
             "network": identities[0] if len(identities) == 1 else identities,
@@ -242,17 +253,17 @@ class Predictor:
         }
         if self.post_processing.steps:
             record["post_processing"] = [list(step) for step in self.post_processing.steps]
-        if instances is not None:
-            record["instances"] = instances
+        if settings.instances is not None:
+            record["instances"] = settings.instances
         return record
 
 
 def _claim(output: Path, record: dict[str, Any]) -> None:
     """Record what the folder's segmentations are made with; UserError if they were made with something else."""
-    path = output / _SETTINGS
+    path = output / _RECORD
     if path.exists() and read_json(path) != record:
         raise UserError(
-            f"{output}: holds segmentations of another network or other settings ({_SETTINGS}). Give another "
+            f"{output}: holds segmentations of another network or other settings ({_RECORD}). Give another "
             "folder, or overwrite=true to make them again."
         )
     write_json(path, record)

@@ -1,6 +1,7 @@
-"""Probabilities of an image as an npz file like nnU-Net's (key `probabilities`, float32), not held in memory.
+"""Probabilities of an image as an npz file like nnU-Net's (key `probabilities`, float32).
 
-The array is filled in an uncompressed file, whose space is reserved first, and packed when it is complete.
+They are not held in memory: the array is an uncompressed file, whose disk space is reserved first, and which is
+compressed when it is complete.
 """
 
 import math
@@ -14,10 +15,22 @@ from umamba.io import atomic_path, partial_path, storage_errors
 
 
 class ProbabilitiesFile:
-    """An array (num_classes, Z, Y, X) float32 that becomes an npz file."""
+    """An array on disk that becomes an npz file.
+
+    Attributes:
+        array: (num_classes, Z, Y, X) float32, mapped to an uncompressed file beside the npz file.
+    """
 
     def __init__(self, path: Path, shape: Sequence[int]) -> None:
-        """Reserve the space; StorageError if there is not enough."""
+        """Reserve the disk space.
+
+        Args:
+            path: the npz file.
+            shape: (num_classes, Z, Y, X).
+
+        Raises:
+            StorageError: there is not enough space.
+        """
         self._path = path
         self._raw = partial_path(path.with_suffix(".npy"))
         header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
@@ -27,7 +40,8 @@ class ProbabilitiesFile:
                     np.lib.format.write_array_header_1_0(stream, header)
                     offset = stream.tell()
                     plane = bytes(4 * math.prod(shape[2:]))
-                    for _ in range(shape[0] * shape[1]):  # really written: a mapped file must not meet a full disk
+                    # Zeros are really written, because a full disk would kill the process when it fills a mapped file.
+                    for _ in range(shape[0] * shape[1]):
                         stream.write(plane)
             except OSError:
                 self.discard()
@@ -35,7 +49,11 @@ class ProbabilitiesFile:
         self.array = np.memmap(self._raw, np.float32, "r+", offset, tuple(shape))
 
     def save(self) -> None:
-        """Write the npz file, atomically; StorageError if there is no space."""
+        """Write the npz file in one step.
+
+        Raises:
+            StorageError: there is not enough space.
+        """
         self.array.flush()
         with (
             storage_errors(self._path),
@@ -45,5 +63,5 @@ class ProbabilitiesFile:
             archive.write(self._raw, "probabilities.npy")
 
     def discard(self) -> None:
-        """Remove what is no longer needed."""
+        """Delete the uncompressed file."""
         self._raw.unlink(missing_ok=True)

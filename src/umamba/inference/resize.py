@@ -1,6 +1,6 @@
 """Linear resampling of logits from the network's grid to an image's, box by box (nnU-Net's rule, see `preprocessing`).
 
-Each voxel of the result comes from the same few voxels by the same sums, whichever box it is computed in.
+Each voxel of the result is computed from the same few voxels by the same sums, in whichever box it lies.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,17 @@ from torch import Tensor
 
 from umamba.preprocessing.resample import separate_axis
 
-Box = tuple[slice, slice, slice]
-_COLUMNS = 64  # samples of the last axis that one matrix makes
+VoxelBox = tuple[slice, slice, slice]
+_COLUMNS = 64  # samples of the last axis that one matrix product computes
 
 
 @dataclass(frozen=True)
 class AxisMap:
-    """How the samples of one axis of the image come from those of the network's grid.
+    """How the samples of one axis of the image are interpolated from those of the network's grid.
 
     Attributes:
-        low, high: the two samples each one lies between, ascending.
+        low: index of the sample of the grid before each sample of the image, ascending.
+        high: index of the sample of the grid after it, ascending.
         share: weight of `high`, float32.
         size: samples of the network's grid.
     """
@@ -32,11 +33,15 @@ class AxisMap:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the samples are the grid's own."""
+        """Whether the samples of the image are those of the grid."""
         return len(self.low) == self.size and not bool(self.share.any())
 
     def needed(self, rows: slice) -> slice:
-        """Return the samples of the grid that these samples of the image come from."""
+        """Return the samples of the grid from which samples of the image are computed.
+
+        Args:
+            rows: samples of the image.
+        """
         return slice(int(self.low[rows.start]), int(self.high[rows.stop - 1]) + 1)
 
 
@@ -49,10 +54,10 @@ def axis_maps(
     """Return the maps of the three axes.
 
     Args:
-        shape: of the network's grid.
-        new_shape: of the image.
-        current_spacing: of the grid in mm; with the target it decides whether an axis is separate, and resampled to the
-            nearest sample.
+        shape: voxels of the network's grid.
+        new_shape: voxels of the image.
+        current_spacing: of the grid in mm. Both spacings decide whether an axis is separate, which means that it is
+            resampled to the nearest sample.
         target_spacing: of the image in mm.
     """
     separate = separate_axis(current_spacing, target_spacing)
@@ -73,14 +78,17 @@ def _axis_map(size: int, new_size: int, nearest: bool) -> AxisMap:
     return AxisMap(low, (low + 1).clamp(max=size - 1), (places - low).float(), size)
 
 
-def resize_box(logits: Tensor, first: tuple[int, int], maps: AxisMaps, box: Box) -> Tensor:
-    """Return a box of the resampled volume, float32.
+def resize_box(logits: Tensor, first: tuple[int, int], maps: AxisMaps, box: VoxelBox) -> Tensor:
+    """Resample a box of the image.
 
     Args:
         logits: (z, y, X) part of a volume on the network's grid: what the box needs, the last axis whole.
-        first: place of its first row and column in the volume.
+        first: the row and the column of the volume at which they begin.
         maps: of the whole volume.
         box: of the image; its last axis whole.
+
+    Returns:
+        float32 of the box's shape.
     """
     axes = [axis for axis in range(3) if not maps[axis].unchanged]
     for axis in (0, 1):
@@ -102,7 +110,7 @@ def _rows(logits: Tensor, axis_map: AxisMap, rows: slice, axis: int) -> Tensor:
 
 
 def _columns(logits: Tensor, axis_map: AxisMap) -> Tensor:
-    """Resample the last axis by small matrices, much faster than gathering single voxels."""
+    """Resample the last axis by small matrices, because gathering single voxels is much slower."""
     result = logits.new_empty((*logits.shape[:2], len(axis_map.low)))
     for start in range(0, len(axis_map.low), _COLUMNS):
         columns = slice(start, min(start + _COLUMNS, len(axis_map.low)))
@@ -116,8 +124,13 @@ def _columns(logits: Tensor, axis_map: AxisMap) -> Tensor:
     return result
 
 
-def parts(box: Box, voxels: int) -> list[Box]:
-    """Cut a box into boxes of about that many voxels, whole in the last axis."""
+def parts(box: VoxelBox, voxels: int) -> list[VoxelBox]:
+    """Cut a box into boxes that are whole in the last axis.
+
+    Args:
+        box: the box.
+        voxels: at most so many in each part, unless a single row has more.
+    """
     planes, rows, columns = box
     width = columns.stop - columns.start
     step_y = max(1, min(rows.stop - rows.start, voxels // width))
@@ -129,7 +142,11 @@ def parts(box: Box, voxels: int) -> list[Box]:
     ]
 
 
-def whole(shape: Sequence[int]) -> Box:
-    """Return the box of a whole volume."""
+def whole(shape: Sequence[int]) -> VoxelBox:
+    """Return the box of a whole volume.
+
+    Args:
+        shape: voxels of the volume.
+    """
     z, y, x = (slice(0, length) for length in shape)
     return z, y, x

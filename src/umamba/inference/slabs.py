@@ -1,8 +1,8 @@
-"""Cuts an image into slabs so that the networks' logits keep within a memory limit, and gives them out slab by slab.
+"""Cuts an image into slabs so that the networks' logits keep within a memory limit, and yields them one by one.
 
-A slab is a range of rows along the first axis of the file. Rows that later tiles can still change are kept, so that no
-tile is computed twice. Only where a slab of a single row is too large, the image is cut along the second axis, too;
-tiles across such a cut are computed on both sides.
+A slab is a range of rows along the first axis of the file. Rows to which later tiles can still add are kept, so that
+each tile is computed once. Only where a slab of a single row is too large, the image is also cut into strips along the
+second axis; tiles across such a cut are computed on both sides of it.
 """
 
 import math
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from umamba.inference.export import Slab
+from umamba.inference.canvas import Slab
+from umamba.inference.forward import Forward
 from umamba.inference.model import Model
-from umamba.inference.resize import AxisMaps, Box
-from umamba.inference.tiling import Forward, LogitRows, tiles_along
+from umamba.inference.resize import AxisMaps, VoxelBox
+from umamba.inference.tiling import LogitRows, tiles_along
+from umamba.settings import SlidingWindowSettings
 
 
 @dataclass(frozen=True)
@@ -34,81 +36,112 @@ class View:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How an image is cut: into so many strips along the second axis, and each into slabs of so many rows."""
+class SlabLayout:
+    """How an image is cut.
+
+    Attributes:
+        strips: number of strips along the second axis.
+        rows: rows of each slab of a strip along the first axis.
+    """
 
     strips: int
     rows: int
 
 
 def ranges(length: int, step: int) -> list[slice]:
-    """Return consecutive ranges of at most `step` that cover `length`."""
+    """Return consecutive ranges of at most `step` that cover `length`.
+
+    Args:
+        length: voxels of the axis.
+        step: voxels of a range.
+
+    >>> ranges(5, 2)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def logits_bytes(view: View, crop_shape: Sequence[int], layout: Layout) -> int:
-    """Return the memory that a network's sums over tiles take."""
+def logits_bytes(view: View, crop_shape: Sequence[int], layout: SlabLayout) -> int:
+    """Return the bytes that a network's sums over tiles take.
+
+    Args:
+        view: the image as the network sees it.
+        crop_shape: voxels of the crop, axes of the file.
+        layout: how the image is cut.
+    """
     columns = _strips(crop_shape[1], layout.strips)
     width = max(_length(view.maps[1].needed(extent)) for extent in columns)
     per_row = view.model.labels.num_classes * width * view.image.shape[3] * view.model.sums_dtype.itemsize
     return _capacity(view, crop_shape, layout.rows) * per_row
 
 
-def choose_layout(views: Sequence[View], crop_shape: Sequence[int], limit: float | None) -> Layout | None:
-    """Return the layout of fewest strips, then most rows, whose sums take at most `limit` bytes; None: there is none.
+def choose_layout(views: Sequence[View], crop_shape: Sequence[int], limit: float | None) -> SlabLayout | None:
+    """Choose the layout of fewest strips, then of most rows, whose sums over tiles fit into the memory.
 
     Args:
         views: the image as each network sees it.
         crop_shape: voxels of the crop, axes of the file.
-        limit: bytes; None: the image is not cut.
+        limit: bytes; None: no limit, and the image is not cut.
+
+    Returns:
+        The layout; None: not even a slab of one row in the narrowest strip fits.
     """
     if limit is None:
-        return Layout(1, crop_shape[0])
+        return SlabLayout(1, crop_shape[0])
 
-    def fits(layout: Layout) -> bool:
+    def fits(layout: SlabLayout) -> bool:
         return sum(logits_bytes(view, crop_shape, layout) for view in views) <= limit
 
     for strips in range(1, crop_shape[1] + 1):
-        if fits(Layout(strips, crop_shape[0])):
-            return Layout(strips, crop_shape[0])
-        if fits(Layout(strips, 1)):
+        if fits(SlabLayout(strips, crop_shape[0])):
+            return SlabLayout(strips, crop_shape[0])
+        if fits(SlabLayout(strips, 1)):
             low, high = 1, crop_shape[0]
             while high - low > 1:
                 middle = (low + high) // 2
-                low, high = (middle, high) if fits(Layout(strips, middle)) else (low, middle)
-            return Layout(strips, low)
+                low, high = (middle, high) if fits(SlabLayout(strips, middle)) else (low, middle)
+            return SlabLayout(strips, low)
     return None
 
 
 def give_slabs(
     views: Sequence[View],
     crop_shape: Sequence[int],
-    layout: Layout,
+    layout: SlabLayout,
+    settings: SlidingWindowSettings,
     *,
-    tile_step_size: float,
-    tta: bool,
     sums_on: torch.device,
     advance: Callable[[int], None],
-) -> Iterator[tuple[Box, list[Slab]]]:
-    """Yield boxes of the crop with each network's logits; where there are several, each is valid until the next.
+) -> Iterator[tuple[VoxelBox, list[Slab]]]:
+    """Compute the logits of an image slab by slab.
 
-    `advance` is told the number of tiles after each pass. Who takes a box lets go of its logits before the next: a
-    strip's sums are to be gone when those of the next one are made.
+    Args:
+        views: the image as each network sees it.
+        crop_shape: voxels of the crop, axes of the file.
+        layout: how the image is cut.
+        settings: the layout of the tiles and test-time augmentation.
+        sums_on: device of the sums over tiles.
+        advance: called with the number of tiles of each pass after it.
+
+    Yields:
+        A box of the crop, and the logits that each network has for it. Logits are valid until the next slab. The caller
+        must delete its references to them before it asks for the next slab, because the sums of one strip must be freed
+        before those of the next strip are allocated.
     """
     for columns in _strips(crop_shape[1], layout.strips):
         needed = [view.maps[1].needed(columns) for view in views]
-        # Made in the call: nothing here holds the sums when the strip is done.
+        # The sums are made inside the call, so that nothing in this frame keeps them when the strip is done.
         yield from _slabs_of_strip(
             [
                 LogitRows(
-                    _counting(view.model.forward(tta), advance),
+                    _counting(view.model.forward(settings.tta), advance),
                     view.image,
                     view.model.window,
                     num_classes=view.model.labels.num_classes,
                     columns=own,
                     capacity=_capacity(view, crop_shape, layout.rows),
-                    tile_step_size=tile_step_size,
-                    tiles_at_once=view.model.tiles_at_once,
+                    tile_step_size=settings.tile_step_size,
+                    tiles_per_pass=view.model.tiles_per_pass,
                     dtype=view.model.sums_dtype,
                     sums_on=sums_on,
                 )
@@ -125,7 +158,7 @@ def _slabs_of_strip(
     maps: Sequence[AxisMaps],
     first_columns: Sequence[int],
     boxes: tuple[Sequence[slice], slice, slice],
-) -> Iterator[tuple[Box, list[Slab]]]:
+) -> Iterator[tuple[VoxelBox, list[Slab]]]:
     for extent in boxes[0]:
         lines = [own[0].needed(extent) for own in maps]
         slabs = [
@@ -136,8 +169,15 @@ def _slabs_of_strip(
         del slabs
 
 
-def count_tiles(views: Sequence[View], crop_shape: Sequence[int], layout: Layout, tile_step_size: float) -> int:
-    """Return the tiles that `give_slabs` computes."""
+def count_tiles(views: Sequence[View], crop_shape: Sequence[int], layout: SlabLayout, tile_step_size: float) -> int:
+    """Return the number of tiles that `give_slabs` computes.
+
+    Args:
+        views: the image as each network sees it.
+        crop_shape: voxels of the crop, axes of the file.
+        layout: how the image is cut.
+        tile_step_size: largest step between tiles as a fraction of the patch.
+    """
     total = 0
     for view in views:
         planes, rows, across = (
@@ -165,7 +205,7 @@ def _strips(length: int, count: int) -> list[slice]:
 
 
 def _capacity(view: View, crop_shape: Sequence[int], rows: int) -> int:
-    """Return the rows of the network's grid that slabs of so many rows need at once."""
+    """Return how many rows of the network's grid slabs of `rows` rows need at once."""
     needed = max(_length(view.maps[0].needed(extent)) for extent in ranges(crop_shape[0], rows))
     return min(view.maps[0].size, needed + view.model.window[0])
 

@@ -1,49 +1,63 @@
 """Logits of an image from a network that sees patches: overlapping tiles under Gaussian weights (nnU-Net's rule).
 
-Tiles are spread evenly with at most `tile_step_size` of a patch between them; weights are a Gaussian with sigma =
-patch / 8 around the patch's centre. Gaussian and grid are products of their axes, so the sum of all weights at a voxel
-is one too, and each tile's weights are divided by it beforehand: sums of tiles are means, need no second volume and
-hold in half precision. The image is gone through along its first axis, and only rows that a tile to come can still add
-to are kept. A 2D network sees each slice on its own.
+Tiles are spread evenly with at most `tile_step_size` of a patch between them. The weights are a Gaussian with
+sigma = patch / 8 around the patch's centre. Gaussian and grid are products over the axes, therefore the sum of all
+weights at a voxel is also a product, and the weights of each tile can be divided by it beforehand. Sums over tiles are
+then means, which need no second volume for the weights and fit into half precision. The image is processed along its
+first axis, and only rows to which later tiles can still add are kept. A 2D network sees each slice on its own.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Forward = Callable[[Tensor], Tensor]
+from umamba.inference.forward import Forward
 
 
 def tile_starts(length: int, patch: int, tile_step_size: float) -> list[int]:
-    """Return where the tiles of one axis begin: evenly spread, the first at 0, the last ending at `length`.
+    """Return the first voxel of each tile of one axis: evenly spread, from 0 to `length - patch`.
 
     Args:
         length: voxels of the image, at least `patch`.
         patch: voxels of a tile.
         tile_step_size: largest step as a fraction of the patch, above 0 and at most 1.
+
+    >>> tile_starts(length=21, patch=10, tile_step_size=0.5)
+    [0, 4, 7, 11]
     """
-    if not 0 < tile_step_size <= 1:
-        raise ValueError(f"tile_step_size={tile_step_size} must be above 0 and at most 1")
-    if length < patch:
-        raise ValueError(f"an image of {length} voxels is smaller than the patch of {patch}: pad it first")
     steps = math.ceil((length - patch) / (patch * tile_step_size))
     return [round((length - patch) / steps * index) for index in range(steps + 1)] if steps else [0]
 
 
 def gaussian_weights(length: int) -> Tensor:
-    """Return the weights of a tile's voxels along one axis (length,) float64: 1 at the centre, all above 0."""
+    """Return the weights of a tile's voxels along one axis: 1 at the centre, all above 0.
+
+    Args:
+        length: voxels of the tile.
+
+    Returns:
+        (length,) float64.
+
+    >>> gaussian_weights(4)
+    tensor([3.3546e-04, 1.3534e-01, 1.0000e+00, 1.3534e-01], dtype=torch.float64)
+    """
     position = torch.arange(length, dtype=torch.float64) - length // 2
     return torch.exp(-0.5 * (position / (length / 8)) ** 2)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile along one axis: its first voxel, negative in the padding before the image, and its share of each voxel."""
+    """A tile along one axis.
+
+    Attributes:
+        start: its first voxel, negative in the padding before the image.
+        weights: (patch,) float32, its share of the mean at each voxel.
+    """
 
     start: int
     weights: Tensor
@@ -55,12 +69,15 @@ class Tile:
 
 
 def tiles_along(length: int, patch: int, tile_step_size: float) -> list[Tile]:
-    """Return the tiles of one axis; the shares of all tiles at a voxel of the image add up to 1.
+    """Return the tiles of one axis; their weights at a voxel of the image add up to 1.
 
     Args:
-        length: voxels of the image; where it is smaller than the patch it is padded on both sides, more at the end.
+        length: voxels of the image; an image smaller than the patch is padded on both sides, more at the end.
         patch: voxels of a tile.
         tile_step_size: largest step as a fraction of the patch.
+
+    >>> [(tile.start, tile.stop) for tile in tiles_along(length=5, patch=8, tile_step_size=0.5)]
+    [(-1, 7)]
     """
     before = max(patch - length, 0) // 2
     starts = tile_starts(max(length, patch), patch, tile_step_size)
@@ -72,7 +89,7 @@ def tiles_along(length: int, patch: int, tile_step_size: float) -> list[Tile]:
 
 
 class LogitRows:
-    """The logits of an image, given out row by row along its first axis; each tile is computed once."""
+    """The logits of an image, computed row by row along its first axis; each tile is computed once."""
 
     def __init__(
         self,
@@ -84,11 +101,11 @@ class LogitRows:
         columns: slice,
         capacity: int,
         tile_step_size: float,
-        tiles_at_once: int,
+        tiles_per_pass: int,
         dtype: torch.dtype,
         sums_on: torch.device,
     ) -> None:
-        """Prepare the tiles.
+        """Lay out the tiles and allocate the sums.
 
         Args:
             forward: maps tiles (B, C, *window) to logits (B, num_classes, *window).
@@ -96,15 +113,15 @@ class LogitRows:
             window: voxels of a tile along each axis.
             num_classes: outputs of the network.
             columns: part of the second axis that is wanted; tiles beside it are left out.
-            capacity: rows to hold: those of one call and a window, or all of the image.
+            capacity: rows to hold: those of one call of `take` and a window, or all of the image.
             tile_step_size: largest step between tiles as a fraction of the patch.
-            tiles_at_once: tiles in one pass.
+            tiles_per_pass: tiles in one forward pass.
             dtype: of the sums.
             sums_on: device of the sums.
         """
         self._forward, self._columns = forward, columns
         self._image = image
-        self._window, self._num_classes, self._tiles_at_once = tuple(window), num_classes, tiles_at_once
+        self._num_classes, self._tiles_per_pass = num_classes, tiles_per_pass
         self._size = (image.shape[1], columns.stop - columns.start, image.shape[3])
         planes, rows, self._x = (
             tiles_along(length, size, tile_step_size) for length, size in zip(image.shape[1:], window, strict=True)
@@ -118,9 +135,17 @@ class LogitRows:
         )
 
     def take(self, first: int, stop: int) -> Tensor:
-        """Return the rows (num_classes, stop - first, columns, X), of which the tensor is valid until the next call.
+        """Return rows of the logits; they are valid until the next call.
 
-        Rows before `first` are forgotten; neither end may be less than in the call before.
+        Args:
+            first: first row; rows before it are discarded. Not less than in the call before.
+            stop: the row after the last. Not less than in the call before.
+
+        Returns:
+            (num_classes, stop - first, columns, X).
+
+        Raises:
+            ValueError: the network has another number of outputs, or the rows exceed the capacity.
         """
         todo = []
         while self._next is not None and self._next.start < stop:
@@ -128,12 +153,12 @@ class LogitRows:
             self._next = next(self._z, None)
         self._keep(first, max([stop, self._reached, *(min(tile.stop, self._size[0]) for tile in todo)]))
         places = itertools.product(todo, self._y, self._x)
-        while batch := list(itertools.islice(places, self._tiles_at_once)):
+        while batch := list(itertools.islice(places, self._tiles_per_pass)):
             self._add(batch)
         return self._sums[:, : stop - first]
 
     def _keep(self, first: int, reached: int) -> None:
-        """Let the sums hold the rows from `first` to `reached`."""
+        """Move the sums so that they hold the rows from `first` to `reached`."""
         if reached - first > self._sums.shape[1]:
             raise ValueError(f"rows {first} to {reached} exceed the capacity of {self._sums.shape[1]}")
         if first > self._first:
@@ -162,7 +187,7 @@ class LogitRows:
             if part.device == sums.device and part.dtype == sums.dtype == weights.dtype:
                 sums.addcmul_(part, weights)
             else:
-                for into, values in zip(sums, part, strict=True):  # class by class, for a small copy at a time
+                for into, values in zip(sums, part, strict=True):  # class by class, because each copy is then small
                     into += values.to(sums.device) * weights
 
     def _cut(self, place: Sequence[Tile]) -> Tensor:
@@ -177,15 +202,38 @@ class LogitRows:
 
 
 def _overlap(tile: Tile, start: int, stop: int) -> tuple[slice, slice]:
-    """Return where a tile and an extent overlap, from the extent's begin and from the tile's."""
+    """Return where a tile and the range from start to stop overlap, counted from `start` and from the tile's start."""
     first, last = max(tile.start, start), min(tile.stop, stop)
     return slice(first - start, last - start), slice(first - tile.start, last - tile.start)
 
 
 def whole_logits(
-    forward: Forward, image: Tensor, window: Sequence[int], num_classes: int, tiles_at_once: int
+    forward: Forward,
+    image: Tensor,
+    window: Sequence[int],
+    num_classes: int,
+    *,
+    tile_step_size: float,
+    tiles_per_pass: int,
 ) -> Tensor:
-    """Return the logits (num_classes, Z, Y, X) float32 of an image (C, Z, Y, X), all at once; see `LogitRows`."""
+    """Return the logits of a whole image at once.
+
+    Args:
+        forward: maps tiles (B, C, *window) to logits (B, num_classes, *window).
+        image: (C, Z, Y, X) float32.
+        window: voxels of a tile along each axis.
+        num_classes: outputs of the network.
+        tile_step_size: largest step between tiles as a fraction of the patch.
+        tiles_per_pass: tiles in one forward pass.
+
+    Returns:
+        (num_classes, Z, Y, X) float32 on the CPU.
+
+    >>> image = torch.arange(24.0).reshape(1, 2, 3, 4)
+    >>> logits = whole_logits(lambda tiles: tiles, image, (2, 2, 2), 1, tile_step_size=0.5, tiles_per_pass=2)
+    >>> torch.allclose(logits, image)
+    True
+    """
     _, depth, height, _ = image.shape
     rows = LogitRows(
         forward,
@@ -194,17 +242,9 @@ def whole_logits(
         num_classes=num_classes,
         columns=slice(0, height),
         capacity=depth,
-        tile_step_size=0.5,
-        tiles_at_once=tiles_at_once,
+        tile_step_size=tile_step_size,
+        tiles_per_pass=tiles_per_pass,
         dtype=torch.float32,
         sums_on=torch.device("cpu"),
     )
     return rows.take(0, depth)
-
-
-def mirrored(network: Callable[[Tensor], Tensor], tiles: Tensor, axes: Sequence[int]) -> Iterator[Tensor]:
-    """Yield the logits of the tiles (B, C, *S) flipped along every combination of axes of S, flipped back."""
-    axes = [axis + 2 for axis in axes]
-    for number in range(len(axes) + 1):
-        for flip in itertools.combinations(axes, number):
-            yield network(tiles.flip(flip)).flip(flip) if flip else network(tiles)

@@ -1,30 +1,54 @@
-"""Images in and out with their geometry, atomic files, locks, user errors, provenance. Nothing else."""
+"""Read and write images with their geometry, write files atomically, lock, report user errors, record provenance.
 
-from umamba.io.decode import stored_axes, stored_spacing
-from umamba.io.dicom import holds_dicom
-from umamba.io.errors import StorageError, UserError
-from umamba.io.files import (
-    atomic_directory,
-    atomic_path,
-    exclusive,
-    file_digest,
-    partial_path,
-    read_json,
-    remove_stale,
-    storage_errors,
-    write_json,
-)
-from umamba.io.image import (
-    Geometry,
-    Image,
-    geometry_difference,
-    read_image,
-    read_label,
-    supported_endings,
-    voxel_count,
-    write_segmentation,
-)
-from umamba.io.provenance import provenance
+The names below are loaded on first use, so that `from umamba.io import UserError` loads neither numpy nor SimpleITK.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from umamba.io.decode import stored_axes, stored_spacing
+    from umamba.io.dicom import holds_dicom
+    from umamba.io.errors import StorageError, UserError
+    from umamba.io.files import (
+        atomic_directory,
+        atomic_path,
+        exclusive,
+        file_digest,
+        partial_path,
+        read_json,
+        remove_stale,
+        storage_errors,
+        write_json,
+    )
+    from umamba.io.image import (
+        Geometry,
+        Image,
+        geometry_difference,
+        read_image,
+        read_label,
+        supported_endings,
+        voxel_count,
+        write_segmentation,
+    )
+    from umamba.io.versions import provenance
+
+# The module that defines each name. No name equals a module's, because the module would hide it once it is loaded.
+_MODULES = {
+    "decode": ("stored_axes", "stored_spacing"),
+    "dicom": ("holds_dicom",),
+    "errors": ("StorageError", "UserError"),
+    "files": (
+        *("atomic_directory", "atomic_path", "exclusive", "file_digest", "partial_path", "read_json", "remove_stale"),
+        *("storage_errors", "write_json"),
+    ),
+    "image": (
+        *("Geometry", "Image", "geometry_difference", "read_image", "read_label", "supported_endings", "voxel_count"),
+        "write_segmentation",
+    ),
+    "versions": ("provenance",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Geometry",
@@ -51,3 +75,15 @@ __all__ = [
     "write_json",
     "write_segmentation",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

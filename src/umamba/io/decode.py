@@ -1,8 +1,8 @@
-"""Decode one file with SimpleITK, quietly, and refuse what it would half read.
+"""Decode one image file with SimpleITK, without its warnings, and refuse damaged files.
 
-ITK fills the missing end of a truncated NIfTI file with zeros and reports success, turns NaN in it into zeros, and some
-of its readers print to the terminal. So the length of uncompressed files is compared with the header first, gzip
-streams are run through to their checksum, and floating-point voxels of NIfTI files are looked at on the way.
+ITK fills the missing end of a truncated NIfTI file with zeros and reports success. It also replaces NaN by zero, and
+some of its readers print to the terminal. This module therefore compares the length of an uncompressed file with its
+header, decompresses a gzip stream up to its checksum, and checks the floating-point voxels of NIfTI files.
 """
 
 import gzip
@@ -21,14 +21,31 @@ import SimpleITK as sitk
 from umamba.io.errors import UserError
 from umamba.io.itk import one_at_a_time
 
-# Compressed bytes read at once; deflate expands at most about 1000 times, so this bounds the memory to 64 MB.
+# Compressed bytes per read. Deflate expands at most about 1000 times, so decompression takes at most 64 MB.
 _CHUNK = 1 << 16
 _SWAPPED_348 = int.from_bytes((348).to_bytes(4, "big"), "little")
-_REMEDY = "Copy or export the file again, or take the case out of the data set."
+_REMEDY = "Copy or export the file again, or remove the case from the dataset."
+
+
+def nonfinite_error(path: Path, count: int) -> UserError:
+    """Return the error for an image with voxels that are not finite.
+
+    Args:
+        path: the image file.
+        count: number of voxels that are NaN or infinite.
+    """
+    return UserError(f"{path}: {count} voxels are NaN or infinite. Replace them by a real intensity.")
 
 
 def decode(path: Path) -> sitk.Image:
-    """Read one image file. Raises UserError naming the file if it is missing, empty, undecodable or truncated."""
+    """Read one image file.
+
+    Args:
+        path: the file; its ending chooses the reader.
+
+    Raises:
+        UserError: the file is missing, empty, undecodable or truncated, or a NIfTI file holds NaN or infinity.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file. Check the name and the file ending.")
@@ -46,7 +63,7 @@ def _read(path: Path) -> sitk.Image:
     reader = sitk.ImageFileReader()
     reader.SetFileName(os.fspath(path))
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        reader.SetImageIO("NiftiImageIO")  # spares a search
+        reader.SetImageIO("NiftiImageIO")  # otherwise ITK asks each of its readers in turn
     try:
         reader.ReadImageInformation()
         _check_length(path, reader)
@@ -56,16 +73,16 @@ def _read(path: Path) -> sitk.Image:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Return the telling line of an ITK exception, without its source-code positions."""
+    """Return the line of an ITK exception that states the error, without its source-code positions."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "ERROR" in line] or lines[-1:]
-    reason = telling[0].split("ERROR:")[-1].strip().rstrip(".:") if telling else "unknown reason"
+    stated = [line for line in lines if "ERROR" in line] or lines[-1:]
+    reason = stated[0].split("ERROR:")[-1].strip().rstrip(".:") if stated else "unknown reason"
     return re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", reason)
 
 
 def _check_stream(path: Path) -> None:
-    """Run through a gzip or NIfTI file; raise UserError if it is cut short or damaged, or holds NaN or infinity."""
-    parts = _inflated(path) if path.name.lower().endswith(".gz") else _parts(path)
+    """Read a gzip or NIfTI file to its end; raise UserError if it is truncated, damaged, or holds NaN or infinity."""
+    parts = _decompressed(path) if path.name.lower().endswith(".gz") else _parts(path)
     header = b""
     for part in parts:
         header += part
@@ -73,21 +90,21 @@ def _check_stream(path: Path) -> None:
             break
     kind, offset = _float_voxels(header)
     if kind is None:
-        deque(parts, maxlen=0)  # on to the end
+        deque(parts, maxlen=0)  # read the rest for its checksum
         return
-    spoilt, rest = 0, header[offset:]
+    nonfinite, rest = 0, header[offset:]
     for part in chain([b""], parts):
         rest += part
         whole = len(rest) - len(rest) % kind.itemsize
         voxels = np.frombuffer(rest[:whole], kind)
-        spoilt += len(voxels) - int(np.count_nonzero(np.isfinite(voxels)))
+        nonfinite += len(voxels) - int(np.count_nonzero(np.isfinite(voxels)))
         rest = rest[whole:]
-    if spoilt:
-        raise UserError(f"{path}: {spoilt} voxels are NaN or infinite. Replace them by a real intensity.")
+    if nonfinite:
+        raise nonfinite_error(path, nonfinite)
 
 
 def _float_voxels(header: bytes) -> tuple[np.dtype | None, int]:
-    """Return the type of a NIfTI-1 file's voxels and where they begin; None if they are no floating-point numbers."""
+    """Return dtype and byte offset of a NIfTI-1 file's voxels; the dtype is None unless it is floating point."""
     if len(header) < 352 or header[344:347] not in (b"n+1", b"ni1"):
         return None, 0
     order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
@@ -103,24 +120,24 @@ def _parts(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _inflated(path: Path) -> Iterator[bytes]:
-    """Yield a gzip file's content up to the checksum of its last member."""
+def _decompressed(path: Path) -> Iterator[bytes]:
+    """Yield the content of a gzip file, checking the checksum of each member."""
     inflate = zlib.decompressobj(wbits=31)
     try:
         for chunk in _parts(path):
             while chunk:
                 yield inflate.decompress(chunk)
-                chunk = inflate.unused_data.lstrip(b"\0")  # a further member, or padding of zeros
+                chunk = inflate.unused_data.lstrip(b"\0")  # another member, or zeros as padding
                 if chunk:
                     inflate = zlib.decompressobj(wbits=31)
     except zlib.error as error:
-        raise UserError(f"{path}: not a sound gzip file ({error}). {_REMEDY}") from None
+        raise UserError(f"{path}: not a valid gzip file ({error}). {_REMEDY}") from None
     if not inflate.eof:
         raise UserError(f"{path}: the file is truncated (its gzip stream has no end). {_REMEDY}")
 
 
 def _check_length(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Compare an uncompressed NIfTI, MHA or BMP file's length with the size its header declares."""
+    """Raise UserError if an uncompressed NIfTI, MHA, GIPL or BMP file is shorter than its header declares."""
     suffix = path.suffix.lower()
     if suffix not in (".nii", ".mha", ".bmp", ".gipl"):
         return
@@ -141,7 +158,7 @@ def _declared(path: Path, suffix: str, reader: sitk.ImageFileReader) -> int:
 
 
 def _header_bytes(path: Path, suffix: str) -> int:
-    """Return where the voxels begin, as far as it is easily known."""
+    """Return the byte offset of the voxels; 0 for formats whose header length is not known."""
     with open(path, "rb") as stream:
         start = stream.read(4096)
     if suffix == ".nii":
@@ -162,7 +179,7 @@ def _declared_bmp(path: Path) -> int:
 
 
 def _without_palette(path: Path, image: sitk.Image) -> sitk.Image:
-    """Return a BMP file's image; where ITK made three equal channels of a palette of greys, one of them."""
+    """Return a BMP file's image with one channel if it is an 8-bit grey image, which ITK reads as RGB."""
     with open(path, "rb") as stream:
         bits = int.from_bytes(stream.read(30)[28:], "little")
     if bits != 8 or image.GetNumberOfComponentsPerPixel() != 3:
@@ -174,9 +191,15 @@ def _without_palette(path: Path, image: sitk.Image) -> sitk.Image:
 
 
 def stored_spacing(path: Path) -> tuple[float, ...] | None:
-    """Return the spacing (X, Y, Z) a NIfTI-1 or MHA header really holds; None for other formats.
+    """Return the spacing that a NIfTI-1 or MHA header stores, in SimpleITK's order (X, Y, Z).
 
-    ITK replaces a zero, negative or NaN spacing by a plausible one without a word, so checks have to look at the file.
+    ITK silently replaces a zero, negative or NaN spacing, so a check must read the file itself.
+
+    Args:
+        path: the image file.
+
+    Returns:
+        One entry per spatial axis, or None for other formats.
     """
     nifti = _nifti_header(path)
     if nifti is not None:
@@ -192,9 +215,15 @@ def stored_spacing(path: Path) -> tuple[float, ...] | None:
 
 
 def stored_axes(path: Path) -> np.ndarray | None:
-    """Return the axes (3, 3), one a column, of a NIfTI-1 file's sform; None for other formats and files without one.
+    """Return the axes of a NIfTI-1 file's sform, each a column of a (3, 3) array.
 
-    ITK passes over a skewed sform in silence where the file has a qform, too.
+    ITK silently ignores a skewed sform if the file also has a qform, so a check must read the file itself.
+
+    Args:
+        path: the image file.
+
+    Returns:
+        The axes, or None for other formats and for files without an sform.
     """
     nifti = _nifti_header(path)
     if nifti is None or struct.unpack(f"{nifti[0]}h", nifti[1][254:256])[0] <= 0:

@@ -1,6 +1,7 @@
-"""Reads a DICOM series, a folder with one file a slice, as one volume, and refuses what would be read wrongly.
+"""Read a DICOM series, a folder with one file per slice, as one volume, and refuse a series with missing slices.
 
-ITK sorts the slices by their position and takes the first two for the spacing of all: a missing slice would go unseen.
+ITK sorts the slices by position and takes the distance of the first two as the spacing of all, so it would not notice
+a missing slice.
 """
 
 import locale
@@ -16,11 +17,15 @@ from umamba.io.errors import UserError
 from umamba.io.itk import one_at_a_time
 
 _POSITION, _ORIENTATION = "0020|0032", "0020|0037"
-_UNEVEN = 0.1  # largest deviation from the usual distance of slices, as a share of it
+_UNEVEN = 0.1  # largest allowed deviation from the median distance of slices, as a fraction of that distance
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is in DICOM's file format (it says so after 128 bytes)."""
+    """Return whether a file has DICOM's mark "DICM" after its first 128 bytes.
+
+    Args:
+        path: the file. If it cannot be read, the answer is False.
+    """
     try:
         with open(path, "rb") as stream:
             return stream.read(132)[128:] == b"DICM"
@@ -29,13 +34,17 @@ def is_dicom(path: Path) -> bool:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Return whether a DICOM file lies in a folder."""
+    """Return whether a folder directly contains a DICOM file.
+
+    Args:
+        folder: the folder; its subfolders are not searched.
+    """
     return any(path.is_file() and is_dicom(path) for path in sorted(folder.iterdir()))
 
 
 @contextmanager
 def kept_locale() -> Iterator[None]:
-    """Put the process's locale back afterwards: GDCM sets it to C, and files opened later would be read as ASCII."""
+    """Restore the process's locale afterwards, because GDCM sets it to C and Python would then read files as ASCII."""
     before = locale.setlocale(locale.LC_ALL)
     try:
         yield
@@ -44,10 +53,13 @@ def kept_locale() -> Iterator[None]:
 
 
 def series_files(folder: Path) -> list[Path]:
-    """Return the slices of the series in a folder in the order of their position.
+    """Return the files of the DICOM series in a folder, ordered by slice position.
+
+    Args:
+        folder: a folder with the files of one series.
 
     Raises:
-        UserError: there is none, or more than one.
+        UserError: the folder holds no series, or more than one.
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     with one_at_a_time, kept_locale():
@@ -60,10 +72,14 @@ def series_files(folder: Path) -> list[Path]:
 
 
 def decode_series(folder: Path) -> sitk.Image:
-    """Read the DICOM series in a folder.
+    """Read the DICOM series in a folder as one volume.
+
+    Args:
+        folder: a folder with the files of one series.
 
     Raises:
-        UserError: there is none or more than one, a file cannot be decoded, or slices are missing or doubled.
+        UserError: the folder holds no series or more than one, a file cannot be decoded, or slices are missing or
+            duplicated.
     """
     files = series_files(folder)
     if len(files) > 1:
@@ -90,7 +106,7 @@ def _check_distances(folder: Path, files: Sequence[Path]) -> None:
             row, column = np.array(reader.GetMetaData(_ORIENTATION).split("\\"), dtype=float).reshape(2, 3)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"{path}: no readable slice of a DICOM series ({reason}). Export it again.") from None
+            raise UserError(f"{path}: not a readable slice of a DICOM series ({reason}). Export it again.") from None
         along.append(float(position @ np.cross(row, column)))
     distances = np.abs(np.diff(along))
     usual = float(np.median(distances))
@@ -100,5 +116,5 @@ def _check_distances(folder: Path, files: Sequence[Path]) -> None:
         raise UserError(
             f"{folder}: the slices of the DICOM series are not evenly spaced: {distances[first]:.3g} mm between "
             f"{files[first].name} and {files[first + 1].name}, {usual:.3g} mm elsewhere. Slices are missing or "
-            "doubled; export the series again."
+            "duplicated; export the series again."
         )

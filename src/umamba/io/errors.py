@@ -1,12 +1,13 @@
-"""The one exception for mistakes that the person at the keyboard can mend, and a kind of it that ends all writing."""
+"""The exception for mistakes that the user can correct, and its subclass for a disk that cannot be written."""
 
 
 class UserError(Exception):
-    """A mistake in files, settings or surroundings; the message names the culprit, what is wrong and what to do.
+    """A mistake in a file, a setting or the environment that the user can correct.
 
-    The entry scripts print the message without a traceback and leave with exit code 2.
+    The message names the file or key, what is wrong and what to do. The command line prints it without a traceback
+    and ends with exit code 2.
     """
 
 
 class StorageError(UserError):
-    """Nothing more can be written: no space, or the disk is read-only. Going on with other files would be in vain."""
+    """The disk cannot be written, because it is full or read-only; trying other files would fail too."""

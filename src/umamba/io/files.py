@@ -1,7 +1,7 @@
-"""Files that are either complete or absent: atomic writes, JSON, locks, leftovers of dead writers, content digests.
+"""Write files atomically, read and write JSON, lock files, remove files of interrupted writers, hash file contents.
 
-A writer works on a hidden sibling `.NAME.<host>.<pid>.<number>.partial<suffixes>` of its target, flushes it to the disk
-and renames it. The host and process number in that name tell `remove_stale` whose leftovers are nobody's any more.
+A writer fills a hidden sibling `.NAME.<host>.<pid>.<number>.partial<suffixes>` of its target, flushes it to disk and
+renames it. From the host and process number in that name `remove_stale` knows whether the writer still runs.
 """
 
 import errno
@@ -24,7 +24,7 @@ from umamba.io.errors import StorageError, UserError
 
 log = logging.getLogger(__name__)
 
-_LEFTOVER = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.\d+\.partial(?P<suffixes>\..+)?$")
+_PARTIAL = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.\d+\.partial(?P<suffixes>\..+)?$")
 _counter = itertools.count()
 
 
@@ -38,7 +38,7 @@ def _temporary_sibling(path: Path, suffixes: str) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Put a file's or folder's content on the disk, where the file system can."""
+    """Flush a file's or folder's content to disk, if the file system supports it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,25 +50,50 @@ def _flush(path: Path) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """Return a hidden sibling of `path` (same suffixes) to work on, which `remove_stale` deletes once we are dead."""
+    """Return the path of a new hidden sibling of `path`, which `remove_stale` deletes after this process has ended.
+
+    Args:
+        path: the target; its suffixes are kept, because many writers choose the format by them.
+    """
     return _temporary_sibling(path, "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix)
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a failure of the disk while `path` is written into a StorageError that names it."""
+    """Turn an OSError raised inside the block into a StorageError that names `path`.
+
+    Args:
+        path: the file that the block writes.
+
+    Raises:
+        StorageError: the block raised an OSError.
+    """
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise StorageError(f"{path}: could not be written ({reason}). Check space and rights.") from None
+        raise StorageError(f"{path}: could not be written ({reason}). Check disk space and permissions.") from None
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` (same suffixes) to write; rename it to `path` on success, remove it on error.
+    """Yield a temporary sibling of `path` to write; rename it to `path` on success, delete it on an error.
 
-    Missing parent folders are made. Readers see the old file or the whole new one, never a part.
+    Readers see the old file or the complete new one, never a part.
+
+    Args:
+        path: the file to write. Missing parent folders are created; the sibling has the same suffixes.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     target = Path(folder) / "scores.txt"
+        ...     with atomic_path(target) as temporary:
+        ...         characters = temporary.write_text("0.91")
+        ...         before = target.exists()
+        ...     before, target.read_text()
+        (False, '0.91')
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,10 +109,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a new empty temporary sibling folder of `path`; rename it to `path` on success, remove it on error.
+    """Yield a new empty sibling folder of `path` to fill; rename it to `path` on success, delete it on an error.
 
-    An existing `path` is replaced: moved aside first, so there is one short moment without it; callers that replace
-    hold the lock of `exclusive`.
+    An existing `path` is moved aside before the new folder takes its place, so it is absent for a moment. A caller that
+    replaces a folder must therefore hold the lock of `exclusive`.
+
+    Args:
+        path: the folder to write. Missing parent folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,14 +140,29 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write `obj` as indented JSON, atomically. Floats round-trip exactly; ValueError for NaN and infinity."""
+    """Write a value as indented JSON, atomically; floats are written so that they are read back exactly.
+
+    Args:
+        path: the file to write.
+        obj: a value that the `json` module can write.
+
+    Raises:
+        ValueError: `obj` holds NaN or infinity.
+    """
     text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raise UserError naming the file, and the line of a mistake, if it is missing or malformed."""
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file is missing, not text, or not valid JSON; the message names the line of the mistake.
+    """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
@@ -127,16 +170,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such file. Check the path.") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}: not valid JSON ({error.msg} at {where}). Mend that line.") from None
+        raise UserError(f"{path}: not valid JSON ({error.msg} at {where}). Correct that line.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error}). Check file and permissions.") from None
+        raise UserError(f"{path}: cannot be read as text ({error}). Check the file and its permissions.") from None
 
 
 @contextmanager
 def exclusive(lock_path: Path, waiting_for: str) -> Iterator[None]:
-    """Hold the lock file while the block runs; wait for another holder, saying once and then each minute for what.
+    """Hold a lock file while the block runs; wait if another process holds it, with a log message every minute.
 
-    The operating system frees the lock when its holder dies, so that a killed run never blocks the next one.
+    The operating system releases the lock when its holder ends, so a killed run never blocks the next one.
+
+    Args:
+        lock_path: the lock file. Missing parent folders are created.
+        waiting_for: what the other process makes, for the log message.
     """
     lock_path = Path(lock_path)
     lock_path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,23 +217,26 @@ def _alive(pid: int) -> bool:
 
 
 def remove_stale(folder: Path, target: str | None = None) -> None:
-    """Delete what dead writers left in `folder` (not below it); call it while holding the lock of `exclusive`.
+    """Delete partial files and folders that interrupted writers left directly in `folder`.
 
-    With `target`, only the leftovers of that file or folder name, for folders in which others write under other locks.
+    The caller must hold the lock of `exclusive`. Partial files of running processes of this machine are kept. Those of
+    another machine are deleted, because their writer would have to hold the lock that the caller holds.
 
-    Leftovers of living processes of this machine stay. Those of another machine go too: the lock, which their writer
-    would have to hold, is ours.
+    Args:
+        folder: the folder to clean; nothing is done if it does not exist.
+        target: delete only the partial files of this file or folder name. Needed where others write into `folder`
+            under other locks. None: all of them.
     """
     folder = Path(folder)
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
-        match = _LEFTOVER.match(entry.name)
+        match = _PARTIAL.match(entry.name)
         if match is None or (target is not None and match["name"] + (match["suffixes"] or "") != target):
             continue
         if match["host"] == _host() and _alive(int(match["pid"])):
             continue
-        log.info("Removing the leftover of an interrupted run: %s", entry)
+        log.info("Removing a partial file of an interrupted run: %s", entry)
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:
@@ -194,6 +244,10 @@ def remove_stale(folder: Path, target: str | None = None) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Return the BLAKE2b-128 hash of a file's content, in hexadecimal."""
+    """Return the BLAKE2b-128 hash of a file's content, in hexadecimal.
+
+    Args:
+        path: the file.
+    """
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,8 +1,7 @@
-"""Images in and out with their geometry, through SimpleITK: NIfTI, NRRD, MHA, GIPL, PNG, BMP and TIFF;
-DICOM in.
+"""Read and write images with their geometry through SimpleITK: NIfTI, NRRD, MHA, GIPL, PNG, BMP, TIFF; read DICOM.
 
-The axis order is (C, Z, Y, X) everywhere. 2D files get one slice; following nnU-Net their Z spacing is 999 times the
-larger spacing in the plane, so that Z is always the axis of lowest resolution; natural images count as 1 mm a pixel.
+The axis order is (C, Z, Y, X) everywhere. A 2D file becomes one slice. As in nnU-Net, its Z spacing is 999 times the
+larger in-plane spacing, so that Z is always the axis of lowest resolution. Pixels of natural images count as 1 mm.
 """
 
 import math
@@ -14,33 +13,33 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from umamba.io.decode import decode
+from umamba.io.decode import decode, nonfinite_error
 from umamba.io.dicom import decode_series, series_files
 from umamba.io.errors import StorageError, UserError
 from umamba.io.files import atomic_path, storage_errors
 from umamba.io.itk import one_at_a_time
 
 _MEDICAL = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
-_NATURAL = (".png", ".bmp", ".tif", ".tiff")
-# Spacing, origin and direction of the channels of a case may differ by what float32 headers and exporters lose.
+NATURAL_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
+# Spacing and direction of the channels of a case may differ by this, because headers and exporters round them.
 _TOLERANCE = 1e-3
 
 
 def supported_endings() -> tuple[str, ...]:
-    """Return the file endings that can be read and written, e.g. `.nii.gz`."""
-    return _MEDICAL + _NATURAL
+    """Return the endings of the file formats that can be read and written, such as ".nii.gz"."""
+    return _MEDICAL + NATURAL_ENDINGS
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the voxels of an image lie in the patient.
+    """The position of an image's voxels in the patient.
 
     Attributes:
-        spacing: (Z, Y, X) in mm; Z is 999 times the larger other one for 2D files.
-        origin_xyz: origin as SimpleITK gives it: 3 entries, or 2 for a 2D file.
+        spacing: (Z, Y, X) in mm; for a 2D file, Z is 999 times the larger in-plane spacing.
+        origin_xyz: origin in mm as SimpleITK gives it: 3 entries, or 2 for a 2D file.
         direction_xyz: direction cosines as SimpleITK gives them, row by row: 9 entries, or 4 for a 2D file.
         shape: (Z, Y, X) in voxels.
-        is_2d: the file itself is two-dimensional.
+        is_2d: whether the file is two-dimensional.
     """
 
     spacing: tuple[float, float, float]
@@ -52,14 +51,19 @@ class Geometry:
 
 @dataclass
 class Image:
-    """Voxels (C, Z, Y, X), dtype as stored in the file, and their geometry."""
+    """An image in memory.
+
+    Attributes:
+        array: voxels (C, Z, Y, X) in the dtype of the file.
+        geometry: their position in the patient.
+    """
 
     array: np.ndarray
     geometry: Geometry
 
 
 def _is_natural(path: Path) -> bool:
-    return path.name.lower().endswith(_NATURAL)
+    return path.name.lower().endswith(NATURAL_ENDINGS)
 
 
 def _from_sitk(image: sitk.Image, path: Path, time_is_channels: bool = False) -> Image:
@@ -75,8 +79,7 @@ def _from_sitk(image: sitk.Image, path: Path, time_is_channels: bool = False) ->
         )
     array = sitk.GetArrayFromImage(image)
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        spoilt = array.size - int(np.count_nonzero(np.isfinite(array)))
-        raise UserError(f"{path}: {spoilt} voxels are NaN or infinite. Replace them by a real intensity.")
+        raise nonfinite_error(path, array.size - int(np.count_nonzero(np.isfinite(array))))
     array = np.moveaxis(array, -1, 0) if components > 1 else array[None]
     is_2d = dimension == 2
     if is_2d:
@@ -92,9 +95,17 @@ def _from_sitk(image: sitk.Image, path: Path, time_is_channels: bool = False) ->
 
 
 def geometry_difference(first: Geometry, second: Geometry) -> str | None:
-    """Say in words what differs between the grids of two images (shape, spacing or direction); None if nothing does.
+    """Describe how the grids of two images differ in shape, spacing or direction.
 
-    The origin is left out: files of one case often carry slightly different ones although their voxels correspond.
+    The origin is not compared, because files of one case often have slightly different ones although their voxels
+    correspond.
+
+    Args:
+        first: geometry of one image.
+        second: geometry of the other.
+
+    Returns:
+        The difference in words, or None if there is none.
     """
     if first.shape != second.shape:
         return f"shape (Z, Y, X) {first.shape} against {second.shape}"
@@ -112,13 +123,19 @@ def _round(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def read_image(paths: Sequence[Path], time_is_channels: bool = False) -> Image:
-    """Read one image: a file per channel, in the order given, or a single file with several (vector, RGB) channels.
+    """Read one image.
 
-    In place of a file there may be a folder that holds a DICOM series. With `time_is_channels` the fourth axis of a 4D
-    file is taken for its channels; without, such a file is refused.
+    Args:
+        paths: one file per channel, in channel order, or a single file with all channels (vector voxels, RGB). A
+            folder with a DICOM series may take the place of a file.
+        time_is_channels: read the fourth axis of a 4D file as its channels. Otherwise a 4D file is refused.
 
-    Returns an array (C, Z, Y, X) in the dtype stored (the common one, if the channels' files differ). Raises UserError
-    naming the file if one is missing, undecodable, truncated or 4D, holds NaN, or if the channels' grids differ.
+    Returns:
+        Voxels (C, Z, Y, X) in the dtype of the file (the common dtype, if the files differ), and their geometry.
+
+    Raises:
+        UserError: a file is missing, undecodable, truncated or 4D, holds NaN or infinity, or the grids of the channels
+            differ.
     """
     paths = [Path(path) for path in paths]
     if not paths:
@@ -138,7 +155,11 @@ def read_image(paths: Sequence[Path], time_is_channels: bool = False) -> Image:
 
 
 def voxel_count(paths: Sequence[Path]) -> int:
-    """Return the voxels, all channels counted, that the headers of an image's files declare; 0 for unreadable ones."""
+    """Return how many voxels an image has over all its channels, read from the headers of its files.
+
+    Args:
+        paths: the files of one image, as for `read_image`. A file whose header cannot be read counts 0.
+    """
     total = 0
     for path in map(Path, paths):
         slices = series_files(path) if path.is_dir() else [path]
@@ -154,7 +175,17 @@ def voxel_count(paths: Sequence[Path]) -> int:
 
 
 def read_label(path: Path) -> Image:
-    """Read a label map (1, Z, Y, X), dtype as stored. Raises UserError as `read_image` does, or if it has channels."""
+    """Read a label map.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Voxels (1, Z, Y, X) in the dtype of the file, and their geometry.
+
+    Raises:
+        UserError: the file cannot be read (see `read_image`), or it has several channels.
+    """
     image = read_image([path])
     if image.array.shape[0] != 1:
         raise UserError(
@@ -165,12 +196,20 @@ def read_label(path: Path) -> Image:
 
 
 def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry) -> None:
-    """Write a label map (Z, Y, X) of non-negative integers in the smallest unsigned dtype, atomically.
+    """Write a label map atomically, in the smallest unsigned dtype that holds its labels.
 
-    Size, spacing, origin and direction are those of `geometry`, bit for bit as far as the format stores them: MHA keeps
-    doubles, NRRD too but for a last bit, NIfTI keeps float32 spacing and offsets and derives the direction from float32
-    entries, PNG and BMP keep no geometry. Raises UserError for an ending that cannot be written or labels the format
-    cannot hold.
+    The file keeps the geometry as precisely as its format allows: MHA stores doubles, NRRD doubles up to the last bit,
+    NIfTI float32 spacing and offsets and a direction derived from float32, PNG and BMP no geometry.
+
+    Args:
+        path: the file to write; its ending chooses the format.
+        segmentation: (Z, Y, X), non-negative integers.
+        geometry: spacing, origin and direction to store; its shape must be that of the segmentation.
+
+    Raises:
+        UserError: the ending cannot be written, or the format cannot hold the labels or a volume.
+        StorageError: the disk could not be written.
+        ValueError: the shapes differ, or a label is negative.
     """
     path = Path(path)
     if not path.name.lower().endswith(supported_endings()):
@@ -179,7 +218,7 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
         raise ValueError(f"segmentation {segmentation.shape} and geometry {geometry.shape} differ in shape")
     lowest, highest = (int(segmentation.min()), int(segmentation.max())) if segmentation.size else (0, 0)
     if lowest < 0:
-        raise ValueError(f"a segmentation holds no negative labels, found {lowest}")
+        raise ValueError(f"a segmentation must not hold negative labels, found {lowest}")
     dtype = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
     limit = 255 if path.suffix.lower() == ".bmp" else 65535 if _is_natural(path) else None
     if limit is not None and highest > limit:
@@ -196,19 +235,21 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
             with one_at_a_time:
                 sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
         except RuntimeError as error:
-            raise StorageError(f"{path}: could not be written ({_last_line(error)}). Check space and rights.") from None
+            raise StorageError(
+                f"{path}: could not be written ({_last_line(error)}). Check disk space and permissions."
+            ) from None
         _check_written(temporary, path, image)
 
 
 def _check_written(temporary: Path, path: Path, image: sitk.Image) -> None:
-    """Read back what was written; StorageError if it is not what it should be, for ITK overlooks a full disk."""
+    """Read the file back; raise StorageError if it differs, because ITK does not report a full disk."""
     try:
         written = decode(temporary)
     except UserError as error:
         reason = str(error).partition(": ")[2].partition(". ")[0]
-        raise StorageError(f"{path}: could not be written ({reason}). Check the space that is left.") from None
+        raise StorageError(f"{path}: could not be written ({reason}). Check the free disk space.") from None
     if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)):
-        raise StorageError(f"{path}: could not be written, what was read back differs. Check the space that is left.")
+        raise StorageError(f"{path}: could not be written: the file read back differs. Check the free disk space.")
 
 
 def _last_line(error: Exception) -> str:

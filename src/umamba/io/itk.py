@@ -1,7 +1,7 @@
-"""ITK reads and writes one file at a time in a process."""
+"""A lock that lets only one thread of a process use ITK's readers and writers at a time."""
 
 import threading
 
-# Two threads in ITK's readers at once (5.4, one in ReadImageInformation, one in Execute) now and then corrupt the heap:
-# the process dies in malloc. Decompression waits, too; checksums, resampling and everything else go on beside it.
+# ITK 5.4 sometimes corrupts the heap if one thread calls ReadImageInformation while another calls Execute: the process
+# then dies in malloc. Decompression therefore waits for the lock as well; checksums and resampling run outside it.
 one_at_a_time = threading.RLock()

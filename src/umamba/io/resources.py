@@ -1,4 +1,4 @@
-"""What this process may use and does use: the CPUs of its allocation, not of the machine, and its memory."""
+"""Measure the resources of this process: the CPUs it may use, and the memory it holds."""
 
 import os
 import resource
@@ -8,8 +8,8 @@ import sys
 def available_cpus() -> int:
     """Return the number of CPUs this process may use.
 
-    SLURM's allocation counts first (`SLURM_CPUS_PER_TASK`), then the affinity mask (containers, `taskset`),
-    then the machine.
+    The first of these that is known: SLURM's allocation (`SLURM_CPUS_PER_TASK`), the affinity mask (containers,
+    `taskset`), the machine's CPUs.
     """
     allocated = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if allocated.isdigit() and int(allocated) > 0:
@@ -20,7 +20,7 @@ def available_cpus() -> int:
 
 
 def resident_bytes() -> int:
-    """Return the memory this process holds now; where the system does not tell, the most it ever held."""
+    """Return the bytes of memory this process holds now, or its peak on systems without /proc."""
     try:
         with open("/proc/self/statm") as stream:
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -29,9 +29,9 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Return the most memory this process ever held."""
+    """Return the peak memory of this process in bytes."""
     try:
-        # Not ru_maxrss, which a process inherits from the one that started it.
+        # Linux's ru_maxrss would be wrong here, because a process inherits it from its parent.
         with open("/proc/self/status") as stream:
             return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("VmHWM:"))
     except (OSError, StopIteration):

@@ -1,4 +1,4 @@
-"""Label sets of a data set: plain labels, regions, the ignore label, and colours to draw them in."""
+"""The labels of a dataset: plain labels, regions, the ignore label, and the colours to draw them in."""
 
 from umamba.labels.colours import colours
 from umamba.labels.label_set import LabelSet

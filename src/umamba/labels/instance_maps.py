@@ -1,4 +1,4 @@
-"""Numbered instances to classes a semantic network learns, interior and boundary, and back (paper, section 3.1)."""
+"""Convert numbered instances to the classes interior and boundary, and back (U-Mamba paper, section 3.1)."""
 
 import numpy as np
 from scipy import ndimage
@@ -6,14 +6,28 @@ from skimage.measure import label as connected_components
 from skimage.segmentation import find_boundaries, watershed
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
-COMPONENTS, WATERSHED = METHODS = ("components", "watershed")
+COMPONENTS = "components"
 
 
 def interior_and_boundary(instances: np.ndarray) -> np.ndarray:
-    """Return the classes (Y, X) uint8 of numbered instances (Y, X): 0 background, 1 interior, 2 boundary.
+    """Convert numbered instances to the classes that a semantic network learns.
 
-    The boundary are the pixels of an instance that touch another value, so that interiors of neighbours stay apart. An
-    instance too small to have an interior is interior as a whole, else it could not be found again.
+    A pixel of an instance is boundary if it touches a pixel of another value, so that the interiors of neighbouring
+    instances do not touch. An instance without any interior becomes interior as a whole, because it would be lost
+    otherwise.
+
+    Args:
+        instances: (Y, X) integers, 0 is background.
+
+    Returns:
+        Classes (Y, X) uint8: 0 background, 1 interior, 2 boundary.
+
+    Example:
+        >>> interior_and_boundary(np.array([[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]))
+        array([[0, 0, 0, 0, 0],
+               [2, 2, 2, 2, 2],
+               [1, 1, 1, 1, 1],
+               [1, 1, 1, 1, 1]], dtype=uint8)
     """
     classes = np.where(instances > 0, INTERIOR, BACKGROUND).astype(np.uint8)
     classes[find_boundaries(instances, mode="inner")] = BOUNDARY
@@ -25,19 +39,22 @@ def interior_and_boundary(instances: np.ndarray) -> np.ndarray:
 
 
 def numbered_instances(classes: np.ndarray, method: str) -> np.ndarray:
-    """Return the instances (Y, X) or (Z, Y, X) int32, from 1 on, of a map of the classes above.
+    """Convert a map of background, interior and boundary to numbered instances.
 
     Args:
-        classes: 0 background, 1 interior, 2 boundary.
-        method: "components", the connected parts of the interior (corners touch), which the F1 of cells counts, without
-            their boundaries; or "watershed", which parts touching interiors where they are narrowest, as far as the
-            depth shows more than one centre, and gives each instance its share of the boundary.
+        classes: (Y, X) or (Z, Y, X): 0 background, 1 interior, 2 boundary.
+        method: "components" numbers the connected components of the interior (diagonal neighbours are connected) and
+            omits the boundary; the F1 score of cells uses it. "watershed" also splits a component at its narrowest
+            place if its distance transform has several maxima, and assigns the boundary to the instances.
+
+    Returns:
+        Instances int32 in the shape of `classes`, numbered from 1 on; 0 is background.
     """
     interior = classes == INTERIOR
     parts = connected_components(interior, connectivity=classes.ndim)
     if method == COMPONENTS:
         return parts.astype(np.int32)
-    # A smoothed depth has one maximum a cell; noise of the outline would give it several.
+    # Smooth the distance to the outline, because a rough outline would give a cell several maxima.
     depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(interior), 1.0)
     window = [5 if length > 1 else 1 for length in classes.shape]
     centres = connected_components(

@@ -1,8 +1,8 @@
-"""What the numbers of a label map mean, as nnU-Net's dataset.json declares it: labels, regions, the ignore label.
+"""The meaning of the values of a label map, as nnU-Net's dataset.json declares it: labels, regions, the ignore label.
 
-Plain labels are mutually exclusive (softmax, one output a label and one for background). With regions, where some entry
-covers several values, each region is an output of its own (sigmoid) and `regions_class_order` says which value each
-region paints into the final map, later ones over earlier ones.
+Plain labels exclude each other: softmax over one output per label and one for background. A region is an entry of
+several values. If there is one, every entry has its own sigmoid output, and `regions_class_order` gives the value that
+each of them writes into the final map; later ones overwrite earlier ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from umamba.io import UserError
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The foreground classes of a data set.
+    """The foreground classes of a dataset.
 
     Attributes:
         names: foreground names in the order of dataset.json, without background and ignore.
         values: the label values of each name: one, or several for a region.
-        ignore: value of voxels that are left out of loss and scores, or None. Always the highest value.
-        region_order: `regions_class_order`, the value each region paints; None for plain labels.
+        ignore: value of the voxels that loss and scores skip, or None. It is always the highest value.
+        region_order: `regions_class_order`, the value that each region writes; None for plain labels.
     """
 
     names: tuple[str, ...]
@@ -30,43 +30,61 @@ class LabelSet:
 
     @property
     def has_regions(self) -> bool:
-        """Whether outputs overlap (sigmoid, one a region) instead of excluding each other (softmax)."""
+        """Whether the outputs may overlap (sigmoid, one per region) instead of excluding each other (softmax)."""
         return self.region_order is not None
 
     @property
     def num_classes(self) -> int:
-        """Number of network outputs: background and labels, or the regions."""
+        """Number of network outputs: background and the labels, or the regions."""
         return len(self.names) if self.has_regions else len(self.names) + 1
 
     @property
     def all_values(self) -> tuple[int, ...]:
-        """All declared integers in ascending order, with 0 and the ignore label."""
+        """All declared values in ascending order, including 0 and the ignore label."""
         declared = {0}.union(*self.values)
         return tuple(sorted(declared if self.ignore is None else declared | {self.ignore}))
 
     @property
     def num_entries(self) -> int:
-        """Entries of `labels` in dataset.json, with background and ignore: what nnU-Net's memory estimate counts."""
+        """Number of entries of `labels` in dataset.json, including background and ignore.
+
+        nnU-Net's memory estimate counts these instead of the outputs.
+        """
         return len(self.names) + 1 + (self.ignore is not None)
 
     @classmethod
     def from_json(
         cls, dataset_json_labels: Mapping[str, Any], regions_class_order: Sequence[int] | None = None
     ) -> "LabelSet":
-        """Build from the `labels` of a dataset.json and its `regions_class_order`, or from what `to_json` returned.
+        """Build a label set from a dataset.json, or from the result of `to_json`.
 
-        Raises UserError naming the entry if background 0 is missing, a value is no non-negative integer, values are
-        not consecutive, `ignore` is not the highest, a value is used twice, or the order of regions does not fit.
+        Args:
+            dataset_json_labels: `labels` of the dataset.json, name to value or list of values. Or the result of
+                `to_json`, which includes the order of the regions.
+            regions_class_order: the entry of that name in the dataset.json; needed if there are regions.
+
+        Raises:
+            UserError: background 0 is missing, a value is not a non-negative integer or is used twice, the values are
+                not consecutive, `ignore` is not the highest, or the order of the regions does not fit. The message
+                names the entry.
+
+        Example:
+            >>> organs = LabelSet.from_json({"background": 0, "liver": 1, "spleen": 2})
+            >>> organs.names, organs.num_classes
+            (('liver', 'spleen'), 3)
+            >>> kidney = LabelSet.from_json({"background": 0, "kidney": [1, 2], "tumour": 2}, [1, 2])
+            >>> kidney.has_regions, kidney.num_classes
+            (True, 2)
         """
         if isinstance(dataset_json_labels, Mapping) and isinstance(dataset_json_labels.get("labels"), Mapping):
             return cls.from_json(dataset_json_labels["labels"], dataset_json_labels.get("regions_class_order"))
         if not isinstance(dataset_json_labels, Mapping) or not dataset_json_labels:
-            raise UserError('labels: must be an object like {"background": 0, "liver": 1}.')
+            raise UserError('labels: must be a JSON object like {"background": 0, "liver": 1}.')
         if all(str(name).isdigit() for name in dataset_json_labels):
-            raise UserError('labels: written as value: name. Turn them round, like {"background": 0, "liver": 1}.')
+            raise UserError('labels: the keys are values. Write name: value, like {"background": 0, "liver": 1}.')
         entries = {name: _values_of(name, value) for name, value in dataset_json_labels.items()}
         if entries.get("background") != (0,):
-            raise UserError('labels: "background" must be declared and be 0. Add it.')
+            raise UserError('labels: "background" must be declared with the value 0. Add "background": 0.')
         ignore = _ignore_of(entries)
         names = tuple(name for name in entries if name not in ("background", "ignore"))
         if not names:
@@ -77,14 +95,14 @@ class LabelSet:
             _check_unique(names, values)
         for name, value in zip(names, values, strict=True):
             if 0 in value:
-                raise UserError(f'labels: "{name}" covers 0, which is the background. Give it a value from 1 on.')
+                raise UserError(f'labels: "{name}" includes 0, which is the background. Give it a value of 1 or more.')
         order = _order_of(names, values, regions_class_order) if has_regions else None
         label_set = cls(names, values, ignore, order)
         _check_consecutive(label_set)
         return label_set
 
     def to_json(self) -> dict[str, Any]:
-        """Return {"labels": ..., "regions_class_order": ... or None} in nnU-Net's form; `from_json` reads it back."""
+        """Return `labels` and `regions_class_order` (None for plain labels) as dataset.json writes them."""
         labels: dict[str, Any] = {"background": 0}
         for name, value in zip(self.names, self.values, strict=True):
             labels[name] = value[0] if len(value) == 1 else list(value)
@@ -97,10 +115,10 @@ def _values_of(name: str, value: Any) -> tuple[int, ...]:
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in items):
         raise UserError(
-            f'labels: "{name}" is {value!r}; it must be an integer from 0 on, or a list of them (a region).'
+            f'labels: "{name}" is {value!r}; it must be an integer of 0 or more, or a list of them (a region).'
         )
     if len(set(items)) != len(items):
-        raise UserError(f'labels: "{name}" names a value twice: {value!r}. Name each once.')
+        raise UserError(f'labels: "{name}" lists a value twice: {value!r}. List each value once.')
     return tuple(items)
 
 
@@ -126,16 +144,21 @@ def _check_consecutive(label_set: LabelSet) -> None:
     found = label_set.all_values
     if found != tuple(range(len(found))):
         missing = sorted(set(range(found[-1])) - set(found))
-        raise UserError(f"labels: values must be consecutive from 0 on; {missing} are not declared. Renumber.")
+        raise UserError(f"labels: the values must be consecutive from 0 on, but {missing} are missing. Renumber them.")
 
 
 def _order_of(names: Sequence[str], values: Sequence[tuple[int, ...]], order: Sequence[int] | None) -> tuple[int, ...]:
     if order is None:
-        raise UserError("regions_class_order: missing, but there are regions. List one value a region, in their order.")
+        raise UserError("regions_class_order: missing, but there are regions. List one value per region, in order.")
     if len(order) != len(names):
-        raise UserError(f"regions_class_order: has {len(order)} values for {len(names)} regions ({', '.join(names)}).")
-    declared = {value for covered in values for value in covered}
+        raise UserError(
+            f"regions_class_order: has {len(order)} values for {len(names)} regions ({', '.join(names)}). List one "
+            "value per region, in order."
+        )
+    declared = {value for region in values for value in region}
     unknown = [value for value in order if value not in declared]
     if unknown:
-        raise UserError(f"regions_class_order: {unknown} are not among the values of labels {sorted(declared)}.")
+        raise UserError(
+            f"regions_class_order: {unknown} are not values of labels. Choose from {sorted(declared)}, one per region."
+        )
     return tuple(int(value) for value in order)

@@ -11,22 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umamba.networks.depth_two import DepthTwoConv3d
+
 SLOPE = 0.01
 LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 def saturated(x: Tensor) -> Tensor:
-    """Return float16 values with those beyond its range, which are infinite, at its ends; other dtypes as they are.
+    """Clamp float16 infinities to +-65504; return other dtypes unchanged.
 
-    Convolutions and sums without a norm after them outgrow float16 (65504), and a norm of infinities is NaN for good;
-    see docs/nan.md. Within the range nothing changes.
+    Convolutions and sums without a norm overflow float16, and a norm of infinities is NaN from then on (docs/nan.md).
+    Finite values do not change.
     """
     return x.clamp(-LARGEST_HALF, LARGEST_HALF) if x.dtype == torch.float16 else x
 
 
 @dataclass(frozen=True)
 class Operators:
-    """The layers of one dimension."""
+    """The layer classes for 2D or for 3D."""
 
     conv: Callable[..., nn.Module]
     transposed: Callable[..., nn.Module]
@@ -35,32 +37,49 @@ class Operators:
 
 
 def operators(dim: int) -> Operators:
-    """Return the layers for `dim` 2 or 3."""
+    """Return the layer classes for `dim` 2 or 3."""
     if dim == 2:
         return Operators(nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d, nn.AvgPool2d)
-    return Operators(nn.Conv3d, nn.ConvTranspose3d, nn.InstanceNorm3d, nn.AvgPool3d)
+    return Operators(DepthTwoConv3d, nn.ConvTranspose3d, nn.InstanceNorm3d, nn.AvgPool3d)
 
 
 def convolution(
     inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], bias: bool = True
 ) -> nn.Module:
-    """Return a convolution that keeps the size at stride 1 (odd kernels); the dimension is that of `kernel`."""
+    """Return a convolution, padded so that a stride of 1 keeps the size.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        kernel: odd kernel size of each axis; two or three entries make a 2D or 3D convolution.
+        stride: stride of each axis.
+        bias: whether it has a bias.
+    """
     padding = tuple(size // 2 for size in kernel)
     return operators(len(kernel)).conv(inputs, outputs, tuple(kernel), tuple(stride), padding, bias=bias)
 
 
 def norm(channels: int, dim: int) -> nn.Module:
-    """Return InstanceNorm with weight and bias."""
+    """Return InstanceNorm with weight and bias for `dim` 2 or 3."""
     return operators(dim).norm(channels, eps=1e-5, affine=True)
 
 
 def ones(dim: int) -> tuple[int, ...]:
-    """Return the kernel or stride of one voxel."""
+    """Return the kernel or stride of one voxel on each of `dim` axes."""
     return (1,) * dim
 
 
 class ConvNorm(nn.Module):
-    """Convolution and norm, then (if `activate`) LeakyReLU."""
+    """Convolution, norm, LeakyReLU.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        kernel: kernel size of each axis.
+        stride: stride of each axis.
+        bias: whether the convolution has a bias.
+        activate: whether there is a LeakyReLU.
+    """
 
     def __init__(
         self,
@@ -83,7 +102,15 @@ class ConvNorm(nn.Module):
 
 
 class ConvStack(nn.Module):
-    """`count` times convolution, norm, LeakyReLU; the first one strided (a stage of the plain U-Net)."""
+    """A stage of the plain U-Net: convolution, norm and LeakyReLU, repeated.
+
+    Args:
+        count: number of convolutions.
+        inputs: input channels.
+        outputs: output channels.
+        kernel: kernel size of each axis.
+        stride: stride of the first convolution on each axis.
+    """
 
     def __init__(self, count: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
         super().__init__()
@@ -97,9 +124,16 @@ class ConvStack(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and a skip: average pooling where strided, a normalised 1x1 projection where channels change.
+    """The block of nnU-Net's residual encoder (ResNet-D): two convolutions beside a skip.
 
-    The block of nnU-Net's residual encoder (ResNet-D); without stride and with equal channels the skip is the identity.
+    The skip is average pooling if the block is strided, then a 1x1 convolution with norm if the number of channels
+    changes; otherwise it is the identity.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        kernel: kernel size of each axis.
+        stride: stride of each axis.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
@@ -122,7 +156,14 @@ class ResidualBlock(nn.Module):
 
 
 class ProjectionBlock(nn.Module):
-    """U-Mamba's residual block: two convolutions, and a strided 1x1 convolution (no norm) as the skip."""
+    """U-Mamba's residual block: two convolutions beside a strided 1x1 convolution without norm as the skip.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        kernel: kernel size of each axis.
+        stride: stride of each axis.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
         super().__init__()
@@ -143,7 +184,13 @@ class ProjectionBlock(nn.Module):
 
 
 class NearestUpsample(nn.Module):
-    """Nearest-neighbour upsampling by `stride`, then a 1x1 convolution."""
+    """Nearest-neighbour upsampling, then a 1x1 convolution.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        stride: upsampling factor of each axis.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: Sequence[int]) -> None:
         super().__init__()
@@ -157,18 +204,18 @@ class NearestUpsample(nn.Module):
 
 
 def transposed_upsample(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:
-    """Return a transposed convolution whose kernel is its stride."""
+    """Return a transposed convolution whose kernel size equals its stride, the upsampling factor of each axis."""
     return operators(len(stride)).transposed(inputs, outputs, tuple(stride), tuple(stride))
 
 
 def residual_stack(first: nn.Module, count: int, channels: int, kernel: Sequence[int]) -> list[nn.Module]:
-    """Return `count` blocks: `first`, then residual blocks that keep size and channels."""
+    """Return `count` blocks: `first`, then residual blocks that keep the size and the number of channels."""
     unit = ones(len(kernel))
     return [first, *(ResidualBlock(channels, channels, kernel, unit) for _ in range(count - 1))]
 
 
 def initialise_convolutions(network: nn.Module) -> None:
-    """Draw He-normal weights (slope 0.01) and set zero biases in all 2D/3D convolutions; nothing else is touched."""
+    """Draw He-normal weights (slope 0.01) and set biases to zero in all 2D and 3D convolutions, in no other layer."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
             nn.init.kaiming_normal_(module.weight, a=SLOPE)

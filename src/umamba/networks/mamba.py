@@ -1,4 +1,7 @@
-"""Mamba-1 and the layer that puts it on a feature map (Gu and Dao 2023; mamba_ssm's names and initialisation)."""
+"""The Mamba-1 block (Gu and Dao, 2023) and the layer that applies it to feature maps.
+
+Parameter names and initial weights are those of mamba_ssm.
+"""
 
 import math
 
@@ -9,22 +12,28 @@ from torch import Tensor, nn
 from umamba.networks.blocks import LARGEST_HALF
 from umamba.networks.scan import resolve_backend, selective_scan, without_autocast
 
-_DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4  # step sizes at the start
+_DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial step sizes
 
 
 class Mamba(nn.Module):
     """A Mamba block: projection, causal depthwise convolution, selective scan, gate, projection.
 
+    Arguments and parameter names are those of `mamba_ssm.Mamba`, whose weights can be loaded. It runs on CPUs too.
+
     Args:
         d_model: width of a token.
-        d_state: states of each channel.
-        d_conv: tokens that the convolution sees, itself included.
-        expand: inner width / d_model.
+        d_state: state size of each channel.
+        d_conv: kernel length of the causal convolution.
+        expand: inner width as a multiple of `d_model`.
         scan_backend: see `selective_scan`.
+
+    >>> block = Mamba(d_model=8, d_state=4)
+    >>> block(torch.zeros(2, 5, 8)).shape
+    torch.Size([2, 5, 8])
     """
 
     def __init__(
-        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, scan_backend: str = "auto"
+        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, *, scan_backend: str = "auto"
     ) -> None:
         super().__init__()
         inner = expand * d_model
@@ -41,7 +50,7 @@ class Mamba(nn.Module):
         self._initialise_step_sizes()
 
     def _initialise_step_sizes(self) -> None:
-        """Let softplus(dt_proj.bias) be log-uniform between the two limits."""
+        """Draw dt_proj.bias so that its softplus, the step size, is log-uniform between _DT_MIN and _DT_MAX."""
         bound = self.dt_rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
         low, high = math.log(_DT_MIN), math.log(_DT_MAX)
@@ -77,7 +86,7 @@ class Mamba(nn.Module):
         return self.out_proj(y.transpose(1, 2))
 
     def _fused(self, xz: Tensor) -> Tensor:
-        """Map the in-projection's output (B, 2 inner, L) to the gated scan's (B, inner, L) in one operation."""
+        """Map the output of in_proj (B, 2 inner, L) to the gated output of the scan (B, inner, L) in one operation."""
         from umamba.networks.scan.triton_layer import mix
 
         assert self.conv1d.bias is not None
@@ -94,22 +103,22 @@ class Mamba(nn.Module):
 
 
 class MambaLayer(nn.Module):
-    """Layer norm and Mamba on a feature map; its voxels in C order, or its channels, are the tokens.
+    """Layer norm and a Mamba block on a feature map; the tokens are its voxels in C order, or its channels.
 
-    It computes in float32 whatever the autocast (as the released code means to), float64 where the input is that.
+    It computes in float32 under any autocast, as the released code intends, and in float64 if the input is float64.
 
     Args:
-        dim: width of a token: the features, or with `channel_token` the voxels of the map.
-        channel_token: take channels as tokens (the deep stages of U-Mamba_Enc); ties the weights to the map's size.
+        dim: width of a token: the number of channels, or with `channel_token` the number of voxels.
+        channel_token: take channels as tokens (the deep stages of U-Mamba Enc); the weights then fit one size only.
         d_state: see `Mamba`.
         d_conv: see `Mamba`.
         expand: see `Mamba`.
         residual: add the input to the output; the released code does not.
         scan_backend: see `selective_scan`.
-        scan_directions: forward, once through the voxels in C order (as released); bidirectional, also from the end;
-            axes, once with each axis running fastest. Each direction has a Mamba block of its own, and the outputs are
-            averaged. Channels as tokens have no axes.
-        num_axes: spatial axes of the map.
+        scan_directions: order of the voxels. forward: C order (released code). bidirectional: also from the end. axes:
+            once with each axis running fastest; has no effect on channel tokens. Each direction has its own Mamba
+            block; the outputs are averaged.
+        num_axes: number of spatial axes.
     """
 
     def __init__(
@@ -130,11 +139,13 @@ class MambaLayer(nn.Module):
         self.residual = residual
         axes = range(-1, -num_axes - 1, -1) if scan_directions == "axes" and not channel_token else (-1,)
         reversed_too = scan_directions == "bidirectional"
-        # The axis that runs fastest, and whether from the end.
+        # For each scan: the axis that runs fastest, and whether it starts from the end.
         self.scans = [(axis, backward) for axis in axes for backward in ((False, True) if reversed_too else (False,))]
         self.norm = nn.LayerNorm(dim)
-        self.mamba = Mamba(dim, d_state, d_conv, expand, scan_backend)
-        self.other_mambas = nn.ModuleList(Mamba(dim, d_state, d_conv, expand, scan_backend) for _ in self.scans[1:])
+        self.mamba = Mamba(dim, d_state, d_conv, expand, scan_backend=scan_backend)
+        self.other_mambas = nn.ModuleList(
+            Mamba(dim, d_state, d_conv, expand, scan_backend=scan_backend) for _ in self.scans[1:]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, *S) to (B, C, *S), in float32 (or float64)."""
@@ -149,10 +160,10 @@ class MambaLayer(nn.Module):
             )
             y = sum(others, first) / len(self.scans) if others else first
             y = x + y if self.residual else y
-            return y.clamp(-LARGEST_HALF, LARGEST_HALF) if half else y  # what follows makes float16 of it
+            return y.clamp(-LARGEST_HALF, LARGEST_HALF) if half else y  # the next layer converts it to float16
 
     def _scan(self, block: Mamba, x: Tensor, axis: int, backward: bool) -> Tensor:
-        """Map (B, C, *S) to the same through one block, with an axis running fastest."""
+        """Apply one block to (B, C, *S), with one axis running fastest; the shape stays."""
         turned = x.movedim(axis, -1)
         flat = turned.flatten(2)
         tokens = self.norm(flat if self.channel_token else flat.transpose(1, 2))

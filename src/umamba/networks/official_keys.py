@@ -1,7 +1,7 @@
-"""State dicts of the official networks (nnU-Net, U-Mamba and its MONAI trainers) under this project's names.
+"""Conversion between state dicts of the official networks (nnU-Net, U-Mamba, its MONAI trainers) and this project's.
 
-The official networks register many tensors twice; without the second names, and without the prefix that distributed
-training adds, their names are ours.
+The official networks register many tensors under two names. Without the second name, and without the prefix that
+distributed training or torch.compile adds, their names equal ours.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,13 @@ PREFIXES = ("_orig_mod.", "module.")
 
 
 def official_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return an official state dict (`network_weights` of a checkpoint) for `load_state_dict(..., strict=True)`.
+    """Convert an official state dict for `load_state_dict(..., strict=True)` of this project's network.
 
-    Dropped are the aliases: `decoder.encoder.*` (the encoder again) and `*.all_modules.*` (conv and norm again), and
-    UNETR's `*.norm_cross_attn.*` that newer MONAI versions store and never use.
+    It drops the second names, `decoder.encoder.*` (the encoder) and `*.all_modules.*` (conv and norm), and UNETR's
+    `*.norm_cross_attn.*`, which newer MONAI versions store and never use.
+
+    Args:
+        state: `network_weights` of an official checkpoint.
     """
     kept = {}
     for key, tensor in state.items():
@@ -28,8 +31,8 @@ def official_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-# Parts of names that only one of the networks has; the first that is found decides.
-_TELLING = (
+# Beginnings of names that tell the networks apart; the first one that is found decides.
+_FIRST_KEYS = (
     ("encoder.mamba_layers.", "umamba_enc"),
     ("mamba_layer.", "umamba_bot"),
     ("swinViT.", "swinunetr"),
@@ -41,19 +44,22 @@ _TELLING = (
 
 
 def official_architecture(state: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the architecture whose weights these are, from their names alone; None if it is none of ours.
+    """Return the name of the architecture that weights belong to, by their names; None if there is none.
 
     Args:
-        state: what `official_state_dict` returned.
+        state: result of `official_state_dict`.
     """
-    return next((name for start, name in _TELLING if any(key.startswith(start) for key in state)), None)
+    return next((name for start, name in _FIRST_KEYS if any(key.startswith(start) for key in state)), None)
 
 
 def to_official_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of `unet` or `resenc_unet` with nnU-Net's second names added, in no particular order.
+    """Convert the weights of `unet` or `resenc_unet` to nnU-Net's state dict; the reverse of `official_state_dict`.
 
-    The reverse of `official_state_dict`: each conv and norm of a block again as `all_modules.0` and `.1`, and the
-    encoder again inside the decoder.
+    It adds nnU-Net's second names, `all_modules.0` and `.1` for conv and norm of each block and `decoder.encoder.*` for
+    the encoder. The order of the entries is not nnU-Net's.
+
+    Args:
+        state: state dict of this project's network.
     """
     named = dict(state)
     for key, tensor in state.items():

@@ -1,13 +1,11 @@
-"""U-Mamba_Bot and U-Mamba_Enc in 2D and 3D (Ma, Li and Wang, U-Mamba, 2024; section 2 and Figure 1).
+"""U-Mamba Bot and U-Mamba Enc in 2D and 3D (Ma, Li and Wang, U-Mamba, 2024; section 2 and Figure 1).
 
-Where the paper and its released code differ, or the released 2D and 3D code, the choice is a named option whose default
-is what was released. Parameter names are the official ones without their aliases.
+Where the paper and the released code differ, or the released 2D and 3D code, the choice is an option in the settings;
+its default is what was released. Parameter names are the official ones without their aliases.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -20,95 +18,140 @@ from umamba.networks.blocks import (
     residual_stack,
     transposed_upsample,
 )
+from umamba.networks.from_patch import choose_configuration
 from umamba.networks.mamba import MambaLayer
-from umamba.networks.options import parse_options
 from umamba.networks.unet import Decoder, Encoder, UNet, build_decoder, stage_sizes
 from umamba.planning import Configuration
+from umamba.settings import UMambaBotSettings, UMambaEncSettings
 
-
-@dataclass(frozen=True)
-class UMambaOptions:
-    """Options that Bot and Enc share; the YAML says what each one does."""
-
-    blocks: Literal["official", "paper"] = "official"
-    full_resolution_skip: Literal["official", "always"] = "official"
-    decoder_upsampling: Literal["nearest", "transposed"] = "nearest"
-    mamba: Literal[True, "identity"] = True
-    residual: bool = False
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
-    scan_backend: str = "auto"
-    scan_directions: Literal["forward", "bidirectional", "axes"] = "forward"
-
-
-@dataclass(frozen=True)
-class UMambaEncOptions(UMambaOptions):
-    """Options of Enc."""
-
-    mamba_stages: Literal["official", "all"] | tuple[int, ...] = "official"
+UMambaSettings = UMambaBotSettings | UMambaEncSettings
 
 
 class UMambaBot(UNet):
-    """U-Mamba_Bot: one Mamba layer on the bottleneck."""
+    """U-Mamba Bot: a U-Net of residual blocks with one Mamba layer on the bottleneck.
+
+    Args:
+        in_channels: image channels.
+        num_classes: channels of the logits.
+        settings: the options; None: the defaults.
+        configuration: the plan's configuration. Give either this or `patch_size`.
+        patch_size: (Z, Y, X) or (Y, X), voxels; see `configuration_for_patch`.
+        spacing: mm for each axis of `patch_size`; None: 1 mm on all axes.
+        deep_supervision: start value of the attribute of that name.
+
+    Raises:
+        UserError: the configuration makes no U-shaped network, or the patch size cannot be used.
+
+    >>> import torch
+    >>> network = UMambaBot(in_channels=1, num_classes=3, patch_size=(16, 16), deep_supervision=False)
+    >>> network(torch.zeros(1, 1, 16, 16)).shape
+    torch.Size([1, 3, 16, 16])
+    """
 
     def __init__(
-        self, encoder: Encoder, decoder: Decoder, configuration: Configuration, mamba_layer: nn.Module
+        self,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        settings: UMambaBotSettings | None = None,
+        *,
+        configuration: Configuration | None = None,
+        patch_size: Sequence[int] | None = None,
+        spacing: Sequence[float] | None = None,
+        deep_supervision: bool = True,
     ) -> None:
-        super().__init__(encoder, decoder, configuration, fixed_size=False)
-        self.mamba_layer = mamba_layer
+        options = settings or UMambaBotSettings()
+        plan = choose_configuration(configuration, patch_size, spacing, in_channels=in_channels)
+        stage_sizes(plan)
+        layer = _mamba_layer(options, plan, plan.features_per_stage[-1])
+        encoder = _build_encoder(options, plan, in_channels, layers=None)
+        super().__init__(encoder, _build_decoder(options, plan, num_classes), plan, fixed_size=False)
+        self.mamba_layer = layer
+        self.deep_supervision = deep_supervision
+        initialise_convolutions(self)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Return the feature maps of all stages, the last one passed through the Mamba layer."""
+        """Return the feature maps of all stages; the Mamba layer is applied to the last one."""
         *features, bottleneck = self.encoder(x)
         return [*features, self.mamba_layer(bottleneck)]
 
 
+class UMambaEnc(UNet):
+    """U-Mamba Enc: a U-Net of residual blocks with a Mamba layer after the encoder stages in `settings.mamba_stages`.
+
+    If a stage's feature map has no more voxels than channels, its Mamba layer takes the channels as tokens, and the
+    model width is the number of voxels. The network then accepts images of the configuration's patch size only.
+
+    Args:
+        in_channels: image channels.
+        num_classes: channels of the logits.
+        settings: the options; None: the defaults.
+        configuration: the plan's configuration. Give either this or `patch_size`.
+        patch_size: (Z, Y, X) or (Y, X), voxels; see `configuration_for_patch`.
+        spacing: mm for each axis of `patch_size`; None: 1 mm on all axes.
+        deep_supervision: start value of the attribute of that name.
+
+    Raises:
+        UserError: the configuration makes no U-shaped network, a stage in `mamba_stages` does not exist, or the patch
+            size cannot be used.
+
+    >>> import torch
+    >>> network = UMambaEnc(in_channels=2, num_classes=3, patch_size=(8, 16, 16))
+    >>> [tuple(logits.shape) for logits in network(torch.zeros(1, 2, 8, 16, 16))]
+    [(1, 3, 8, 16, 16), (1, 3, 4, 8, 8)]
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        settings: UMambaEncSettings | None = None,
+        *,
+        configuration: Configuration | None = None,
+        patch_size: Sequence[int] | None = None,
+        spacing: Sequence[float] | None = None,
+        deep_supervision: bool = True,
+    ) -> None:
+        options = settings or UMambaEncSettings()
+        plan = choose_configuration(configuration, patch_size, spacing, in_channels=in_channels)
+        sizes = stage_sizes(plan)
+        with_mamba = mamba_stages(options.mamba_stages, plan) if options.mamba is True else ()
+        layers: list[nn.Module] = []
+        fixed_size = False
+        for s, (size, features) in enumerate(zip(sizes, plan.features_per_stage, strict=True)):
+            voxels = math.prod(size)
+            channel_token = voxels <= features
+            if s in with_mamba:
+                fixed_size |= channel_token
+                layers.append(_mamba_layer(options, plan, voxels if channel_token else features, channel_token))
+            else:
+                layers.append(nn.Identity())
+        encoder = _build_encoder(options, plan, in_channels, layers)
+        super().__init__(encoder, _build_decoder(options, plan, num_classes), plan, fixed_size=fixed_size)
+        self.deep_supervision = deep_supervision
+        initialise_convolutions(self)
+
+
 def build_umamba_bot(
-    options: Mapping[str, Any], configuration: Configuration, in_channels: int, num_classes: int
+    settings: UMambaBotSettings, configuration: Configuration, in_channels: int, num_classes: int
 ) -> UMambaBot:
-    """Build U-Mamba_Bot."""
-    chosen = parse_options(UMambaOptions, options, "umamba_bot")
-    stage_sizes(configuration)
-    layer = _mamba_layer(chosen, configuration, configuration.features_per_stage[-1])
-    encoder = _build_encoder(chosen, configuration, in_channels, layers=None)
-    network = UMambaBot(encoder, _build_decoder(chosen, configuration, num_classes), configuration, layer)
-    initialise_convolutions(network)
-    return network
+    """Build U-Mamba Bot; see `UMambaBot`."""
+    return UMambaBot(in_channels, num_classes, settings, configuration=configuration)
 
 
 def build_umamba_enc(
-    options: Mapping[str, Any], configuration: Configuration, in_channels: int, num_classes: int
-) -> UNet:
-    """Build U-Mamba_Enc: a Mamba layer after the encoder stages that `mamba_stages` names.
-
-    In a stage whose map has at most as many voxels as channels, channels are the tokens and voxels the model width; the
-    network then takes the plan's patch size only.
-    """
-    chosen = parse_options(UMambaEncOptions, options, "umamba_enc")
-    sizes = stage_sizes(configuration)
-    with_mamba = mamba_stages(chosen.mamba_stages, configuration) if chosen.mamba is True else ()
-    layers: list[nn.Module] = []
-    fixed_size = False
-    for s, (size, features) in enumerate(zip(sizes, configuration.features_per_stage, strict=True)):
-        voxels = math.prod(size)
-        channel_token = voxels <= features
-        if s in with_mamba:
-            fixed_size |= channel_token
-            layers.append(_mamba_layer(chosen, configuration, voxels if channel_token else features, channel_token))
-        else:
-            layers.append(nn.Identity())
-    encoder = _build_encoder(chosen, configuration, in_channels, layers)
-    decoder = _build_decoder(chosen, configuration, num_classes)
-    network = UNet(encoder, decoder, configuration, fixed_size=fixed_size)
-    initialise_convolutions(network)
-    return network
+    settings: UMambaEncSettings, configuration: Configuration, in_channels: int, num_classes: int
+) -> UMambaEnc:
+    """Build U-Mamba Enc; see `UMambaEnc`."""
+    return UMambaEnc(in_channels, num_classes, settings, configuration=configuration)
 
 
 def mamba_stages(choice: str | tuple[int, ...], configuration: Configuration) -> tuple[int, ...]:
-    """Return the encoder stages that carry a Mamba layer in U-Mamba_Enc.
+    """Return the encoder stages of U-Mamba Enc that have a Mamba layer.
 
-    Official: every stage in 3D; in 2D every second one, counted so that the last has one.
+    Args:
+        choice: `mamba_stages` of the settings. official: every stage in 3D; in 2D every second one, counted so that the
+            last stage has one.
+        configuration: the plan's configuration.
 
     Raises:
         UserError: a listed stage does not exist.
@@ -117,7 +160,10 @@ def mamba_stages(choice: str | tuple[int, ...], configuration: Configuration) ->
     if isinstance(choice, tuple):
         absent = sorted(set(choice) - set(stages))
         if absent:
-            raise UserError(f"architecture.mamba_stages: {absent} not among the plan's stages 0 to {stages[-1]}")
+            raise UserError(
+                f"architecture.mamba_stages={list(choice)}: {', '.join(map(str, absent))} does not exist. The plan's "
+                f"stages are 0 to {stages[-1]}."
+            )
         return choice
     if choice == "official" and configuration.dim == 2:
         return tuple(s for s in stages if (stages[-1] - s) % 2 == 0)
@@ -125,10 +171,12 @@ def mamba_stages(choice: str | tuple[int, ...], configuration: Configuration) ->
 
 
 def block_counts(blocks: str, configuration: Configuration) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the residual blocks of each encoder stage and of each decoder stage (from the bottleneck up).
+    """Return the number of residual blocks in each encoder stage and in each decoder stage (from the bottleneck up).
 
-    Official: the plan's numbers, but one block in the deeper half of the encoder and in the decoder stages nearest to
-    full resolution. Paper: two everywhere.
+    Args:
+        blocks: `blocks` of the settings. official: the plan's numbers, but one block in the deeper half of the encoder
+            and in the decoder stages nearest to full resolution. paper: two everywhere.
+        configuration: the plan's configuration.
     """
     n = configuration.num_stages
     if blocks == "paper":
@@ -139,7 +187,7 @@ def block_counts(blocks: str, configuration: Configuration) -> tuple[tuple[int, 
 
 
 def _mamba_layer(
-    options: UMambaOptions, configuration: Configuration, dim: int, channel_token: bool = False
+    options: UMambaSettings, configuration: Configuration, dim: int, channel_token: bool = False
 ) -> nn.Module:
     if options.mamba == "identity":
         return nn.Identity()
@@ -157,7 +205,7 @@ def _mamba_layer(
 
 
 def _build_encoder(
-    options: UMambaOptions, configuration: Configuration, in_channels: int, layers: list[nn.Module] | None
+    options: UMambaSettings, configuration: Configuration, in_channels: int, layers: list[nn.Module] | None
 ) -> Encoder:
     counts, _ = block_counts(options.blocks, configuration)
     kernels, strides = configuration.kernel_sizes, configuration.strides
@@ -176,7 +224,7 @@ def _build_encoder(
     return Encoder(stages, stem, layers)
 
 
-def _build_decoder(options: UMambaOptions, configuration: Configuration, num_classes: int) -> Decoder:
+def _build_decoder(options: UMambaSettings, configuration: Configuration, num_classes: int) -> Decoder:
     _, counts = block_counts(options.blocks, configuration)
 
     def stage(count: int, inputs: int, outputs: int, kernel: Sequence[int]) -> nn.Module:

@@ -1,13 +1,11 @@
-"""Encoder, decoder and the U shape they make; nnU-Net's plain U-Net and its residual-encoder U-Net.
+"""The encoder, the decoder, and nnU-Net's plain U-Net and residual-encoder U-Net that are made of them.
 
 Source: Isensee et al., nnU-Net (2021), and nnU-Net Revisited (2024), which added the residual encoder. Parameter names
-are those of the official networks without their aliases. `features` lists feature maps by stage, full resolution first.
+are those of the official networks without their aliases. Lists of feature maps begin at full resolution.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +21,18 @@ from umamba.networks.blocks import (
     saturated,
     transposed_upsample,
 )
-from umamba.networks.options import parse_options
 from umamba.planning import Configuration
+from umamba.settings import ResEncUNetSettings, UNetSettings
 
 
 class Encoder(nn.Module):
-    """Stem and stages; each stage may be followed by a layer (U-Mamba_Enc's) whose output is also what is skipped."""
+    """A stem and stages; each stage may be followed by a layer, whose output is then also the skip (U-Mamba Enc).
+
+    Args:
+        stages: one module for each stage.
+        stem: module in front of the first stage; None: none.
+        layers: one module to run after each stage; None: none.
+    """
 
     def __init__(
         self, stages: Iterable[nn.Module], stem: nn.Module | None = None, layers: Iterable[nn.Module] | None = None
@@ -39,7 +43,7 @@ class Encoder(nn.Module):
         self.mamba_layers = nn.ModuleList(layers if layers is not None else (nn.Identity() for _ in self.stages))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Map (B, C, *S) to one feature map a stage."""
+        """Map images (B, C, *S) to the feature maps of all stages, full resolution first."""
         x = self.stem(x)
         features = []
         for stage, layer in zip(self.stages, self.mamba_layers, strict=True):
@@ -49,14 +53,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Upsampling, concatenation of the skip, stage, head; from the bottleneck up.
+    """Upsample, concatenate the skip, run the stage and its segmentation head, from the bottleneck up.
 
     Args:
-        upsampling: one layer a decoder stage.
-        stages: one module a decoder stage.
-        heads: a 1x1 convolution to class logits a decoder stage.
-        skips: whether each decoder stage takes the encoder's feature map.
-        upsampling_name: the attribute that holds `upsampling`; the official networks differ in it.
+        upsampling: one layer for each decoder stage.
+        stages: one module for each decoder stage.
+        heads: one segmentation head, a 1x1 convolution, for each decoder stage.
+        skips: for each decoder stage, whether it has a skip.
+        upsampling_name: name of the attribute that holds `upsampling`; the official networks differ in it.
     """
 
     def __init__(
@@ -75,7 +79,15 @@ class Decoder(nn.Module):
         self.skips = tuple(skips)
 
     def forward(self, features: Sequence[Tensor], every_stage: bool) -> list[Tensor]:
-        """Return the logits of every decoder stage, or of the last alone, full resolution first."""
+        """Map the encoder's feature maps to logits.
+
+        Args:
+            features: feature maps of the encoder stages, full resolution first.
+            every_stage: compute the logits of all decoder stages instead of those at full resolution only.
+
+        Returns:
+            The logits, full resolution first.
+        """
         x, *below = reversed(features)
         upsampling = self.get_submodule(self.upsampling_name)
         assert isinstance(upsampling, nn.ModuleList)
@@ -89,12 +101,18 @@ class Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """A network of encoder and decoder with deep supervision.
+    """An encoder and a decoder, with deep supervision.
+
+    Args:
+        encoder: the encoder.
+        decoder: the decoder.
+        configuration: the plan's configuration.
+        fixed_size: whether the weights depend on the patch size.
 
     Attributes:
-        deep_supervision: settable; True: the logits of every decoder stage, full resolution first; False: one tensor.
+        deep_supervision: settable. True: return the logits of all decoder stages. False: return one tensor.
         supports_deep_supervision: always True.
-        fixed_patch_size: the only input size (spatial axes) that fits the weights, or None if any divisible one does.
+        fixed_patch_size: the only size of the spatial axes that fits the weights; None: every divisible size does.
     """
 
     supports_deep_supervision = True
@@ -112,44 +130,46 @@ class UNet(nn.Module):
         return self.encoder(x)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Map images (B, C, *S) to logits (B, num_classes, *S), or a list of them (see `deep_supervision`).
+        """Map images (B, C, *S) to logits (B, num_classes, *S), or to a list of logits with `deep_supervision`.
 
         Raises:
-            UserError: S does not fit the strides, or the weights.
+            UserError: S does not fit the strides or the weights.
         """
         self.check_size(tuple(x.shape[2:]))
         logits = self.decoder(self.encode(x), self.deep_supervision)
         return logits if self.deep_supervision else logits[0]
 
     def check_size(self, size: tuple[int, ...]) -> None:
-        """Raise UserError for an input size that the network cannot take."""
+        """Raise UserError if the network cannot take images of this size (spatial axes, voxels)."""
         if len(size) != len(self.divisor) or any(axis % step for axis, step in zip(size, self.divisor, strict=True)):
-            raise UserError(f"input size {size} must be divisible by {self.divisor}, the product of the plan's strides")
+            raise UserError(f"input size {size}: must be divisible by {self.divisor}, the product of all strides.")
         if self.fixed_patch_size is not None and size != self.fixed_patch_size:
             raise UserError(
-                f"input size {size}: the weights of this network are tied to the plan's patch size "
-                f"{self.fixed_patch_size} (channel tokens); use tiles of that size"
+                f"input size {size}: the weights of this network fit the plan's patch size {self.fixed_patch_size} "
+                "only, because it has channel tokens. Use tiles of that size."
             )
 
 
 def stage_sizes(configuration: Configuration) -> list[tuple[int, ...]]:
-    """Return the size of the feature map of each stage for the plan's patch.
+    """Return the size in voxels of each encoder stage's feature map for the plan's patch.
 
     Raises:
-        UserError: the configuration cannot make a U-shaped network.
+        UserError: the configuration makes no U-shaped network.
     """
     where = f"configuration {configuration.name}: patch size {tuple(configuration.patch_size)}"
     if configuration.num_stages < 2:
-        raise UserError(f"{where} is planned with one stage; a U-shaped network needs two: use larger patches")
+        raise UserError(f"{where}: has only one stage, and a U-shaped network needs two. Use a larger patch.")
     sizes = []
     size = tuple(configuration.patch_size)
     for stride in configuration.strides:
         if any(axis % step for axis, step in zip(size, stride, strict=True)):
-            raise UserError(f"{where} is not divisible by the product of its strides {configuration.strides}")
+            raise UserError(f"{where}: not divisible by the product of its strides {configuration.strides}.")
         size = tuple(axis // step for axis, step in zip(size, stride, strict=True))
         sizes.append(size)
     if math.prod(sizes[-1]) == 1:
-        raise UserError(f"{where} leaves a single voxel in the last stage, which InstanceNorm refuses")
+        raise UserError(
+            f"{where}: a single voxel is left in the last stage, which InstanceNorm refuses. Use a larger one."
+        )
     return sizes
 
 
@@ -167,21 +187,21 @@ def build_decoder(
     upsampling_name: str,
     full_resolution_skip: bool = True,
 ) -> Decoder:
-    """Build the decoder that mirrors a configuration's stages.
+    """Build the decoder that belongs to a configuration's encoder stages.
 
     Args:
         configuration: the plan's configuration.
         num_classes: channels of the logits.
-        blocks: blocks of each decoder stage, from the bottleneck up.
+        blocks: number of blocks in each decoder stage, from the bottleneck up.
         stage: makes a decoder stage from (blocks, inputs, outputs, kernel).
         upsampling: makes an upsampling layer from (inputs, outputs, stride).
         upsampling_name: see `Decoder`.
-        full_resolution_skip: whether the last decoder stage takes its skip.
+        full_resolution_skip: whether the decoder stage at full resolution has a skip.
     """
     features = configuration.features_per_stage
     unit = ones(configuration.dim)
     count = configuration.num_stages - 1
-    levels = range(count - 1, -1, -1)  # encoder stages of equal resolution, from the bottleneck up
+    levels = range(count - 1, -1, -1)  # the encoder stage of equal resolution, for each decoder stage
     skips = [full_resolution_skip or level > 0 for level in levels]
     return Decoder(
         upsampling=[
@@ -197,11 +217,6 @@ def build_decoder(
     )
 
 
-@dataclass(frozen=True)
-class NoOptions:
-    """The plan determines these networks; there is nothing to choose."""
-
-
 def _build_plain_decoder(configuration: Configuration, num_classes: int) -> Decoder:
     return build_decoder(
         configuration,
@@ -213,9 +228,18 @@ def _build_plain_decoder(configuration: Configuration, num_classes: int) -> Deco
     )
 
 
-def build_unet(options: Mapping[str, Any], configuration: Configuration, in_channels: int, num_classes: int) -> UNet:
-    """Build nnU-Net's plain convolutional U-Net (PlainConvUNet)."""
-    parse_options(NoOptions, options, "unet")
+def build_unet(settings: UNetSettings, configuration: Configuration, in_channels: int, num_classes: int) -> UNet:
+    """Build nnU-Net's plain convolutional U-Net (PlainConvUNet).
+
+    Args:
+        settings: has no options, because the configuration determines this network.
+        configuration: the plan's configuration.
+        in_channels: image channels.
+        num_classes: channels of the logits.
+
+    Raises:
+        UserError: the configuration makes no U-shaped network.
+    """
     stage_sizes(configuration)
     inputs = (in_channels, *configuration.features_per_stage)
     stages = [
@@ -230,7 +254,11 @@ def build_unet(options: Mapping[str, Any], configuration: Configuration, in_chan
 
 
 class ResidualStage(nn.Module):
-    """A stage of the residual encoder: its blocks under the official name."""
+    """A stage of the residual encoder; it holds its blocks under the official name.
+
+    Args:
+        blocks: run one after the other.
+    """
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -242,10 +270,12 @@ class ResidualStage(nn.Module):
 
 
 def build_resenc_unet(
-    options: Mapping[str, Any], configuration: Configuration, in_channels: int, num_classes: int
+    settings: ResEncUNetSettings, configuration: Configuration, in_channels: int, num_classes: int
 ) -> UNet:
-    """Build nnU-Net's residual-encoder U-Net; the last norm of each residual block starts at zero."""
-    parse_options(NoOptions, options, "resenc_unet")
+    """Build nnU-Net's residual-encoder U-Net; the last norm of each residual block starts at zero.
+
+    The arguments and errors are those of `build_unet`.
+    """
     stage_sizes(configuration)
     kernels, strides = configuration.kernel_sizes, configuration.strides
     features = configuration.features_per_stage

@@ -1,4 +1,4 @@
-"""The chain of TorchIO transforms that a patch goes through, in nnU-Net's order, and the size it is read with."""
+"""The chain of transforms that augments a patch, in nnU-Net's order, and the size of the region that it needs."""
 
 from collections.abc import Sequence
 
@@ -14,21 +14,36 @@ from umamba.patches.intensity import (
     ScaleBrightness,
     ScaleContrast,
 )
-from umamba.patches.settings import Augmentation
+from umamba.patches.sampling import as_3d
 from umamba.patches.spatial import MirrorPatch, RotateScaleCrop, rotation_matrix
+from umamba.settings import AugmentationSettings
 
 FLAT = 3  # 3D patches whose largest edge is more than this many times the first are rotated in-plane only
-ELONGATED = 1.5  # 2D patches with a larger ratio of their edges are rotated by small angles only
-READ_MARGIN = 0.85  # the box that is read is larger by one over this
+ELONGATED = 1.5  # 2D patches whose edges have a larger ratio than this are rotated by small angles only
+MIN_SCALE = 0.85  # nnU-Net enlarges the region by 1 / 0.85, although it scales down to 0.7
 
 
 def is_flat(patch_size: Sequence[int]) -> bool:
-    """Return whether a 3D patch is treated slice by slice in space (nnU-Net's "dummy 2D")."""
+    """Return whether a 3D patch is rotated and scaled slice by slice (nnU-Net's "dummy 2D" augmentation).
+
+    Args:
+        patch_size: 2 or 3 axes, voxels.
+    """
     return len(patch_size) == 3 and max(patch_size) / patch_size[0] > FLAT
 
 
-def max_degrees(augmentation: Augmentation, patch_size: Sequence[int]) -> float:
-    """Return the largest angle of rotation for a patch with 2 or 3 axes."""
+def moves_in_plane(patch_size: Sequence[int]) -> bool:
+    """Return whether only the last two axes are rotated and scaled: 2D patches and flat 3D patches."""
+    return len(patch_size) == 2 or is_flat(patch_size)
+
+
+def max_degrees(augmentation: AugmentationSettings, patch_size: Sequence[int]) -> float:
+    """Return the largest rotation angle in degrees.
+
+    Args:
+        augmentation: holds one angle for each kind of patch.
+        patch_size: 2 or 3 axes, voxels.
+    """
     rotation = augmentation.rotation
     if is_flat(patch_size):
         return rotation.degrees_in_plane
@@ -38,67 +53,80 @@ def max_degrees(augmentation: Augmentation, patch_size: Sequence[int]) -> float:
     return rotation.degrees_elongated if elongated else rotation.degrees_in_plane
 
 
-def read_size(augmentation: Augmentation, patch_size: Sequence[int]) -> tuple[int, ...]:
-    """Return the size (Z, Y, X) of the box that is read for a patch with 2 or 3 axes.
+def read_size(augmentation: AugmentationSettings, patch_size: Sequence[int]) -> tuple[int, ...]:
+    """Return the size (Z, Y, X) of the region that is read for a patch, as nnU-Net computes it.
 
-    Per axis the largest extent of the patch's corner when it is rotated by the largest angle (at most 90 degrees) about
-    each axis in turn, divided by 0.85 and truncated. The patch itself if nothing rotates or scales.
+    Rotate the patch's corner by the largest angle (at most 90 degrees) about each axis in turn, take the largest extent
+    along each axis, divide it by 0.85 and truncate. Without rotation and scaling the region is the patch.
+
+    Args:
+        augmentation: decides the largest angle.
+        patch_size: the network's patch, 2 or 3 axes, voxels.
+
+    >>> read_size(AugmentationSettings(), (128, 128, 128))
+    (205, 205, 205)
+    >>> read_size(AugmentationSettings(), (512, 512))
+    (1, 602, 602)
     """
-    whole = (1,) * (3 - len(patch_size)) + tuple(patch_size)
+    whole = as_3d(patch_size)
     if not augmentation.rotation.p and not augmentation.scaling.p:
         return whole
     angle = np.deg2rad(min(90.0, max_degrees(augmentation, patch_size)))
-    in_plane = len(patch_size) == 2 or is_flat(patch_size)
-    moving = np.asarray(whole[-2:] if in_plane else whole, dtype=float)
-    extent = moving
+    in_plane = moves_in_plane(patch_size)
+    corner = np.asarray(whole[-2:] if in_plane else whole, dtype=float)
+    extent = corner
     if in_plane:
-        extent = np.maximum(extent, np.abs(moving @ rotation_matrix([angle])))
+        extent = np.maximum(extent, np.abs(corner @ rotation_matrix([angle])))
     else:
-        # The rotation about the middle axis turns the other way (right-handed axes), which decides which edge grows.
+        # The rotation about the middle axis has the opposite sign (right-handed axes), which decides which edge grows.
         for angles in ([angle, 0.0, 0.0], [0.0, -angle, 0.0], [0.0, 0.0, angle]):
-            extent = np.maximum(extent, np.abs(moving @ rotation_matrix(angles)))
-    enlarged = tuple(int(edge) for edge in extent / READ_MARGIN)
+            extent = np.maximum(extent, np.abs(corner @ rotation_matrix(angles)))
+    enlarged = tuple(int(edge) for edge in extent / MIN_SCALE)
     return (whole[0], *enlarged) if in_plane else enlarged
 
 
 def training_transforms(
-    augmentation: Augmentation, patch_size: Sequence[int], masked_channels: tuple[int, ...]
+    augmentation: AugmentationSettings, patch_size: Sequence[int], use_mask_for_norm: Sequence[bool]
 ) -> tio.Compose:
-    """Return the chain for training patches; kinds with probability 0 are left out.
+    """Return the chain of transforms for training patches; kinds with probability 0 are left out.
 
     Args:
-        augmentation: kinds, probabilities, ranges.
-        patch_size: the network's patch, 2 or 3 axes.
-        masked_channels: channels with masked normalisation, zeroed where the label is -1.
+        augmentation: kinds, probabilities and ranges.
+        patch_size: the network's patch, 2 or 3 axes, voxels.
+        use_mask_for_norm: for each channel, whether it was normalised inside the nonzero mask only; such channels are
+            set to zero outside the mask.
+
+    Raises:
+        UserError: mirroring is asked for along an axis that the patch does not have.
     """
-    a = augmentation
-    whole = (1,) * (3 - len(patch_size)) + tuple(patch_size)
-    in_plane = len(patch_size) == 2 or is_flat(patch_size)
+    kinds = augmentation
+    in_plane = moves_in_plane(patch_size)
     chain: list[tio.Transform] = []
-    if a.rotation.p or a.scaling.p:
-        chain.append(RotateScaleCrop(whole, in_plane, max_degrees(a, patch_size), a.rotation, a.scaling))
-    if a.noise.p:
-        chain.append(AddNoise(a.noise))
-    if a.blur.p:
-        chain.append(BlurChannels(a.blur))
-    if a.brightness.p:
-        chain.append(ScaleBrightness(a.brightness))
-    if a.contrast.p:
-        chain.append(ScaleContrast(a.contrast))
-    if a.low_resolution.p:
-        chain.append(LowerResolution(a.low_resolution, in_plane))
-    if a.gamma_negated.p:
-        chain.append(ApplyGamma(a.gamma_negated, negated=True))
-    if a.gamma.p:
-        chain.append(ApplyGamma(a.gamma, negated=False))
-    if a.mirror.p:
-        axes = range(len(patch_size)) if a.mirror.axes is None else a.mirror.axes
-        shifted = tuple(axis + 3 - len(patch_size) for axis in axes)
-        chain.append(MirrorPatch(axes=shifted, flip_probability=a.mirror.p, copy=False))
-    chain.append(ClearOutside(masked_channels))
+    if kinds.rotation.p or kinds.scaling.p:
+        largest = max_degrees(kinds, patch_size)
+        chain.append(RotateScaleCrop(as_3d(patch_size), in_plane, largest, kinds.rotation, kinds.scaling))
+    if kinds.noise.p:
+        chain.append(AddNoise(kinds.noise))
+    if kinds.blur.p:
+        chain.append(BlurChannels(kinds.blur))
+    if kinds.brightness.p:
+        chain.append(ScaleBrightness(kinds.brightness))
+    if kinds.contrast.p:
+        chain.append(ScaleContrast(kinds.contrast))
+    if kinds.low_resolution.p:
+        chain.append(LowerResolution(kinds.low_resolution, in_plane))
+    if kinds.gamma_negated.p:
+        chain.append(ApplyGamma(kinds.gamma_negated, negated=True))
+    if kinds.gamma.p:
+        chain.append(ApplyGamma(kinds.gamma, negated=False))
+    if kinds.mirror.p:
+        added_axes = 3 - len(patch_size)
+        axes = [axis + added_axes for axis in kinds.mirrored_axes(len(patch_size))]
+        chain.append(MirrorPatch(axes, kinds.mirror.p))
+    chain.append(ClearOutside([channel for channel, masked in enumerate(use_mask_for_norm) if masked]))
     return tio.Compose(chain, copy=False)
 
 
 def validation_transforms() -> tio.Compose:
-    """Return the chain for validation patches: -1 becomes background."""
+    """Return the chain for validation patches: label -1 becomes background, and nothing is augmented."""
     return tio.Compose([ClearOutside(())], copy=False)

@@ -1,7 +1,6 @@
-"""Patches by number: a dataset, a sampler that numbers them through all epochs, and how they become a batch."""
+"""A dataset of numbered patches, and the sampler that numbers them through all epochs."""
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,78 +11,39 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 
 from umamba.labels import LabelSet
-from umamba.patches.lending import Batch, Layout, LendingMemory, new_batch
-from umamba.patches.sampling import OUTSIDE, draw_start, draw_voxel, is_forced, read_box
+from umamba.patches.case_cache import CaseCache
+from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_region
 from umamba.patches.seeding import generator_of, seeded_torch
-from umamba.patches.spatial import RotateScaleCrop, crop_centre
+from umamba.patches.slots import BatchLayout, SlotBatch, SlotPool, new_batch
+from umamba.patches.spatial import IMAGES, RotateScaleCrop, crop_centre
+from umamba.preprocessing.case import OUTSIDE
 
 if TYPE_CHECKING:
     from umamba.preprocessing import CaseStore, StoredCase
 
-
-IMAGES = ("image", "label")
-
-
-def steps_of(transforms: tio.Transform) -> Sequence[tio.Transform]:
-    """Return the transforms of a chain, or the only one."""
-    return transforms.transforms if isinstance(transforms, tio.Compose) else [transforms]
-
-
-class OpenCases:
-    """The cases used last, kept open. Workers start with none of their parent's.
-
-    Args:
-        store: where they are.
-        capacity: most cases, each of which has two open files.
-        capacity_bytes: of their lists of foreground voxels.
-    """
-
-    def __init__(self, store: "CaseStore", capacity: int = 256, capacity_bytes: int = 2**26) -> None:
-        self.store = store
-        self.capacity = capacity
-        self.capacity_bytes = capacity_bytes
-        self.held_bytes = 0
-        self.cases: OrderedDict[str, StoredCase] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind when sent to another process."""
-        return {**self.__dict__, "cases": OrderedDict(), "held_bytes": 0}
-
-    def load(self, case_id: str) -> "StoredCase":
-        """Return a case, opened now or earlier."""
-        if case_id in self.cases:
-            self.cases.move_to_end(case_id)
-            return self.cases[case_id]
-        case = self.store.load(case_id)
-        self.cases[case_id] = case
-        self.held_bytes += foreground_bytes(case)
-        while len(self.cases) > 1 and (len(self.cases) > self.capacity or self.held_bytes > self.capacity_bytes):
-            self.held_bytes -= foreground_bytes(self.cases.popitem(last=False)[1])
-        return case
-
-
-def foreground_bytes(case: "StoredCase") -> int:
-    """Return the memory of a case's lists of foreground voxels."""
-    return sum(voxels.nbytes for voxels in case.foreground.values())
+_SLOTS_IN_USE = 2  # batches of a worker that the main process may hold beside those that are made ahead
 
 
 class PatchDataset(Dataset[tio.Subject]):
-    """Patch number epoch * len(self) + i is patch i of that epoch, a function of (seed, stream, epoch, i).
+    """A dataset of patches; number epoch * len(dataset) + index is patch `index` of that epoch.
+
+    A patch is a function of (seed, stream, epoch, index). It is made in three steps: draw case and place
+    (`region_of`); draw rotation and scaling; read the region that they need and apply the other transforms.
 
     Args:
         store: the preprocessed cases.
-        case_ids: those that patches are drawn from, with replacement and equal chance.
+        case_ids: cases that patches are drawn from, with replacement and equal chance.
         labels: the label set.
-        transforms: what a patch goes through; ends with size `patch_size` and without -1 in the label.
-        deferred: leave the transforms to `transform_batch`: subjects are boxes as they were read, with their `number`.
-        read_size: size (Z, Y, X) of the box that any rotation and scaling needs; read is what the drawn one needs.
-        patch_size: size (Z, Y, X) of the result.
-        dim: 3; or 2, whose batches are without the first axis.
+        transforms: transforms of a patch; their result has `patch_size` and no label -1.
+        dim: 3; or 2, whose batches have no first spatial axis.
+        read_size: size (Z, Y, X) of the region that contains what any rotation and scaling needs, voxels.
+        patch_size: size (Z, Y, X) of the result, voxels.
         batch_size: patches of a batch over all ranks.
         iterations: batches of an epoch.
-        oversample_foreground: share of a batch that must contain foreground.
-        seed: the run's.
-        stream: separates training from validation.
+        oversample_foreground: share of a batch that must contain foreground, 0 to 1.
+        seed: seed of the run.
+        stream: name that separates training patches from validation patches.
+        deferred: do not apply the transforms, but read whole regions; `transform_batch` applies them later.
     """
 
     def __init__(
@@ -91,7 +51,7 @@ class PatchDataset(Dataset[tio.Subject]):
         store: "CaseStore",
         case_ids: Sequence[str],
         labels: LabelSet,
-        transforms: tio.Transform,
+        transforms: tio.Compose,
         *,
         dim: int,
         read_size: Sequence[int],
@@ -103,11 +63,11 @@ class PatchDataset(Dataset[tio.Subject]):
         stream: str,
         deferred: bool = False,
     ) -> None:
-        self.cases = OpenCases(store)
+        self.cases = CaseCache(store)
         self.case_ids = tuple(case_ids)
         self.labels = labels
         self.transforms = transforms
-        self.spatial = next((each for each in steps_of(transforms) if isinstance(each, RotateScaleCrop)), None)
+        self.spatial = next((step for step in transforms.transforms if isinstance(step, RotateScaleCrop)), None)
         self.read_size = tuple(read_size)
         self.patch_size = tuple(patch_size)
         self.dim = dim
@@ -117,29 +77,101 @@ class PatchDataset(Dataset[tio.Subject]):
         self.seed = seed
         self.stream = stream
         self.deferred = deferred
-        self.in_work: Tensor | None = None
-        self.memory: LendingMemory | None = None
+        self.current_numbers: Tensor | None = None
+        self.slots: SlotPool | None = None
 
-    def share_work(self, num_workers: int, batch_size: int, batches_ahead: int) -> None:
-        """Prepare memory that worker processes share with this one, anew for each loader.
+    def __len__(self) -> int:
+        """Return the number of patches in an epoch, over all ranks."""
+        return self.batch_size * self.iterations
 
-        In it each notes its process number and which patch it makes, and writes its batches.
+    def __getitem__(self, number: int) -> tio.Subject:
+        """Return a subject with `image` (C, Z, Y, X) float32, `label` (1, Z, Y, X) int16 and `case_id`."""
+        return self._make(number, None)
+
+    def __getitems__(self, numbers: Sequence[int]) -> SlotBatch:
+        """Return a batch of patches; PyTorch's loader calls this instead of `__getitem__`.
+
+        Patches are written into the batch as they are made, because stacking them afterwards would copy them once more.
 
         Args:
-            num_workers: processes.
-            batch_size: patches of their batches.
-            batches_ahead: those that each makes ahead; there is memory for these, and for two that are in use.
+            numbers: numbers of the patches.
+
+        Returns:
+            "image" float32 (B, C, *patch), "label" int16 (B, 1, *patch) and "case_id". With `deferred` the regions of
+            size `read_size` instead of patches, and the "number" of each.
+        """
+        worker = get_worker_info()
+        if worker is None or self.slots is None:
+            batch = new_batch(self.batch_layout(len(numbers)))
+        else:
+            batch = self.slots.take(worker.id)
+        tensors = [batch[name] if self.dim == 3 else batch[name].unsqueeze(2) for name in IMAGES]
+        subjects = []
+        for position, number in enumerate(numbers):
+            targets = [tensor[position] for tensor in tensors]
+            subject = self._make(number, targets)
+            for name, target in zip(IMAGES, targets, strict=True):
+                made = subject.get_image(name).data
+                if made.data_ptr() != target.data_ptr():
+                    target.copy_(made)
+            subjects.append(subject)
+        batch.update(_facts_of(subjects))
+        return batch
+
+    def region_of(self, number: int) -> tuple["StoredCase", tuple[int, ...]]:
+        """Return the case of a patch and the first voxel (Z, Y, X) of its region of size `read_size`."""
+        generator = generator_of(*self._key(number), "place")
+        case = self.cases.load(self._draw_case(generator))
+        forced = is_forced(number % len(self) % self.batch_size, self.batch_size, self.oversample_foreground)
+        voxel = draw_voxel(case.foreground, self.labels, forced, generator)
+        return case, draw_start(case.image.shape[1:], self.read_size, self.patch_size, voxel, generator)
+
+    def transform_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Apply the transforms to a batch of regions (see `deferred`) on the device that the batch is on.
+
+        Args:
+            batch: what `__getitems__` returned, moved to the device.
+
+        Returns:
+            "image" (B, C, *patch), "label" (B, 1, *patch) and "case_id", as workers make them without `deferred`.
+        """
+        regions = batch["image"], batch["label"]
+        images, labels = regions if self.dim == 3 else (region.unsqueeze(2) for region in regions)
+
+        def crop(image: Tensor, label: Tensor, case_id: str, size: Sequence[int]) -> tio.Subject:
+            # Contiguous like a region that was read, because the memory layout decides in which order sums are made.
+            image, label = (crop_centre(tensor, size).contiguous() for tensor in (image, label))
+            return make_subject(image, label, case_id=case_id)
+
+        subjects = [
+            self._transform(number, partial(crop, image, label, case_id))
+            for image, label, case_id, number in zip(images, labels, batch["case_id"], batch["number"], strict=True)
+        ]
+        stacked = {name: torch.stack([subject.get_image(name).data for subject in subjects]) for name in IMAGES}
+        if self.dim == 2:
+            stacked = {name: tensor.squeeze(2) for name, tensor in stacked.items()}
+        return {**stacked, **_facts_of(subjects)}
+
+    def share_memory(self, num_workers: int, batch_size: int, prefetch_factor: int) -> None:
+        """Allocate the memory that the worker processes of one loader share with the main process.
+
+        Workers write their batches into it, and the number of the patch that each of them makes.
+
+        Args:
+            num_workers: number of worker processes; 0: nothing is shared.
+            batch_size: patches of a batch on this rank.
+            prefetch_factor: batches that each worker makes ahead.
 
         Raises:
-            UserError: there is not so much shared memory.
+            UserError: the machine does not have enough shared memory.
         """
-        self.in_work = self.memory = None
+        self.current_numbers = self.slots = None
         if num_workers:
-            self.in_work = torch.full((num_workers, 2), -1, dtype=torch.int64).share_memory_()
-            self.memory = LendingMemory(self.layout(batch_size), num_workers, batches_ahead + 2)
+            self.current_numbers = torch.full((num_workers, 2), -1, dtype=torch.int64).share_memory_()
+            self.slots = SlotPool(self.batch_layout(batch_size), num_workers, prefetch_factor + _SLOTS_IN_USE)
 
-    def layout(self, batch_size: int) -> Layout:
-        """Return shape and type of the tensors of a batch."""
+    def batch_layout(self, batch_size: int) -> BatchLayout:
+        """Return shape and type of each tensor of a batch."""
         size = self.read_size if self.deferred else self.patch_size
         shape = size if self.dim == 3 else size[1:]
         channels = self.cases.load(self.case_ids[0]).image.shape[0]
@@ -149,127 +181,78 @@ class PatchDataset(Dataset[tio.Subject]):
         }
 
     def case_in_work(self, pid: int) -> str | None:
-        """Return the case whose patch a worker process makes, or was making when it died; None if it is no such."""
-        for process, number in [] if self.in_work is None else self.in_work.tolist():
-            if process == pid:
-                return self.case_of(number)
+        """Return the case from which a worker makes a patch, or made one when it died.
+
+        Args:
+            pid: process ID of the worker.
+
+        Returns:
+            The case's name; None if the process is not a worker of this dataset.
+        """
+        for worker_pid, number in [] if self.current_numbers is None else self.current_numbers.tolist():
+            if worker_pid == pid:
+                return self._draw_case(generator_of(*self._key(number), "place"))
         return None
 
-    def case_of(self, number: int) -> str:
-        """Return the case that a patch is taken from."""
-        generator = generator_of(*self._key(number), "place")
-        return self.case_ids[generator.integers(len(self.case_ids))]
-
     def _key(self, number: int) -> tuple[int, str, int, int]:
+        """Return what a patch is a function of."""
         epoch, index = divmod(number, len(self))
         return self.seed, self.stream, epoch, index
 
-    def __len__(self) -> int:
-        """Return the patches of one epoch, over all ranks."""
-        return self.batch_size * self.iterations
+    def _draw_case(self, generator: Any) -> str:
+        return self.case_ids[generator.integers(len(self.case_ids))]
 
-    def __getitem__(self, number: int) -> tio.Subject:
-        """Return a subject with `image` (C, Z, Y, X) float32, `label` (1, Z, Y, X) and `case_id`."""
-        return self._made(number, None)
-
-    def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        """Return the batch of these patches, which PyTorch's loader asks for at once.
-
-        It holds "image" float32 (B, C, *patch), "label" int16 (B, 1, *patch) and "case_id"; with `deferred` boxes, and
-        "number".
-
-        Each patch is read or written where it belongs in the batch: joining them would copy them once more.
-        """
+    def _make(self, number: int, targets: Sequence[Tensor] | None) -> tio.Subject:
+        """Return a patch, or its region with `deferred`; what is read may be in the target tensors."""
         worker = get_worker_info()
-        if worker is None or self.memory is None:
-            batch = new_batch(self.layout(len(numbers)))
-        else:
-            batch = self.memory.take(worker.id)
-        whole = [batch[name] if self.dim == 3 else batch[name].unsqueeze(2) for name in IMAGES]
-        subjects = []
-        for place, number in enumerate(numbers):
-            parts = [tensor[place] for tensor in whole]
-            subject = self._made(number, parts)
-            for name, part in zip(IMAGES, parts, strict=True):
-                made = subject.get_image(name).data
-                if made.data_ptr() != part.data_ptr():
-                    part.copy_(made)
-            subjects.append(subject)
-        batch.update(_told(subjects))
-        return batch
-
-    def _made(self, number: int, into: Sequence[Tensor] | None) -> tio.Subject:
-        """Return a patch, which may lie in the memory offered for its image and label."""
-        worker = get_worker_info()
-        if worker is not None and self.in_work is not None:
-            self.in_work.numpy()[worker.id] = os.getpid(), number
+        if worker is not None and self.current_numbers is not None:
+            self.current_numbers.numpy()[worker.id] = os.getpid(), number
         if self.deferred:
-            subject = self._read(number, self.read_size, into)
+            subject = self._read(number, targets, self.read_size)
             subject["number"] = number
             return subject
-        return self._transformed(number, partial(self._read, number, into=into))
+        return self._transform(number, partial(self._read, number, targets))
 
-    def _read(self, number: int, size: Sequence[int], into: Sequence[Tensor] | None) -> tio.Subject:
-        """Return the box of a patch, or the part of this size in its centre; it is read into memory of its shape."""
-        case, box = self.place_of(number)
-        start = [first + (whole - part) // 2 for first, whole, part in zip(box, self.read_size, size, strict=True)]
-        fits = into is not None and tuple(into[0].shape[1:]) == tuple(size)
-        image, label = (part.numpy() for part in into) if into is not None and fits else (None, None)
-        return tio.Subject(
-            image=tio.ScalarImage(tensor=torch.from_numpy(read_box(case.image, start, size, 0, image))),
-            label=tio.LabelMap(tensor=torch.from_numpy(read_box(case.label, start, size, OUTSIDE, label))),
-            case_id=case.case_id,
-        )
-
-    def place_of(self, number: int) -> tuple["StoredCase", tuple[int, ...]]:
-        """Return the case of a patch, and the first voxel of its box of `read_size`."""
-        generator = generator_of(*self._key(number), "place")
-        case = self.cases.load(self.case_ids[generator.integers(len(self.case_ids))])
-        forced = is_forced(number % len(self) % self.batch_size, self.batch_size, self.oversample_foreground)
-        voxel = draw_voxel(case.foreground, self.labels, forced, generator)
-        return case, draw_start(case.image.shape[1:], self.read_size, self.patch_size, voxel, generator)
-
-    def transform_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a batch of boxes (see `deferred`) as patches: each with the draws of its number, on its device."""
-        boxes = batch["image"], batch["label"]
-        images, labels = boxes if self.dim == 3 else (box.unsqueeze(2) for box in boxes)
-
-        def cut(image: Tensor, label: Tensor, case_id: str, size: Sequence[int]) -> tio.Subject:
-            # Contiguous as what is read: the layout decides in what order sums are made.
-            parts = [crop_centre(tensor, size).contiguous() for tensor in (image, label)]
-            return tio.Subject(
-                image=tio.ScalarImage(tensor=parts[0]), label=tio.LabelMap(tensor=parts[1]), case_id=case_id
-            )
-
-        subjects = [
-            self._transformed(number, partial(cut, image, label, case_id))
-            for image, label, case_id, number in zip(images, labels, batch["case_id"], batch["number"], strict=True)
-        ]
-        joined = {name: torch.stack([subject.get_image(name).data for subject in subjects]) for name in IMAGES}
-        if self.dim == 2:
-            joined = {name: tensor.squeeze(2) for name, tensor in joined.items()}
-        return {**joined, **_told(subjects)}
-
-    def _transformed(self, number: int, give: Callable[[Sequence[int]], tio.Subject]) -> tio.Subject:
-        """Return a patch; how it is turned is drawn first, so that `give` is asked for no larger a part than needed."""
+    def _transform(self, number: int, read: Callable[[Sequence[int]], tio.Subject]) -> tio.Subject:
+        """Draw the rotation first, then read only the region it needs, then apply all transforms."""
         with seeded_torch(*self._key(number), "augmentation"):
             if self.spatial is None:
-                return self.transforms(give(self.read_size))
+                return self.transforms(read(self.read_size))
             matrix = self.spatial.draw_matrix()
-            subject = give(self.spatial.source_size(matrix, self.read_size))
+            subject = read(self.spatial.source_size(matrix, self.read_size))
             subject["matrix"] = matrix
             return self.transforms(subject)
 
+    def _read(self, number: int, targets: Sequence[Tensor] | None, size: Sequence[int]) -> tio.Subject:
+        """Read the central part of a patch's region, into the target tensors if they have its size."""
+        case, first = self.region_of(number)
+        start = [low + (whole - part) // 2 for low, whole, part in zip(first, self.read_size, size, strict=True)]
+        fits = targets is not None and tuple(targets[0].shape[1:]) == tuple(size)
+        into_image, into_label = (
+            (target.numpy() for target in targets) if targets is not None and fits else (None, None)
+        )
+        image = torch.from_numpy(read_region(case.image, start, size, 0, into_image))
+        label = torch.from_numpy(read_region(case.label, start, size, OUTSIDE, into_label))
+        return make_subject(image, label, case_id=case.case_id)
+
 
 class PatchSampler(DistributedSampler[int]):
-    """Yields this rank's patch numbers of an epoch: its stride of every batch.
+    """Yields the numbers of this rank's patches: from every batch, the positions rank, rank + world_size, ...
 
-    A DistributedSampler because Lightning then leaves it in place under DDP, and calls `set_epoch` before each epoch.
+    It is a DistributedSampler because Lightning keeps such a sampler under DDP and calls its `set_epoch` before each
+    epoch.
 
     Args:
-        dataset: the patches.
-        rank: this process.
-        world_size: all processes.
+        dataset: the patches; `batch_size` and `iterations` are read.
+        rank: number of this process.
+        world_size: number of processes.
+
+    >>> class Patches(list):
+    ...     batch_size, iterations = 3, 2
+    >>> sampler = PatchSampler(Patches(range(6)), rank=0, world_size=2)
+    >>> sampler.set_epoch(1)
+    >>> list(sampler)
+    [6, 8, 9, 11]
     """
 
     def __init__(self, dataset: PatchDataset, rank: int = 0, world_size: int = 1) -> None:
@@ -278,23 +261,28 @@ class PatchSampler(DistributedSampler[int]):
         self.positions = range(rank, dataset.batch_size, world_size)
 
     def __len__(self) -> int:
-        """Return the patches of one epoch on this rank."""
+        """Return the number of this rank's patches in an epoch."""
         return len(self.positions) * self.patches.iterations
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the numbers batch by batch."""
+        """Yield the numbers of the epoch's patches batch by batch."""
         first = self.epoch * len(self.patches)
         for iteration in range(self.patches.iterations):
             for position in self.positions:
                 yield first + iteration * self.patches.batch_size + position
 
 
-def _told(subjects: Sequence[tio.Subject]) -> dict[str, list[Any]]:
-    """Return what a batch says of each patch: "case_id", and of boxes that are yet to be transformed their "number"."""
+def make_subject(image: Tensor, label: Tensor, **facts: Any) -> tio.Subject:
+    """Return a TorchIO subject with `image` (C, Z, Y, X), `label` (1, Z, Y, X) and further entries."""
+    return tio.Subject(image=tio.ScalarImage(tensor=image), label=tio.LabelMap(tensor=label), **facts)
+
+
+def keep_batch(batch: Any) -> Any:
+    """Return a batch unchanged: the loader needs no collate function because the dataset makes whole batches."""
+    return batch
+
+
+def _facts_of(subjects: Sequence[tio.Subject]) -> dict[str, list[Any]]:
+    """Return "case_id" of each patch, and the "number" of patches that are not transformed yet."""
     names = [name for name in ("case_id", "number") if name in subjects[0]]
     return {name: [subject[name] for subject in subjects] for name in names}
-
-
-def as_made(batch: Any) -> Any:
-    """Return a batch as it is: the dataset has joined its patches (`__getitems__`)."""
-    return batch

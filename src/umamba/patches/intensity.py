@@ -1,38 +1,43 @@
-"""Changes of the intensities, channel by channel, as nnU-Net draws them; TorchIO has none of them with these rules.
+"""Intensity transforms with nnU-Net's rules, channel by channel; TorchIO's own follow other rules.
 
-TorchIO's RandomNoise would do, but it reseeds torch globally, CUDA included. All draw from torch's global CPU
-generator, as TorchIO's own do, and change the subject's image (C, Z, Y, X) in place, on whatever device it lies.
+All of them draw from torch's global CPU generator (see `seeded_torch`) and change the subject's image (C, Z, Y, X) in
+place, on whichever device it is. TorchIO's RandomNoise is not used because it reseeds torch globally, CUDA included.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torchio as tio
 from torch import Tensor
 from torch.nn import functional
-from torchio.transforms.augmentation import RandomTransform
 
 from umamba.patches.blur import blur_axis
-from umamba.patches.sampling import OUTSIDE
-from umamba.patches.settings import Blur, Factor, GammaCurve, LowResolution, Noise, Range
+from umamba.patches.seeding import draw_uniform
+from umamba.preprocessing.case import OUTSIDE
+from umamba.settings.augmentation import Blur, Brightness, Contrast, Gamma, LowResolution, Noise, Range
 
-TINY = 1e-7
+EPSILON = 1e-7  # keeps divisors of constant channels above zero
 
 
 def draw_around_one(limits: Range) -> float:
-    """Draw half the time below 1 and half the time above, uniformly in each part; uniformly if 1 is not inside."""
+    """Draw a factor: half the time below 1 and half the time above, uniformly within each half.
+
+    Args:
+        limits: lowest and highest factor. If 1 is not between them, the factor is drawn uniformly.
+    """
     low, high = limits
     if low < 1 < high:
         low, high = (low, 1.0) if torch.rand(1).item() < 0.5 else (1.0, high)
-    return RandomTransform.sample_uniform(low, high)
+    return draw_uniform(low, high)
 
 
-class ChannelTransform(RandomTransform):
-    """Changes channels of `image` one by one, each with a probability of its own.
+class ChannelTransform(tio.IntensityTransform):
+    """Base of transforms that change the channels of `image` one by one.
 
     Args:
-        p: probability that a patch is changed at all.
-        p_channel: probability of each channel then.
+        p: probability that the patch is changed.
+        p_channel: probability of each channel of such a patch.
     """
 
     def __init__(self, p: float, p_channel: float = 1.0) -> None:
@@ -40,7 +45,7 @@ class ChannelTransform(RandomTransform):
         self.p_channel = p_channel
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        """Change the drawn channels."""
+        """Change each channel with probability `p_channel`."""
         for channel in subject.get_image("image").data:
             if self.p_channel >= 1 or torch.rand(1).item() < self.p_channel:
                 channel.copy_(self.change(channel))
@@ -51,38 +56,39 @@ class ChannelTransform(RandomTransform):
         """Return the changed channel (Z, Y, X)."""
 
 
-class AddNoise(RandomTransform):
-    """Add Gaussian noise of one drawn standard deviation to all channels."""
+class AddNoise(tio.IntensityTransform):
+    """Add Gaussian noise with one drawn standard deviation to all channels."""
 
     def __init__(self, noise: Noise) -> None:
         super().__init__(p=noise.p, copy=False)
         self.std = noise.std
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        """Add the noise."""
+        """Draw the noise, then its standard deviation, and add it."""
         image = subject.get_image("image").data
-        image.add_(self.noise_like(image), alpha=self.sample_uniform(*self.std))
+        image.add_(self.noise_like(image), alpha=draw_uniform(*self.std))
         return subject
 
     def noise_like(self, image: Tensor) -> Tensor:
-        """Return standard normal noise, drawn where the image lies."""
+        """Return standard normal noise, drawn on the image's device; devices differ in the values they draw."""
         if image.device.type == "cpu":
             return torch.randn(image.shape)
-        generator = torch.Generator(image.device).manual_seed(self._get_random_seed())
+        seed = int(torch.randint(0, 2**31, (1,)).item())
+        generator = torch.Generator(image.device).manual_seed(seed)
         return torch.randn(image.shape, generator=generator, device=image.device)
 
 
 class BlurChannels(ChannelTransform):
-    """Gaussian blur with a sigma drawn per axis, mirrored at the borders."""
+    """Gaussian blur with a sigma drawn for each axis, mirrored at the borders."""
 
     def __init__(self, blur: Blur) -> None:
         super().__init__(blur.p, blur.p_channel)
         self.sigma = blur.sigma
 
     def change(self, channel_ZYX: Tensor) -> Tensor:
-        """Return the blurred channel; axes of size 1 stay as they are."""
+        """Return the blurred channel; axes of size 1 are not blurred."""
         for axis, length in enumerate(channel_ZYX.shape):
-            sigma = self.sample_uniform(*self.sigma)
+            sigma = draw_uniform(*self.sigma)
             if length > 1:
                 channel_ZYX = blur_axis(channel_ZYX, sigma, axis)
         return channel_ZYX
@@ -91,7 +97,7 @@ class BlurChannels(ChannelTransform):
 class ScaleBrightness(ChannelTransform):
     """Multiply each channel by a factor."""
 
-    def __init__(self, brightness: Factor) -> None:
+    def __init__(self, brightness: Brightness) -> None:
         super().__init__(brightness.p)
         self.factor = brightness.factor
 
@@ -101,25 +107,25 @@ class ScaleBrightness(ChannelTransform):
 
 
 class ScaleContrast(ChannelTransform):
-    """Multiply each channel's distance from its mean by a factor, within its old range."""
+    """Multiply each channel's distance from its mean by a factor and clamp the result to the channel's old range."""
 
-    def __init__(self, contrast: Factor) -> None:
+    def __init__(self, contrast: Contrast) -> None:
         super().__init__(contrast.p)
         self.factor = contrast.factor
 
     def change(self, channel_ZYX: Tensor) -> Tensor:
-        """Return the channel with another contrast."""
+        """Return the channel with the new contrast."""
         lowest, highest = torch.aminmax(channel_ZYX)
         mean = channel_ZYX.mean()
         return (channel_ZYX - mean).mul_(draw_around_one(self.factor)).add_(mean).clamp_(lowest, highest)
 
 
 class LowerResolution(ChannelTransform):
-    """Reduce by nearest neighbour and enlarge linearly, by one factor for all axes.
+    """Reduce each channel by nearest neighbour and enlarge it linearly, with one factor for all axes.
 
     Args:
-        low_resolution: probabilities and factors.
-        in_plane: leave the first axis as it is.
+        low_resolution: probabilities and range of the factor.
+        in_plane: do not reduce the first axis.
     """
 
     def __init__(self, low_resolution: LowResolution, in_plane: bool) -> None:
@@ -128,8 +134,8 @@ class LowerResolution(ChannelTransform):
         self.in_plane = in_plane
 
     def change(self, channel_ZYX: Tensor) -> Tensor:
-        """Return the coarser channel."""
-        factor = self.sample_uniform(*self.factor)
+        """Return the channel at the lower resolution, in its old size."""
+        factor = draw_uniform(*self.factor)
         axes = 2 if self.in_plane else 3
         full = channel_ZYX.shape[-axes:]
         reduced = [max(1, round(length * factor)) for length in full]
@@ -140,45 +146,45 @@ class LowerResolution(ChannelTransform):
 
 
 class ApplyGamma(ChannelTransform):
-    """Raise each channel, scaled to 0..1, to a power; its mean and standard deviation are restored.
+    """Scale each channel to 0..1, raise it to a power, and restore its mean and standard deviation.
 
     Args:
-        gamma: probability and exponents.
-        negated: work on the negated channel and negate back.
+        gamma: probability and range of the exponent.
+        negated: negate the channel before, and back afterwards.
     """
 
-    def __init__(self, gamma: GammaCurve, negated: bool) -> None:
+    def __init__(self, gamma: Gamma, negated: bool) -> None:
         super().__init__(gamma.p)
         self.exponent = gamma.exponent
         self.sign = -1.0 if negated else 1.0
 
     def change(self, channel_ZYX: Tensor) -> Tensor:
-        """Return the channel with another gamma."""
+        """Return the channel after the power law."""
         std, mean = std_and_mean(channel_ZYX)
         lowest, highest = torch.aminmax(channel_ZYX)
-        zero, extent = lowest if self.sign > 0 else highest, (highest - lowest).clamp_min(TINY)
+        zero, extent = lowest if self.sign > 0 else highest, (highest - lowest).clamp_min(EPSILON)
         curved = (channel_ZYX - zero).mul_(self.sign / extent).pow_(draw_around_one(self.exponent))
         new_std, new_mean = std_and_mean(curved)
-        gain = self.sign * std / new_std.clamp_min(TINY)
+        gain = self.sign * std / new_std.clamp_min(EPSILON)
         return curved.mul_(gain).add_(mean - gain * new_mean)
 
 
 def std_and_mean(channel_ZYX: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the (population) standard deviation and the mean; torch.std_mean takes many times as long on a CPU."""
+    """Return the population standard deviation and the mean; torch.std_mean is many times slower on a CPU."""
     mean = channel_ZYX.mean()
     return torch.linalg.vector_norm(channel_ZYX - mean) / channel_ZYX.numel() ** 0.5, mean
 
 
 class ClearOutside(tio.Transform):
-    """Replace label -1 by background, after setting channels with masked normalisation to zero there.
+    """Set channels with masked normalisation to zero where the label is -1, then replace label -1 by background.
 
     Args:
-        channels: these channels; none for validation patches (as in nnU-Net).
+        channels: indices of these channels; empty for validation patches, as in nnU-Net.
     """
 
-    def __init__(self, channels: tuple[int, ...]) -> None:
+    def __init__(self, channels: Sequence[int]) -> None:
         super().__init__(copy=False)
-        self.channels = channels
+        self.channels = tuple(channels)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Clear image and label."""
@@ -187,5 +193,5 @@ class ClearOutside(tio.Transform):
             outside = label[0] == OUTSIDE
             for channel in self.channels:
                 subject.get_image("image").data[channel].masked_fill_(outside, 0.0)
-        label.clamp_(min=0)  # nothing else is below zero
+        label.clamp_(min=0)  # -1 is the only negative label
         return subject

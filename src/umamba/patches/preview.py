@@ -1,8 +1,7 @@
-"""A picture of training patches as the network gets them: a row a patch, plain and augmented several times."""
+"""A picture of augmented training patches: one row for each patch, first without and then with augmentation."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torchio as tio
@@ -14,54 +13,55 @@ from matplotlib.patches import Patch
 from umamba.io import atomic_path
 from umamba.labels import LabelSet, colours
 from umamba.patches.augmentation import read_size, training_transforms
-from umamba.patches.dataset import PatchDataset
+from umamba.patches.dataset import PatchDataset, make_subject
+from umamba.patches.sampling import as_3d
 from umamba.patches.seeding import seeded_torch
-from umamba.patches.settings import read_augmentation
 from umamba.patches.spatial import crop_centre
+from umamba.settings import AugmentationSettings
 
 if TYPE_CHECKING:
     from umamba.planning import Configuration
     from umamba.preprocessing import CaseStore
 
-ALPHA = 0.4
+ALPHA = 0.4  # opacity of the labels
 
 
 def draw_preview(
     store: "CaseStore",
     configuration: "Configuration",
     labels: LabelSet,
-    augmentation: Mapping[str, Any],
+    augmentation: AugmentationSettings,
     path: Path,
     *,
     seed: int = 0,
     rows: int = 4,
     columns: int = 6,
 ) -> None:
-    """Draw a grid into a PNG: each row is one patch, first as it is cut, then under several draws of the augmentation.
+    """Draw patches into a PNG: each row shows one patch, first without and then with several draws of augmentation.
 
-    The patches are forced to hold foreground; shown is the slice of the patch that holds most of it.
+    The patches are forced to contain foreground. Each picture shows the slice with most foreground.
 
     Args:
         store: the preprocessed cases.
-        configuration: patch size and channels with masked normalisation.
-        labels: values and colours.
-        augmentation: the `augmentation` group.
+        configuration: the plan's configuration; patch size and masked channels are read.
+        labels: values and names of the labels, which also determine the colours.
+        augmentation: kinds, probabilities and ranges.
         path: the file to write, ending in .png.
-        seed: which patches, and which draws.
-        rows: patches.
-        columns: pictures of each patch, the plain one included.
+        seed: seed of the patches and of the augmentation.
+        rows: number of patches.
+        columns: pictures of each patch, including the one without augmentation.
+
+    Raises:
+        UserError: mirroring is asked for along an axis that the patch does not have.
     """
     patch_size = tuple(configuration.patch_size)
-    whole = (1,) * (3 - len(patch_size)) + patch_size
-    settings = read_augmentation(augmentation, len(patch_size))
-    masked = tuple(channel for channel, used in enumerate(configuration.use_mask_for_norm) if used)
-    boxes = PatchDataset(
+    regions = PatchDataset(
         store,
         store.case_ids,
         labels,
         tio.Compose([]),
-        read_size=read_size(settings, patch_size),
-        patch_size=whole,
+        read_size=read_size(augmentation, patch_size),
+        patch_size=as_3d(patch_size),
         dim=len(patch_size),
         batch_size=1,
         iterations=rows,
@@ -69,23 +69,20 @@ def draw_preview(
         seed=seed,
         stream="preview",
     )
-    transforms = training_transforms(settings, patch_size, masked)
+    transforms = training_transforms(augmentation, patch_size, configuration.use_mask_for_norm)
     figure = Figure(figsize=(2.2 * columns, 2.2 * rows + 0.6), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
     for row in range(rows):
-        box = boxes[row]
+        region = regions[row]
         for column in range(columns):
-            subject = tio.Subject(
-                image=tio.ScalarImage(tensor=box.get_image("image").data.clone()),
-                label=tio.LabelMap(tensor=box.get_image("label").data.clone()),
-            )
+            subject = make_subject(*(region.get_image(name).data.clone() for name in ("image", "label")))
             if column:
                 with seeded_torch(seed, "preview", row, column):
                     subject = transforms(subject)
-            image = crop_centre(subject.get_image("image").data, whole).numpy()
-            label = crop_centre(subject.get_image("label").data, whole).numpy()[0]
-            title = f"{box['case_id']}: as cut" if column == 0 else ""
+            image = crop_centre(subject.get_image("image").data, as_3d(patch_size)).numpy()
+            label = crop_centre(subject.get_image("label").data, as_3d(patch_size)).numpy()[0]
+            title = f"{region['case_id']}: not augmented" if column == 0 else ""
             draw_patch(grid[row, column], image, label, labels, title)
     handles = [
         Patch(color=colour / 255, label=name)
@@ -97,7 +94,15 @@ def draw_preview(
 
 
 def draw_patch(axes: Axes, image_CZYX: np.ndarray, label_ZYX: np.ndarray, labels: LabelSet, title: str) -> None:
-    """Draw the slice with most foreground, grey or in colour, with the labels over it."""
+    """Draw the slice with most foreground and its labels.
+
+    Args:
+        axes: where to draw.
+        image_CZYX: three channels are drawn in colour, otherwise the first channel in grey.
+        label_ZYX: integers of the same size.
+        labels: values and names of the labels.
+        title: text above the picture.
+    """
     foreground = np.isin(label_ZYX, sorted({value for values in labels.values for value in values}))
     index = int(foreground.sum(axis=(1, 2)).argmax())
     natural = len(image_CZYX) == 3

@@ -1,6 +1,6 @@
-"""Where patches are taken: nnU-Net's sampler with foreground oversampling (its data loader, 2.8.1).
+"""Where patches are sampled: nnU-Net's foreground oversampling (its data loader, version 2.8.1).
 
-All boxes have three axes (Z, Y, X), in voxels; a 2D patch has size 1 along the first.
+All regions have three axes (Z, Y, X) and are measured in voxels; a 2D patch has size 1 along the first axis.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,26 +10,54 @@ import numpy as np
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
+from umamba.preprocessing.foreground import LABELLED
 
-OUTSIDE = -1  # label of voxels outside the image, and outside the nonzero mask of preprocessing
-LABELLED = -1  # key of a case's foreground voxels that holds all labelled ones, where there is an ignore label
+
+def as_3d(patch_size: Sequence[int]) -> tuple[int, ...]:
+    """Return the size (Z, Y, X) of a patch with 2 or 3 axes.
+
+    >>> as_3d((64, 96))
+    (1, 64, 96)
+    """
+    return (1,) * (3 - len(patch_size)) + tuple(patch_size)
 
 
 def is_forced(position: int, batch_size: int, oversample_foreground: float) -> bool:
-    """Return whether the sample at this position of a batch must contain foreground: the last ones of a batch."""
+    """Return whether the patch at this position of a batch must contain foreground.
+
+    nnU-Net forces the last patches of each batch.
+
+    Args:
+        position: from 0 to batch_size - 1.
+        batch_size: patches in a batch over all ranks.
+        oversample_foreground: share of the batch that must contain foreground, 0 to 1.
+
+    >>> [is_forced(position, 3, 0.33) for position in range(3)]
+    [False, False, True]
+    """
     return position >= round(batch_size * (1 - oversample_foreground))
 
 
 def draw_voxel(
     foreground: Mapping[int, np.ndarray], labels: LabelSet, forced: bool, generator: np.random.Generator
 ) -> np.ndarray | None:
-    """Return the voxel (3,) a patch is centred on, or None for a random place.
+    """Draw the voxel (3,) on which a patch is centred; None means that the patch is placed at random.
 
-    Forced: a class (region) present in the case, each with equal chance, then one of its stored voxels. Not forced, or
-    nothing present: random; with an ignore label one of the labelled voxels.
+    A forced patch draws a class (or region) that the case contains, each with equal chance, and then one of its stored
+    voxels. Otherwise the patch is placed at random, or with an ignore label on one of the labelled voxels.
+
+    Args:
+        foreground: the stored voxels (n, 3) of each class, as `umamba.preprocessing` writes them.
+        labels: the label set; only its ignore label matters here.
+        forced: whether the patch must contain foreground.
+        generator: source of the draws.
 
     Raises:
-        UserError: there is an ignore label, but the case has no list of its labelled voxels.
+        UserError: there is an ignore label, but the case stores no labelled voxels.
+
+    >>> labels = LabelSet(("liver",), ((1,),))
+    >>> draw_voxel({1: np.array([[4, 5, 6]])}, labels, True, np.random.default_rng(0)).tolist()
+    [4, 5, 6]
     """
     chosen = None
     if forced:
@@ -39,8 +67,8 @@ def draw_voxel(
     if chosen is None and labels.ignore is not None:
         if LABELLED not in foreground:
             raise UserError(
-                f"labels: there is an ignore label, but the prepared cases list no labelled voxels (key {LABELLED})."
-                " Prepare the dataset again."
+                "labels: the dataset has an ignore label, but the prepared cases store no labelled voxels "
+                f"(key {LABELLED}). Prepare the dataset again."
             )
         chosen = foreground[LABELLED]
     if chosen is None or not len(chosen):
@@ -55,19 +83,22 @@ def draw_start(
     voxel: np.ndarray | None,
     generator: np.random.Generator,
 ) -> tuple[int, ...]:
-    """Return the first voxel (3,) of the box that is read; it may lie outside the image, as may the box's end.
+    """Return the first voxel (3,) of the region that is read; the region may extend beyond the image.
 
     Args:
-        shape: the image's.
-        read_size: the box's.
-        patch_size: what is left of the box after augmentation.
-        voxel: centre of the box, or None for a random place.
-        generator: where random places are drawn from.
+        shape: size of the image.
+        read_size: size of the region.
+        patch_size: size of the patch that augmentation cuts out of the region.
+        voxel: centre of the region; None: a random place.
+        generator: source of random places.
+
+    >>> draw_start((9, 9, 9), (4, 4, 4), (4, 4, 4), np.array([5, 8, 0]), np.random.default_rng(0))
+    (3, 6, 0)
     """
     starts = []
     for axis, (size, read, patch) in enumerate(zip(shape, read_size, patch_size, strict=True)):
         allowance = max(read - patch, read - size)
-        lowest = -((allowance + 1) // 2)  # floor of minus half
+        lowest = -((allowance + 1) // 2)  # minus half the allowance, rounded down
         highest = size + (allowance + 1) // 2 - read
         if voxel is None:
             starts.append(int(generator.integers(lowest, highest, endpoint=True)))
@@ -76,35 +107,38 @@ def draw_start(
     return tuple(starts)
 
 
-def read_box(
+def read_region(
     array: Any, start: Sequence[int], size: Sequence[int], outside: float, into: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return a box (C, *size) of a sliceable array (C, Z, Y, X), copied; `outside` beyond the image.
+    """Return a copy (C, *size) of a region, padded where it extends beyond the array.
 
     Args:
-        array: what is read.
-        start: first voxel (Z, Y, X) of the box, which may lie outside.
-        size: of the box.
-        outside: value beyond the image.
-        into: contiguous memory of the box; new memory if None.
+        array: (C, Z, Y, X), a NumPy array or a blosc2 array.
+        start: first voxel (Z, Y, X) of the region; it may be negative.
+        size: size (Z, Y, X) of the region.
+        outside: value of the padding.
+        into: contiguous array (C, *size) that receives the region; None: a new array.
+
+    >>> read_region(np.ones((1, 1, 1, 2)), (0, 0, -1), (1, 1, 3), 0).tolist()
+    [[[[0.0, 1.0, 1.0]]]]
     """
-    box = np.empty((array.shape[0], *size), array.dtype) if into is None else into
+    region = np.empty((array.shape[0], *size), array.dtype) if into is None else into
     low = [max(0, first) for first in start]
     high = [min(extent, first + length) for extent, first, length in zip(array.shape[1:], start, size, strict=True)]
     if all(b - a == length for a, b, length in zip(low, high, size, strict=True)):
-        _copy(array, low, high, box)
-        return box
-    box.fill(outside)
+        _copy(array, low, high, region)
+        return region
+    region.fill(outside)
     if all(a < b for a, b in zip(low, high, strict=True)):
         inside = np.empty((array.shape[0], *(b - a for a, b in zip(low, high, strict=True))), array.dtype)
         _copy(array, low, high, inside)
-        box[(slice(None), *(slice(a - f, b - f) for a, b, f in zip(low, high, start, strict=True)))] = inside
-    return box
+        region[(slice(None), *(slice(a - f, b - f) for a, b, f in zip(low, high, start, strict=True)))] = inside
+    return region
 
 
 def _copy(array: Any, low: Sequence[int], high: Sequence[int], into: np.ndarray) -> None:
-    """Copy the voxels from `low` to `high` (without these) into contiguous memory."""
-    if hasattr(array, "get_slice_numpy"):  # blosc2 decodes where it is told to
+    """Copy the voxels from `low` up to but excluding `high` into a contiguous array."""
+    if hasattr(array, "get_slice_numpy"):  # a blosc2 array decodes straight into the target
         array.get_slice_numpy(into, ([0, *low], [array.shape[0], *high]))
     else:
         into[:] = array[(slice(None), *map(slice, low, high))]

@@ -1,4 +1,7 @@
-"""Randomness without state: every patch has generators of its own, seeded by what it is (architecture, contract 5)."""
+"""Stateless randomness: every patch has its own generators, seeded by what identifies the patch.
+
+This is what makes a patch a function of (seed, epoch, index).
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,22 +12,33 @@ import torch
 
 
 def seed_of(*parts: int | str) -> int:
-    """Return 63 bits that depend on every part and on their order, the same on every machine and Python."""
+    """Return a 63-bit seed that depends on every part and on their order, the same on every machine.
+
+    Args:
+        parts: what identifies the use, such as run seed, stream, epoch, index and purpose.
+
+    >>> seed_of(0, "train", 1) == seed_of(0, "train", 1) != seed_of(0, "train", 2)
+    True
+    """
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator_of(*parts: int | str) -> np.random.Generator:
-    """Return a generator of its own for these parts."""
+    """Return a NumPy generator seeded by `seed_of` these parts."""
     return np.random.Generator(np.random.PCG64(seed_of(*parts)))
 
 
 @contextmanager
 def seeded_torch(*parts: int | str) -> Iterator[None]:
-    """Let torch's global CPU generator, which TorchIO draws from, be that of these parts; restore it afterwards.
+    """Seed torch's global CPU generator, from which the transforms draw, and restore its state afterwards.
 
-    torch.manual_seed would also reseed CUDA's generators. One thread within: how many share an operation decides how a
-    sum is rounded, and worker processes have one, so that patches made in the main process would differ from theirs.
+    `torch.manual_seed` is not used because it would also seed CUDA's generators. The code inside runs on one thread
+    because the number of threads decides how a sum is rounded: worker processes have one thread, and the main process
+    must make the same patches.
+
+    Args:
+        parts: see `seed_of`.
     """
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
@@ -36,3 +50,8 @@ def seeded_torch(*parts: int | str) -> Iterator[None]:
         finally:
             if threads != 1:
                 torch.set_num_threads(threads)
+
+
+def draw_uniform(low: float, high: float) -> float:
+    """Draw a number between `low` and `high` from torch's global CPU generator, as TorchIO draws it."""
+    return torch.empty(1).uniform_(low, high).item()

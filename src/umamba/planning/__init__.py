@@ -1,18 +1,19 @@
-"""From the statistics of a dataset to its plan: fingerprint, planner, folds, nnU-Net's files."""
+"""Derive the plan of a dataset from its statistics: fingerprint, planner, folds, nnU-Net's plans files."""
 
 from umamba.planning.crop import nonzero_box
-from umamba.planning.describe import plan_table
 from umamba.planning.fingerprint import Fingerprint, compute_fingerprint
 from umamba.planning.folds import fold_cases, split_folds
 from umamba.planning.nnunet_files import foreign_settings, parse_nnunet_plans, read_nnunet_plans, to_nnunet_plans
-from umamba.planning.paper import assumed_fingerprint, paper_setting
+from umamba.planning.paper import PaperSetting, assumed_fingerprint, paper_setting, planned_configuration
 from umamba.planning.plan import Configuration, Intensity, Plan
+from umamba.planning.plan_table import plan_table
 from umamba.planning.planner import plan_dataset
 
 __all__ = [
     "Configuration",
     "Fingerprint",
     "Intensity",
+    "PaperSetting",
     "Plan",
     "assumed_fingerprint",
     "compute_fingerprint",
@@ -23,6 +24,7 @@ __all__ = [
     "parse_nnunet_plans",
     "plan_dataset",
     "plan_table",
+    "planned_configuration",
     "read_nnunet_plans",
     "split_folds",
     "to_nnunet_plans",

@@ -1,24 +1,23 @@
-"""The box around what is not zero, with holes filled (nnU-Net: preprocessing/cropping/cropping.py)."""
+"""Find the nonzero region of an image and its bounding box (nnU-Net: preprocessing/cropping/cropping.py)."""
 
 import numpy as np
 from scipy import ndimage
 
-Box = tuple[slice, slice, slice]
-_FEW = 0.02  # share of a volume below which its voxels are followed one by one
+CropBox = tuple[slice, slice, slice]
+_FEW = 0.02  # below this fraction of background voxels, following them one by one is faster than labelling components
 
 
-def nonzero_box(array: np.ndarray) -> tuple[np.ndarray, Box]:
-    """Return the mask of voxels where any channel is not 0, its holes filled, and the box around it.
+def nonzero_box(array: np.ndarray) -> tuple[np.ndarray, CropBox]:
+    """Return the mask of voxels where any channel is not 0, with its holes filled, and the bounding box of the mask.
 
-    A hole is background that cannot reach the border of the image through faces of voxels. A slice of its own has none.
-    An image of zeros only gets an empty mask and the box of the whole image.
+    A hole is background that is not connected to the border of the image through faces of voxels, so an image of one
+    slice has no holes. An image that is 0 everywhere has an empty mask and the box of the whole image.
 
     Args:
         array: (C, Z, Y, X).
 
     Returns:
-        mask: (Z, Y, X) bool.
-        box: slices of Z, Y, X.
+        The mask (Z, Y, X) bool, and the slices of Z, Y and X of the box.
     """
     mask = array[0] != 0
     for channel in array[1:]:
@@ -26,7 +25,7 @@ def nonzero_box(array: np.ndarray) -> tuple[np.ndarray, Box]:
     box = _box(mask)
     inside = mask[box]
     if not inside.all():
-        # Outside the box everything is background, so holes can be told from within it.
+        # Everything outside the box is background, so the holes can be found inside the box alone.
         mask[box] = ~_reaching_border(~inside)
     return mask, box
 
@@ -43,7 +42,8 @@ def _reaching_border(background: np.ndarray) -> np.ndarray:
         kept = np.zeros(count + 1, dtype=bool)
         kept[components[touching]] = True
         return kept[components]
-    # Few voxels, such as the zeros among a CT's intensities: followed from the border inwards, in a frame of False.
+    # There are few voxels, such as the zeros among a CT's intensities: follow them from the border inwards. A frame of
+    # False around the volume stops the search.
     padded = np.pad(background, 1)
     reached, open_ones = np.zeros(padded.size, dtype=bool), padded.ravel()
     _, height, width = padded.shape
@@ -56,7 +56,7 @@ def _reaching_border(background: np.ndarray) -> np.ndarray:
     return reached.reshape(padded.shape)[1:-1, 1:-1, 1:-1]
 
 
-def _box(mask: np.ndarray) -> Box:
+def _box(mask: np.ndarray) -> CropBox:
     plane = np.logical_or.reduce(mask, axis=0)
     bounds = []
     for axis, occupied in enumerate((mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))):

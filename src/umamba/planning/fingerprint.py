@@ -1,6 +1,7 @@
-"""What a plan is derived from: sizes, spacings and foreground intensities of the training cases.
+"""Compute the fingerprint of a dataset: sizes, spacings and foreground intensities of the training cases.
 
-nnU-Net: experiment_planning/dataset_fingerprint/fingerprint_extractor.py. Each case is decoded once, and checked then.
+The rules are those of nnU-Net's experiment_planning/dataset_fingerprint/fingerprint_extractor.py. Each case is decoded
+once and checked at the same time.
 """
 
 import logging
@@ -20,19 +21,19 @@ log = logging.getLogger(__name__)
 
 _TOTAL_DRAWS = 100_000_000
 _SEED = 1234
-_DRAWS_AT_ONCE = 1 << 22  # bounds the memory; the draws are the same
-_COUNTABLE = 1 << 20  # integers of a range that a table counts faster than a sort
+_DRAWS_AT_ONCE = 1 << 22  # limits the memory and does not change the draws
+_COUNTABLE = 1 << 20  # integers of a smaller range are counted in a table, which is faster than sorting them
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Statistics of the training cases; axes in file order (Z, Y, X).
+    """Statistics of the training cases. Axes are in file order (Z, Y, X).
 
     Attributes:
-        spacings: of each case, mm.
-        shapes_after_crop: of each case, voxels.
-        intensity: foreground intensities per channel.
-        median_relative_size_after_cropping: median over cases of voxels after / before the crop.
+        spacings: spacing of each case in mm.
+        shapes_after_crop: size of each case in voxels after the crop to the nonzero region.
+        intensity: foreground intensities of each channel.
+        median_relative_size_after_cropping: median over the cases of the voxels after the crop / before it.
     """
 
     spacings: tuple[tuple[float, float, float], ...]
@@ -55,8 +56,11 @@ class Fingerprint:
     def from_json(cls, obj: Mapping[str, Any]) -> "Fingerprint":
         """Read the content of nnU-Net's dataset_fingerprint.json.
 
+        Args:
+            obj: the content.
+
         Raises:
-            UserError: a key is missing or of another form.
+            UserError: a key is missing, or its value has another form.
         """
         return parse_record("fingerprint", obj, _fingerprint)
 
@@ -71,13 +75,22 @@ def _fingerprint(obj: Mapping[str, Any]) -> Fingerprint:
 
 
 def read_intensities(obj: Mapping[str, Mapping[str, float]]) -> tuple[Intensity, ...]:
-    """Read nnU-Net's statistics, whose keys are "0", "1", ... for the channels."""
+    """Read nnU-Net's foreground intensities.
+
+    Args:
+        obj: statistics of each channel, under the keys "0", "1", ...
+    """
     return tuple(Intensity(**{name: float(value) for name, value in obj[str(i)].items()}) for i in range(len(obj)))
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Intensities of a channel, in ascending order, and how often each was drawn."""
+    """Intensities drawn from a channel.
+
+    Attributes:
+        values: the distinct intensities in ascending order.
+        counts: how often each was drawn.
+    """
 
     values: np.ndarray
     counts: np.ndarray
@@ -85,7 +98,15 @@ class Draws:
 
 @dataclass(frozen=True)
 class CaseStatistics:
-    """What one case contributes; None if it could not be read. `draws` has one entry a channel, or none at all."""
+    """What one case contributes to the fingerprint.
+
+    Attributes:
+        findings: its problems.
+        spacing: (Z, Y, X) in mm; None if the case has errors.
+        shape_after_crop: (Z, Y, X) in voxels; None if the case has errors.
+        relative_size: voxels after the crop / before it.
+        draws: one entry per channel; empty if the case has errors or no foreground.
+    """
 
     findings: tuple[Finding, ...]
     spacing: tuple[float, float, float] | None = None
@@ -95,30 +116,39 @@ class CaseStatistics:
 
 
 def compute_fingerprint(dataset: RawDataset, workers: int) -> Fingerprint:
-    """Decode and check every training case and return the statistics.
+    """Decode and check every training case of a dataset and compute the statistics.
 
     Args:
-        dataset: its listing.
-        workers: processes; 0 or 1 works in this one.
+        dataset: the dataset.
+        workers: worker processes; 0 or 1 works in this process.
 
     Raises:
-        UserError: a table of all problems of the dataset, those of its listing included.
+        UserError: with a table of all problems of the dataset, including those of its listing.
     """
     _, findings = list_findings(dataset.root)
     num_draws = _TOTAL_DRAWS // max(1, len(dataset.training))
-    # The workers need the labels and channels only; without its cases the dataset is small to send.
+    # The workers need only labels and channels. Without its cases the dataset is small to pickle.
     inspect = partial(case_statistics, replace(dataset, training=(), test=()), num_draws=num_draws)
     statistics = over_cases(inspect, dataset.training, workers, f"Fingerprint of {dataset.name}")
     decoded = [finding for case in statistics for finding in case.findings]
     if any(finding.severity == "error" for finding in [*findings, *decoded]):
-        raise UserError(f"{dataset.root}: the data set cannot be used.\n{findings_table([*findings, *decoded])}")
+        table = findings_table([*findings, *decoded])
+        raise UserError(f"{dataset.root}: the dataset has errors and cannot be used.\n{table}")
     if decoded:
         log.warning("%s:\n%s", dataset.root, findings_table(decoded))
-    return summarize(dataset.root.name, statistics)
+    return pooled_fingerprint(dataset.root.name, statistics)
 
 
 def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseStatistics:
-    """Decode and check one case; draw from its foreground (labels above 0, an ignore label included)."""
+    """Decode and check one case, and draw intensities from its foreground.
+
+    The foreground are the voxels with a label above 0, including the ignore label.
+
+    Args:
+        dataset: the dataset, for its labels and channels.
+        case: the case.
+        num_draws: number of draws per channel.
+    """
     inspection = inspect_case(dataset, case)
     image, label = inspection.image, inspection.label
     if image is None or label is None or any(finding.severity == "error" for finding in inspection.findings):
@@ -136,9 +166,13 @@ def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseS
 
 
 def draw_intensities(voxels: np.ndarray, num_draws: int) -> Iterator[Draws]:
-    """Draw with replacement from each channel's voxels (C, N); nothing is yielded without voxels.
+    """Draw voxels of each channel with replacement.
 
-    The draws are those of numpy's RandomState(1234).choice, channel after channel, but kept as counts.
+    The draws equal those of numpy's RandomState(1234).choice, channel after channel. Only their counts are kept.
+
+    Args:
+        voxels: (C, N). Nothing is yielded if N is 0.
+        num_draws: number of draws per channel.
     """
     random = np.random.RandomState(_SEED)
     if voxels.shape[1] == 0:
@@ -158,25 +192,33 @@ def draw_intensities(voxels: np.ndarray, num_draws: int) -> Iterator[Draws]:
         yield Draws(values[counts > 0], counts[counts > 0])
 
 
-def summarize(name: str, statistics: Sequence[CaseStatistics]) -> Fingerprint:
-    """Pool the cases' statistics.
+def pooled_fingerprint(name: str, statistics: Sequence[CaseStatistics]) -> Fingerprint:
+    """Combine the statistics of all cases into the fingerprint.
+
+    Args:
+        name: name of the dataset, for the error message.
+        statistics: of all cases.
 
     Raises:
         UserError: no case has any foreground.
     """
     drawn = [case.draws for case in statistics if case.draws]
     if not drawn:
-        raise UserError(f"{name}: labelsTr holds no labelled voxel in any case, so there is nothing to learn.")
+        raise UserError(f"{name}: no case of labelsTr has a labelled voxel. Add label maps with foreground.")
     return Fingerprint(
         spacings=tuple(case.spacing for case in statistics if case.spacing is not None),
         shapes_after_crop=tuple(case.shape_after_crop for case in statistics if case.shape_after_crop is not None),
-        intensity=tuple(describe_draws(channel) for channel in zip(*drawn, strict=True)),
+        intensity=tuple(intensity_of(channel) for channel in zip(*drawn, strict=True)),
         median_relative_size_after_cropping=float(np.median([case.relative_size for case in statistics])),
     )
 
 
-def describe_draws(parts: Iterable[Draws]) -> Intensity:
-    """Return the statistics of a channel over all draws of all cases."""
+def intensity_of(parts: Iterable[Draws]) -> Intensity:
+    """Return the statistics of a channel over the draws of all cases.
+
+    Args:
+        parts: the draws of each case.
+    """
     pool = list(parts)
     values = np.concatenate([part.values for part in pool])
     counts = np.concatenate([part.counts for part in pool])
@@ -184,7 +226,7 @@ def describe_draws(parts: Iterable[Draws]) -> Intensity:
     values, counts = values[order].astype(np.float64), counts[order]
     total = int(counts.sum())
     mean = float(values @ counts) / total
-    last = np.cumsum(counts) - 1  # rank of the last draw of each value
+    last = np.cumsum(counts) - 1  # rank of the last draw of each value among all draws
 
     def percentile(percent: float) -> float:
         rank = percent / 100 * (total - 1)

@@ -1,6 +1,6 @@
-"""Which cases train and which validate (nnU-Net: utilities/crossval_split.py and the trainer's handling of splits).
+"""Choose the training and validation cases of a fold (nnU-Net: utilities/crossval_split.py and its trainer).
 
-The folds are those of scikit-learn's KFold, shuffled with a fixed seed, on the sorted names.
+The folds equal those of scikit-learn's KFold on the sorted names, shuffled with a fixed seed.
 """
 
 import logging
@@ -20,16 +20,28 @@ _TRAIN_SHARE = 0.8
 
 
 def split_folds(case_ids: Sequence[str], num_folds: int = NUM_FOLDS, seed: int = SEED) -> list[dict[str, list[str]]]:
-    """Return {"train": names, "val": names} for each fold; names are sorted in both.
+    """Split cases into folds for cross-validation.
+
+    Args:
+        case_ids: names of all training cases, in any order.
+        num_folds: number of folds.
+        seed: seed of the shuffle; nnU-Net's by default.
+
+    Returns:
+        {"train": names, "val": names} for each fold, with sorted names.
 
     Raises:
         UserError: there are fewer cases than folds.
+
+    Example:
+        >>> split_folds(["a", "b", "c", "d"], num_folds=2)
+        [{'train': ['b', 'c'], 'val': ['a', 'd']}, {'train': ['a', 'd'], 'val': ['b', 'c']}]
     """
     names = sorted(case_ids)
     if len(names) < num_folds:
         raise UserError(
             f"fold: {len(names)} training case(s) cannot be split into {num_folds} folds. "
-            "Train on all of them with fold=all, or give a splits file."
+            "Train on all of them with fold=all, or pass a splits file."
         )
     shuffled = np.random.RandomState(seed).permutation(len(names))
     folds = []
@@ -50,23 +62,33 @@ def fold_cases(
     """Return the training and validation cases of a fold.
 
     Args:
-        case_ids: names of all training cases.
-        fold: number of the fold; "all" trains and validates on every case. A number beyond the folds is a random
-            80:20 split of its own.
-        splits_file: nnU-Net's splits_final.json, which replaces the folds made here.
+        case_ids: names of all training cases, in any order.
+        fold: number of the fold from 0 on, or "all" to train and validate on all cases. A number beyond the last fold
+            gives a random 80:20 split with a seed of its own, as in nnU-Net.
+        splits_file: a file like nnU-Net's splits_final.json, whose folds are used instead of those of `split_folds`.
+
+    Returns:
+        The names of the training cases, and those of the validation cases.
 
     Raises:
-        UserError: `fold` is neither, there are too few cases, or the file does not fit the dataset.
+        UserError: `fold` is invalid, there are too few cases, or the file does not fit the dataset.
+
+    Example:
+        >>> fold_cases(["case_1", "case_2", "case_3", "case_4", "case_5"], fold=0)
+        (['case_2', 'case_3', 'case_4', 'case_5'], ['case_1'])
+        >>> fold_cases(["case_1", "case_2"], fold="all")
+        (['case_1', 'case_2'], ['case_1', 'case_2'])
     """
     names = sorted(case_ids)
     if fold == "all":
         return names, list(names)
     if isinstance(fold, bool) or not isinstance(fold, int) or fold < 0:
-        raise UserError(f"fold={fold}: give the number of a fold, from 0 on, or fold=all.")
+        raise UserError(f"fold={fold}: is not a fold. Choose a number from 0 on, or fold=all.")
     folds = split_folds(names) if splits_file is None else _read_splits(Path(splits_file), set(names))
     if fold < len(folds):
         return folds[fold]["train"], folds[fold]["val"]
-    log.warning("fold=%d: there are only %d folds (0 to %d); a random 80:20 split.", fold, len(folds), len(folds) - 1)
+    message = "fold=%d: there are only %d folds (0 to %d), so this fold is a random 80:20 split."
+    log.warning(message, fold, len(folds), len(folds) - 1)
     return _random_split(names, SEED + fold)
 
 
@@ -81,7 +103,7 @@ def _random_split(names: Sequence[str], seed: int) -> tuple[list[str], list[str]
 def _read_splits(path: Path, known: set[str]) -> list[dict[str, list[str]]]:
     content = read_json(path)
     if not isinstance(content, list) or not content:
-        raise UserError(f'{path}: must be a list of folds, like [{{"train": ["a"], "val": ["b"]}}].')
+        raise UserError(f'{path}: must hold a list of folds, like [{{"train": ["a"], "val": ["b"]}}].')
     return [_checked_fold(path, index, entry, known) for index, entry in enumerate(content)]
 
 
@@ -90,11 +112,13 @@ def _checked_fold(path: Path, index: int, entry: Any, known: set[str]) -> dict[s
     for part in ("train", "val"):
         names = entry.get(part) if isinstance(entry, Mapping) else None
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise UserError(f'{path}: fold {index} has no list of case names under "{part}".')
+            raise UserError(f'{path}: fold {index} has no list of case names under "{part}". Add it.')
         unknown = sorted(set(names) - known)
         if unknown:
             shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            raise UserError(f"{path}: fold {index} names cases the dataset does not have under {part}: {shown}.")
+            raise UserError(
+                f'{path}: fold {index} lists under "{part}" cases that the dataset does not have: {shown}. Remove them.'
+            )
         checked[part] = list(names)
     shared = sorted(set(checked["train"]) & set(checked["val"]))
     if shared:

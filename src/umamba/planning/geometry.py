@@ -1,4 +1,4 @@
-"""Target spacing, axis order and median size of a dataset (nnU-Net: default_experiment_planner.py, first steps)."""
+"""Derive target spacing, axis order and median size of a dataset (nnU-Net: default_experiment_planner.py)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from umamba.planning.fingerprint import Fingerprint
-from umamba.planning.plan import axis3, numbers
+from umamba.planning.plan import axis3, floats
 from umamba.planning.rules import ANISOTROPY
 
-LOW_PERCENTILE = 10  # of the coarsest axis, where a dataset is anisotropic
+LOW_PERCENTILE = 10  # an anisotropic dataset takes this percentile of the spacings of its coarsest axis as target
 
 
 @dataclass(frozen=True)
 class DatasetGeometry:
-    """What the configurations are derived from; plan axes (the coarsest first), mm and voxels.
+    """Spacing and size of a dataset, from which its configurations are derived. Plan axes: the coarsest comes first.
 
     Attributes:
         transpose: file axis of each plan axis.
-        median_spacing: of the training cases.
-        median_shape: of their cropped sizes at their own spacing.
-        target_spacing: full resolution.
-        reason: why it is that.
+        median_spacing: median spacing of the training cases in mm.
+        median_shape: median size of the cropped training cases at their own spacing, in voxels.
+        target_spacing: spacing of the full resolution in mm.
+        reason: why this target spacing was chosen.
     """
 
     transpose: tuple[int, int, int]
@@ -32,7 +32,11 @@ class DatasetGeometry:
 
 
 def dataset_geometry(fingerprint: Fingerprint) -> DatasetGeometry:
-    """Derive spacing and axis order from a fingerprint."""
+    """Derive target spacing and axis order.
+
+    Args:
+        fingerprint: of the dataset.
+    """
     spacings, shapes = np.array(fingerprint.spacings), np.array(fingerprint.shapes_after_crop)
     median_spacing, median_shape = np.percentile(spacings, 50, axis=0), np.percentile(shapes, 50, axis=0)
     target, reason = _target_spacing(spacings, median_spacing, median_shape)
@@ -40,9 +44,9 @@ def dataset_geometry(fingerprint: Fingerprint) -> DatasetGeometry:
     transpose = [coarsest, *(axis for axis in range(3) if axis != coarsest)]
     return DatasetGeometry(
         axis3(transpose),
-        numbers(median_spacing[transpose].tolist()),
-        numbers(median_shape[transpose].tolist()),
-        numbers(target[transpose].tolist()),
+        floats(median_spacing[transpose].tolist()),
+        floats(median_shape[transpose].tolist()),
+        floats(target[transpose].tolist()),
         reason,
     )
 
@@ -53,22 +57,32 @@ def _target_spacing(spacings: np.ndarray, median: np.ndarray, shape: np.ndarray)
     widest, smallest = max(median[others]), min(shape[others])
     ratio, thin = median[coarsest] / widest, shape[coarsest] * ANISOTROPY < smallest
     numbers_used = (
-        f"coarsest axis {median[coarsest]:g} mm is {ratio:.3g} times the next, {shape[coarsest]:g} voxels long beside "
-        f"{smallest:g} (anisotropic: more than {ANISOTROPY:g} times both)"
+        f"the coarsest axis, {median[coarsest]:g} mm, is {ratio:.3g} times as coarse as the next and has "
+        f"{shape[coarsest]:g} voxels, the others at least {smallest:g} (anisotropic: more than {ANISOTROPY:g} times as "
+        f"coarse, and fewer than 1/{ANISOTROPY:g} of their voxels)"
     )
     if not (ratio > ANISOTROPY and thin):
         return median, f"median of the cases; {numbers_used}"
     low = np.percentile(spacings[:, coarsest], LOW_PERCENTILE)
     target = median.copy()
     target[coarsest] = low if low >= widest else max(widest, low) + 1e-5
-    return target, f"median, coarsest axis at percentile {LOW_PERCENTILE} ({low:g} mm); {numbers_used}"
+    return target, f"median, but percentile {LOW_PERCENTILE} ({low:g} mm) for the coarsest axis; {numbers_used}"
 
 
 def median_shape_at(
     fingerprint: Fingerprint, geometry: DatasetGeometry, target_spacing: Sequence[float]
 ) -> tuple[float, ...]:
-    """Return the median size of the cases at a spacing (plan axes, three entries); entries may end in .5."""
+    """Return the median size of the cases at a spacing.
+
+    Args:
+        fingerprint: of the dataset.
+        geometry: its axis order.
+        target_spacing: three entries in mm, plan axes.
+
+    Returns:
+        Three entries in voxels, plan axes; the median of an even number of cases may end in .5.
+    """
     order = list(geometry.transpose)
     spacings, shapes = np.array(fingerprint.spacings)[:, order], np.array(fingerprint.shapes_after_crop)[:, order]
-    # One case at a time would round the same: numpy and Python both take halves to the even number.
-    return numbers(np.median(np.round(spacings / np.array(target_spacing) * shapes), axis=0).tolist())
+    # nnU-Net rounds each case with Python's round. numpy rounds halves to even as well, so the result is the same.
+    return floats(np.median(np.round(spacings / np.array(target_spacing) * shapes), axis=0).tolist())

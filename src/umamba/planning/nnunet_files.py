@@ -1,4 +1,4 @@
-"""nnU-Net's own plans files: read those of 2.8 and of the releases before 2.4, write one that 2.8 accepts."""
+"""Read nnU-Net's plans files of release 2.8 and of releases before 2.4, and write plans files for 2.8."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -7,12 +7,12 @@ from typing import Any
 
 from umamba.io import UserError, read_json
 from umamba.planning.fingerprint import read_intensities
-from umamba.planning.plan import Configuration, Plan, axis3, integers, numbers, parse_record, stages
+from umamba.planning.plan import Configuration, Plan, axis3, floats, integers, parse_record, stages
 
 _CASCADE = "3d_cascade_fullres"
 _RESAMPLE = "resample_data_or_seg_to_shape"
 _NETWORKS = "dynamic_network_architectures.architectures.unet."
-_CLASSES = {"PlainConvUNet": False, "ResidualEncoderUNet": True}  # class -> whether its encoder is residual
+_CLASSES = {"PlainConvUNet": False, "ResidualEncoderUNet": True}  # network class: whether its encoder is residual
 _PLANNERS = {
     "nnunet": ("ExperimentPlanner", "nnUNetPlans"),
     "umamba": ("ExperimentPlanner", "nnUNetPlans"),
@@ -23,32 +23,42 @@ _PLANNERS = {
 
 
 def read_nnunet_plans(path: Path) -> Plan:
-    """Read an nnU-Net plans JSON. Its cascade is left out: the configuration is 3d_fullres with another input.
+    """Read an nnU-Net plans file. Its cascade configuration is not read.
+
+    Args:
+        path: the JSON file.
 
     Raises:
-        UserError: the file is missing, is no plans file, or plans another network than nnU-Net's two U-Nets.
+        UserError: the file is missing, is not a plans file, or plans a network that is neither of nnU-Net's U-Nets.
     """
     if not path.is_file():
-        raise UserError(f"plan.from_file={path}: there is no such file.")
+        raise UserError(f"plan.from_file={path}: there is no such file. Check the path.")
     return parse_nnunet_plans(read_json(path), str(path))
 
 
 def parse_nnunet_plans(obj: Any, origin: str) -> Plan:
-    """Read the content of an nnU-Net plans JSON; see `read_nnunet_plans`.
+    """Read the content of an nnU-Net plans file.
 
     Args:
         obj: the content.
-        origin: where it is from, for messages.
+        origin: where it comes from, for messages.
+
+    Raises:
+        UserError: it is not a plan, or plans a network that is neither of nnU-Net's U-Nets.
     """
     plan = parse_record(origin, obj, _read_plan)
     return replace(plan, decisions=(f"all values: read from {origin}",))
 
 
 def foreign_settings(obj: Mapping[str, Any], configuration: str) -> list[str]:
-    """Return the settings of a plans JSON's configuration that this project has no counterpart of, as "key: value".
+    """Return the settings of a plans file that this project does not support, as "key: value".
 
-    They are other ways to preprocess or to resample, and layers that nnU-Net's planners do not choose (another norm,
-    dropout, another nonlinearity).
+    These are other preprocessors or resampling functions, and layers that nnU-Net's planners do not choose, such as
+    another norm, dropout or another nonlinearity.
+
+    Args:
+        obj: the content of the plans file.
+        configuration: name of the configuration to check.
     """
     entry = _inherited(configuration, obj["configurations"])
     known = _write_configuration(_read_configuration(configuration, entry), str(obj.get("plans_name")))
@@ -59,11 +69,11 @@ def foreign_settings(obj: Mapping[str, Any], configuration: str) -> list[str]:
 
 
 def to_nnunet_plans(plan: Plan, file_ending: str = ".nii.gz") -> dict[str, Any]:
-    """Return the content of a plans JSON for nnU-Net 2.8.
+    """Return the content of a plans file for nnU-Net 2.8.
 
     Args:
         plan: the plan.
-        file_ending: of the dataset's images; it chooses nnU-Net's reader.
+        file_ending: ending of the dataset's images, which chooses nnU-Net's reader.
     """
     planner, name = _PLANNERS.get(plan.rules, _PLANNERS["nnunet"])
     configurations = {key: _write_configuration(entry, name) for key, entry in plan.configurations.items()}
@@ -88,7 +98,7 @@ def to_nnunet_plans(plan: Plan, file_ending: str = ".nii.gz") -> dict[str, Any]:
 
 
 def _image_reader(file_ending: str, volumes: bool) -> str:
-    """Return the name of nnU-Net's class that reads such files: TIFF has one for pictures and one for volumes."""
+    """Return the name of nnU-Net's reader for a file ending; .tif has one reader for pictures and one for volumes."""
     if file_ending in (".png", ".bmp") or (file_ending == ".tif" and not volumes):
         return "NaturalImage2DIO"
     return "Tiff3DIO" if file_ending in (".tif", ".tiff") else "SimpleITKIO"
@@ -148,8 +158,8 @@ def _read_plan(obj: Mapping[str, Any]) -> Plan:
         rules=rules,
         transpose_forward=axis3(obj["transpose_forward"]),
         transpose_backward=axis3(obj["transpose_backward"]),
-        median_spacing=numbers(obj["original_median_spacing_after_transp"]),
-        median_shape=numbers(obj["original_median_shape_after_transp"]),
+        median_spacing=floats(obj["original_median_spacing_after_transp"]),
+        median_shape=floats(obj["original_median_shape_after_transp"]),
         intensity=read_intensities(obj["foreground_intensity_properties_per_channel"]),
         configurations={
             name: _read_configuration(name, _inherited(name, obj["configurations"]))
@@ -160,7 +170,7 @@ def _read_plan(obj: Mapping[str, Any]) -> Plan:
 
 
 def _inherited(name: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a configuration with the values of those it inherits from."""
+    """Return the entries of a configuration, including those that it inherits."""
     chain: list[str] = []
     while True:
         if name in chain:
@@ -183,15 +193,15 @@ def _read_configuration(name: str, entry: Mapping[str, Any]) -> Configuration:
         features = integers(layers["features_per_stage"])
         encoder = layers["n_blocks_per_stage" if residual else "n_conv_per_stage"]
         decoder = layers["n_conv_per_stage_decoder"]
-    else:  # before 2.4
+    else:  # nnU-Net before 2.4
         strides, kernels = entry["pool_op_kernel_sizes"], entry["conv_kernel_sizes"]
         base, most = entry["UNet_base_num_features"], entry["unet_max_num_features"]
         features = tuple(min(base * 2**stage, most) for stage in range(len(strides)))
         encoder, decoder = entry["n_conv_per_stage_encoder"], entry["n_conv_per_stage_decoder"]
     return Configuration(
         name=name,
-        spacing=numbers(entry["spacing"]),
-        median_shape=numbers(entry["median_image_size_in_voxels"]),
+        spacing=floats(entry["spacing"]),
+        median_shape=floats(entry["median_image_size_in_voxels"]),
         patch_size=integers(entry["patch_size"]),
         batch_size=int(entry["batch_size"]),
         batch_dice=bool(entry["batch_dice"]),

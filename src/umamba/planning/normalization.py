@@ -1,11 +1,11 @@
-"""Which normalisation a channel gets by its name, and whether it looks inside the nonzero mask only.
+"""Choose the normalisation of a channel by its name, and whether it uses only voxels inside the nonzero mask.
 
-nnU-Net: preprocessing/normalization/map_channel_name_to_normalization.py and the planner's use of the mask.
+The rules are those of nnU-Net's preprocessing/normalization/map_channel_name_to_normalization.py and of its planner.
 """
 
 from umamba.planning.rules import RuleSet
 
-MASK_BELOW = 0.75  # median relative size after the crop
+MASK_BELOW = 0.75  # the mask is used if the median relative size after the crop is below this
 _SCHEMES = {
     "CT": "CTNormalization",
     "noNorm": "NoNormalization",
@@ -18,11 +18,21 @@ _MASKED = "ZScoreNormalization"
 
 
 def normalization_of(channel_name: str, rules: RuleSet) -> str:
-    """Return nnU-Net's name of the scheme for a channel; z-score unless the name says otherwise."""
+    """Return the normalisation scheme of a channel, under nnU-Net's name.
+
+    Args:
+        channel_name: name of the channel in dataset.json. An unknown name, such as "T1", gives z-score.
+        rules: the rule set, which says whether upper and lower case matter.
+    """
     known = {name.casefold(): scheme for name, scheme in _SCHEMES.items()} if rules.folds_case else _SCHEMES
     return known.get(channel_name.casefold() if rules.folds_case else channel_name, _MASKED)
 
 
 def uses_mask(scheme: str, median_relative_size: float) -> bool:
-    """Return whether a channel is normalised inside the nonzero mask only: z-score where the crop took much away."""
+    """Return whether a channel is normalised only inside the nonzero mask.
+
+    Args:
+        scheme: nnU-Net's name of the scheme; only z-score uses the mask.
+        median_relative_size: median over the cases of the voxels after the crop / before it.
+    """
     return scheme == _MASKED and median_relative_size < MASK_BELOW

@@ -1,7 +1,8 @@
-"""Table 2 of the U-Mamba paper as pinned values: patch size, batch size and poolings of its five benchmark settings.
+"""Table 2 of the U-Mamba paper as pinned values: patch size, batch size and poolings of its five settings.
 
-The strides spell out the table's stages and its poolings per axis. The table prints (3, 3, 5) for abdomen CT, which no
-planner gives: both in-plane axes have one spacing and are halved together while they can be. Here it is (3, 5, 5).
+The strides follow from the table's stages and its poolings per axis. For abdomen CT the table prints the poolings
+(3, 3, 5). No planner gives these, because both in-plane axes have the same spacing and are halved together. They are
+taken as a misprint of (3, 5, 5).
 """
 
 import re
@@ -10,6 +11,7 @@ from typing import Any
 
 from umamba.io import UserError
 from umamba.planning.fingerprint import Fingerprint
+from umamba.planning.pinned import NAMES
 from umamba.planning.plan import Intensity, axis3
 
 _NUMBER = re.compile(r"^Dataset\d{3}_")
@@ -17,20 +19,21 @@ _FLAT, _ALL = (1, 2, 2), (2, 2, 2)
 
 
 @dataclass(frozen=True)
-class Setting:
+class PaperSetting:
     """A row of Table 2.
 
     Attributes:
-        title: as the table names it.
-        dataset: the published folder's name after its number, e.g. AbdomenCT of Dataset701_AbdomenCT.
-        configuration: the plan's configuration that the row describes.
-        patch_size: voxels, plan axis order.
+        title: the table's name of the row.
+        dataset: name of the published dataset's folder after its number: "AbdomenCT" of Dataset701_AbdomenCT.
+        configuration: the configuration of the plan that the row describes.
+        patch_size: voxels, plan axes.
         batch_size: patches per batch.
-        strides: one entry a stage.
-        num_training: training images (Table 1).
-        num_labels: targets (Table 1), foreground labels.
-        num_channels: of an image.
-        assumed_spacing: mm; not published, a typical one of such images. It decides which kernels are flat.
+        strides: strides of each encoder stage.
+        num_training: number of training images (Table 1).
+        num_labels: number of foreground labels (targets in Table 1).
+        num_channels: number of image channels.
+        assumed_spacing: (Z, Y, X) in mm, typical of such images because the paper does not give it. It decides which
+            kernels are flat.
     """
 
     title: str
@@ -45,7 +48,7 @@ class Setting:
     assumed_spacing: tuple[float, float, float]
 
     def pinned(self) -> dict[str, Any]:
-        """Return the values as `plan_dataset` takes them."""
+        """Return the row's values in the form of the overrides of `plan_dataset`."""
         return {"patch_size": self.patch_size, "batch_size": self.batch_size, "strides": self.strides}
 
 
@@ -56,23 +59,27 @@ def _square(stages: int) -> tuple[tuple[int, ...], ...]:
 _VOLUME = ((1, 1, 1), _FLAT, _ALL, _ALL, _ALL, _FLAT)
 _CT, _MR, _PIXEL = (2.5, 0.8, 0.8), (3.0, 1.19, 1.19), (1.0, 1.0, 1.0)
 TABLE_2 = (
-    Setting("Abdomen CT", "AbdomenCT", "3d_fullres", (40, 224, 192), 2, _VOLUME, 50, 13, 1, _CT),
-    Setting("3D Abdomen MR", "AbdomenMR", "3d_fullres", (48, 160, 224), 2, _VOLUME, 60, 13, 1, _MR),
-    Setting("2D Abdomen MR", "AbdomenMR", "2d", (320, 320), 30, _square(7), 60, 13, 1, _MR),
-    Setting("Endoscopy", "Endovis17", "2d", (384, 640), 13, _square(7), 1800, 7, 3, _PIXEL),
-    Setting("Microscopy", "NeurIPSCell", "2d", (512, 512), 12, _square(8), 1000, 2, 3, _PIXEL),
+    PaperSetting("Abdomen CT", "AbdomenCT", "3d_fullres", (40, 224, 192), 2, _VOLUME, 50, 13, 1, _CT),
+    PaperSetting("3D Abdomen MR", "AbdomenMR", "3d_fullres", (48, 160, 224), 2, _VOLUME, 60, 13, 1, _MR),
+    PaperSetting("2D Abdomen MR", "AbdomenMR", "2d", (320, 320), 30, _square(7), 60, 13, 1, _MR),
+    PaperSetting("Endoscopy", "Endovis17", "2d", (384, 640), 13, _square(7), 1800, 7, 3, _PIXEL),
+    PaperSetting("Microscopy", "NeurIPSCell", "2d", (512, 512), 12, _square(8), 1000, 2, 3, _PIXEL),
 )
 
 
-def paper_setting(dataset_name: str, configuration: str | None) -> Setting:
-    """Return the row of a dataset, told by its folder's name without the number.
+def paper_setting(dataset_name: str, configuration: str | None) -> PaperSetting:
+    """Return the row of Table 2 for a dataset.
 
     Args:
-        dataset_name: e.g. "Dataset702_AbdomenMR".
-        configuration: which of its rows; None: the first.
+        dataset_name: name of the dataset's folder, such as "Dataset702_AbdomenMR". The number does not matter.
+        configuration: name of a configuration, if the dataset has several rows. None: its first row.
 
     Raises:
         UserError: the table has no such row.
+
+    Example:
+        >>> paper_setting("Dataset702_AbdomenMR", "2d").patch_size
+        (320, 320)
     """
     name = _NUMBER.sub("", dataset_name)
     for setting in TABLE_2:
@@ -85,8 +92,37 @@ def paper_setting(dataset_name: str, configuration: str | None) -> Setting:
     )
 
 
-def assumed_fingerprint(setting: Setting) -> Fingerprint:
-    """Return what a row's dataset might look like where it is not at hand: the assumed spacing, twice the patch."""
+def planned_configuration(dataset_name: str, paper: bool, configuration: str | None) -> str:
+    """Return the name of the configuration that a plan is made for. No data are needed.
+
+    Args:
+        dataset_name: name of the dataset's folder, such as "Dataset702_AbdomenMR".
+        paper: whether Table 2 of the paper is pinned. Its first row for the dataset then names the configuration if
+            none is given.
+        configuration: the name that the user gave, which is returned unchecked, or None.
+
+    Raises:
+        UserError: no configuration is given, and `paper` is not set or Table 2 has no row for the dataset.
+
+    Example:
+        >>> planned_configuration("Dataset701_AbdomenCT", paper=True, configuration=None)
+        '3d_fullres'
+        >>> planned_configuration("Dataset004_Hippocampus", paper=False, configuration="2d")
+        '2d'
+    """
+    if configuration is not None:
+        return configuration
+    if not paper:
+        raise UserError(f"plan.configuration is not given. Choose one of {', '.join(NAMES)}.")
+    return paper_setting(dataset_name, None).configuration
+
+
+def assumed_fingerprint(setting: PaperSetting) -> Fingerprint:
+    """Return a plausible fingerprint of a row's dataset, for plans and tables without the data.
+
+    Args:
+        setting: the row. Every case gets its assumed spacing and a size of twice its patch.
+    """
     flat = len(setting.patch_size) == 2
     depth = 100 if flat else 2 * setting.patch_size[0]
     shape = (1 if setting.assumed_spacing == _PIXEL else depth, *(2 * edge for edge in setting.patch_size[-2:]))

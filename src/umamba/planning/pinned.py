@@ -1,4 +1,4 @@
-"""Checks of plan values that a user pins, so that what is left to derive fits them."""
+"""Check the plan values that a user pins, on which the derived values are then based."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,14 +25,21 @@ PINNABLE = (
 
 
 def check_names(pinned: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise UserError for an unknown configuration or key, or a value that cannot be one of its kind."""
+    """Check names and form of pinned values.
+
+    Args:
+        pinned: configuration name -> key -> value.
+
+    Raises:
+        UserError: a configuration or key is unknown, or a value is out of range or has the wrong number of entries.
+    """
     for name, values in pinned.items():
         if name not in NAMES:
             raise UserError(f"plan.configuration={name} is unknown. Choose one of {', '.join(NAMES)}.")
         dim = 2 if name == "2d" else 3
         for key, value in values.items():
             if key not in PINNABLE:
-                raise UserError(f"plan.{key} cannot be pinned. What can: {', '.join(PINNABLE)}.")
+                raise UserError(f"plan.{key} cannot be pinned. Choose from {', '.join(PINNABLE)}.")
             if key in ("spacing", "patch_size") and (len(value) != dim or min(value) <= 0):
                 raise UserError(f"plan.{key}={list(value)}: {name} needs {dim} positive entries.")
             if key in ("strides", "kernel_sizes") and any(len(step) != dim or min(step) < 1 for step in value):
@@ -42,24 +49,46 @@ def check_names(pinned: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def pinned_spacing(pinned: Mapping[str, Any], derived: Sequence[float]) -> tuple[float, ...]:
-    """Return the pinned spacing, else the derived one."""
+    """Return the pinned spacing, or the derived one if none is pinned.
+
+    Args:
+        pinned: pinned values of a configuration.
+        derived: in mm.
+    """
     return tuple(float(mm) for mm in pinned.get("spacing", derived))
 
 
 def check_patch(name: str, patch: Sequence[int], topology: Topology) -> None:
-    """Raise UserError for a pinned patch that the strides do not divide."""
+    """Check that the strides divide a pinned patch.
+
+    Args:
+        name: name of the configuration.
+        patch: the pinned patch in voxels.
+        topology: strides, and the patch padded to a multiple of them.
+
+    Raises:
+        UserError: they do not divide it.
+    """
     if tuple(patch) != topology.patch_size:
         raise UserError(
             f"plan.patch_size={list(patch)}: not divisible by {list(topology.divisor)}, the strides of {name} for this "
-            f"size. The nearest larger one is {list(topology.patch_size)}; or pin plan.strides too."
+            f"size. The nearest larger one is {list(topology.patch_size)}. Use that, or pin plan.strides too."
         )
 
 
 def check_configuration(configuration: Configuration, num_channels: int) -> None:
-    """Raise UserError where pinned values do not fit the number of stages or channels."""
+    """Check that pinned values fit the number of stages and channels.
+
+    Args:
+        configuration: the configuration, with the pinned values in it.
+        num_channels: number of image channels.
+
+    Raises:
+        UserError: a list has the wrong length, or a value in it cannot be used.
+    """
     stages = configuration.num_stages
     if any(step != 1 for step in configuration.strides[0]):
-        raise UserError(f"plan.strides: the first stage must not be strided, it is {list(configuration.strides[0])}.")
+        raise UserError(f"plan.strides: the first stage has {list(configuration.strides[0])}, but must have all 1.")
     wanted = {
         "kernel_sizes": stages,
         "features_per_stage": stages,
@@ -81,4 +110,6 @@ def check_configuration(configuration: Configuration, num_channels: int) -> None
         raise UserError(f"plan.normalization: {unknown[0]} is unknown. Choose from {', '.join(SCHEMES)}.")
     even = [size for kernel in configuration.kernel_sizes for size in kernel if size % 2 == 0]
     if even:
-        raise UserError(f"plan.kernel_sizes: {even[0]} is even; kernels must be odd to keep the size of a map.")
+        raise UserError(
+            f"plan.kernel_sizes: {even[0]} is even. Use odd kernels, because only they keep the size of a feature map."
+        )

@@ -1,6 +1,6 @@
-"""The plan: everything that later rooms know of a dataset's geometry and of its networks' shape.
+"""The plan: all that later steps know about the geometry of a dataset and the shape of its networks.
 
-Follows the content of nnU-Net's plans file; axes are transposed so that the one of lowest resolution comes first.
+The content follows nnU-Net's plans file. Axes are transposed so that the axis of lowest resolution comes first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,17 @@ Parsed = TypeVar("Parsed")
 
 @dataclass(frozen=True)
 class Intensity:
-    """Foreground intensities of a channel over the training cases."""
+    """Statistics of the foreground intensities of one channel over the training cases.
+
+    Attributes:
+        mean: mean.
+        median: median.
+        std: population standard deviation.
+        min: minimum.
+        max: maximum.
+        percentile_00_5: percentile 0.5.
+        percentile_99_5: percentile 99.5.
+    """
 
     mean: float
     median: float
@@ -27,22 +37,22 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to train on a dataset: a resolution, a patch and a network's shape.
+    """One way to train on a dataset: a resolution, a patch size and the shape of a network. Axes are plan axes.
 
     Attributes:
         name: "2d", "3d_fullres" or "3d_lowres".
-        spacing: target spacing in mm, transposed axes, one entry an axis of the patch.
-        median_shape: median image size at that spacing in voxels; may end in .5.
-        patch_size: voxels.
+        spacing: target spacing in mm, one entry per axis of the patch.
+        median_shape: median image size at that spacing in voxels; an entry may end in .5.
+        patch_size: in voxels.
         batch_size: patches per batch.
-        batch_dice: sum the Dice over the batch before the ratio is taken.
-        normalization: nnU-Net's scheme name per channel.
-        use_mask_for_norm: per channel, whether only voxels inside the nonzero mask are normalised.
-        strides: of each encoder stage, the first all 1.
-        kernel_sizes: of each encoder stage.
+        batch_dice: whether the Dice loss sums over the batch before it takes the ratio.
+        normalization: nnU-Net's normalisation scheme of each channel.
+        use_mask_for_norm: for each channel, whether only voxels inside the nonzero mask are normalised.
+        strides: strides of each encoder stage; those of the first are all 1.
+        kernel_sizes: kernel sizes of each encoder stage.
         features_per_stage: feature maps of each encoder stage.
         encoder_blocks: convolutions, or residual blocks, of each encoder stage.
-        decoder_blocks: convolutions of each decoder stage, one entry fewer.
+        decoder_blocks: convolutions of each decoder stage; there is one stage fewer than in the encoder.
         residual_encoder: whether the encoder was planned with residual blocks.
     """
 
@@ -68,7 +78,7 @@ class Configuration:
 
     @property
     def num_stages(self) -> int:
-        """Number of encoder stages, the bottleneck included."""
+        """Number of encoder stages, including the bottleneck."""
         return len(self.strides)
 
     def to_json(self) -> dict[str, Any]:
@@ -77,28 +87,31 @@ class Configuration:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> "Configuration":
-        """Read what `to_json` returned.
+        """Read a configuration.
+
+        Args:
+            obj: what `to_json` returned.
 
         Raises:
-            UserError: a key is missing or of another form.
+            UserError: a key is missing, or its value has another form.
         """
         return parse_record("configuration", obj, _configuration)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a dataset is preprocessed and what networks fit it.
+    """How a dataset is preprocessed, and the shapes of networks that fit it.
 
     Attributes:
-        dataset_name: e.g. "Dataset004_Hippocampus".
+        dataset_name: such as "Dataset004_Hippocampus".
         rules: name of the rule set that made the plan.
         transpose_forward: file axis of each plan axis.
         transpose_backward: plan axis of each file axis.
-        median_spacing: median of the training cases in mm, plan axes.
-        median_shape: median of their cropped sizes in voxels at their own spacing, plan axes.
-        intensity: foreground intensities per channel.
-        configurations: by name.
-        decisions: what was decided and the numbers that led to it, in order; neither compared nor stored.
+        median_spacing: median spacing of the training cases in mm, plan axes.
+        median_shape: median size of the cropped training cases at their own spacing in voxels, plan axes.
+        intensity: foreground intensities of each channel.
+        configurations: the configurations by name.
+        decisions: the planner's decisions with the numbers behind them, in order. They are not compared or stored.
     """
 
     dataset_name: str
@@ -114,8 +127,11 @@ class Plan:
     def configuration(self, name: str) -> Configuration:
         """Return a configuration by name.
 
+        Args:
+            name: its name.
+
         Raises:
-            UserError: there is none of that name.
+            UserError: the plan has no configuration of that name.
         """
         if name not in self.configurations:
             raise UserError(
@@ -135,50 +151,81 @@ class Plan:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> "Plan":
-        """Read what `to_json` returned.
+        """Read a plan.
+
+        Args:
+            obj: what `to_json` returned.
 
         Raises:
-            UserError: a key is missing or of another form.
+            UserError: a key is missing, or its value has another form.
         """
         return parse_record("plan", obj, _plan)
 
 
 def parse_record(what: str, obj: Any, parse: Callable[[Any], Parsed]) -> Parsed:
-    """Return parse(obj); a missing key or a value of another form becomes a UserError that begins with `what`."""
+    """Parse a record, and turn a missing key or a value of another form into a UserError.
+
+    Args:
+        what: what is parsed; the message begins with it.
+        obj: the record.
+        parse: reads it.
+
+    Raises:
+        UserError: `parse` raised a KeyError, TypeError, ValueError or AttributeError.
+    """
     try:
         return parse(obj)
     except KeyError as error:
-        raise UserError(f"{what}: {error} is missing. Is it a file of another kind, or cut off?") from error
+        raise UserError(f"{what}: {error} is missing. Check that it is the right file, and complete.") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{what}: a value has an unexpected form ({error}). Is it of another version?") from error
+        raise UserError(f"{what}: a value has an unexpected form ({error}). Check which version wrote it.") from error
 
 
 def axis3(values: Sequence[int]) -> tuple[int, int, int]:
-    """Return three integers as a tuple; ValueError if there are not three."""
+    """Return three integers as a tuple.
+
+    Args:
+        values: three integers, one per axis.
+
+    Raises:
+        ValueError: there are not three.
+    """
     first, second, third = values
     return int(first), int(second), int(third)
 
 
 def stages(values: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """Return nested integers as tuples."""
+    """Return the integers of each stage as tuples.
+
+    Args:
+        values: one sequence per stage.
+    """
     return tuple(tuple(int(item) for item in entry) for entry in values)
 
 
 def integers(values: Sequence[int]) -> tuple[int, ...]:
-    """Return integers as a tuple."""
+    """Return integers as a tuple.
+
+    Args:
+        values: numbers without a fraction.
+    """
     return tuple(int(value) for value in values)
 
 
-def numbers(values: Sequence[float]) -> tuple[float, ...]:
-    """Return floats as a tuple."""
+def floats(values: Sequence[float]) -> tuple[float, ...]:
+    """Return floats as a tuple.
+
+    Args:
+        values: numbers.
+    """
     return tuple(float(value) for value in values)
 
 
 def _configuration(obj: Mapping[str, Any]) -> Configuration:
     return Configuration(
         name=str(obj["name"]),
-        spacing=numbers(obj["spacing"]),
-        median_shape=numbers(obj["median_shape"]),
+        spacing=floats(obj["spacing"]),
+        median_shape=floats(obj["median_shape"]),
         patch_size=integers(obj["patch_size"]),
         batch_size=int(obj["batch_size"]),
         batch_dice=bool(obj["batch_dice"]),
@@ -199,8 +246,8 @@ def _plan(obj: Mapping[str, Any]) -> Plan:
         rules=str(obj["rules"]),
         transpose_forward=axis3(obj["transpose_forward"]),
         transpose_backward=axis3(obj["transpose_backward"]),
-        median_spacing=numbers(obj["median_spacing"]),
-        median_shape=numbers(obj["median_shape"]),
+        median_spacing=floats(obj["median_spacing"]),
+        median_shape=floats(obj["median_shape"]),
         intensity=tuple(Intensity(**channel) for channel in obj["intensity"]),
         configurations={str(name): _configuration(entry) for name, entry in obj["configurations"].items()},
     )

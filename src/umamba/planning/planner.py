@@ -1,17 +1,17 @@
-"""From a fingerprint to a plan (nnU-Net: experiment_planning/experiment_planners/default_experiment_planner.py).
+"""Derive a plan from a fingerprint (nnU-Net: experiment_planning/experiment_planners/default_experiment_planner.py).
 
-Values can be pinned: they are kept, and what depends on them is derived from them.
+A user can pin values. The planner keeps them, and derives from them the values that depend on them.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from umamba.io import UserError
+from umamba.planning.feature_maps import feature_map_values
 from umamba.planning.fingerprint import Fingerprint
 from umamba.planning.geometry import DatasetGeometry, dataset_geometry, median_shape_at
-from umamba.planning.memory import feature_map_values
 from umamba.planning.normalization import normalization_of, uses_mask
 from umamba.planning.pinned import check_configuration, check_names, check_patch, pinned_spacing
 from umamba.planning.plan import Configuration, Plan, axis3, stages
@@ -24,14 +24,20 @@ from umamba.planning.rules import (
     RuleSet,
     rule_set,
 )
-from umamba.planning.topology import Topology, derive_topology, fixed_topology, topology_reason
-
-_START_EDGE = {2: 2048, 3: 256}  # edge of the square or cube that the first guess of a patch is as large as
+from umamba.planning.topology import (
+    Topology,
+    derive_topology,
+    first_patch,
+    fixed_topology,
+    listed,
+    shorter_patch,
+    topology_reason,
+)
 
 
 @dataclass(frozen=True)
 class _Dataset:
-    """What each configuration's derivation needs beside its spacing."""
+    """Values that the derivation of every configuration needs."""
 
     fingerprint: Fingerprint
     channel_names: Sequence[str]
@@ -55,31 +61,50 @@ def plan_dataset(
     """Derive the plan of a dataset.
 
     Args:
-        fingerprint: of the training cases.
-        dataset_name: goes into the plan.
-        channel_names: of dataset.json; they choose the normalisation.
+        fingerprint: statistics of the training cases.
+        dataset_name: name of the dataset, which is stored in the plan.
+        channel_names: channel names of dataset.json, which choose the normalisation.
         num_training: number of training cases (numTraining of dataset.json).
-        num_label_entries: entries of `labels` in dataset.json, background and ignore label included.
-        rules: name of the rule set.
-        gpu_memory_gb: memory target; None: the rule set's own.
-        overrides: configuration -> values to keep (spacing, patch_size, batch_size, strides, ...).
+        num_label_entries: entries of `labels` in dataset.json, including background and ignore label.
+        rules: name of the rule set: nnunet, umamba, resenc_m, resenc_l or resenc_xl.
+        gpu_memory_gb: GPU memory in GB that the network may take; None: that of the rule set.
+        overrides: values to pin: configuration name -> key (spacing, patch_size, batch_size, strides, ...) -> value.
 
     Raises:
-        UserError: unknown rules, or pinned values that do not fit each other.
+        UserError: the rules are unknown, or pinned values do not fit each other.
+
+    Example:
+        >>> from umamba.planning import Fingerprint, Intensity
+        >>> fingerprint = Fingerprint(
+        ...     spacings=((2.5, 0.8, 0.8),) * 20,
+        ...     shapes_after_crop=((90, 512, 512),) * 20,
+        ...     intensity=(Intensity(90.0, 92.0, 60.0, -200.0, 400.0, -80.0, 240.0),),
+        ...     median_relative_size_after_cropping=1.0,
+        ... )
+        >>> plan = plan_dataset(
+        ...     fingerprint,
+        ...     dataset_name="Dataset001_Liver",
+        ...     channel_names=("CT",),
+        ...     num_training=20,
+        ...     num_label_entries=2,
+        ... )
+        >>> full = plan.configuration("3d_fullres")
+        >>> full.patch_size, full.batch_size, full.normalization
+        ((40, 224, 224), 2, ('CTNormalization',))
     """
     if gpu_memory_gb is not None and gpu_memory_gb <= 0:
-        raise UserError(f"planner.gpu_memory_gb={gpu_memory_gb}: give the memory in GB, more than 0.")
+        raise UserError(f"planner.gpu_memory_gb={gpu_memory_gb}: must be above 0. Give the memory in GB.")
     pinned = {name: dict(values) for name, values in (overrides or {}).items()}
     check_names(pinned)
     dataset = _Dataset(fingerprint, channel_names, num_training, num_label_entries, rule_set(rules), gpu_memory_gb)
     geometry = dataset_geometry(fingerprint)
     decisions = [
-        f"target spacing {_listed(geometry.target_spacing)} mm: {geometry.reason}",
-        f"axis order {_listed(geometry.transpose)}: the coarsest target spacing first",
+        f"target spacing {listed(geometry.target_spacing)} mm: {geometry.reason}",
+        f"axis order {listed(geometry.transpose)}: the coarsest target spacing first",
     ]
     configurations: dict[str, Configuration] = {}
     full_shape = median_shape_at(fingerprint, geometry, geometry.target_spacing)
-    # The share of a dataset that a batch may cover is counted in whole volumes, for 2D too.
+    # A batch may cover a fraction of the dataset's voxels. nnU-Net counts those of whole volumes, for 2D as well.
     voxels = math.prod(full_shape) * num_training
 
     flat = pinned.get("2d", {})
@@ -93,8 +118,8 @@ def plan_dataset(
     absent = set(pinned) - set(configurations)
     if absent:
         raise UserError(
-            f"plan.configuration={absent.pop()}: the plan of {dataset_name} has no such configuration, so nothing can "
-            f"be pinned in it. Choose one of {', '.join(configurations)}."
+            f"plan.configuration={absent.pop()}: the plan of {dataset_name} has no such configuration, so its values "
+            f"cannot be pinned. Choose one of {', '.join(configurations)}."
         )
     return Plan(
         dataset_name,
@@ -116,7 +141,7 @@ def _add_volumetric(
     pinned: Mapping[str, Mapping[str, Any]],
     decisions: list[str],
 ) -> None:
-    """Add 3d_fullres and, where its patch sees too little of an image, 3d_lowres."""
+    """Add 3d_fullres and, if its patch covers too little of an image, 3d_lowres."""
     own = pinned.get("3d_fullres", {})
     spacing = pinned_spacing(own, geometry.target_spacing)
     shape = median_shape_at(dataset.fingerprint, geometry, spacing)
@@ -133,6 +158,11 @@ def _add_volumetric(
 def _derive_lowres(
     dataset: _Dataset, full: Configuration, pinned: Mapping[str, Any], decisions: list[str]
 ) -> Configuration | None:
+    """Derive 3d_lowres: make the spacing coarser until a patch covers enough of the median image.
+
+    Return None if a patch covers enough at full resolution, or if the rules drop 3d_lowres.
+    """
+
     def at(spacing: Sequence[float], notes: list[str]) -> tuple[Configuration, float]:
         sizes = [a / b * size for a, b, size in zip(full.spacing, spacing, full.median_shape, strict=True)]
         voxels = math.prod(sizes)
@@ -180,7 +210,7 @@ def _derive(
     pinned: Mapping[str, Any],
     decisions: list[str],
 ) -> Configuration:
-    """Derive one configuration: patch and topology by the memory estimate, then batch and normalisation."""
+    """Derive one configuration: patch and topology from the memory estimate, then batch size and normalisation."""
     dim, rules = len(spacing), dataset.rules
     reference, reference_batch = rules.reference(dim, dataset.gpu_memory_gb), REFERENCE_BATCH[dim]
 
@@ -196,7 +226,7 @@ def _derive(
         layers = shape_of(topology)
         own = _layers(rules, len(topology.strides), dim)
         if any(len(layers[key]) != len(own[key]) for key in own):
-            layers = own  # a pinned list fits one number of stages only; other patches are judged by the rules' own
+            layers = own  # a pinned list fits only one number of stages, so other patches use the lists of the rules
         return feature_map_values(
             topology.patch_size,
             topology.strides,
@@ -207,23 +237,23 @@ def _derive(
             rules.residual_encoder,
         )
 
-    decisions.append(f"{name}: at {_listed(spacing)} mm the median image has {_listed(median_shape)} voxels")
+    decisions.append(f"{name}: at {listed(spacing)} mm the median image has {listed(median_shape)} voxels")
     if "patch_size" in pinned:
         topology = topology_of(pinned["patch_size"])
         check_patch(name, pinned["patch_size"], topology)
         estimate = estimate_of(topology)
-        decisions.append(f"{name}: patch {_listed(topology.patch_size)} as pinned")
+        decisions.append(f"{name}: patch {listed(topology.patch_size)} as pinned")
     else:
-        topology = topology_of(_first_guess(spacing, median_shape))
+        topology = topology_of(first_patch(spacing, median_shape))
         estimate = estimate_of(topology)
         first = (topology.patch_size, estimate)
         limit = reference if rules.fit_batch is None else reference * reference_batch / rules.fit_batch
         while estimate > limit:
-            topology = topology_of(_shrink(topology, median_shape, topology_of))
+            topology = topology_of(shorter_patch(topology, median_shape, topology_of))
             estimate = estimate_of(topology)
         decisions.append(
-            f"{name}: patch {_listed(topology.patch_size)}, {estimate / 1e6:.4g}M feature map values "
-            f"(limit {limit / 1e6:.4g}M; first guess {_listed(first[0])} has {first[1] / 1e6:.4g}M), "
+            f"{name}: patch {listed(topology.patch_size)}, {estimate / 1e6:.4g}M feature map values "
+            f"(limit {limit / 1e6:.4g}M; first guess {listed(first[0])} has {first[1] / 1e6:.4g}M), "
             f"{len(topology.strides)} stages"
         )
     decisions.append(f"{name}: {topology_reason(spacing, topology)}")
@@ -239,7 +269,7 @@ def _derive(
     relative = dataset.fingerprint.median_relative_size_after_cropping
     masks = tuple(pinned.get("use_mask_for_norm", [uses_mask(scheme, relative) for scheme in normalization]))
     decisions.append(
-        f"{name}: normalisation {_listed(normalization)}, inside the nonzero mask {_listed(masks)} "
+        f"{name}: normalisation {listed(normalization)}, inside the nonzero mask {listed(masks)} "
         f"(the crop leaves {relative:.3g} of the voxels)"
     )
     configuration = Configuration(
@@ -267,30 +297,3 @@ def _layers(rules: RuleSet, num_stages: int, dim: int) -> dict[str, tuple[int, .
         "encoder_blocks": rules.encoder_blocks(num_stages),
         "decoder_blocks": rules.decoder_blocks(num_stages),
     }
-
-
-def _first_guess(spacing: Sequence[float], median_shape: Sequence[float]) -> tuple[float, ...]:
-    """Return an isotropic patch in mm of the starting volume, clipped to the median image."""
-    dim, edges = len(spacing), [1 / mm for mm in spacing]
-    scale = (_START_EDGE[dim] ** dim / math.prod(edges)) ** (1 / dim)
-    return tuple(min(round(edge * scale), size) for edge, size in zip(edges, median_shape, strict=True))
-
-
-def _shrink(
-    topology: Topology, median_shape: Sequence[float], topology_of: Callable[[Sequence[float]], Topology]
-) -> tuple[int, ...]:
-    """Make the axis that covers most of the median image shorter, the last one of equals.
-
-    The step is the divisor that a patch shorter by the present divisor would have.
-    """
-    ratios = [edge / size for edge, size in zip(topology.patch_size, median_shape, strict=True)]
-    axis = max(range(len(ratios)), key=lambda index: (ratios[index], index))
-    shorter = list(topology.patch_size)
-    shorter[axis] -= topology.divisor[axis]
-    smaller = list(topology.patch_size)
-    smaller[axis] -= topology_of(shorter).divisor[axis]
-    return tuple(smaller)
-
-
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)

@@ -1,6 +1,7 @@
-"""The planners that can be followed, as data: nnU-Net 2.8.1's default and residual ones, and the U-Mamba fork's.
+"""The rule sets of the planner: nnU-Net 2.8.1's default and residual planners, and that of U-Mamba's fork.
 
-nnU-Net: experiment_planning/experiment_planners; the fork froze nnU-Net 2.1.1, whose 2D patches were smaller (README).
+The values are those of nnU-Net's experiment_planning/experiment_planners. The fork is based on nnU-Net 2.1.1, which
+plans smaller 2D patches.
 """
 
 from dataclasses import dataclass
@@ -10,30 +11,30 @@ from umamba.io import UserError
 BASE_FEATURES = 32
 MAX_FEATURES = {2: 512, 3: 320}
 PLAIN_BLOCKS = 2
-RESIDUAL_BLOCKS = (1, 3, 4, 6)  # of the first encoder stages; the last entry goes on
+RESIDUAL_BLOCKS = (1, 3, 4, 6)  # of the first encoder stages; all later stages have the last number
 RESIDUAL_DECODER_BLOCKS = 1
 REFERENCE_BATCH = {2: 12, 3: 2}
 MIN_BATCH = 2
-ANISOTROPY = 3.0
-LOWRES_BELOW = 0.25  # patch voxels / median voxels
-LOWRES_STEP = 1.03
-LOWRES_MIN_RATIO = 2.0  # full / low-resolution voxels, where a low resolution too close is dropped
+ANISOTROPY = 3.0  # ratio of spacings above which an axis is treated as anisotropic
+LOWRES_BELOW = 0.25  # 3d_lowres is planned if a patch covers a smaller fraction of the median image
+LOWRES_STEP = 1.03  # factor of the spacing per step towards a lower resolution
+LOWRES_MIN_RATIO = 2.0  # 3d_lowres is dropped if 3d_fullres has fewer than this many times its voxels
 
 
 @dataclass(frozen=True)
 class RuleSet:
-    """Where the planners differ.
+    """The values in which the planners differ.
 
     Attributes:
-        name: what `rules` is called in a plan.
-        memory_gb: GPU memory the references stand for.
-        reference_2d: feature map values that a 2D batch of 12 may have at that memory.
-        reference_3d: feature map values that a 3D batch of 2 may have.
-        fit_batch: patches shrink until a batch of this size fits; None: until the reference batch does.
-        coverage: share of the dataset's voxels that a batch may cover.
-        drops_close_lowres: whether 3d_lowres is dropped if it is not much smaller than 3d_fullres.
-        folds_case: whether upper and lower case are the same in channel names.
-        residual_encoder: plan for residual blocks.
+        name: name of the rule set.
+        memory_gb: GPU memory in GB to which the reference values belong.
+        reference_2d: feature map values that a 2D batch of 12 may have with that memory.
+        reference_3d: feature map values that a 3D batch of 2 may have with that memory.
+        fit_batch: patches shrink until a batch of this size fits; None: until the reference batch fits.
+        coverage: fraction of the dataset's voxels that a batch may cover.
+        drops_close_lowres: whether 3d_lowres is dropped if 3d_fullres does not have many more voxels.
+        folds_case: whether channel names are compared without regard to upper and lower case.
+        residual_encoder: whether the encoder has residual blocks.
     """
 
     name: str
@@ -47,22 +48,40 @@ class RuleSet:
     residual_encoder: bool
 
     def reference(self, dim: int, gpu_memory_gb: float | None) -> float:
-        """Return the feature map values that the reference batch may have at that memory (None: `memory_gb`)."""
+        """Return the feature map values that the reference batch may have.
+
+        Args:
+            dim: 2 or 3.
+            gpu_memory_gb: GPU memory in GB; None: `memory_gb`.
+        """
         value = self.reference_2d if dim == 2 else self.reference_3d
         return value * ((self.memory_gb if gpu_memory_gb is None else gpu_memory_gb) / self.memory_gb)
 
     def features(self, num_stages: int, dim: int) -> tuple[int, ...]:
-        """Return the features of each stage: doubled up to the maximum."""
+        """Return the feature maps of each encoder stage: doubled per stage, up to a maximum.
+
+        Args:
+            num_stages: number of encoder stages.
+            dim: 2 or 3.
+        """
         return tuple(min(BASE_FEATURES * 2**stage, MAX_FEATURES[dim]) for stage in range(num_stages))
 
     def encoder_blocks(self, num_stages: int) -> tuple[int, ...]:
-        """Return the convolutions or residual blocks of each encoder stage."""
+        """Return the number of convolutions or residual blocks of each encoder stage.
+
+        Args:
+            num_stages: number of encoder stages.
+        """
         if not self.residual_encoder:
             return (PLAIN_BLOCKS,) * num_stages
         return tuple(RESIDUAL_BLOCKS[min(stage, len(RESIDUAL_BLOCKS) - 1)] for stage in range(num_stages))
 
     def decoder_blocks(self, num_stages: int) -> tuple[int, ...]:
-        """Return the convolutions of each decoder stage."""
+        """Return the number of convolutions of each decoder stage.
+
+        Args:
+            num_stages: number of encoder stages.
+        """
         return (RESIDUAL_DECODER_BLOCKS if self.residual_encoder else PLAIN_BLOCKS,) * (num_stages - 1)
 
 
@@ -82,8 +101,11 @@ RULES = (
 def rule_set(name: str) -> RuleSet:
     """Return a rule set by name.
 
+    Args:
+        name: its name.
+
     Raises:
-        UserError: there is none of that name.
+        UserError: the name is unknown.
     """
     for rules in RULES:
         if rules.name == name:

@@ -1,7 +1,7 @@
-"""Crop, normalise, resample, and the on-disk store of preprocessed cases."""
+"""Crop, normalise and resample cases, and store the preprocessed cases on disk."""
 
 from umamba.preprocessing.case import CaseProperties, preprocess_case
-from umamba.preprocessing.resample import resample_image, resample_label, resample_logits
+from umamba.preprocessing.resample import resample_image, resample_label
 from umamba.preprocessing.store import CaseStore, StoredCase, open_store, prepare_store
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "preprocess_case",
     "resample_image",
     "resample_label",
-    "resample_logits",
 ]

@@ -1,7 +1,7 @@
-"""One case from its raw image to the network's grid, and what is needed to lead a result back (nnU-Net's order).
+"""Preprocess one case: from its raw image to the network's grid, with the facts needed to undo it.
 
-Cast to float32, transpose, crop to the nonzero region, normalise, resample. Background outside the nonzero mask gets
-the label -1.
+The steps are in nnU-Net's order: transpose, crop to the nonzero region, cast to float32, normalise, resample.
+Background outside the nonzero mask gets the label -1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ Size = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class CaseProperties:
-    """What preprocessing did to a case, as far as undoing it needs.
+    """The facts about the preprocessing of a case that are needed to undo it.
 
     Attributes:
         case_id: name of the case; empty for an image that is not from a dataset.
-        geometry: the original image's, in the axis order of the file.
-        shape_before_crop: original size, transposed axes.
-        bbox: first and last + 1 voxel of the crop along each transposed axis.
-        shape_after_crop: size of the crop, transposed axes, original spacing.
+        geometry: geometry of the original image, in the axis order of the file.
+        shape_before_crop: original size in voxels, plan axes.
+        bbox: first voxel and last voxel + 1 of the crop along each plan axis.
+        shape_after_crop: size of the crop in voxels, plan axes, at the original spacing.
     """
 
     case_id: str
@@ -40,12 +40,16 @@ class CaseProperties:
     shape_after_crop: Size
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-able dict; `from_json` reads it back."""
+        """Return the fields as values that JSON can hold; `from_json` reads them back."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "CaseProperties":
-        """Build from what `to_json` returned, before or after a trip through JSON."""
+        """Read properties.
+
+        Args:
+            record: what `to_json` returned, with tuples or with the lists that JSON makes of them.
+        """
         stored = record["geometry"].items()
         geometry: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored}
         low, middle, high = ((int(start), int(stop)) for start, stop in record["bbox"])
@@ -71,22 +75,22 @@ def preprocess_case(
     labels: LabelSet,
     case_id: str = "",
 ) -> tuple[np.ndarray, np.ndarray | None, CaseProperties]:
-    """Bring an image, and its label map if there is one, onto the grid of a plan's configuration.
+    """Crop, normalise and resample an image, and crop and resample its label map.
 
     Args:
-        image: (C, Z, Y, X) as read; it is not changed.
+        image: (C, Z, Y, X) as read; it is not modified.
         label: (1, Z, Y, X) on the same grid, or None.
-        plan: transposition and foreground intensities.
-        configuration: spacing and normalisation. A 2D one leaves the spacing of the first transposed axis alone.
+        plan: gives the axis order and the foreground intensities.
+        configuration: gives spacing and normalisation. A 2D configuration keeps the spacing of the first plan axis.
         labels: the declared labels.
-        case_id: goes into the properties.
+        case_id: name of the case, for the properties.
 
     Returns:
-        Image (C, Z, Y, X) float32, label (1, Z, Y, X) int16 with -1 outside the nonzero mask (None without a label),
-        both in transposed axes, and the properties.
+        The image (C, Z, Y, X) float32; the label map (1, Z, Y, X) int16 with -1 for background outside the nonzero
+        mask, or None; and the properties. Image and label map have plan axes.
 
     Raises:
-        UserError: the number of channels does not fit the plan, image and label differ in shape, a label is not
+        UserError: the number of channels does not fit the plan, image and label map differ in shape, a label is not
             declared, or a channel cannot be normalised.
     """
     _check(image, label, configuration, labels)
@@ -119,7 +123,7 @@ def preprocess_case(
 
 
 def _segmentation(label: Image | None, axes: Sequence[int], box: tuple[slice, ...], inside: np.ndarray) -> np.ndarray:
-    """Return the cropped label map (1, Z, Y, X) int16, zeros without one; background outside the mask is OUTSIDE."""
+    """Return the cropped label map (zeros if there is none) with OUTSIDE for background outside the nonzero mask."""
     if label is None:
         segmentation = np.zeros((1, *inside.shape), dtype=np.int16)
     else:
@@ -132,7 +136,7 @@ def _segmentation(label: Image | None, axes: Sequence[int], box: tuple[slice, ..
 def _check(image: Image, label: Image | None, configuration: Configuration, labels: LabelSet) -> None:
     expected, found = len(configuration.normalization), len(image.array)
     if found != expected:
-        raise UserError(f"the image has {found} channel(s), the plan was made for {expected}. Give the same channels.")
+        raise UserError(f"the image has {found} channel(s), the plan was made for {expected}. Pass the same channels.")
     if label is None:
         return
     if label.array.shape[1:] != image.array.shape[1:]:
@@ -144,5 +148,5 @@ def _check(image: Image, label: Image | None, configuration: Configuration, labe
     if lowest < 0 or highest > labels.all_values[-1]:
         raise UserError(
             f"the label holds values from {lowest:g} to {highest:g}; dataset.json declares 0 to "
-            f"{labels.all_values[-1]}."
+            f"{labels.all_values[-1]}. Correct one of the two."
         )

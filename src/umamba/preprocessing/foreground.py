@@ -1,4 +1,4 @@
-"""Where the classes of a case are: voxels drawn once, on which training patches are centred later (nnU-Net's rule)."""
+"""Draw voxels of each class of a case, on which training patches are centred later (nnU-Net's rule)."""
 
 import math
 
@@ -6,18 +6,24 @@ import numpy as np
 
 from umamba.labels import LabelSet
 
-LABELLED = -1  # key of the voxels that carry any label, where some are to be ignored
+LABELLED = -1  # key of all voxels that are not ignored
 _SEED = 1234
-_MOST = 10_000  # voxels of a class, or this share of them if that is more:
+# At most this many voxels of a class are drawn, or this fraction of them if that is more.
+_MOST = 10_000
 _SHARE = 0.01
 
 
 def foreground_voxels(label: np.ndarray, labels: LabelSet) -> dict[int, np.ndarray]:
-    """Draw voxels (n, 3) int32 of each class from a preprocessed label map (1, Z, Y, X), without replacement.
+    """Draw voxels of each class without replacement.
 
-    Keys are the label values; with regions, the regions' positions in `labels.names`. With an ignore label there is
-    also LABELLED: all voxels that are not ignored, with background and what lies outside the nonzero mask.
-    A class without voxels has an empty array.
+    Args:
+        label: preprocessed label map (1, Z, Y, X).
+        labels: the declared labels.
+
+    Returns:
+        Voxel indices (n, 3) int32 of each class; n is 0 for a class without voxels. The keys are the label values, or
+        the positions of the regions in `labels.names`. If there is an ignore label, the key LABELLED has voxels of all
+        that is not ignored, including the background and the voxels outside the nonzero mask.
     """
     volume = label[0]
     generator = np.random.default_rng(_SEED)

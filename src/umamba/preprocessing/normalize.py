@@ -1,40 +1,39 @@
-"""Intensity normalisation of one channel by nnU-Net's schemes, under nnU-Net's names."""
+"""Normalise the intensities of one channel by nnU-Net's schemes, which keep nnU-Net's names."""
 
 import numpy as np
 
 from umamba.io import UserError
 from umamba.planning import Intensity
+from umamba.planning.normalization import SCHEMES
 
 _EPSILON = 1e-8
-SCHEMES = (
-    "CTNormalization",
-    "ZScoreNormalization",
-    "NoNormalization",
-    "RescaleTo01Normalization",
-    "RGBTo01Normalization",
-)
 
 
 def normalize_channel(channel: np.ndarray, scheme: str, intensity: Intensity | None, mask: np.ndarray | None) -> None:
     """Normalise a float32 channel (Z, Y, X) in place.
 
     Args:
-        channel: the voxels.
-        scheme: CTNormalization (clip to the dataset's percentiles 0.5 and 99.5, then its mean and deviation),
-            ZScoreNormalization (mean and deviation of this channel), RescaleTo01Normalization (this channel's range),
-            RGBTo01Normalization (divide by 255) or NoNormalization.
-        intensity: the dataset's foreground intensities of this channel; only CT needs them.
-        mask: for z-score, where mean and deviation are taken and applied; voxels outside stay as they are. None: all.
+        channel: the voxels (Z, Y, X), float32.
+        scheme: CTNormalization (clip to the dataset's percentiles 0.5 and 99.5, then subtract its mean and divide by
+            its standard deviation), ZScoreNormalization (mean and standard deviation of this channel),
+            RescaleTo01Normalization (range of this channel to 0..1), RGBTo01Normalization (divide by 255) or
+            NoNormalization.
+        intensity: the dataset's foreground intensities of this channel, which only CTNormalization needs.
+        mask: (Z, Y, X) bool, only for ZScoreNormalization: voxels that give mean and standard deviation and are
+            normalised; the others are not changed. None: all voxels.
 
     Raises:
-        UserError: the scheme is unknown, CT has no intensities, or RGB values lie outside 0..255.
+        UserError: the scheme is unknown, CTNormalization has no intensities, or RGB values are outside 0..255.
     """
     match scheme:
         case "NoNormalization":
             return
         case "CTNormalization":
             if intensity is None:
-                raise UserError("normalization: CTNormalization needs the dataset's intensities; the plan has none.")
+                raise UserError(
+                    "normalization: CTNormalization needs the dataset's intensities, but the plan has none. Make the "
+                    "plan again, or choose another plan.normalization."
+                )
             np.clip(channel, intensity.percentile_00_5, intensity.percentile_99_5, out=channel)
             channel -= np.float32(intensity.mean)
             channel /= np.float32(max(intensity.std, _EPSILON))
@@ -52,7 +51,8 @@ def normalize_channel(channel: np.ndarray, scheme: str, intensity: Intensity | N
             if low < 0 or high > 255:
                 raise UserError(
                     f"normalization: RGBTo01Normalization expects values from 0 to 255, found {low:g} to {high:g}. "
-                    "Name the channel otherwise in channel_names of dataset.json (for z-score), or plan.normalization."
+                    "Choose another name of the channel in channel_names of dataset.json, or another "
+                    "plan.normalization."
                 )
             channel /= np.float32(255)
         case _:
@@ -60,7 +60,7 @@ def normalize_channel(channel: np.ndarray, scheme: str, intensity: Intensity | N
 
 
 def _standardize(values: np.ndarray) -> None:
-    """Subtract the mean and divide by the population's deviation, both summed in float64."""
+    """Subtract the mean and divide by the population standard deviation in place, both summed in float64."""
     if not values.size:
         return
     values -= np.float32(values.mean(dtype=np.float64))

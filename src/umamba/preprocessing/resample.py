@@ -1,9 +1,10 @@
-"""Resampling of images, label maps and logits onto another voxel grid, by nnU-Net's rule (2.8.1), fast.
+"""Resample images and label maps to another voxel grid by nnU-Net's rule (2.8.1).
 
-Source: nnU-Net's `default_resampling` with scikit-image's `resize` (edge mode, half-pixel centres, no anti-aliasing,
-result clipped to the input's range) and batchgenerators 0.25.5 for label maps. A spline resize is separable and linear:
-along each axis it is one matrix, spline prefilter included, and that matrix is nearly banded. Here the bands are
-multiplied axis after axis in float32, the axes in the order of least work, one channel at a time.
+The results are those of nnU-Net's `default_resampling` with scikit-image's `resize` (edge mode, half-pixel centres, no
+anti-aliasing, result clipped to the range of the input), and of batchgenerators 0.25.5 for label maps. A spline resize
+is linear and separable: along each axis it is the product with a matrix that includes the spline prefilter and is
+nearly banded. This module multiplies with these bands in float32, axis after axis in the order of least work, one
+channel at a time.
 """
 
 import math
@@ -14,29 +15,37 @@ from itertools import permutations, product
 import numpy as np
 from scipy import ndimage
 
-_ANISOTROPY = 3  # ratio of spacings above which the coarsest axis is treated on its own
+from umamba.planning.rules import ANISOTROPY
+
 _ROWS = 32  # output samples of one block of a band matrix
-# Input samples beyond a block's own that matter: the cubic prefilter's response falls by 0.27 a sample (below 1e-9).
+# Input samples on each side of a block that influence it, by spline order. The response of the cubic prefilter falls
+# to 0.27 of its value per sample, so that it is below 1e-9 after 16 samples.
 _MARGIN = {1: 2, 3: 16}
-_TIE = 1e-6  # scores of labels closer than this are equal: float32 rounding of sums that are 1
+_TIE = 1e-6  # scores of labels that differ by less count as equal, because of rounding
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A block of a band matrix: output samples `rows` are `weights` @ input samples `columns`."""
+    """A block of a band matrix: output[rows] = weights @ input[columns]."""
 
     rows: slice
     columns: slice
     weights: np.ndarray
 
 
-_Bands = list[_Block] | None  # along one axis; None: unchanged
+_Bands = list[_Block] | None  # the matrix of one axis; None: the axis is not resized
 
 
 def resampled_shape(
     shape: Sequence[int], current_spacing: Sequence[float], target_spacing: Sequence[float]
 ) -> tuple[int, ...]:
-    """Return round(current / target spacing * size) of each axis, halves to even."""
+    """Return the size of an image after resampling: round(current spacing / target spacing * size), halves to even.
+
+    Args:
+        shape: current size in voxels.
+        current_spacing: in mm.
+        target_spacing: in mm.
+    """
     return tuple(
         round(current / target * size)
         for current, target, size in zip(current_spacing, target_spacing, shape, strict=True)
@@ -44,14 +53,18 @@ def resampled_shape(
 
 
 def separate_axis(current_spacing: Sequence[float], target_spacing: Sequence[float]) -> int | None:
-    """Return the axis that is resampled on its own by nearest neighbour, or None.
+    """Return the axis that is resampled separately by nearest neighbour, or None.
 
-    It is the coarsest axis of the current spacing, if that is more than 3 times the finest; else of the target spacing,
-    if that is. No axis is separate if several share the coarsest spacing.
+    This is the coarsest axis of the current spacing, if it is more than 3 times as coarse as the finest axis. Otherwise
+    it is the coarsest axis of the target spacing by the same rule. No axis is separate if several are the coarsest.
+
+    Args:
+        current_spacing: in mm.
+        target_spacing: in mm.
     """
     for spacing in (current_spacing, target_spacing):
         coarsest = max(spacing)
-        if coarsest / min(spacing) > _ANISOTROPY:
+        if coarsest / min(spacing) > ANISOTROPY:
             axes = [axis for axis, value in enumerate(spacing) if value == coarsest]
             return axes[0] if len(axes) == 1 else None
     return None
@@ -64,15 +77,25 @@ def resample_image(
     target_spacing: Sequence[float],
     order: int = 3,
 ) -> np.ndarray:
-    """Resample (C, Z, Y, X) to (C, *new_shape) float32 with splines of order 1 or 3, clipped to the input's range.
+    """Resample an image with splines and clip the result to the range of the input.
+
+    If the spacings make an axis separate (see `separate_axis`), each slice is resized in its plane, and the nearest
+    slice is taken along that axis.
 
     Args:
-        array: the channels, each treated alone.
-        new_shape: size (Z, Y, X) of the result.
-        current_spacing: (Z, Y, X) in mm; together with the target it decides whether an axis is separate: then each
-            slice is resized in the plane, and the nearest slice is taken along that axis.
+        array: (C, Z, Y, X); each channel is resampled alone.
+        new_shape: size (Z, Y, X) of the result in voxels.
+        current_spacing: (Z, Y, X) in mm.
         target_spacing: (Z, Y, X) in mm.
-        order: of the splines.
+        order: order of the splines, 1 or 3.
+
+    Returns:
+        (C, *new_shape) float32.
+
+    Example:
+        >>> slices = np.array([[[[0.0, 1.0, 2.0, 3.0]]]])
+        >>> resample_image(slices, (1, 1, 2), (1, 1, 1), (1, 1, 2), order=1)
+        array([[[[0.5, 2.5]]]], dtype=float32)
     """
     if array.shape[1:] == tuple(new_shape):
         return array.astype(np.float32, copy=False)
@@ -90,20 +113,23 @@ def resample_image(
     return resampled
 
 
-def resample_logits(
-    array: np.ndarray, new_shape: Sequence[int], current_spacing: Sequence[float], target_spacing: Sequence[float]
-) -> np.ndarray:
-    """Resample logits or probabilities (C, Z, Y, X) to (C, *new_shape) float32 linearly; else as `resample_image`."""
-    return resample_image(array, new_shape, current_spacing, target_spacing, order=1)
-
-
 def resample_label(
     array: np.ndarray, new_shape: Sequence[int], current_spacing: Sequence[float], target_spacing: Sequence[float]
 ) -> np.ndarray:
-    """Resample integer label maps (C, Z, Y, X) to (C, *new_shape), same dtype.
+    """Resample label maps.
 
-    Each label's indicator is resampled linearly and the highest one wins. On a tie the nearest neighbour's label wins
-    if it is among the tied ones, otherwise the lowest of them. The separate axis is as in `resample_image`.
+    The indicator of each label is resampled linearly, and the label with the highest value wins. If several are equal,
+    the label of the nearest voxel wins if it is among them, otherwise the lowest of them. A separate axis is treated
+    as in `resample_image`.
+
+    Args:
+        array: (C, Z, Y, X) integers; each channel is resampled alone.
+        new_shape: size (Z, Y, X) of the result in voxels.
+        current_spacing: (Z, Y, X) in mm.
+        target_spacing: (Z, Y, X) in mm.
+
+    Returns:
+        (C, *new_shape) in the dtype of `array`.
     """
     if array.shape[1:] == tuple(new_shape):
         return array
@@ -125,19 +151,22 @@ def _bands_of(shape: Sequence[int], new_shape: Sequence[int], separate: int | No
 
 
 def _coordinates(size: int, new_size: int) -> np.ndarray:
-    """Return where the centres of the new samples lie between the old ones."""
+    """Return the centres of the new samples in units of the old samples."""
     return size / new_size * (np.arange(new_size) + 0.5) - 0.5
 
 
 def _nearest(size: int, new_size: int) -> np.ndarray:
-    """Return the nearest old sample of each new one, the later of two equally near."""
+    """Return the nearest old sample of each new sample; of two equally near ones, the later."""
     return np.clip(np.floor(_coordinates(size, new_size) + 0.5).astype(np.intp), 0, size - 1)
 
 
 def _early_nearest(
     volume: np.ndarray, new_shape: Sequence[int], separate: int | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Take the nearest slices along the separate axis now if they become fewer; else return the indices for later."""
+    """Take the nearest slices along the separate axis now if that makes fewer of them, because it saves work.
+
+    Otherwise return the volume unchanged, with the indices of the slices to take after the resize.
+    """
     if separate is None or volume.shape[separate] == new_shape[separate]:
         return volume, None
     indices = _nearest(volume.shape[separate], new_shape[separate])
@@ -147,7 +176,7 @@ def _early_nearest(
 
 
 def _band_matrix(size: int, new_size: int, order: int) -> list[_Block]:
-    """Return the matrix (new_size, size) of a spline resize along one axis as blocks around its diagonal."""
+    """Return the matrix (new_size, size) of a spline resize along one axis, as blocks around its diagonal."""
     coordinates = _coordinates(size, new_size)
     blocks = []
     for start in range(0, new_size, _ROWS):
@@ -162,7 +191,7 @@ def _band_matrix(size: int, new_size: int, order: int) -> list[_Block]:
 
 
 def _work(shape: Sequence[int], bands: Sequence[_Bands], axes: Sequence[int]) -> int:
-    """Return the multiplications of resizing along these axes one after the other."""
+    """Return the number of multiplications of a resize along these axes in this order."""
     sizes, total = list(shape), 0
     for axis in axes:
         blocks = bands[axis]
@@ -191,16 +220,16 @@ def _resize(volume: np.ndarray, bands: Sequence[_Bands]) -> np.ndarray:
 
 
 def _cells(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the old samples before and after each new one along an axis, and the share of the later one."""
+    """Return the old samples before and after each new sample along an axis, and the linear weight of the latter."""
     coordinates = _coordinates(size, new_size)
     before = np.floor(coordinates).astype(np.intp)
     return before.clip(0, size - 1), (before + 1).clip(0, size - 1), coordinates - before
 
 
 def _vote(volume: np.ndarray, new_shape: Sequence[int]) -> np.ndarray:
-    """Resample a label map (Z, Y, X) to a shape: the label with the highest linearly resized indicator wins.
+    """Resample a label map (Z, Y, X): the label with the highest linearly resized indicator wins.
 
-    Where the old voxels around a new one agree there is nothing to vote on: only new voxels at borders are computed.
+    A new voxel between old voxels of one label gets that label, so only the voxels at borders are computed.
     """
     cells = [_cells(size, new_size) for size, new_size in zip(volume.shape, new_shape, strict=True)]
     voted = volume
@@ -232,7 +261,7 @@ def _vote(volume: np.ndarray, new_shape: Sequence[int]) -> np.ndarray:
 
 
 def _mixed(before: np.ndarray, after: np.ndarray, changing: Sequence[bool]) -> np.ndarray:
-    """Return for each voxel (Y, X) of two slices whether it and its next neighbours carry more than one label."""
+    """Return for each pixel of two slices (Y, X) whether it and its next neighbours have more than one label."""
     least, most = np.minimum(before, after), np.maximum(before, after)
     for axis, changes in enumerate(changing):
         if changes:
@@ -249,7 +278,7 @@ def _weight(
     corner: Sequence[int],
     places: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Return the linear weight of one corner of the old voxels around each of the new ones at `places`."""
+    """Return the linear weight of one corner of the old voxels around each new voxel at `places`."""
     weight = np.ones(len(places[0]))
     for (_, _, share), changes, side, place in zip(cells, changing, corner, places, strict=True):
         if changes:

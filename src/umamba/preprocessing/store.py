@@ -1,12 +1,12 @@
-"""Preprocessed cases on disk, readable patch by patch: two blosc2 files a case, complete or absent.
+"""Store preprocessed cases on disk in two blosc2 files per case, from which single patches can be read.
 
     <root>/<dataset>/<configuration>_<key>/
-        store.json            plan, configuration, dataset digest, case names; written last, so it marks completeness
+        store.json            plan, configuration, dataset hash, case names; written last, so it marks a complete store
         <case>.label.b2nd     (1, Z, Y, X) int16
         <case>.image.b2nd     (C, Z, Y, X) float32; its metadata hold the foreground voxels and the case's properties
 
-The key is a hash of all that the voxels depend on, so that an unchanged dataset is found again and a changed one is
-made anew beside the old.
+The key is a hash of all that the voxels depend on. An unchanged dataset therefore finds its store again, and a changed
+one gets a new store beside the old.
 """
 
 import hashlib
@@ -28,22 +28,22 @@ from umamba.planning import Configuration, Plan
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
 
-FORMAT = 3  # raised whenever the same dataset and plan would give other files
+FORMAT = 3  # increase it whenever the same dataset and plan would give other files
 _STORE = "store.json"
-_BLOCK_VOXELS = 16 * 32 * 32  # decoded at once: fits a core's cache, and little is decoded beyond a patch's borders
+_BLOCK_VOXELS = 16 * 32 * 32  # decoded together: small enough for a core's cache, with little excess around a patch
 _CHUNK_VOXELS = 128**3
 
 
 @dataclass(frozen=True)
 class StoredCase:
-    """A preprocessed case, opened.
+    """An opened preprocessed case.
 
     Attributes:
         case_id: its name.
-        image: (C, Z, Y, X) float32, read by slicing.
-        label: (1, Z, Y, X) int16, read by slicing; -1 outside the nonzero mask.
-        foreground: voxels (n, 3) int32 of each class; see `foreground_voxels`.
-        properties: what preprocessing did.
+        image: (C, Z, Y, X) float32; slicing it reads voxels from disk.
+        label: (1, Z, Y, X) int16; slicing it reads voxels from disk. Background outside the nonzero mask is -1.
+        foreground: voxel indices (n, 3) int32 of each class, see `foreground_voxels`.
+        properties: the facts needed to undo the preprocessing.
     """
 
     case_id: str
@@ -58,18 +58,36 @@ class CaseStore:
     """The preprocessed training cases of a dataset.
 
     Attributes:
-        path: the folder.
-        case_ids: names of the cases, sorted.
+        path: folder of the store.
+        case_ids: sorted names of the cases.
     """
 
     path: Path
     case_ids: tuple[str, ...]
 
+    @property
+    def plan(self) -> Plan:
+        """The plan by which the cases were preprocessed."""
+        return Plan.from_json(read_json(self.path / _STORE)["plan"])
+
+    @property
+    def configuration(self) -> Configuration:
+        """The plan's configuration by which the cases were preprocessed."""
+        return self.plan.configuration(str(read_json(self.path / _STORE)["configuration"]))
+
+    @property
+    def labels(self) -> LabelSet:
+        """The labels of the dataset."""
+        return LabelSet.from_json(read_json(self.path / _STORE)["labels"])
+
     def load(self, case_id: str) -> StoredCase:
-        """Open a case; nothing of its voxels is read yet.
+        """Open a case without reading its voxels.
+
+        Args:
+            case_id: its name.
 
         Raises:
-            UserError: the case's files are damaged.
+            UserError: the files of the case are missing or damaged.
         """
         try:
             image, label = (_open(_file(self.path, case_id, what)) for what in ("image", "label"))
@@ -80,8 +98,8 @@ class CaseStore:
             properties = CaseProperties.from_json(json.loads(meta["properties"]))
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             raise UserError(
-                f"{self.path}: the prepared files of {case_id} cannot be read ({error}). Delete that folder; it is "
-                "made again from the raw dataset."
+                f"{self.path}: the prepared files of {case_id} cannot be read ({error}). Delete that folder, and "
+                "prepare the dataset again."
             ) from error
         return StoredCase(case_id, image, label, voxels, properties)
 
@@ -89,21 +107,21 @@ class CaseStore:
 def prepare_store(
     dataset: RawDataset, digest: str, plan: Plan, configuration_name: str, root: Path, workers: int
 ) -> CaseStore:
-    """Preprocess the training cases of a dataset, or find them done.
+    """Preprocess the training cases of a dataset, unless their store exists.
 
-    Any number of processes may ask for the same store at once: one works, the others wait. What an interrupted process
-    finished is kept.
+    Several processes may call this at once: one works while the others wait. Cases that an interrupted process has
+    finished are kept.
 
     Args:
-        dataset: its listing.
-        digest: hash of its content.
-        plan: the plan.
-        configuration_name: a configuration of it.
+        dataset: the raw dataset.
+        digest: hash of its content, from `dataset_digest`.
+        plan: its plan.
+        configuration_name: name of the plan's configuration.
         root: folder of all preprocessed datasets.
-        workers: processes.
+        workers: worker processes.
 
     Raises:
-        UserError: all cases that cannot be preprocessed, together.
+        UserError: with a list of all cases that cannot be preprocessed.
     """
     configuration = plan.configuration(configuration_name)
     folder = root / dataset.name / f"{configuration_name}_{store_key(digest, plan, configuration, dataset.labels)}"
@@ -134,14 +152,31 @@ def prepare_store(
 
 
 def open_store(folder: Path) -> CaseStore:
-    """Open a complete store by its folder. UserError if there is none."""
+    """Open a complete store.
+
+    Args:
+        folder: its folder.
+
+    Raises:
+        UserError: the folder holds no complete store.
+    """
     if not (folder / _STORE).exists():
-        raise UserError(f"{folder}: holds no complete set of preprocessed cases. Run prepare.py to make them.")
+        raise UserError(f"{folder}: holds no complete set of preprocessed cases. Prepare the dataset to make them.")
     return CaseStore(folder, tuple(read_json(folder / _STORE)["cases"]))
 
 
 def store_key(digest: str, plan: Plan, configuration: Configuration, labels: LabelSet) -> str:
-    """Return eight digits for what the stored voxels depend on: patch and batch size do not belong to it."""
+    """Return a hash of all that the stored voxels depend on; patch and batch size do not change it.
+
+    Args:
+        digest: hash of the dataset.
+        plan: the plan.
+        configuration: the configuration.
+        labels: the declared labels.
+
+    Returns:
+        Eight hexadecimal digits.
+    """
     content = {
         "format": FORMAT,
         "dataset": digest,
@@ -158,10 +193,10 @@ def store_key(digest: str, plan: Plan, configuration: Configuration, labels: Lab
 def _prepare_case(
     case: RawCase, folder: Path, plan: Plan, configuration: Configuration, labels: LabelSet
 ) -> str | None:
-    """Preprocess and write one case; return what is wrong with it, if anything."""
+    """Preprocess and write one case; return its error message, or None."""
     try:
         if case.label is None:
-            raise UserError("has no label file")
+            raise UserError("has no label file. Add it to labelsTr.")
         image, label, properties = preprocess_case(
             read_image(case.images), read_label(case.label), plan, configuration, labels, case.case_id
         )
@@ -172,12 +207,12 @@ def _prepare_case(
     flat = configuration.dim == 2
     _write(_file(folder, case.case_id, "label"), label, flat)
     meta = {"foreground": voxels, "properties": json.dumps(properties.to_json())}
-    _write(_file(folder, case.case_id, "image"), image, flat, meta)  # last: its presence says that the case is done
+    _write(_file(folder, case.case_id, "image"), image, flat, meta)  # written last, because it marks a finished case
     return None
 
 
 def _open(path: Path) -> Any:
-    # One thread: blosc2's own would be lost to a process forked later, which then waits for them without end.
+    # Use one thread, because a forked process does not inherit blosc2's threads and would wait for them forever.
     return blosc2.open(str(path), mmap_mode="r", dparams=blosc2.DParams(nthreads=1))
 
 
@@ -198,9 +233,14 @@ def _write(path: Path, array: np.ndarray, flat: bool, meta: dict[str, Any] | Non
 
 
 def chunk_shapes(shape: Sequence[int], flat: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return chunks and blocks (C, Z, Y, X) of all channels.
+    """Return the shapes of blosc2's chunks and blocks, both (C, Z, Y, X) with all channels.
 
-    Blocks are half as thick as wide, or squares of one slice if slices are read, and divide an axis evenly.
+    A block has half as many slices as rows and columns, or one slice if the training reads slices. The blocks of an
+    axis have nearly equal sizes.
+
+    Args:
+        shape: (C, Z, Y, X) of the stored array.
+        flat: whether the training reads slices (a 2D configuration).
     """
     voxels = _BLOCK_VOXELS / shape[0]
     edge = round(voxels ** (1 / 2) if flat else (2 * voxels) ** (1 / 3))

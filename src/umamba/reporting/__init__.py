@@ -1,7 +1,7 @@
-"""The report of a study: tables in the paper's form, plots, gallery and cost, from the files of its runs alone."""
+"""The report of a study: tables in the paper's form, plots, pictures of cases and cost, read from files only."""
 
 from umamba.reporting.compare import Number, numbers
-from umamba.reporting.report import write_report
 from umamba.reporting.results import Results, gather
+from umamba.reporting.write import write_report
 
 __all__ = ["Number", "Results", "gather", "numbers", "write_report"]

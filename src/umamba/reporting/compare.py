@@ -1,7 +1,7 @@
-"""Ours beside the published numbers: means, deviations, differences, spread over seeds, and significance.
+"""Compare measured with published numbers: means, standard deviations, differences, spread over seeds, significance.
 
-The mean and standard deviation of a label go over cases; those of the average go over the means of the cases, as in the
-paper. With several seeds or folds, all their cases count, and the means of single seeds show how far trainings differ.
+The mean and standard deviation of a label are over cases. Those of the average are over each case's mean over labels,
+as in the paper. The cases of all seeds and folds count. The means of single seeds show how much trainings differ.
 """
 
 import math
@@ -13,7 +13,7 @@ import pandas
 from umamba.evaluation.statistics import holm, paired_p_value
 from umamba.reporting.results import AVERAGE, METRICS, Published, Results
 
-REFERENCE = "unet"  # each method is tested against it
+REFERENCE = "unet"  # the method that all others are tested against
 ALPHA = 0.05
 
 
@@ -22,14 +22,19 @@ class Number:
     """One cell of a table.
 
     Attributes:
-        dataset, method, label, metric: what is measured; the label is a name or "average".
-        mean, sd: ours over cases, NaN where nothing is measured; the deviation is NaN for a single case.
-        cases: how many cases.
+        dataset: the benchmark.
+        method: the network.
+        label: name of the label, or "average".
+        metric: name of the score.
+        mean: our mean over cases; NaN if nothing is measured.
+        sd: our standard deviation over cases; NaN if there are fewer than two.
+        cases: number of cases.
         seed_means: mean of each seed, in the order of the seeds.
-        published: the paper's number.
-        p_value: of the paired test against the reference, corrected; NaN where it was not made.
-        scored: whether the method's cases have scores of this metric at all.
-        done, planned: runs that are finished, and all of them.
+        published: the paper's number; None if it has none.
+        p_value: corrected p value of the paired test against the reference; NaN if there was no test.
+        scored: whether any case of the method has a score of this metric.
+        done: number of finished runs.
+        planned: number of all runs.
     """
 
     dataset: str
@@ -48,17 +53,21 @@ class Number:
 
     @property
     def difference(self) -> float:
-        """Ours minus published, NaN without one of them."""
+        """Our mean minus the published one; NaN if one of them is missing."""
         return self.mean - self.published.mean if self.published is not None else math.nan
 
     @property
     def significant(self) -> bool:
-        """Whether the test against the reference was passed."""
+        """Whether the method differs significantly from the reference."""
         return self.p_value < ALPHA
 
 
 def numbers(results: Results) -> list[Number]:
-    """Return every number of a study's tables, measured or missing, in the order dataset, metric, label, method."""
+    """Return every number of a study's tables, measured or missing, in the order dataset, metric, label, method.
+
+    Args:
+        results: the results of the study.
+    """
     return [number for dataset in results.datasets for number in _of_dataset(results, dataset)]
 
 
@@ -96,7 +105,7 @@ def _of_dataset(results: Results, dataset: str) -> list[Number]:
 
 
 def _sample(own: pandas.DataFrame, method: str, label: str, metric: str) -> pandas.Series:
-    """Return the values of a cell by (seed, fold, case); for the average, the mean over labels of each case."""
+    """Return the scores of one cell by (seed, fold, case); for the average, the mean over labels of each case."""
     rows = own[(own["method"] == method) & (own["metric"] == metric)]
     if label != AVERAGE:
         rows = rows[rows["label"] == label]
@@ -104,10 +113,16 @@ def _sample(own: pandas.DataFrame, method: str, label: str, metric: str) -> pand
 
 
 def against_reference(samples: dict[str, pandas.Series]) -> dict[str, float]:
-    """Return the p value of each method against the reference, corrected for their number after Holm.
+    """Test each method against the reference, with Holm's correction for the number of methods.
 
-    The test is Wilcoxon's signed-rank test of the cases that both have scores of, means over seeds. None is made with
-    fewer than six cases, where it could not be significant.
+    The test is Wilcoxon's signed-rank test over the cases that both methods have scores of; the scores are means over
+    seeds. Fewer than six cases are not tested because they cannot be significant.
+
+    Args:
+        samples: method -> scores by (seed, fold, case).
+
+    Returns:
+        Method -> corrected p value.
     """
     if REFERENCE not in samples or not len(samples[REFERENCE]):
         return {}
@@ -125,7 +140,14 @@ def against_reference(samples: dict[str, pandas.Series]) -> dict[str, float]:
 
 
 def best_two(row: Sequence[Number]) -> tuple[str | None, str | None]:
-    """Return the methods with the best and second-best mean of a row; None where it is alone, or not above the next."""
+    """Return the methods with the best and second-best mean of a row.
+
+    Args:
+        row: the numbers of one label and metric.
+
+    Returns:
+        Two methods; None for a place that no method has alone, or if fewer than two methods are measured.
+    """
     ranked = sorted((number for number in row if not math.isnan(number.mean)), key=lambda number: -number.mean)
     means = [*(number.mean for number in ranked), *(-math.inf,) * 2]
     if len(ranked) < 2 or means[0] == means[1]:
@@ -134,10 +156,16 @@ def best_two(row: Sequence[Number]) -> tuple[str | None, str | None]:
 
 
 def spread_sentences(found: Sequence[Number]) -> list[str]:
-    """Return for each average how far it is below the best method's, and whether that is within the spread over seeds.
+    """Say how far the average of each method is below the best one, and whether the spread over seeds explains it.
 
-    The spread of a method is the distance of its seeds' largest mean from the smallest. Methods trained with one seed,
-    whose spread is not known, share a sentence.
+    The spread of a method is the largest mean of its seeds minus the smallest. It is unknown for methods with one seed;
+    these share a sentence.
+
+    Args:
+        found: the numbers of all tables.
+
+    Returns:
+        A sentence for each comparison.
     """
     sentences = []
     rows: dict[tuple[str, str], list[Number]] = {}
@@ -161,7 +189,5 @@ def spread_sentences(found: Sequence[Number]) -> list[str]:
             within = "within" if best.mean - number.mean <= spread else "beyond"
             sentences.append(f"{where} {above}, which is {within} the spread over seeds ({spread:.4f}).")
         if unknown:
-            sentences.append(
-                f"{where} {', '.join(unknown)}; with one seed, how far trainings of one method differ is not known."
-            )
+            sentences.append(f"{where} {', '.join(unknown)}; with one seed, the spread over trainings is not known.")
     return sentences

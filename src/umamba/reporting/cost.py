@@ -1,16 +1,11 @@
-"""What each run cost: hours and memory from its files, and the size of its network, counted again as its files say."""
+"""The cost of each run: hours, memory, parameters and FLOPs, read from its files."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pandas
 
-from umamba.labels import LabelSet
-from umamba.networks.describe import network_cost
-from umamba.planning import Plan
-from umamba.reporting.results import Results, read_record
+from umamba.reporting.results import Results
 
 _MEMORY = "memory/peak_gb"
 
@@ -20,12 +15,15 @@ class Cost:
     """Cost of one training.
 
     Attributes:
-        dataset, method, fold, seed: the run.
+        dataset: the benchmark.
+        method: the network.
+        fold: the fold.
+        seed: the seed.
         epochs: completed epochs.
-        hours: of training and validation batches, by the measured seconds of a training batch; NaN if unknown.
-        memory_gb: the most that was logged, of the GPU or, without one, of the main process; NaN if none was.
-        parameters: of the network, None if run.json does not say.
-        step_flops: of forward and backward of a batch, None if run.json does not say what the network is.
+        hours: time of all batches, from the measured time of a training batch; NaN if unknown.
+        memory_gb: largest logged memory of the GPU, or of the main process if it trained on a CPU; NaN if unknown.
+        parameters: parameters of the network; None if unknown.
+        step_flops: FLOPs of the forward and backward pass of a batch; None if unknown.
     """
 
     dataset: str
@@ -40,40 +38,38 @@ class Cost:
 
 
 def costs(results: Results) -> list[Cost]:
-    """Return the cost of each run that has begun."""
+    """Return the cost of each run that has begun.
+
+    Args:
+        results: the results of the study.
+    """
     found = []
     for state in results.states:
         run = state.run
         curve = results.curves.get(run.folder)
         if curve is None:
             continue
-        record = read_record(run.folder)
+        status = run.folder.status()
         found.append(
             Cost(
                 *(run.dataset, run.method, run.fold, run.seed),
                 epochs=len(curve),
                 hours=hours(curve, run.batches),
                 memory_gb=float(curve[_MEMORY].max()) if _MEMORY in curve else math.nan,
-                parameters=record.get("parameters"),
-                step_flops=step_flops(record["identity"]) if "identity" in record else None,
+                parameters=status.get("parameters"),
+                step_flops=status.get("step_flops"),
             )
         )
     return found
 
 
-def step_flops(identity: Mapping[str, Any]) -> float:
-    """Return the FLOPs of a training step from run.json's identity: three forward passes of a batch.
-
-    The backward pass has two products for each one of the forward pass.
-    """
-    configuration = Plan.from_json(identity["plan"]).configuration(identity["configuration"])
-    classes = LabelSet.from_json(identity["labels"]).num_classes
-    forward = network_cost(identity["architecture"], configuration, len(identity["channel_names"]), classes).flops
-    return 3.0 * forward * configuration.batch_size
-
-
 def hours(curve: pandas.DataFrame, batches: int) -> float:
-    """Return the hours of a run's batches: its seconds per training batch, for all batches of each epoch."""
+    """Return the hours of a run: the seconds of a training batch times the batches of an epoch, summed over epochs.
+
+    Args:
+        curve: metrics.csv of the run.
+        batches: training and validation batches of an epoch.
+    """
     if "time/iteration_s" not in curve:
         return math.nan
     return float(curve["time/iteration_s"].sum()) * batches / 3600

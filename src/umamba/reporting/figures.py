@@ -1,4 +1,4 @@
-"""Plots of a report as PNG bytes: box plots over cases, and learning curves."""
+"""Plots of a report as PNG bytes: box plots over cases and learning curves."""
 
 import io
 
@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from umamba.reporting.results import Results
 
 _DPI = 110
-# Columns of metrics.csv, the first that is there; "seen" are patches of training cases, where none is held out.
+# Columns of metrics.csv and their title; the first existing column is drawn. "seen": patches of training cases, which
+# are validated if fold=all leaves no validation case.
 _CURVES = (
     (("train/loss",), "training loss"),
     (("val/loss", "seen/loss"), "validation loss"),
@@ -20,7 +21,16 @@ _CURVES = (
 
 
 def box_plot(results: Results, dataset: str, metric: str) -> bytes | None:
-    """Return the plot of the cases' means over labels, a box for each method; None if nothing is measured."""
+    """Draw the cases' means over labels, a box for each method.
+
+    Args:
+        results: the results of the study.
+        dataset: the benchmark.
+        metric: name of the score.
+
+    Returns:
+        The plot; None if nothing is measured.
+    """
     rows = results.scores[(results.scores["dataset"] == dataset) & (results.scores["metric"] == metric)]
     means = rows.groupby(["method", "seed", "fold", "case"])["value"].mean()
     methods = [method for method in results.methods(dataset) if method in set(means.index.get_level_values("method"))]
@@ -39,7 +49,15 @@ def box_plot(results: Results, dataset: str, metric: str) -> bytes | None:
 
 
 def learning_curves(results: Results, dataset: str) -> bytes | None:
-    """Return the losses and the patch Dice of each run by epoch; None if no run has begun."""
+    """Draw the losses and the patch Dice of each run over the epochs.
+
+    Args:
+        results: the results of the study.
+        dataset: the benchmark.
+
+    Returns:
+        The plot; None if no run has begun.
+    """
     curves = {
         f"{state.run.method} fold {state.run.fold} seed {state.run.seed}": results.curves[state.run.folder]
         for state in results.states

@@ -1,4 +1,4 @@
-"""The same test case by every method, side by side, as in the paper's figures 2 and 3."""
+"""Pictures of a test case with the segmentation of every method, as in the paper's figures 2 and 3."""
 
 import io
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from umamba.datasets import RawCase, RawDataset, list_findings
 from umamba.io import Geometry, read_image, read_label
 from umamba.labels import LabelSet, colours
+from umamba.records import RunFolder
 from umamba.reporting.results import Results
 
 _ALPHA = 0.45
@@ -24,7 +25,13 @@ _COLUMNS = 4
 
 @dataclass(frozen=True)
 class Picture:
-    """A row of the gallery: PNG bytes, and what they show."""
+    """The picture of one case.
+
+    Attributes:
+        case: the case.
+        caption: text below the picture.
+        png: content of the PNG file.
+    """
 
     case: str
     caption: str
@@ -32,11 +39,19 @@ class Picture:
 
 
 def gallery(results: Results, dataset: str) -> list[Picture]:
-    """Return pictures of the cases with the lowest, median and highest mean over methods; none without predictions."""
+    """Draw the cases with the lowest, median and highest mean score over methods.
+
+    Args:
+        results: the results of the study.
+        dataset: the benchmark.
+
+    Returns:
+        The pictures; none without scores, predictions or the raw dataset.
+    """
     rows = results.scores[results.scores["dataset"] == dataset]
     folders = {
         state.run.method: state.run.folder
-        for state in reversed(results.states)  # the first fold and seed of a method stays
+        for state in reversed(results.states)  # reversed, so that the first fold and seed of a method is kept
         if state.run.dataset == dataset and state.state == "done"
     }
     raw = raw_dataset(next(iter(folders.values()))) if folders else None
@@ -59,19 +74,34 @@ def gallery(results: Results, dataset: str) -> list[Picture]:
     ]
 
 
-def raw_dataset(run_folder: Path) -> RawDataset | None:
-    """Return the raw dataset of a run, None if it is no longer where the run found it."""
-    config = run_folder / "config.yaml"
-    if not config.exists():
+def raw_dataset(folder: RunFolder) -> RawDataset | None:
+    """Read the raw dataset that a run was trained on.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        The dataset; None if its folder no longer exists.
+    """
+    if not folder.config.exists():
         return None
-    root = Path(str(OmegaConf.select(OmegaConf.load(config), "dataset.root")))
+    root = Path(str(OmegaConf.select(OmegaConf.load(folder.config), "dataset.root")))
     return list_findings(root)[0] if root.is_dir() else None
 
 
-def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, Path]) -> bytes:
-    """Return image, truth and each method's prediction of a case, in the axial slice with most of the truth.
+def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, RunFolder]) -> bytes:
+    """Draw the image, the reference and each method's segmentation of a case.
 
-    It is shown as radiologists see it: the patient's front above, the right side at the left.
+    The slice is the axial one with the largest labelled area. It has the radiologists' orientation: the patient's front
+    is at the top, the right side at the left.
+
+    Args:
+        case: the case.
+        raw: its dataset.
+        folders: method -> run folder.
+
+    Returns:
+        Content of a PNG file.
     """
     image = read_image(case.images)
     truth = (
@@ -82,7 +112,7 @@ def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, Path]) -> byte
     background = _display(image.array[:, index])
     panels: dict[str, np.ndarray | None] = {"image": None, "truth": truth[index]}
     for method, folder in folders.items():
-        path = folder / "predictions" / f"{case.case_id}{raw.file_ending}"
+        path = folder.predictions / f"{case.case_id}{raw.file_ending}"
         if path.exists():
             panels[method] = read_label(path).array[0, index]
     flipped = _flips(image.geometry)
@@ -121,7 +151,7 @@ def _flips(geometry: Geometry) -> tuple[slice, slice]:
 
 
 def _display(plane: np.ndarray) -> np.ndarray:
-    """Return a slice (C, Y, X) as (Y, X, 3) for three channels of bytes, else the first as (Y, X), scaled to 0..1."""
+    """Scale a slice (C, Y, X) to 0..1: RGB images become (Y, X, 3), others the first channel as (Y, X)."""
     if plane.shape[0] == 3 and plane.dtype == np.uint8:
         return np.moveaxis(plane, 0, -1) / 255.0
     grey = plane[0].astype(np.float32)
@@ -130,6 +160,7 @@ def _display(plane: np.ndarray) -> np.ndarray:
 
 
 def _paint(axes: Axes, segmentation: np.ndarray, labels: LabelSet, width: float, height: float) -> None:
+    """Draw the labels of a segmentation (Y, X) over the image."""
     layer = np.zeros((*segmentation.shape, 4))
     for values, colour in zip(labels.values, colours(len(labels.names)) / 255.0, strict=True):
         layer[np.isin(segmentation, values)] = (*colour, _ALPHA)

@@ -1,4 +1,4 @@
-"""The report as one HTML file: styles and pictures inside, no script, no network; tables scroll on narrow screens."""
+"""Write the report as one HTML file with its styles and pictures; it needs neither scripts nor a network."""
 
 import base64
 import math
@@ -35,16 +35,24 @@ nav a { margin-right: 1rem; } details { margin: .4rem 0; } summary { cursor: poi
   table { font-size: .78rem; } th, td { padding: .25rem .35rem; } td small span { display: block; }
 }
 """
-# A browser that is told this fetches nothing.
+# With this policy a browser loads nothing from elsewhere.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_page(path: Path, results: Results, found: Sequence[Number], cost: Sequence[Cost]) -> None:
-    """Write the page of a study."""
+    """Write the page of a study.
+
+    Args:
+        path: the HTML file.
+        results: the results of the study.
+        found: the numbers of all tables.
+        cost: the cost of each run.
+    """
     done = sum(state.state == "done" for state in results.states)
     sections = [
         f"<h1>{escape(results.name)}</h1><p>{escape(results.question)}</p>",
-        f"<p>{done} of {len(results.states)} runs are done. What is missing is shown as missing.</p>",
+        f"<p>{done} of {len(results.states)} runs are done. Numbers that are not measured yet are shown as "
+        "missing.</p>",
         f'<p class="remark">{escape(results.remark)}</p>' if results.remark else "",
         "<nav>" + "".join(f'<a href="#{dataset}">{dataset}</a>' for dataset in results.datasets)
         + '<a href="#runs">runs</a><a href="#cost">cost</a><a href="#cases">cases</a></nav>',
@@ -73,8 +81,8 @@ def _dataset(results: Results, dataset: str, found: Sequence[Number]) -> str:
     parts.append(
         '<p class="note">Mean ± standard deviation over cases; bold and underlined: best and second best of ours; '
         "below, the paper's number and, in brackets, ours minus the paper's. No case: the label is in no reference and "
-        f"no prediction. * differs from {REFERENCE}: Wilcoxon signed-rank test over cases, corrected after Holm, "
-        f"p &lt; {ALPHA}; made from six cases on.</p>"
+        f"no prediction. * differs from {REFERENCE}: Wilcoxon signed-rank test over cases with Holm's correction, "
+        f"p &lt; {ALPHA}; at least six cases are needed.</p>"
     )
     for metric in dict.fromkeys(number.metric for number in own):
         parts.append(_figure(box_plot(results, dataset, metric), f"{metric.upper()} over cases"))

@@ -1,7 +1,7 @@
-"""What a study's runs have left in their folders: scores of each case, learning curves, cost. Files only."""
+"""Read the run folders of a study: states, scores of each case and learning curves."""
 
 import csv
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,14 @@ from typing import Any
 import pandas
 
 from umamba.io import UserError
+from umamba.records import RunFolder
+from umamba.records.tables import read_scores
 from umamba.sweeps import PlannedRun, RunState, run_state
 
 METRICS = ("dsc", "nsd", "f1")
 AVERAGE = "average"
 SCORE_COLUMNS = ("dataset", "method", "fold", "seed", "case", "label", "metric", "value")
-# Names under which datasets know the organs of Tables 5 to 7.
+# Other names of the organs in Tables 5 to 7, which datasets use.
 _ALIASES = {
     "rk": "right kidney",
     "lk": "left kidney",
@@ -33,7 +35,12 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class Published:
-    """A number of the paper: mean, and standard deviation where it prints one."""
+    """A number of the paper.
+
+    Attributes:
+        mean: the mean.
+        sd: the standard deviation; None if the paper gives none.
+    """
 
     mean: float
     sd: float | None
@@ -41,22 +48,23 @@ class Published:
 
 @dataclass(frozen=True)
 class Results:
-    """All that is known of a study.
+    """The results of a study.
 
     Attributes:
-        name, question: of the study.
-        states: how far each run is.
-        scores: of finished runs, a row for each case, label and metric (SCORE_COLUMNS); no row without a score.
-        curves: metrics.csv of each run that has one, by run folder.
+        name: name of the study.
+        question: the question that it answers.
+        states: state of each run.
+        scores: scores of the finished runs, a row for each case, label and metric (SCORE_COLUMNS).
+        curves: run folder -> metrics.csv, for runs that have one.
         published: (dataset, method, label, metric) -> the paper's number.
-        overrides: of every run, beside those of the study.
+        overrides: overrides of every run in addition to those of the study.
     """
 
     name: str
     question: str
     states: tuple[RunState, ...]
     scores: pandas.DataFrame
-    curves: Mapping[Path, pandas.DataFrame]
+    curves: Mapping[RunFolder, pandas.DataFrame]
     published: Mapping[tuple[str, str, str, str], Published]
     overrides: tuple[str, ...] = ()
 
@@ -67,35 +75,45 @@ class Results:
 
     @property
     def remark(self) -> str:
-        """What a reader must know of the runs, empty if they are the study's own."""
+        """A warning that the runs had other settings than the study; empty if they had not."""
         if not self.overrides:
             return ""
-        small = "+smoke=true" in self.overrides
+        small = any(text.lstrip("+") == "smoke=true" for text in self.overrides)
         return f"Made with {' '.join(self.overrides)}: " + (
-            "small runs on phantoms, which show that the path works; beside the paper's numbers they mean nothing."
+            "small runs on phantoms, which test the program; their scores cannot be compared with the paper's."
             if small
-            else "not the runs of the study as it stands."
+            else "these are not the runs of the study itself."
         )
 
     def methods(self, dataset: str) -> list[str]:
-        """Methods of a dataset in the order of the study."""
+        """Return the methods of a dataset in the order of the study.
+
+        Args:
+            dataset: the benchmark.
+        """
         return list(dict.fromkeys(state.run.method for state in self.states if state.run.dataset == dataset))
 
     def runs(self, dataset: str, method: str) -> list[RunState]:
-        """States of the runs of a method on a dataset."""
+        """Return the states of the runs of a method on a dataset.
+
+        Args:
+            dataset: the benchmark.
+            method: the network.
+        """
         return [state for state in self.states if (state.run.dataset, state.run.method) == (dataset, method)]
 
 
 def gather(
     name: str, question: str, runs: Sequence[PlannedRun], published: Path | None, overrides: Sequence[str] = ()
 ) -> Results:
-    """Read what the runs of a study have left.
+    """Read the results of a study from its run folders.
 
     Args:
-        name, question: of the study.
+        name: name of the study.
+        question: the question that it answers.
         runs: its runs.
-        published: its published.csv, None without one.
-        overrides: of every run, beside those of the study.
+        published: its published.csv; None if it has none.
+        overrides: overrides of every run in addition to those of the study.
 
     Raises:
         UserError: published.csv or a run's scores have an unexpected form.
@@ -105,7 +123,7 @@ def gather(
     for state in states:
         if state.state == "done":
             rows += run_scores(state.run)
-    files = {state.run.folder: state.run.folder / "metrics.csv" for state in states}
+    files = {state.run.folder: state.run.folder.metrics for state in states}
     curves = {folder: pandas.read_csv(path) for folder, path in files.items() if path.exists()}
     return Results(
         name=name,
@@ -119,27 +137,34 @@ def gather(
 
 
 def run_scores(run: PlannedRun) -> list[tuple[Any, ...]]:
-    """Return the rows (SCORE_COLUMNS) of a run's scores.csv, none if its test images have no labels."""
-    path = run.folder / "scores.csv"
-    if not path.exists():
-        return []
-    rows = []
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if "case" not in row or "label" not in row:
-                raise UserError(f"{path}: has no columns case and label. Score the run again.")
-            for metric in METRICS:
-                value = row.get(metric) or "nan"
-                if value.lower() != "nan":
-                    label = label_name(row["label"])
-                    rows.append(
-                        (run.dataset, run.method, str(run.fold), run.seed, row["case"], label, metric, float(value))
-                    )
+    """Read the scores of a run.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Rows (SCORE_COLUMNS); none if the run has no scores.csv, for example because its test images have no labels.
+    """
+    table = read_scores(run.folder.scores)
+    rows: list[tuple[Any, ...]] = []
+    for values in table.to_dict("records"):
+        for metric in METRICS:
+            value = float(values.get(metric, math.nan))
+            if not math.isnan(value):
+                label = label_name(values["label"])
+                rows.append((run.dataset, run.method, str(run.fold), run.seed, values["case"], label, metric, value))
     return rows
 
 
 def label_name(name: str) -> str:
-    """Return a label's name as the paper's tables have it, its own in small letters if they have it not."""
+    """Return the name that the paper's tables give a label, or its own in lower case if the tables do not have it.
+
+    Args:
+        name: name of the label in the dataset.
+
+    >>> label_name("Postcava"), label_name("left_kidney")
+    ('IVC', 'left kidney')
+    """
     plain = name.replace("_", " ").strip().lower()
     return _ALIASES.get(plain, plain)
 
@@ -147,8 +172,14 @@ def label_name(name: str) -> str:
 def read_published(path: Path) -> dict[tuple[str, str, str, str], Published]:
     """Read a study's published.csv.
 
+    Args:
+        path: the file.
+
+    Returns:
+        (dataset, method, label, metric) -> number.
+
     Raises:
-        UserError: a column is missing or a value is no number.
+        UserError: a column is missing, or a value is not a number.
     """
     found = {}
     with path.open(newline="") as file:
@@ -161,9 +192,3 @@ def read_published(path: Path) -> dict[tuple[str, str, str, str], Published]:
                     f"{path}, line {line}: {error}. Columns: dataset,method,label,metric,mean,sd."
                 ) from error
     return found
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return a run's run.json, empty if it has none."""
-    path = folder / "run.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}

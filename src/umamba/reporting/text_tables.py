@@ -1,4 +1,4 @@
-"""A study's tables as CSV, Markdown and LaTeX, in the paper's form: a row a method, or a row an organ."""
+"""Write the tables of a study as CSV, Markdown and LaTeX, in the paper's form: a row a method, or a row a label."""
 
 import csv
 import math
@@ -18,7 +18,12 @@ NO_CASE = "no case"
 
 
 def write_csv(path: Path, found: Sequence[Number]) -> None:
-    """Write every number of the report, at full precision; empty where nothing is measured or published."""
+    """Write all numbers of a report at full precision; cells without a number are empty.
+
+    Args:
+        path: the CSV file.
+        found: the numbers.
+    """
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(CSV_COLUMNS)
@@ -42,7 +47,11 @@ def _plain(value: float) -> str:
 
 
 def ours(number: Number) -> str:
-    """Return our mean ± deviation, or that it is missing; * marks a significant difference from the reference."""
+    """Return our mean ± standard deviation as text; * marks a significant difference from the reference.
+
+    Args:
+        number: the number; if it is not measured, the text says why.
+    """
     if math.isnan(number.mean):
         return NO_CASE if number.scored else MISSING
     deviation = "" if math.isnan(number.sd) else f"±{number.sd:.4f}"
@@ -50,19 +59,34 @@ def ours(number: Number) -> str:
 
 
 def theirs(number: Number) -> str:
-    """Return the paper's number, empty if it has none."""
+    """Return the paper's mean ± standard deviation as text.
+
+    Args:
+        number: the number; if the paper has none, the text is empty.
+    """
     if number.published is None:
         return ""
     return f"{number.published.mean:.4f}" + (f"±{number.published.sd:.4f}" if number.published.sd else "")
 
 
 def difference(number: Number) -> str:
-    """Return ours minus published with its sign, empty without one of them."""
+    """Return our mean minus the published one as text with its sign.
+
+    Args:
+        number: the number; if one of the means is missing, the text is empty.
+    """
     return "" if math.isnan(number.difference) else f"{number.difference:+.4f}"
 
 
 def tables(found: Sequence[Number]) -> list[tuple[str, list[str], list[list[Number]]]]:
-    """Return title, row names and rows of numbers of each table: averages by method, then labels by method."""
+    """Arrange the numbers in tables: for each dataset the averages by method, then each metric by label and method.
+
+    Args:
+        found: the numbers.
+
+    Returns:
+        Title, row names and rows of each table.
+    """
     made = []
     for dataset in dict.fromkeys(number.dataset for number in found):
         own = [number for number in found if number.dataset == dataset]
@@ -79,7 +103,12 @@ def tables(found: Sequence[Number]) -> list[tuple[str, list[str], list[list[Numb
 
 
 def markdown(found: Sequence[Number], remark: str) -> str:
-    """Return a remark and all tables in Markdown; bold and underlined are the best and second best of ours."""
+    """Return all tables in Markdown; our best number is bold, the second best underlined.
+
+    Args:
+        found: the numbers.
+        remark: text above the tables.
+    """
     return (f"{remark}\n\n" if remark else "") + "\n".join(
         f"### {title}\n\n{_markdown_table(names, rows, 'averages' in title, found)}"
         for title, names, rows in tables(found)
@@ -99,7 +128,12 @@ def _markdown_table(names: Sequence[str], rows: Sequence[list[Number]], averages
 
 
 def latex(found: Sequence[Number], remark: str) -> str:
-    """Return a remark and all tables in LaTeX (booktabs): ours, and the paper's in small print below."""
+    """Return all tables in LaTeX (booktabs): our numbers, with the paper's in small print below.
+
+    Args:
+        found: the numbers.
+        remark: comment above the tables.
+    """
     return (f"% {remark}\n" if remark else "") + "\n".join(
         _latex_table(title, names, rows, "averages" in title, found) for title, names, rows in tables(found)
     )
@@ -126,10 +160,12 @@ def _latex_table(
 
 
 def _columns(row: Iterable[Number], averages: bool) -> list[str]:
+    """Return the titles of the columns: metrics in the table of averages, methods in the others."""
     return [number.metric.upper() if averages else number.method for number in row]
 
 
 def _marked(number: Number, found: Sequence[Number], best: str, second: str) -> str:
+    """Return our number as text, in the format for the best or second best method if it is one of these."""
     key = (number.dataset, number.label, number.metric)
     first, next_best = best_two([other for other in found if (other.dataset, other.label, other.metric) == key])
     text = ours(number)

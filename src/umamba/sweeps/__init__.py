@@ -1,4 +1,4 @@
-"""Many runs: what a study consists of, how far each run is, and how the rest gets done on a cluster."""
+"""Studies of many runs: read a study, find the state of each run, submit the remaining runs to SLURM."""
 
 from umamba.sweeps.ledger import PlannedRun, RunState, left_to_do, run_state, state_table
 from umamba.sweeps.study_file import StudyFile, list_studies, read_study

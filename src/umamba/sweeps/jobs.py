@@ -1,7 +1,7 @@
-"""A study as SLURM jobs: prepare the datasets, train an array of runs, write the report; each waits for the previous.
+"""A study as three SLURM jobs: prepare the datasets, train an array of runs, write the report. Each waits for the last.
 
-A list file holds what the array's tasks do, so that a task needs its number and that file only. Lists are never
-changed: a later submission, of what is not done by then, makes a new one.
+A list file holds the run of each array task, so that a task needs only this file and its number. A list file is never
+changed. A later submission writes a new one with the runs that are not done by then.
 """
 
 import json
@@ -15,45 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from umamba.io import UserError, read_json, write_json
+from umamba.records import RunFolder
+from umamba.settings import SlurmSettings
 from umamba.sweeps.ledger import PlannedRun
 
 
 @dataclass(frozen=True)
-class Request:
-    """What each training asks SLURM for.
-
-    Attributes:
-        partition: of the trainings; None: the cluster's default.
-        prepare_partition: of the preparation and the report, which need no GPU; None: that of the trainings.
-        nodes: per training.
-        gpus: per node of a training; with several, or several nodes, each has a process of its own.
-        cpus: per node of a training; one for each network, the others make patches.
-        memory_gb: per node of a training.
-        time_limit: as SLURM writes it; a longer training is requeued and continues.
-        max_parallel: trainings at once.
-        warn_s: seconds before the limit at which a training is told to leave.
-        extra: further options of sbatch, such as --account=NAME.
-    """
-
-    partition: str | None = None
-    prepare_partition: str | None = None
-    nodes: int = 1
-    gpus: int = 1
-    cpus: int = 13
-    memory_gb: int = 32
-    time_limit: str = "24:00:00"
-    max_parallel: int = 8
-    warn_s: int = 120
-    extra: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Submission:
-    """A list file and the jobs that work on it, commands as they are given to the shell.
+    """A list file and the sbatch commands of its three jobs, without their dependencies.
 
     Attributes:
-        list_file: what the tasks do.
-        prepare, train, collect: sbatch commands without their dependencies.
+        list_file: the runs of the array tasks.
+        prepare: prepares the datasets.
+        train: trains the runs, one for each array task.
+        collect: writes the report.
     """
 
     list_file: Path
@@ -63,7 +38,16 @@ class Submission:
 
 
 def write_list(folder: Path, study: str, runs: Sequence[PlannedRun]) -> Path:
-    """Write the next list file of a study into `folder` and return it."""
+    """Write the next list file of a study.
+
+    Args:
+        folder: folder of the study's list files.
+        study: the study's name.
+        runs: the runs of the array tasks, in their order.
+
+    Returns:
+        The path of the new file, list_001.json or the next free number.
+    """
     taken = [
         int(match[1]) for path in Path(folder).glob("list_*.json") if (match := re.match(r"list_(\d+)", path.name))
     ]
@@ -75,38 +59,43 @@ def write_list(folder: Path, study: str, runs: Sequence[PlannedRun]) -> Path:
         path,
         {
             "study": study,
-            "tasks": [{"overrides": list(run.overrides), "folder": str(run.folder.absolute())} for run in runs],
+            "tasks": [{"overrides": list(run.overrides), "folder": str(run.folder.path.absolute())} for run in runs],
             "prepare": [list(overrides) for overrides in prepared.values()],
         },
     )
     return path
 
 
-def read_task(list_file: Path, index: int) -> tuple[list[str], Path]:
-    """Return overrides and run folder of a task.
+def read_task(list_file: Path, index: int) -> tuple[list[str], RunFolder]:
+    """Return the overrides and the run folder of an array task.
+
+    Args:
+        list_file: a file that `write_list` wrote.
+        index: index of the task, from 0 on.
 
     Raises:
-        UserError: the list has no such task.
+        UserError: the list has no task of this index.
     """
     tasks = read_json(list_file).get("tasks", [])
     if not 0 <= index < len(tasks):
         raise UserError(f"{list_file}: there is no task {index}; it has 0 to {len(tasks) - 1}.")
-    return list(tasks[index]["overrides"]), Path(tasks[index]["folder"])
+    return list(tasks[index]["overrides"]), RunFolder(Path(tasks[index]["folder"]))
 
 
-def submission(list_file: Path, request: Request, python: str, project: Path, collect: Sequence[str]) -> Submission:
+def submission(
+    list_file: Path, request: SlurmSettings, program: Sequence[str], script: Path, collect: Sequence[str]
+) -> Submission:
     """Return the sbatch commands of a list file.
 
     Args:
-        list_file: what `write_list` wrote.
-        request: what a training asks for.
-        python: the interpreter of the jobs.
-        project: the checkout.
-        collect: arguments of report.py.
+        list_file: a file that `write_list` wrote.
+        request: the resources of each training.
+        program: the command line that starts this program on the cluster.
+        script: path of array.sh.
+        collect: arguments of `umamba report`.
     """
     content = read_json(list_file)
     logs = list_file.parent / "logs"
-    module = [python, "-m", "umamba.slurm"]
     common = ["sbatch", "--parsable", f"--chdir={Path.cwd()}", "--open-mode=append"]
     light = [
         *common,
@@ -132,30 +121,36 @@ def submission(list_file: Path, request: Request, python: str, project: Path, co
         "--requeue",
         f"--signal=B:USR1@{request.warn_s}",
         *request.extra,
-        str(project / "slurm" / "array.sh"),
-        python,
+        str(script),
+        program[0],
         str(list_file),
     ]
     prepare = [
         *light,
         "--job-name=umamba-prepare",
         f"--output={logs / '%j_prepare.log'}",
-        f"--wrap={shlex.join([*module, 'prepare', str(list_file)])}",
+        f"--wrap={shlex.join([*program, 'slurm', 'prepare', str(list_file)])}",
     ]
     report = [
         *light,
         "--job-name=umamba-report",
         f"--output={logs / '%j_report.log'}",
-        f"--wrap={shlex.join([python, str(project / 'report.py'), *collect])}",
+        f"--wrap={shlex.join([*program, 'report', *collect])}",
     ]
     return Submission(list_file, prepare, train, report)
 
 
 def submit(jobs: Submission) -> dict[str, str]:
-    """Hand the three jobs to SLURM, each waiting for the one before; return their numbers.
+    """Submit the three jobs to SLURM; each waits for the one before.
+
+    Args:
+        jobs: the commands, from `submission`.
+
+    Returns:
+        The job number of "prepare", "train" and "collect".
 
     Raises:
-        UserError: sbatch is missing or refuses.
+        UserError: sbatch is not installed, or refuses a job.
     """
     (jobs.list_file.parent / "logs").mkdir(parents=True, exist_ok=True)
     numbers = {"prepare": _sbatch(jobs.prepare, None)}
@@ -166,9 +161,12 @@ def submit(jobs: Submission) -> dict[str, str]:
 
 
 def queued_tasks(folder: Path) -> dict[Path, str]:
-    """Return the run folders that SLURM still has in its queue, with its state for each; empty without SLURM.
+    """Return the run folders whose tasks are still in SLURM's queue, each with SLURM's state; empty without SLURM.
 
-    Only used so that a second submission does not double what the first has queued.
+    A second submission leaves these runs out, because the first one will train them.
+
+    Args:
+        folder: folder of the study's list files.
     """
     found: dict[Path, str] = {}
     for jobs in sorted(Path(folder).glob("list_*_jobs.json")):
@@ -186,7 +184,7 @@ def queued_tasks(folder: Path) -> dict[Path, str]:
 
 
 def _sbatch(command: list[str], dependency: str | None) -> str:
-    # SLURM_* of an enclosing job would be taken for options of the new one.
+    # Inside another job, sbatch would read that job's SLURM_* variables as options of the new job.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
     waits = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
     try:
@@ -194,29 +192,42 @@ def _sbatch(command: list[str], dependency: str | None) -> str:
             [command[0], *waits, *command[1:]], capture_output=True, text=True, env=environment, check=False
         )
     except FileNotFoundError:
-        raise UserError("sbatch was not found. Submit from a machine that has SLURM's commands.") from None
+        raise UserError("sbatch was not found. Submit from a machine where SLURM is installed.") from None
     if done.returncode:
         raise UserError(f"sbatch refused: {done.stderr.strip()}\n  {shlex.join(command)}")
     return done.stdout.strip().split(";")[0]
 
 
 def task_name(environment: Any) -> tuple[int, str]:
-    """Return the index of the array task that runs here, and SLURM's name of it.
+    """Return the index of the array task that runs in this process, and SLURM's name of the task.
+
+    Args:
+        environment: the environment variables of the process.
+
+    Returns:
+        The index, and `<array job>_<index>`.
 
     Raises:
-        UserError: this is no array task.
+        UserError: the process is not an array task.
     """
     try:
         index = int(environment["SLURM_ARRAY_TASK_ID"])
         return index, f"{environment['SLURM_ARRAY_JOB_ID']}_{index}"
     except KeyError as error:
-        raise UserError(f"{error} is not set: this is to be run by SLURM, as a task of an array job.") from None
+        raise UserError(
+            f"{error} is not set: only SLURM runs this command, as a task of an array job. Use umamba slurm submit."
+        ) from None
 
 
 def launched(command: list[str], environment: Mapping[str, str]) -> list[str]:
-    """Return a training's command as the allocation wants it: a process for each task, joined by Lightning.
+    """Return the command that starts a training in this SLURM allocation.
 
-    With one task it stays as it is; several are started by srun, and Lightning finds them in SLURM's environment.
+    If the allocation has several tasks (one for each GPU), srun starts a process for each, and Lightning connects them
+    by SLURM's environment variables.
+
+    Args:
+        command: the command of a training with one process.
+        environment: the environment variables of the allocation.
     """
     if int(environment.get("SLURM_NTASKS", "1")) < 2:
         return command
@@ -227,14 +238,22 @@ def launched(command: list[str], environment: Mapping[str, str]) -> list[str]:
         f"--cpus-per-task={environment.get('SLURM_CPUS_PER_TASK', '1')}",
     ]
     devices = [f"trainer.devices={environment['SLURM_NTASKS_PER_NODE']}"]
-    return [*srun, *command, "trainer=ddp", *devices, f"+trainer.num_nodes={environment['SLURM_NNODES']}"]
+    return [*srun, *command, "trainer=ddp", *devices, f"trainer.num_nodes={environment['SLURM_NNODES']}"]
 
 
 def dumps(jobs: Submission) -> str:
-    """Return the commands as a person may type them."""
+    """Return the three commands as text for a shell, one a line.
+
+    Args:
+        jobs: the commands, from `submission`.
+    """
     return "\n".join(shlex.join(command) for command in (jobs.prepare, jobs.train, jobs.collect)) + "\n"
 
 
 def prepared_overrides(list_file: Path) -> list[list[str]]:
-    """Return the overrides of each dataset and plan that a list's runs need."""
+    """Return the overrides of one run for each dataset and plan that the runs of a list need.
+
+    Args:
+        list_file: a file that `write_list` wrote.
+    """
     return [list(overrides) for overrides in json.loads(Path(list_file).read_text())["prepare"]]

@@ -1,10 +1,9 @@
-"""How far each run of a study is, told from the files of its run folder alone.
+"""The state of each run of a study, read only from the files of its run folder.
 
-`run.json` and `metrics.csv` are training's; `task.json` is written by the process that runs a training as a job (see
-`task.py`), which touches it while it lives. No scheduler is asked, so that any machine that sees the files can tell.
+Training writes `run.json` and `metrics.csv`. The process that runs a training as a job (see `task.py`) writes
+`task.json` and updates its time of modification. No scheduler is asked, so any machine that has the files can tell.
 """
 
-import csv
 import math
 import time
 from collections.abc import Sequence
@@ -12,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from rich.table import Table
 
 from umamba.io import UserError, read_json
+from umamba.records import RunFolder
+from umamba.records.tables import main_score, read_metrics, read_scores, seconds_per_epoch
 
 State = Literal["pending", "running", "failed", "done"]
-TASK_FILE = "task.json"
-# Without a sign of life for this long, and for three epochs, a run counts as dead.
+# A run counts as killed if its files are unchanged for this many seconds and for three epochs.
 _SILENCE_S = 600.0
-_METRICS = ("dsc", "f1")
 
 
 @dataclass(frozen=True)
@@ -29,19 +27,19 @@ class PlannedRun:
     """One training of a study.
 
     Attributes:
-        overrides: what follows `python train.py`.
+        overrides: the arguments of `umamba train`.
         folder: its run folder.
-        dataset: which benchmark, as in published.csv.
-        method: which network, as in published.csv; variants have names of their own.
+        dataset: the benchmark, named as in published.csv.
+        method: the network, named as in published.csv; a variant has a name of its own.
         fold: 0 to 4, or all.
         seed: the seed.
         max_epochs: epochs of the whole training.
         batches: training and validation batches of an epoch.
-        preparation: equal for runs that need the same preprocessed cases.
+        preparation: a hash that is equal for runs with the same preprocessed cases.
     """
 
     overrides: tuple[str, ...]
-    folder: Path
+    folder: RunFolder
     dataset: str
     method: str
     fold: int | str
@@ -53,15 +51,15 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is.
+    """State of a run.
 
     Attributes:
         run: the run.
-        state: pending (nothing runs it: not begun, or stopped and to be continued), running, failed, or done.
+        state: pending (not begun, or stopped and able to continue), running, failed, or done.
         epochs: completed epochs.
-        eta_s: seconds until its last epoch, None if unknown.
-        score: mean over cases of the mean over labels, NaN without one.
-        reason: why it failed, or what it waits for.
+        eta_s: estimated seconds until the end of the last epoch; None if unknown.
+        score: mean over cases of the mean over labels; NaN if there are no scores.
+        reason: why it failed or was stopped, or what a running one does.
     """
 
     run: PlannedRun
@@ -73,13 +71,18 @@ class RunState:
 
 
 def run_state(run: PlannedRun, now: float | None = None) -> RunState:
-    """Return how far a run is; `now` is a time in seconds since the epoch, None for this moment."""
+    """Return the state of a run.
+
+    Args:
+        run: the run.
+        now: Unix time in seconds; None: the current time.
+    """
     now = time.time() if now is None else now
-    status, task = _json(run.folder / "run.json"), _json(run.folder / TASK_FILE)
-    rows = read_metrics(run.folder)
+    status, task = _json(run.folder.status_file), _json(run.folder.task_file)
+    rows = read_metrics(run.folder.metrics)
     epochs = len(rows)
     if status.get("state") == "finished" and status.get("max_epochs", 0) >= run.max_epochs:
-        return RunState(run, "done", epochs, 0.0, mean_score(run.folder))
+        return RunState(run, "done", epochs, 0.0, main_score(read_scores(run.folder.scores)))
     epoch_s = seconds_per_epoch(rows, run.batches)
     if not status and not task:
         return RunState(run, "pending")
@@ -88,52 +91,30 @@ def run_state(run: PlannedRun, now: float | None = None) -> RunState:
     if task.get("state") == "stopped":
         return RunState(run, "pending", epochs, reason=str(task.get("reason", "")))
     if status.get("state") == "finished":
-        return RunState(run, "pending", epochs, reason=f"trained for {status.get('max_epochs')} epochs only")
-    silence = now - _last_sign(run.folder)
+        return RunState(run, "pending", epochs, reason=f"trained for only {status.get('max_epochs')} epochs")
+    silence = now - _last_change(run.folder)
     if silence > max(_SILENCE_S, 3 * (epoch_s or 0.0)):
-        return RunState(run, "failed", epochs, reason=f"no sign of life for {duration(silence)}; killed?")
+        return RunState(run, "failed", epochs, reason=f"no change of its files for {duration(silence)}; killed?")
     eta = None if epoch_s is None else epoch_s * max(0, run.max_epochs - epochs)
     return RunState(run, "running", epochs, eta, reason=str(status.get("state", "starting")))
 
 
 def left_to_do(states: Sequence[RunState]) -> list[PlannedRun]:
-    """Return the runs that nobody does and that are not done: pending and failed ones."""
+    """Return the runs that are pending or failed.
+
+    Args:
+        states: states of all runs.
+    """
     return [state.run for state in states if state.state in ("pending", "failed")]
 
 
-def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of a run's metrics.csv, one a completed epoch."""
-    path = Path(folder) / "metrics.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def seconds_per_epoch(rows: Sequence[dict[str, str]], batches: int) -> float | None:
-    """Return the seconds of an epoch by the last epochs' seconds per training batch, None before the first."""
-    recent = [float(row["time/iteration_s"]) for row in rows[-5:] if row.get("time/iteration_s")]
-    return None if not recent else float(np.mean(recent)) * batches
-
-
-def mean_score(folder: Path) -> float:
-    """Return the mean over cases of the mean over labels of scores.csv (DSC, else F1), NaN without one."""
-    path = Path(folder) / "scores.csv"
-    if not path.exists():
-        return math.nan
-    by_case: dict[str, list[float]] = {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    metric = next((name for name in _METRICS if rows and rows[0].get(name) not in (None, "")), _METRICS[0])
-    for row in rows:
-        value = float(row.get(metric) or math.nan)
-        if not math.isnan(value):
-            by_case.setdefault(row["case"], []).append(value)
-    return float(np.mean([np.mean(values) for values in by_case.values()])) if by_case else math.nan
-
-
 def state_table(states: Sequence[RunState], title: str) -> Table:
-    """Return the table of a study's runs, and how many are in which state."""
+    """Return the table of a study's runs, with the number of runs in each state as its caption.
+
+    Args:
+        states: states of the runs, one row each.
+        title: title of the table.
+    """
     counts = {
         state: sum(entry.state == state for entry in states) for state in ("done", "running", "pending", "failed")
     }
@@ -156,7 +137,14 @@ def state_table(states: Sequence[RunState], title: str) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in the two largest of days, hours, minutes and seconds."""
+    """Return a duration as text in the two largest units that it needs.
+
+    Args:
+        seconds: the duration; negative ones count as 0.
+
+    >>> duration(3700), duration(59.6)
+    ('1 h 1 min', '1 min 0 s')
+    """
     whole = max(0, round(seconds))
     parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
     first = next((index for index, (count, _) in enumerate(parts) if count), len(parts) - 1)
@@ -164,6 +152,7 @@ def duration(seconds: float) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    """Return the content of a file; empty if it does not exist or cannot be read."""
     try:
         found = read_json(path) if path.exists() else {}
     except UserError:
@@ -171,6 +160,7 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _last_sign(folder: Path) -> float:
-    names = ("run.json", "metrics.csv", TASK_FILE, "checkpoints/last.ckpt")
-    return max((folder / name).stat().st_mtime for name in names if (folder / name).exists())
+def _last_change(folder: RunFolder) -> float:
+    """Return the Unix time at which a file of the run last changed."""
+    files = (folder.status_file, folder.metrics, folder.task_file, folder.last)
+    return max(file.stat().st_mtime for file in files if file.exists())

@@ -1,18 +1,19 @@
-"""Before a study waits in a queue: does the request suit its plans and the partition, and what should be asked for?"""
+"""Check the resources that a study asks SLURM for against its plans and the partition, before it waits in a queue."""
 
 import math
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from umamba.io import UserError, read_json
-from umamba.sweeps.jobs import Request
-from umamba.sweeps.ledger import PlannedRun, duration, read_metrics, seconds_per_epoch
+from umamba.records import RunFolder
+from umamba.records.tables import read_metrics, seconds_per_epoch
+from umamba.settings import SlurmSettings
+from umamba.sweeps.ledger import PlannedRun, duration
 
-# Patch workers beside a GPU are useful up to this number (see run.patch_workers); each needs memory of its own.
-_MOST_WORKERS = 12
+# More patch workers than this do not speed up a training with one GPU. Each needs memory of its own.
+MOST_WORKERS = 12
 _BASE_GB = 6.0
 _WORKER_GB = 1.0
 _BYTES = 4
@@ -20,7 +21,15 @@ _BYTES = 4
 
 @dataclass(frozen=True)
 class Partition:
-    """What the nodes of a partition offer, the largest of each; None where SLURM does not say."""
+    """The largest node of a partition.
+
+    Attributes:
+        name: name of the partition; the default one ends in *.
+        cpus: CPUs of a node.
+        memory_gb: memory of a node, GiB.
+        gpus: GPUs of a node.
+        time_limit_s: time limit of a job, seconds; None: no limit.
+    """
 
     name: str
     cpus: int
@@ -30,7 +39,7 @@ class Partition:
 
 
 def partitions() -> list[Partition]:
-    """Return SLURM's partitions, the default first; none where there is no SLURM."""
+    """Return SLURM's partitions, the default one first; empty if SLURM is not installed."""
     try:
         listed = subprocess.run(
             ["sinfo", "-h", "-o", "%P|%c|%m|%G|%l"], capture_output=True, text=True, check=False
@@ -47,16 +56,25 @@ def _partition(line: str) -> Partition:
 
 
 def seconds(limit: str) -> float | None:
-    """Return SLURM's notation of a time ([days-]hours:minutes:seconds, minutes, ...) in seconds; None for no limit.
+    """Convert a time limit to seconds.
+
+    Args:
+        limit: in SLURM's notation: [days-]hours:minutes:seconds, minutes, minutes:seconds, infinite, ...
+
+    Returns:
+        Seconds; None for no limit.
 
     Raises:
-        UserError: it is none.
+        UserError: the text is no time limit.
+
+    >>> seconds("1-00:00:00"), seconds("30")
+    (86400.0, 1800.0)
     """
     if limit.strip().lower() in ("infinite", "unlimited"):
         return None
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit.strip())
     if match is None:
-        raise UserError(f"time limit {limit}: write it as SLURM does, like 24:00:00 or 2-00:00:00.")
+        raise UserError(f"slurm.time_limit={limit}: must be written as SLURM does, such as 24:00:00 or 2-00:00:00.")
     days, first, second, third = (int(part) if part else None for part in match.groups())
     first = first or 0
     if days is not None:
@@ -66,50 +84,57 @@ def seconds(limit: str) -> float | None:
     return float(first * 60 + (second or 0))
 
 
-def preflight(runs: Sequence[PlannedRun], request: Request, offered: Sequence[Partition]) -> list[str]:
-    """Return what is wrong with a request, each with what to ask for; empty if nothing is.
+def preflight(runs: Sequence[PlannedRun], request: SlurmSettings, offered: Sequence[Partition]) -> list[str]:
+    """Check a request.
 
     Args:
-        runs: what is to be trained.
-        request: what each training asks for.
-        offered: the cluster's partitions, the default first; empty: unknown.
+        runs: the runs to train.
+        request: the resources of each training.
+        offered: the cluster's partitions, the default one first; empty: unknown, so that they are not checked.
+
+    Returns:
+        A sentence for each problem, with the value to ask for; empty if there is none.
     """
     remarks = [*_of_plans(runs, request), *_of_time(runs, request)]
     if offered:
         names = {entry.name.rstrip("*"): entry for entry in offered}
         for wanted in dict.fromkeys((request.partition, request.prepare_partition)):
             if wanted is not None and wanted not in names:
-                remarks.append(f"partition {wanted}: there is none of that name. Choose one of {', '.join(names)}.")
+                remarks.append(f"partition {wanted}: does not exist. Choose one of {', '.join(names)}.")
         chosen = names.get(request.partition or offered[0].name.rstrip("*"))
         if chosen is not None:
             remarks += _of_partition(chosen, request)
     return remarks
 
 
-def _of_plans(runs: Sequence[PlannedRun], request: Request) -> list[str]:
+def _of_plans(runs: Sequence[PlannedRun], request: SlurmSettings) -> list[str]:
     remarks = []
     processes = max(1, request.gpus)
     per_process = request.cpus // processes
-    if request.gpus and per_process < _MOST_WORKERS // 2:
+    if request.gpus and per_process < MOST_WORKERS // 2:
         remarks.append(
-            f"cpus {request.cpus}: {max(0, per_process - 1)} workers make patches for each GPU, which will wait for "
-            f"them. Ask for {processes * (_MOST_WORKERS + 1)}, at least {processes * (_MOST_WORKERS // 2 + 1)}."
+            f"cpus {request.cpus}: {max(0, per_process - 1)} workers make patches for each GPU, so the GPU will wait "
+            f"for patches. Ask for {processes * (MOST_WORKERS + 1)}, at least {processes * (MOST_WORKERS // 2 + 1)}."
         )
     if not request.gpus:
-        remarks.append("gpus 0: the trainings run on CPUs, which suits +smoke=true only. Ask for --gpus 1.")
-    workers = min(_MOST_WORKERS, max(1, per_process - 1))
+        remarks.append(
+            "gpus 0: the trainings run on CPUs, which is fast enough for smoke=true only. Ask for slurm.gpus=1."
+        )
+    workers = min(MOST_WORKERS, max(1, per_process - 1))
     batch_gb = max((_batch_gb(run.folder) for run in runs), default=0.0)
     needed = math.ceil(processes * (_BASE_GB + workers * (_WORKER_GB + 2 * batch_gb)))
     if request.memory_gb < needed:
-        remarks.append(f"memory {request.memory_gb} GB: {workers} patch workers need about {needed} GB. Ask for that.")
+        remarks.append(
+            f"memory {request.memory_gb} GB: {workers} patch workers need about {needed} GB. Ask for {needed} GB."
+        )
     return remarks
 
 
-def _batch_gb(folder: Path) -> float:
-    """Return the GB of a batch of a run that has a plan, one channel and its label; 0 if it has not begun."""
+def _batch_gb(folder: RunFolder) -> float:
+    """Return the size in GB of a batch of images with their labels; 0 if the run has no plan yet."""
     try:
-        plan = read_json(folder / "plan.json")
-        configuration: Mapping[str, Sequence[int] | int] = plan["configurations"][folder.parents[1].name]
+        plan = read_json(folder.plan)
+        configuration: Mapping[str, Sequence[int] | int] = plan["configurations"][folder.path.parents[1].name]
         patch, batch = configuration["patch_size"], configuration["batch_size"]
     except (UserError, KeyError):
         return 0.0
@@ -118,25 +143,26 @@ def _batch_gb(folder: Path) -> float:
     return math.prod(patch) * batch * (len(plan["intensity"]) + 1) * _BYTES / 1e9
 
 
-def _of_time(runs: Sequence[PlannedRun], request: Request) -> list[str]:
+def _of_time(runs: Sequence[PlannedRun], request: SlurmSettings) -> list[str]:
     limit = seconds(request.time_limit)
-    measured = {run.folder: seconds_per_epoch(read_metrics(run.folder), run.batches) for run in runs}
+    measured = {run.folder.path: seconds_per_epoch(read_metrics(run.folder.metrics), run.batches) for run in runs}
     known = {folder: epoch for folder, epoch in measured.items() if epoch is not None}
     if limit is None or not known:
         return []
     folder, slowest = max(known.items(), key=lambda item: item[1])
     if limit < 3 * slowest + request.warn_s:
         return [
-            f"time limit {request.time_limit}: an epoch of {folder} takes {duration(slowest)}, and a requeued training "
-            f"loses the one it is in. Ask for {duration(20 * slowest)} or more."
+            f"time limit {request.time_limit}: an epoch of {folder} takes {duration(slowest)}, and a training that is "
+            f"requeued repeats the epoch it was in. Ask for {duration(20 * slowest)} or more."
         ]
     return []
 
 
-def _of_partition(offered: Partition, request: Request) -> list[str]:
+def _of_partition(offered: Partition, request: SlurmSettings) -> list[str]:
     name = offered.name.rstrip("*")
     remarks = [
-        f"{what} {asked:g}: the largest node of partition {name} has {has:g}. Ask for that, or name another partition."
+        f"{what} {asked:g}: the largest node of partition {name} has {has:g}. Ask for {has:g}, or name another "
+        "partition."
         for what, asked, has in (
             ("cpus", request.cpus, offered.cpus),
             ("memory (GB)", request.memory_gb, offered.memory_gb),
@@ -147,7 +173,7 @@ def _of_partition(offered: Partition, request: Request) -> list[str]:
     limit = seconds(request.time_limit)
     if offered.time_limit_s is not None and (limit is None or limit > offered.time_limit_s):
         remarks.append(
-            f"time limit {request.time_limit}: partition {name} allows {duration(offered.time_limit_s)}. Ask for that; "
-            "a longer training is requeued and continues."
+            f"time limit {request.time_limit}: partition {name} allows {duration(offered.time_limit_s)}. Ask for no "
+            "more; a training that takes longer is requeued and continues."
         )
     return remarks

@@ -1,4 +1,4 @@
-"""A study's folder: the question, the runs that answer it (sweep.yaml) and the published numbers (published.csv)."""
+"""Read a study's folder: sweep.yaml holds the question and the runs, published.csv the paper's numbers."""
 
 import shlex
 from collections.abc import Mapping
@@ -10,19 +10,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from umamba.io import UserError
+from umamba.settings.training import Fold
 
 _KEYS = ("question", "runs", "folds", "seeds")
 
 
 @dataclass(frozen=True)
 class StudyFile:
-    """What sweep.yaml says.
+    """Content of sweep.yaml.
 
     Attributes:
         name: name of the study's folder.
         folder: the folder.
-        question: what is asked.
-        runs: overrides of each training, as typed after `python train.py`.
+        question: the question that the study answers.
+        runs: overrides of each training, as typed after `umamba train`.
         folds: folds of every run, 0 to 4 or all.
         seeds: seeds of every run.
     """
@@ -31,39 +32,49 @@ class StudyFile:
     folder: Path
     question: str
     runs: tuple[tuple[str, ...], ...]
-    folds: tuple[int | str, ...]
+    folds: tuple[Fold, ...]
     seeds: tuple[int, ...]
 
     @property
     def published(self) -> Path | None:
-        """published.csv, None if the paper has no such numbers."""
+        """Path of published.csv; None if the paper has no such numbers."""
         path = self.folder / "published.csv"
         return path if path.exists() else None
 
 
 def list_studies(experiments: Path) -> list[str]:
-    """Return the names of the studies below a folder that have runs."""
+    """Return the names of the studies, which are the folders with a sweep.yaml.
+
+    Args:
+        experiments: folder of all studies.
+    """
     return sorted(path.parent.name for path in Path(experiments).glob("*/sweep.yaml"))
 
 
 def read_study(experiments: Path, name: str) -> StudyFile:
-    """Read experiments/<name>/sweep.yaml; `name` may also be the path of a study's folder.
+    """Read <experiments>/<name>/sweep.yaml.
+
+    Args:
+        experiments: folder of all studies.
+        name: name of a study, or the path of its folder.
 
     Raises:
-        UserError: there is no such study, or its file has a wrong key or value.
+        UserError: the study does not exist, or its file has a wrong key or value.
     """
     path = Path(experiments) / name / "sweep.yaml"
     if not path.is_file():
-        raise UserError(f"study={name}: there is no {path}. Choose one of {', '.join(list_studies(experiments))}.")
+        raise UserError(
+            f"study={name}: the file {path} does not exist. Choose one of {', '.join(list_studies(experiments))}."
+        )
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path}: not a valid YAML file ({str(error).splitlines()[0]}). Mend it.") from error
-    except Exception as error:  # the YAML parser's own errors, which share no base with the others
-        raise UserError(f"{path}: not a valid YAML file ({str(error).splitlines()[0]}). Mend it.") from error
+        raise UserError(f"{path}: not a valid YAML file ({str(error).splitlines()[0]}). Correct it.") from error
+    except Exception as error:  # errors of the YAML parser share no base class with omegaconf's
+        raise UserError(f"{path}: not a valid YAML file ({str(error).splitlines()[0]}). Correct it.") from error
     if not isinstance(content, Mapping) or set(content) != set(_KEYS):
         found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f"{path}: must have the keys {', '.join(_KEYS)}, has {found}.")
+        raise UserError(f"{path}: must have the keys {', '.join(_KEYS)}, but has {found}.")
     return StudyFile(
         name=path.parent.name,
         folder=path.parent,
@@ -81,13 +92,13 @@ def _list(path: Path, content: Mapping[Any, Any], key: str) -> list[Any]:
     return value
 
 
-def _fold(path: Path, fold: Any) -> int | str:
+def _fold(path: Path, fold: Any) -> Fold:
     if fold != "all" and fold not in range(5):
-        raise UserError(f"{path}: folds: {fold!r} is none; give 0 to 4, or all.")
+        raise UserError(f"{path}: folds: {fold!r} must be 0 to 4, or all.")
     return fold
 
 
 def _seed(path: Path, seed: Any) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UserError(f"{path}: seeds: {seed!r} is no integer.")
+        raise UserError(f"{path}: seeds: {seed!r} must be an integer.")
     return seed

@@ -1,7 +1,7 @@
-"""One training as a job: it keeps a record of itself, and leaves in time when the cluster wants the node back.
+"""Run one training as a cluster job: record its state, and stop it in time when the cluster takes the node back.
 
-SLURM sends SIGUSR1 some time before the limit and SIGTERM at preemption, requeue and cancellation. Either ends the
-training; its last checkpoint is that of the last completed epoch, and the same command continues from it.
+SLURM sends SIGUSR1 some time before the time limit, and SIGTERM at preemption, requeue and cancellation. Both signals
+end the training. The last checkpoint is that of the last completed epoch; the same command continues from it.
 """
 
 import os
@@ -17,24 +17,28 @@ from pathlib import Path
 from types import FrameType
 
 from umamba.io import write_json
-from umamba.sweeps.ledger import TASK_FILE
+from umamba.records import RunFolder
 
-# The record is touched this often; the ledger calls a run dead after many times this.
+# Seconds between updates of the record; the ledger waits for many of them before it calls a run killed.
 HEARTBEAT_S = 30.0
-_LEAVING = (signal.SIGTERM, signal.SIGUSR1)
-# How long a training may take to leave, less than SLURM's usual KillWait of 30 s.
-_LEAVE_S = 20.0
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# Seconds in which a training must stop before it is killed; SLURM's usual KillWait is 30 s.
+_STOP_S = 20.0
 
 
-def run_task(command: Sequence[str], folder: Path, job: str | None = None) -> str:
-    """Run a training and keep <folder>/task.json true; return how it ended: done, failed or stopped.
+def run_task(command: Sequence[str], folder: RunFolder, job: str | None = None) -> str:
+    """Run a training and record its state in <folder>/task.json.
 
     Args:
         command: the training's command.
         folder: its run folder.
-        job: SLURM's name of this array task, `<array>_<index>`; when the time limit nears, it is requeued.
+        job: SLURM's name of this array task, `<array>_<index>`; it is requeued when the time limit approaches. None:
+            the training is no SLURM job.
+
+    Returns:
+        How the training ended: done, failed or stopped.
     """
-    record = Path(folder) / TASK_FILE
+    record = folder.task_file
     facts = {"job": job, "host": socket.gethostname(), "pid": os.getpid(), "command": shlex.join(command)}
     received: list[int] = []
     write_json(record, {**facts, "state": "running"})
@@ -43,19 +47,24 @@ def run_task(command: Sequence[str], folder: Path, job: str | None = None) -> st
     reader = threading.Thread(target=_forward, args=(process, last_lines), daemon=True)
     reader.start()
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         process.terminate()
 
-    previous = {number: signal.signal(number, leave) for number in _LEAVING}
+    previous = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
     try:
         code = _wait(process, record, received)
         reader.join(timeout=5)
         if code and not received:
-            received += [number for number in _LEAVING if code in (-number, 128 + number)]  # told without this process
+            # The training received the signal, and this process did not.
+            received += [number for number in _STOP_SIGNALS if code in (-number, 128 + number)]
         if received:
             near_limit = received[0] == signal.SIGUSR1
-            why = "the time limit came near" if near_limit else "the cluster took the node back, or it was cancelled"
+            why = (
+                "the time limit approached"
+                if near_limit
+                else "the cluster took the node back, or the job was cancelled"
+            )
             write_json(record, {**facts, "state": "stopped", "reason": f"stopped: {why}"})
             if near_limit and job:
                 subprocess.run(["scontrol", "requeue", job], check=False)
@@ -71,6 +80,7 @@ def run_task(command: Sequence[str], folder: Path, job: str | None = None) -> st
 
 
 def _forward(process: "subprocess.Popen[str]", last_lines: deque[str]) -> None:
+    """Copy the training's standard error to ours, and keep its last lines."""
     assert process.stderr is not None
     for line in process.stderr:
         sys.stderr.write(line)
@@ -79,22 +89,27 @@ def _forward(process: "subprocess.Popen[str]", last_lines: deque[str]) -> None:
 
 
 def _wait(process: "subprocess.Popen[str]", record: Path, received: Sequence[int]) -> int:
-    """Wait for the training, touching the record; kill it if it does not leave in time."""
+    """Wait for the training and update the record; kill the training if it does not stop in time."""
     while True:
         try:
-            return process.wait(timeout=_LEAVE_S if received else HEARTBEAT_S)
+            return process.wait(timeout=_STOP_S if received else HEARTBEAT_S)
         except subprocess.TimeoutExpired:
             if received:
                 process.kill()
-            elif record.exists():  # restart=true empties the run folder
+            elif record.exists():  # restart=true deletes it with the run folder's content
                 os.utime(record)
 
 
 def failure(code: int, last_lines: Sequence[str]) -> str:
-    """Return why a command failed: its message, the last line of its traceback, or the signal that ended it."""
+    """Return why a command failed: its message, the last line of its traceback, or the signal that ended it.
+
+    Args:
+        code: the exit code; a negative one is the signal.
+        last_lines: the last lines of standard error.
+    """
     if code < 0:
         return f"ended by {signal.Signals(-code).name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
     lines = [line.strip() for line in last_lines if line.strip()]
     messages = [line for line in lines if line.startswith("Error:")]
-    told = messages[-1].removeprefix("Error:").strip() if messages else (lines[-1] if lines else "no message")
-    return f"exit code {code}: {told}"
+    message = messages[-1].removeprefix("Error:").strip() if messages else (lines[-1] if lines else "no message")
+    return f"exit code {code}: {message}"

@@ -1,1 +1,1 @@
-"""Training: the LightningModule, losses, schedules, callbacks and the folder of a run."""
+"""Training: the LightningModule, losses, schedules, and the callbacks of a run."""

@@ -1,4 +1,4 @@
-"""Less memory for more time: the inner values of a network's stages are computed again in the backward pass."""
+"""Activation checkpointing: recompute the inner values of a network's stages in the backward pass to save memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,14 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_stages(network: nn.Module) -> int:
-    """Let each stage of a network keep only its input; return how many stages there are.
+    """Make each stage of a network keep only its input, and return the number of stages.
 
-    A stage is an entry of a ModuleList, or of a Sequential, that is not within another stage and has layers of its own,
-    or a module of layers without such entries (the blocks of MONAI's UNETR). Parameter names stay as they are.
+    A stage is an entry of a ModuleList or Sequential that has layers and is not inside another stage, or a module of
+    layers without such entries (the blocks of MONAI's UNETR). The function replaces `forward` of each stage instead of
+    wrapping the stage, because a wrapper would change the parameter names in checkpoints.
+
+    Args:
+        network: the network, whose stages get a new `forward`.
     """
     stages = list(_stages(network))
     for stage in stages:

@@ -1,7 +1,7 @@
-"""Whole validation cases predicted while a run trains, so that the patch Dice stands beside a real one.
+"""Predict whole validation cases during training, because the patch Dice is only an estimate of their Dice.
 
-Cases are predicted with a sliding window as at inference, but scored on the plan's grid: what is left out is the way
-back to the image's own space. A run on all cases (fold=all) has no validation cases and no such score.
+Cases are predicted with the sliding window of inference and scored on the plan's grid; only the resampling back to the
+image's own space is left out. A run on all cases (fold=all) has no validation cases and no such score.
 """
 
 from collections.abc import Sequence
@@ -13,37 +13,52 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from umamba.evaluation import dice
-from umamba.inference import decide_labels
-from umamba.inference.model import autocast
-from umamba.inference.tiling import whole_logits
+from umamba.inference import decide_labels, tile_forward, tile_window, whole_logits
 from umamba.labels import LabelSet
 from umamba.planning import Configuration
 from umamba.preprocessing import CaseStore
+from umamba.settings import SlidingWindowSettings
+
+# Fixed, because another number of tiles rounds differently and would change the scores of runs that continue.
+_TILES_PER_PASS = 4
 
 
 class CaseValidation(Callback):
-    """Logs `val/case_dice`, the mean over cases of the mean over labels, every few epochs.
-
-    Args:
-        store: the preprocessed cases.
-        case_ids: the cases, shared out among the ranks.
-        configuration: the plan's.
-        labels: the label set.
-        every: epochs from one time to the next.
-    """
+    """Logs `val/case_dice`, the mean over cases of the mean Dice over labels, every few epochs."""
 
     def __init__(
-        self, store: CaseStore, case_ids: Sequence[str], configuration: Configuration, labels: LabelSet, every: int
+        self,
+        store: CaseStore,
+        case_ids: Sequence[str],
+        configuration: Configuration,
+        labels: LabelSet,
+        every: int,
+        settings: SlidingWindowSettings,
+        mirror_axes: Sequence[int] | None = None,
     ) -> None:
+        """Store the cases and the settings of their prediction.
+
+        Args:
+            store: the preprocessed cases.
+            case_ids: names of the cases, which are distributed over the ranks.
+            configuration: the plan's configuration.
+            labels: the label set.
+            every: epochs from one validation to the next.
+            settings: layout of the tiles and test-time augmentation.
+            mirror_axes: patch axes that training mirrors, along which test-time augmentation flips; None: all.
+        """
         self.store = store
         self.case_ids = tuple(case_ids)
         self.configuration = configuration
         self.labels = labels
         self.every = every
+        self.settings = settings
+        axes = range(configuration.dim) if mirror_axes is None else mirror_axes
+        self.flipped_axes = tuple(axes) if settings.tta else ()
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Predict and score, if it is time."""
-        trainer.callback_metrics.pop("val/case_dice", None)  # Lightning shows a value until the next one
+        """Predict and score the cases in every `every`-th epoch."""
+        trainer.callback_metrics.pop("val/case_dice", None)  # else Lightning shows the old value in other epochs
         if trainer.sanity_checking or not self.case_ids or (trainer.current_epoch + 1) % self.every:
             return
         network: Any = pl_module.network
@@ -59,22 +74,46 @@ class CaseValidation(Callback):
         pl_module.log("val/case_dice", (total[0] / total[1]).float())
 
     def score(self, network: torch.nn.Module, case_id: str, device: torch.device, precision: str) -> float:
-        """Return the mean Dice over the labels of a case, NaN if it has none."""
+        """Predict a case and compare it with its label.
+
+        Args:
+            network: without deep supervision.
+            case_id: the case.
+            device: where the network is.
+            precision: Lightning's name.
+
+        Returns:
+            The mean Dice over the labels that the case has; NaN if it has none.
+        """
         case = self.store.load(case_id)
-        flat = self.configuration.dim == 2
-
-        def forward(tiles: torch.Tensor) -> torch.Tensor:
-            with torch.inference_mode(), autocast(device, precision):
-                logits = network((tiles.squeeze(2) if flat else tiles).to(device))
-            return logits.unsqueeze(2) if flat else logits
-
-        window = (1,) * flat + tuple(self.configuration.patch_size)
-        image = torch.from_numpy(case.image[:])
-        logits = whole_logits(forward, image, window, self.labels.num_classes, tiles_at_once=4)
-        prediction = decide_labels(len(logits), logits.__getitem__, self.labels).numpy()
+        prediction = self.segment(network, torch.from_numpy(case.image[:]), device, precision)
         truth = np.maximum(case.label[:][0], 0)  # -1 is outside the nonzero mask
         if self.labels.ignore is not None:
             counted = truth != self.labels.ignore
             prediction, truth = prediction * counted, truth * counted
         dices = [dice(np.isin(prediction, values), np.isin(truth, values)) for values in self.labels.values]
         return float(np.nanmean(dices)) if not np.isnan(dices).all() else float("nan")
+
+    def segment(
+        self, network: torch.nn.Module, image: torch.Tensor, device: torch.device, precision: str
+    ) -> np.ndarray:
+        """Return the label map of an image on the plan's grid.
+
+        Args:
+            network: without deep supervision.
+            image: (C, Z, Y, X) float32.
+            device: where the network is.
+            precision: Lightning's name.
+
+        Returns:
+            (Z, Y, X).
+        """
+        logits = whole_logits(
+            tile_forward(network, self.configuration, device, precision, flipped_axes=self.flipped_axes),
+            image,
+            tile_window(self.configuration),
+            self.labels.num_classes,
+            tile_step_size=self.settings.tile_step_size,
+            tiles_per_pass=_TILES_PER_PASS,
+        )
+        return decide_labels(len(logits), logits.__getitem__, self.labels).numpy()

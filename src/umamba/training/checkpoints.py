@@ -1,6 +1,7 @@
-"""Checkpoints of a run: complete or not there; the last, the one before it, and the best."""
+"""Checkpoints of a run: the last, the previous and the best one, each written atomically."""
 
 import errno
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -12,24 +13,25 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from umamba.io import UserError, atomic_path
+from umamba.records import RunFolder
+from umamba.records.run_folder import LAST, PREVIOUS
 
-LAST = "last.ckpt"
-PREVIOUS = "previous.ckpt"
-BEST = "best.ckpt"
+log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint aside and renames it, so that a kill at any moment leaves the previous file whole.
+    """Writes a checkpoint to a temporary file and renames it, so that a kill never leaves an incomplete checkpoint.
 
-    What was `last.ckpt` becomes `previous.ckpt`: a disk that loses what it acknowledged costs one epoch, not the run.
+    The former `last.ckpt` becomes `previous.ckpt`. If the disk damages the new file, the run repeats one epoch instead
+    of starting again.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save `checkpoint` at `path`.
 
         Raises:
-            UserError: the file cannot be written, with the room there is; the earlier checkpoints stay.
+            UserError: the file cannot be written; the message names the free space. Earlier checkpoints stay.
         """
         path = Path(path)
         try:
@@ -41,12 +43,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             free = shutil.disk_usage(path.parent).free / 1e9
             raise UserError(
                 f"{path} cannot be written: {error.strerror or error}; {free:.2f} GB are free there. Make room "
-                "(a checkpoint is kept thrice); the same command then continues after the last epoch that was saved."
+                "(a run keeps three checkpoints); the same command then continues after the last epoch that was saved."
             ) from error
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a file by torch.save; OSError if it cannot be, where torch raises RuntimeErrors of several kinds."""
+    """Write a file by torch.save; raise OSError if that fails, because torch raises RuntimeErrors of several kinds."""
     with path.open("wb") as file:
         try:
             torch.save(checkpoint, file)
@@ -56,13 +58,13 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 class SaveCheckpoints(Callback):
-    """Saves `last.ckpt` after every epoch, and `best.ckpt` when the smoothed patch Dice is higher than ever.
+    """Saves `last.ckpt` after every epoch, and `best.ckpt` when the smoothed patch Dice reaches a new maximum.
 
     Args:
-        folder: where the files go.
+        folder: the run folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.best: float | None = None
 
@@ -71,40 +73,46 @@ class SaveCheckpoints(Callback):
         score = pl_module.ema_patch_dice
         if isinstance(score, float) and (self.best is None or score > self.best):
             self.best = score
-            trainer.save_checkpoint(self.folder / BEST)
-        trainer.save_checkpoint(self.folder / LAST)
+            trainer.save_checkpoint(self.folder.best)
+        trainer.save_checkpoint(self.folder.last)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best score up again."""
+        """Restore the best score."""
         self.best = state_dict["best"]
 
 
-def newest_readable(folder: Path) -> tuple[Path, int] | None:
-    """Return the newest checkpoint that can be read and the number of its completed epochs; None: there is none.
+def newest_readable(folder: RunFolder) -> tuple[Path, int] | None:
+    """Find the newest readable checkpoint: `last.ckpt`, or `previous.ckpt` if `last.ckpt` is damaged or missing.
 
-    `last.ckpt` counts first, then `previous.ckpt`; one that is damaged is set aside with a message.
+    If `last.ckpt` is damaged and `previous.ckpt` is not, the damaged file is renamed to last.ckpt.damaged.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        The file and the number of its completed epochs; None if there is no checkpoint.
 
     Raises:
-        UserError: there are checkpoints, but none is whole; or the disk does not let itself be read.
+        UserError: all checkpoints are damaged, or the disk cannot be read.
     """
     damaged = []
-    for path in (folder / LAST, folder / PREVIOUS):
+    for path in (folder.last, folder.previous):
         if not path.exists():
             continue
         try:
             epochs = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]) + 1
-        except Exception as error:  # torch raises many kinds for a file that is cut off or overwritten
+        except Exception as error:  # torch raises many kinds of error for a damaged file
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise UserError(f"{path} cannot be read: {error.strerror}. Check the disk and permissions.") from error
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(f"{path} is damaged ({reason[:120]}); it is kept as {path.name}.damaged.", flush=True)
+            log.warning("%s is damaged (%s); it is kept as %s.damaged.", path, reason[:120], path.name)
             damaged.append(path)
             continue
-        for other in damaged:  # not to become previous.ckpt with the next epoch
+        for other in damaged:  # renamed, because the next epoch would make it previous.ckpt
             os.replace(other, other.with_name(f"{other.name}.damaged"))
         return path, epochs
     if damaged:

@@ -1,5 +1,6 @@
-"""progress.png: the curves of a run beside one another, as nnU-Net draws them, from the rows of metrics.csv."""
+"""progress.png: the training curves of a run, drawn from the rows of metrics.csv in the layout of nnU-Net."""
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from matplotlib.figure import Figure
 from umamba.io import atomic_path
 from umamba.training.metrics_csv import MetricsCsv
 
+log = logging.getLogger(__name__)
+
 EVERY_S = 60.0
 Rows = Sequence[dict[str, str]]
 
@@ -22,7 +25,7 @@ class ProgressPicture(Callback):
 
     Args:
         path: the PNG file.
-        metrics: the callback that keeps the rows; it comes first in the trainer's list.
+        metrics: the callback that keeps the rows; it must stand before this one in the trainer's list.
     """
 
     def __init__(self, path: Path, metrics: MetricsCsv) -> None:
@@ -31,7 +34,7 @@ class ProgressPicture(Callback):
         self.drawn = -EVERY_S
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Draw if it is time."""
+        """Draw if the last drawing is more than a minute old."""
         if trainer.is_global_zero and time.monotonic() - self.drawn > EVERY_S:
             self.draw()
             self.drawn = time.monotonic()
@@ -42,17 +45,21 @@ class ProgressPicture(Callback):
             self.draw()
 
     def draw(self) -> None:
-        """Draw what there is; a disk that takes no picture does not end the run."""
+        """Draw all rows so far; a picture that cannot be written does not end the run."""
         try:
             draw_curves(self.metrics.rows, self.path)
         except OSError as error:
-            print(f"{self.path} could not be written: {error.strerror or error}", flush=True)
+            log.warning("%s could not be written: %s", self.path, error.strerror or error)
 
 
 def draw_curves(rows: Rows, path: Path) -> None:
     """Draw losses and Dice, seconds per iteration, and the learning rate over the epochs, into a PNG.
 
-    Patch Dice is an estimate from patches; whole-case Dice is of cases predicted entirely, where the run has it.
+    The patch Dice is an estimate from patches. The Dice of whole validation cases is drawn for epochs that have it.
+
+    Args:
+        rows: rows of metrics.csv, one for each epoch. Without rows nothing is drawn.
+        path: the PNG file.
     """
     if not rows:
         return

@@ -1,4 +1,4 @@
-"""The learning rate found before a run starts, by Lightning's tuner: the loss while the rate grows, batch by batch."""
+"""Find the learning rate before a run starts: Lightning's tuner raises it batch by batch and records the loss."""
 
 import copy
 from pathlib import Path
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from umamba.io import UserError, atomic_path
 from umamba.patches import PatchDataModule
+from umamba.records import RunFolder
 from umamba.training.module import SegmentationModule
-from umamba.training.run_folder import RunFolder
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 
@@ -20,9 +20,16 @@ LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 def found_learning_rate(
     folder: RunFolder, module: SegmentationModule, datamodule: PatchDataModule, trainer: lightning.Trainer
 ) -> float:
-    """Return the run's rate: the one that was found when it started, else found now and noted in run.json.
+    """Return the learning rate in run.json; if there is none, find it and write it there.
 
-    The search works on a copy of the module; weights and random numbers of the run stay as they are.
+    The search trains a copy of the module, so that the weights of the run do not change. It also keeps the state of
+    torch's random numbers.
+
+    Args:
+        folder: the run folder; the search writes `found_lr` into run.json and draws learning_rate.png.
+        module: the module, which is copied.
+        datamodule: the training patches.
+        trainer: the Trainer of the run, whose device, precision and gradient clipping the search uses.
 
     Raises:
         UserError: several devices train, or the losses suggest no rate.
@@ -58,13 +65,20 @@ def found_learning_rate(
     rate = finder.suggestion() if finder is not None else None
     if finder is None or rate is None:
         raise UserError("trainer.find_lr=true: the losses suggest no rate. Set recipe.optimizer.lr, and find_lr=false.")
-    draw_search(finder.results["lr"], finder.results["loss"], rate, folder.path / "learning_rate.png")
+    draw_search(finder.results["lr"], finder.results["loss"], rate, folder.learning_rate_search)
     folder.set_status(found_lr=rate)
     return float(rate)
 
 
 def draw_search(rates: list[float], losses: list[float], rate: float, path: Path) -> None:
-    """Draw the smoothed losses over the rates, with the rate that was chosen, into a PNG."""
+    """Draw the smoothed losses over the rates, with the rate that was chosen, into a PNG.
+
+    Args:
+        rates: learning rate of each batch of the search.
+        losses: smoothed loss of each batch.
+        rate: the chosen learning rate.
+        path: the PNG file.
+    """
     figure = Figure(figsize=(7, 4), layout="constrained", dpi=90)
     FigureCanvasAgg(figure)
     axes = figure.subplots()

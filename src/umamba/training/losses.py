@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
+from umamba.settings import LossSettings
 
 SMOOTH = 1e-5  # nnU-Net's smoothing of numerator and denominator
 EPSILON = 1e-8  # lower bound of the denominator
@@ -32,7 +33,7 @@ def region_targets(label_B1S: Tensor, labels: LabelSet) -> Tensor:
 
 
 class SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over all ranks; its gradient is summed likewise, since every rank's loss depends on it."""
+    """The sum of a tensor over all ranks; gradients are also summed, because the loss of every rank depends on it."""
 
     @staticmethod
     def forward(context: Any, local: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class SumOverRanks(torch.autograd.Function):
 
 
 def over_batch(sums_BK: Tensor) -> Tensor:
-    """Return sums over the batch, (K,), that of all ranks together where several train one run."""
+    """Return sums (B, K) summed over the batch, (K,); if several ranks train one run, over the batches of all ranks."""
     local = sums_BK.sum(0)
     together = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     return SumOverRanks.apply(local) if together else local
@@ -91,55 +92,36 @@ def soft_dice_loss(
 
 
 class DiceCrossEntropy(nn.Module):
-    """Soft Dice plus cross-entropy on one output, in float32 whatever the autocast.
+    """Soft Dice plus cross-entropy on one output, computed in float32 also under autocast.
 
     Plain labels: softmax, background left out of the Dice. Regions: sigmoid and binary cross-entropy, all channels.
-    Voxels with the ignore label count in neither term; a batch with nothing else has a cross-entropy of zero.
+    Voxels with the ignore label count in neither term; if a batch has only such voxels, its cross-entropy is zero.
 
     Args:
-        labels: the label set, which decides between the two and names the ignore label.
+        labels: the label set; it decides between softmax and sigmoid, and defines the ignore label.
         batch_dice: see `soft_dice_loss`.
-        dice_weight: factor of the Dice term.
-        cross_entropy_weight: factor of the cross-entropy term.
-        class_weights: factors of the classes in the cross-entropy, which is then a weighted mean: background first, or
-            one for each region; None: all 1.
-        focal_gamma: exponent of the focal factor (1 - p) on the cross-entropy (Lin et al., 2017); 0: none.
-        tversky: see `soft_dice_loss`.
+        settings: factors of the two terms; class weights of the cross-entropy, which make it a weighted mean
+            (background first, or one for each region); focal exponent (Lin et al., 2017); Tversky factors.
 
     Raises:
-        UserError: a value that cannot be used.
+        UserError: the number of class weights is not the number of classes.
     """
 
     class_weights: Tensor | None
 
-    def __init__(
-        self,
-        labels: LabelSet,
-        batch_dice: bool,
-        dice_weight: float = 1.0,
-        cross_entropy_weight: float = 1.0,
-        class_weights: Sequence[float] | None = None,
-        focal_gamma: float = 0.0,
-        tversky: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, labels: LabelSet, batch_dice: bool, settings: LossSettings | None = None) -> None:
         super().__init__()
         self.labels = labels
         self.batch_dice = batch_dice
-        self.dice_weight = dice_weight
-        self.cross_entropy_weight = cross_entropy_weight
-        if focal_gamma < 0:
-            raise UserError(f"recipe.loss.focal_gamma={focal_gamma}: give 0 (off) or more, commonly 2.")
-        self.focal_gamma = focal_gamma
-        if tversky is not None and (len(tversky) != 2 or min(tversky) < 0 or max(tversky) <= 0):
-            raise UserError(f"recipe.loss.tversky={list(tversky)}: give two factors from 0 on, such as [0.3, 0.7].")
-        self.tversky = None if tversky is None else tuple(tversky)
-        if class_weights is not None and (len(class_weights) != labels.num_classes or min(class_weights) < 0):
+        self.settings = settings or LossSettings()
+        given = self.settings.class_weights
+        if given is not None and len(given) != labels.num_classes:
             first = "" if labels.has_regions else "background, "
             raise UserError(
-                f"recipe.loss.class_weights={list(class_weights)}: give {labels.num_classes} numbers from 0 on, for "
+                f"recipe.loss.class_weights={list(given)}: give {labels.num_classes} numbers from 0 on, for "
                 f"{first}{', '.join(labels.names)}."
             )
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        weights = None if given is None else torch.tensor(given, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits_BKS: Tensor, label_B1S: Tensor) -> Tensor:
@@ -159,17 +141,23 @@ class DiceCrossEntropy(nn.Module):
                 weights = None if self.class_weights is None else self.class_weights[label]
                 one_hot = torch.zeros_like(logits).scatter_(1, label, 1.0)[:, 1:]
                 probabilities = logits.softmax(1)[:, 1:]
-            if self.focal_gamma:
-                losses = (1 - torch.exp(-losses)) ** self.focal_gamma * losses
+            if self.settings.focal_gamma:
+                losses = (1 - torch.exp(-losses)) ** self.settings.focal_gamma * losses
             cross_entropy = masked_mean(losses, mask, weights)
-            dice = soft_dice_loss(probabilities, one_hot, mask, self.batch_dice, self.tversky)
-        return self.cross_entropy_weight * cross_entropy + self.dice_weight * dice
+            dice = soft_dice_loss(probabilities, one_hot, mask, self.batch_dice, self.settings.tversky)
+        return self.settings.cross_entropy_weight * cross_entropy + self.settings.dice_weight * dice
 
 
 def masked_mean(values: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
-    """Return the mean of `values` (B, K, *S) over the voxels of `mask` (B, 1, *S); zero if there are none.
+    """Return the mean of values over the voxels of a mask; zero if the mask has no voxels.
 
-    With `weights`, which broadcast to `values`, it is the weighted mean.
+    Args:
+        values: (B, K, *S).
+        mask: (B, 1, *S), True or 1 for voxels that count; None: all voxels count.
+        weights: weights of the mean, broadcastable to `values`; None: all are equal.
+
+    Returns:
+        Scalar.
     """
     if weights is not None:
         counted = weights.expand_as(values) if mask is None else weights * mask
@@ -180,9 +168,18 @@ def masked_mean(values: Tensor, mask: Tensor | None, weights: Tensor | None = No
 
 
 def deep_supervision_weights(num_outputs: int) -> list[float]:
-    """Return nnU-Net's weights: halved per output, the lowest one zero, summing to one.
+    """Return nnU-Net's weights of deep supervision: each half of the one before, the last one zero, with a sum of one.
 
-    A network with a single output keeps the weight one (nnU-Net would divide zero by zero there).
+    A single output has the weight one, where nnU-Net would divide zero by zero.
+
+    Args:
+        num_outputs: outputs of the network, at least 1.
+
+    Returns:
+        A weight for each output, full resolution first.
+
+    >>> deep_supervision_weights(3) == [2 / 3, 1 / 3, 0]
+    True
     """
     weights = [0.5**i for i in range(num_outputs)]
     if num_outputs > 1:
@@ -192,9 +189,9 @@ def deep_supervision_weights(num_outputs: int) -> list[float]:
 
 
 class DeepSupervisionLoss(nn.Module):
-    """Weighted sum of a loss over the outputs of a network, labels brought to each output's size.
+    """Weighted sum of a loss over the outputs of a network, against labels resized to each output.
 
-    Labels are reduced by nearest-exact interpolation, which is what nnU-Net's deep-supervision targets are.
+    Labels are resized by nearest-exact interpolation, as for nnU-Net's deep-supervision targets.
 
     Args:
         loss: the loss of one output against labels of its size.
@@ -216,7 +213,15 @@ class DeepSupervisionLoss(nn.Module):
 
 
 def resize_label(label_B1S: Tensor, size: Sequence[int]) -> Tensor:
-    """Return labels (B, 1, *S) at another size by nearest-exact interpolation, integer type kept."""
+    """Resize labels by nearest-exact interpolation.
+
+    Args:
+        label_B1S: integer labels (B, 1, *S).
+        size: the new spatial size in voxels, in the axis order of the labels.
+
+    Returns:
+        (B, 1, *size) of the same integer type; the given tensor itself if it already has this size.
+    """
     if tuple(label_B1S.shape[2:]) == tuple(size):
         return label_B1S
     return functional.interpolate(label_B1S.float(), size=tuple(size), mode="nearest-exact").to(label_B1S.dtype)

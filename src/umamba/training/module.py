@@ -1,6 +1,6 @@
-"""The LightningModule: one network, one recipe, and all that a checkpoint must carry to be used alone."""
+"""The LightningModule: one network, one recipe, and the record that makes its checkpoints usable alone."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from umamba.labels import LabelSet
 from umamba.networks import build_network
-from umamba.planning import Configuration
+from umamba.records import CheckpointRecord
+from umamba.records.checkpoint import store_record, stored_patch_dice
+from umamba.settings import RecipeSettings
 from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy
 from umamba.training.patch_dice import PatchDice
 from umamba.training.schedules import build_optimizer, learning_rate_factor
@@ -21,38 +22,30 @@ class SegmentationModule(lightning.LightningModule):
     """Trains any backbone on patches (paper section 3.2; nnU-Net's training loop).
 
     Args:
-        architecture: plain dict of the `architecture` group.
-        configuration: the plan's configuration to train.
-        in_channels: image channels.
-        labels: the label set.
-        recipe: plain dict of the `recipe` group.
-        record: what goes into each checkpoint under the key "umamba" (plan, labels, provenance, ...).
-        held_out: whether the patches that are not trained on are of cases that are not trained on; only then are they
-            called validation.
+        record: the content of each checkpoint beside the weights: architecture, plan, labels, recipe.
+        held_out: whether the validation patches come from cases that are not trained on. If so, the names of their
+            metrics begin with `val/`, otherwise with `seen/`.
     """
 
-    def __init__(
-        self,
-        architecture: Mapping[str, Any],
-        configuration: Configuration,
-        in_channels: int,
-        labels: LabelSet,
-        recipe: Mapping[str, Any],
-        record: Mapping[str, Any],
-        held_out: bool = True,
-    ) -> None:
+    def __init__(self, record: CheckpointRecord, held_out: bool = True) -> None:
         super().__init__()
+        self.recipe = record.recipe or RecipeSettings()
+        self.labels = record.labels
         self.network = build_network(
-            architecture, configuration, in_channels, labels.num_classes, deep_supervision=recipe["deep_supervision"]
+            record.architecture,
+            record.configuration,
+            record.num_channels,
+            record.labels.num_classes,
+            deep_supervision=self.recipe.deep_supervision,
         )
-        self.labels = labels
-        self.recipe = recipe
-        self.learning_rate = float(recipe["optimizer"]["lr"])
+        self.learning_rate = self.recipe.optimizer.lr
         self.record = record
-        self.loss = DeepSupervisionLoss(DiceCrossEntropy(labels, configuration.batch_dice, **recipe["loss"]))
+        self.loss = DeepSupervisionLoss(
+            DiceCrossEntropy(record.labels, record.configuration.batch_dice, self.recipe.loss)
+        )
         self.checked = "val" if held_out else "seen"
         self.train_loss = MeanMetric(nan_strategy="disable")
-        self.patch_dice = PatchDice(labels)
+        self.patch_dice = PatchDice(record.labels)
         self.ema_patch_dice: float | None = None
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
@@ -61,19 +54,19 @@ class SegmentationModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Build the recipe's optimiser; the learning rate is set at each epoch's start."""
-        return build_optimizer(self.parameters(), self.recipe["optimizer"])
+        return build_optimizer(self.parameters(), self.recipe.optimizer)
 
     def on_train_epoch_start(self) -> None:
-        """Set the epoch's learning rate from its number alone, so that a resumed run needs no scheduler state.
+        """Compute the learning rate from the epoch's number alone, so that a resumed run needs no scheduler state.
 
-        While Lightning's tuner tries rates, it sets them.
+        During a search for the learning rate, Lightning's tuner sets it instead.
         """
         if self.trainer.lr_scheduler_configs:
             return
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise RuntimeError("the schedule needs trainer.max_epochs")
-        factor = learning_rate_factor(self.recipe["schedule"], epochs)(self.current_epoch)
+        factor = learning_rate_factor(self.recipe.schedule, epochs)(self.current_epoch)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         for group in optimizer.param_groups:
@@ -83,7 +76,7 @@ class SegmentationModule(lightning.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Return the loss of a batch of patches."""
         loss = self.loss(self(batch["image"]), batch["label"])
-        finite = torch.isfinite(loss.detach())  # a step that is skipped does not count
+        finite = torch.isfinite(loss.detach())  # a step with a non-finite loss does not count
         self.train_loss.update(torch.where(finite, loss.detach(), 0.0), len(batch["image"]) * finite)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
@@ -103,7 +96,7 @@ class SegmentationModule(lightning.LightningModule):
             return
         mean = per_class.nanmean().item()
         if mean == mean:  # NaN when no class occurred in any patch
-            momentum = self.recipe["ema_momentum"]
+            momentum = self.recipe.ema_momentum
             previous = self.ema_patch_dice
             self.ema_patch_dice = mean if previous is None else momentum * previous + (1 - momentum) * mean
         self.log(f"{self.checked}/patch_dice", mean, prog_bar=True)
@@ -113,9 +106,9 @@ class SegmentationModule(lightning.LightningModule):
             self.log(f"{self.checked}/patch_dice/{name}", value)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what makes the file self-sufficient."""
-        checkpoint["umamba"] = {**self.record, "scores": {"ema_patch_dice": self.ema_patch_dice}}
+        """Add the record, which makes the file self-sufficient."""
+        store_record(checkpoint, replace(self.record, ema_patch_dice=self.ema_patch_dice))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the smoothed patch Dice up again."""
-        self.ema_patch_dice = checkpoint["umamba"]["scores"]["ema_patch_dice"]
+        """Restore the smoothed patch Dice."""
+        self.ema_patch_dice = stored_patch_dice(checkpoint)

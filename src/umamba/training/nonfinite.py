@@ -1,8 +1,9 @@
-"""Steps whose gradients are not finite: left out, counted and shown; too many in a row end the attempt.
+"""Skip, count and report steps with non-finite gradients; too many in a row end the attempt to train.
 
-The check looks at the gradients after they were averaged over all ranks, so that all ranks decide alike.
+The check sees the gradients after they are averaged over all ranks, so that all ranks make the same decision.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,8 +17,10 @@ from torch.optim import Optimizer
 
 from umamba.io import atomic_path
 
-IN_A_ROW = 5  # as many skipped steps end the attempt
-IN_A_ROW_SCALED = 25  # with float16, whose loss scaler overflows on purpose until it has found its factor
+log = logging.getLogger(__name__)
+
+IN_A_ROW = 5  # this number of skipped steps in a row ends the attempt
+IN_A_ROW_SCALED = 25  # for float16, because its loss scaler overflows on purpose until it finds its factor
 
 
 class Diverged(Exception):
@@ -25,14 +28,14 @@ class Diverged(Exception):
 
 
 class SkipNonFinite(Callback):
-    """Leaves out optimiser steps with non-finite gradients, and keeps the first batch of each series of them.
+    """Skips optimiser steps with non-finite gradients, and saves the first batch of each series of skipped steps.
 
     The metric `train/skipped_steps` counts them by epoch. A file holds `batch` (image, label, case_id), `epoch`,
     `batch_index`, `seed` and `first_nonfinite`, the layer that gave the first non-finite value.
 
     Args:
-        folder: where the batches go.
-        seed: the run's.
+        folder: folder of the saved batches.
+        seed: the run's seed.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -44,19 +47,19 @@ class SkipNonFinite(Callback):
         self.skipped = 0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin to count."""
+        """Start the epoch's count."""
         self.skipped = 0
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Hold the batch, to save it if need be."""
+        """Keep the batch, so that it can be saved if its gradients are not finite."""
         self.batch, self.batch_index = batch, batch_idx
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Take the gradients away if they are not finite; the optimiser then changes nothing.
+        """Remove the gradients if they are not finite; the optimiser then changes nothing.
 
         Raises:
             Diverged: too many in a row.
@@ -79,7 +82,7 @@ class SkipNonFinite(Callback):
             )
 
     def keep(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the batch and where the first non-finite value came from."""
+        """Save the batch and the name of the layer that gave the first non-finite value."""
         layer = first_nonfinite(pl_module, self.batch, trainer)
         if not trainer.is_global_zero:
             return
@@ -94,12 +97,15 @@ class SkipNonFinite(Callback):
         try:
             with atomic_path(self.folder / name) as temporary:
                 torch.save(content, temporary)
-        except (OSError, RuntimeError) as error:  # a full disk must not make it worse
-            print(f"{self.folder / name} could not be written: {error}")
-        print(
-            f"Skipped a step whose gradients are not finite (epoch {trainer.current_epoch + 1}, batch "
-            f"{self.batch_index}, precision {trainer.precision}; first in {layer}): {self.folder / name}",
-            flush=True,
+        except (OSError, RuntimeError) as error:  # a full disk must not end the run here
+            log.warning("%s could not be written: %s", self.folder / name, error)
+        log.info(
+            "Skipped a step whose gradients are not finite (epoch %d, batch %d, precision %s; first in %s): %s",
+            trainer.current_epoch + 1,
+            self.batch_index,
+            trainer.precision,
+            layer,
+            self.folder / name,
         )
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -108,7 +114,16 @@ class SkipNonFinite(Callback):
 
 
 def first_nonfinite(module: Any, batch: dict[str, Any], trainer: lightning.Trainer) -> str:
-    """Return the name of what first became non-finite: image, a layer's output, the loss, or a parameter's gradient."""
+    """Name the first non-finite value: the image, a layer's output, the loss, or a parameter's gradient.
+
+    Args:
+        module: the `SegmentationModule`; its forward pass runs again, and the step's gradients must still be there.
+        batch: "image" (B, C, *patch) and "label" (B, 1, *patch), on the module's device.
+        trainer: the Trainer, whose precision is used.
+
+    Returns:
+        "the image", the layer's name in the network, "the loss", or "the gradient of <parameter>".
+    """
     if not torch.isfinite(batch["image"]).all():
         return "the image"
     found: list[str] = []
@@ -118,7 +133,7 @@ def first_nonfinite(module: Any, batch: dict[str, Any], trainer: lightning.Train
         return found[0]
     if not torch.isfinite(loss):
         return "the loss"
-    # Gradients flow from the end: the last parameter with a bad one is the first that was reached.
+    # The backward pass starts at the last layer, so the last parameter with a non-finite gradient got it first.
     names = [
         name for name, p in module.network.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
     ]
@@ -127,7 +142,12 @@ def first_nonfinite(module: Any, batch: dict[str, Any], trainer: lightning.Train
 
 @contextmanager
 def watched(network: nn.Module, found: list[str]) -> Iterator[None]:
-    """Append the names of layers to `found` as their outputs are seen to be non-finite."""
+    """Collect, within the block, the names of layers whose output is not finite.
+
+    Args:
+        network: the network; its layers without children have forward hooks within the block.
+        found: the list to which the names are appended, in the order of the forward pass.
+    """
     with ExitStack() as stack:
         for name, layer in network.named_modules():
             if any(True for _ in layer.children()):

@@ -1,5 +1,6 @@
-"""Validation patches as overlays while a run trains: files in the run folder, panels in W&B."""
+"""Draw validation patches as overlays during training, as files in the run folder and panels in W&B."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from umamba.inference import decide_labels
 from umamba.labels import LabelSet
 from umamba.training.loggers import log_pictures
 
+log = logging.getLogger(__name__)
+
 
 class ValidationPanels(Callback):
-    """Draws the first sample of the first validation batch, image, truth and prediction, every few epochs.
+    """Draws one sample of the first validation batch (image, truth and prediction) every few epochs.
 
     Args:
-        folder: where the PNG files go, one an epoch that is drawn.
+        folder: folder of the PNG files, one for each epoch that is drawn.
         labels: the label set.
-        spacing: of the patches, mm, in the plan's axis order; two entries for 2D.
+        spacing: spacing of the patches in mm, in the plan's axis order; two entries for 2D.
         every: epochs between drawings; the last epoch is always drawn.
     """
 
@@ -38,7 +41,7 @@ class ValidationPanels(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw once an epoch."""
+        """Draw the last sample of the first batch, if this epoch is to be drawn."""
         epoch = trainer.current_epoch
         last = epoch + 1 == trainer.max_epochs
         due = self.every > 0 and ((epoch + 1) % self.every == 0 or last)
@@ -56,6 +59,6 @@ class ValidationPanels(Callback):
         try:
             overlay_figure(image.cpu().numpy(), truth.cpu().numpy(), prediction, self.spacing, self.labels, path)
         except OSError as error:
-            print(f"{path} could not be written: {error.strerror or error}", flush=True)
+            log.warning("%s could not be written: %s", path, error.strerror or error)
             return
         log_pictures(trainer.loggers, "panels", {"patch": path})

@@ -1,7 +1,7 @@
 """The running patch Dice: nnU-Net's pseudo-Dice (training/nnUNetTrainer, validation step), from sampled patches only.
 
-It estimates progress and picks the best checkpoint. It is not a validation score: patches are drawn with foreground
-oversampling, and their overlap and borders are not those of a whole case.
+It estimates progress and chooses the best checkpoint. It is not a validation score, because patches are sampled with
+foreground oversampling and do not cover whole cases.
 """
 
 import torch
@@ -13,10 +13,10 @@ from umamba.training.losses import region_targets
 
 
 class PatchDice(Metric):
-    """Dice per foreground class (or region) of hard labels, counts summed over all patches of an epoch and all ranks.
+    """Dice of hard labels per foreground class or region, from counts over all patches of an epoch and all ranks.
 
     Args:
-        labels: the label set; background is no class here, voxels with the ignore label do not count.
+        labels: the label set. Background is not counted as a class; voxels with the ignore label do not count.
     """
 
     full_state_update = False

@@ -1,5 +1,6 @@
-"""Where the time of a step goes, told once in the first minute, and the one setting to change if data is slow."""
+"""Measure the parts of a training step in the first minute, and name the setting to change if data are slow."""
 
+import logging
 import time
 
 import lightning
@@ -9,17 +10,19 @@ from lightning.pytorch.callbacks import Callback
 from umamba.io.resources import available_cpus
 from umamba.patches import PatchDataModule
 
+log = logging.getLogger(__name__)
+
 PARTS = ("data wait", "transfer", "forward", "backward", "optimiser")
-MEASURED_S = 45.0  # how long it measures; the device is synchronised at each mark meanwhile
+MEASURED_S = 45.0  # duration of the measurement, which synchronises the device at each mark
 MEASURED_STEPS = 100
-WAITING = 0.1  # share of the step from which data counts as the bottleneck
+WAITING = 0.1  # above this share of a step, waiting for data is the bottleneck
 
 
 class StepTimes(Callback):
-    """Measures the parts of the first steps (the very first one, which warms up, left out) and prints their shares.
+    """Measures the parts of the first steps and reports their shares; the first step is a warm-up and does not count.
 
     Args:
-        datamodule: tells the time of the transfer to the device.
+        datamodule: the datamodule, which measures the transfer to the device.
     """
 
     def __init__(self, datamodule: PatchDataModule) -> None:
@@ -38,7 +41,7 @@ class StepTimes(Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """The batch is there: what has passed is waiting and transfer."""
+        """Count the time since the last mark as waiting and transfer."""
         if self.done:
             return
         elapsed = self.lap(pl_module)
@@ -49,11 +52,11 @@ class StepTimes(Callback):
     def on_before_backward(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: torch.Tensor
     ) -> None:
-        """The forward pass is over."""
+        """Count the forward pass."""
         self.end_of("forward", pl_module)
 
     def on_after_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The backward pass is over."""
+        """Count the backward pass."""
         self.end_of("backward", pl_module)
 
     def on_train_batch_end(
@@ -64,7 +67,7 @@ class StepTimes(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """The step is over; tell the shares once enough was seen."""
+        """Count the optimiser, and report once enough steps were measured."""
         if self.done:
             return
         self.end_of("optimiser", pl_module)
@@ -74,10 +77,10 @@ class StepTimes(Callback):
             self.done = True
             self.datamodule.synchronize_transfer = False
             if trainer.is_global_zero:
-                print(self.report(), flush=True)
+                log.info(self.report())
 
     def lap(self, module: lightning.LightningModule) -> float:
-        """Return the seconds since the last mark, with the device's work in them."""
+        """Return the seconds since the last mark, the device's work included."""
         if self.done:
             return 0.0
         if module.device.type == "cuda":
@@ -87,17 +90,17 @@ class StepTimes(Callback):
         return elapsed
 
     def end_of(self, part: str, module: lightning.LightningModule) -> None:
-        """Count what has passed since the last mark as a part."""
+        """Count the time since the last mark as one part."""
         if not self.done:
             self.add(part, self.lap(module))
 
     def add(self, part: str, seconds: float) -> None:
-        """Count seconds, but for the warm-up step."""
+        """Count seconds, except those of the warm-up step."""
         if self.steps >= 0:
             self.seconds[part] += seconds
 
     def report(self) -> str:
-        """Return the mean step, the share of each part, and what to change."""
+        """Return a sentence on the mean step, the share of each part, and the setting to change."""
         total = sum(self.seconds.values())
         shares = {part: seconds / total if total else 0.0 for part, seconds in self.seconds.items()}
         listed = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())

@@ -1,11 +1,10 @@
-"""Leaving in time: at a signal, or when trainer.max_time is used up. The same command continues the run.
+"""Stop training at a signal or at the end of trainer.max_time. The same command continues the run.
 
-A signal ends the process at once; what is kept is the last completed epoch, so that a run continued afterwards sees the
-patches that an uninterrupted one would have seen, and ends with the same weights.
+A signal ends the process at once without saving the current epoch. A run that continues after the last completed epoch
+sees the same patches as an uninterrupted run and ends with the same weights.
 """
 
 import os
-import re
 import signal
 import sys
 import time
@@ -18,16 +17,14 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from umamba.io import UserError
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class LeaveOnSignal(Callback):
-    """Ends the process with a message and the exit code 128 + number; ranks that it has started get the signal, too.
+    """Ends the process with a message and the exit code 128 + number, and sends the signal to the ranks it started.
 
     Args:
-        folder: of the run, for the message.
+        folder: the run folder, which the message names.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,17 +33,17 @@ class LeaveOnSignal(Callback):
         self.trainer: lightning.Trainer | None = None
 
     def leave(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: once, and not in worker processes, which inherit the handler."""
+        """Handle a signal, once; worker processes, which inherit the handler, ignore it."""
         if os.getpid() != self.process:
             return
         for other in SIGNALS:
             signal.signal(other, signal.SIG_IGN)
-        print(
+        # Logging could block here, because the interrupted code may hold its lock.
+        sys.stderr.write(
             f"{signal.Signals(number).name}: leaving. The same command continues after the last completed epoch: "
-            f"{self.folder}",
-            file=sys.stderr,
-            flush=True,
+            f"{self.folder}\n"
         )
+        sys.stderr.flush()
         launcher = self.trainer.strategy.launcher if self.trainer else None
         if launcher is not None:
             launcher.kill(signal.Signals(number))
@@ -63,14 +60,14 @@ class LeaveOnSignal(Callback):
                 signal.signal(number, handler)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take the signals back from Lightning, which under SLURM would requeue, or only note them."""
+        """Handle the signals instead of Lightning, which under SLURM would requeue the job or only note the signal."""
         self.trainer = trainer
         for number in SIGNALS:
             signal.signal(number, self.leave)
 
 
 class TimeBudget(Callback):
-    """Ends training after the last epoch that fits into a total time, counted through all continuations.
+    """Ends training after the last epoch that fits into a total time, summed over all continuations.
 
     Args:
         seconds: the total; None: no limit.
@@ -97,20 +94,5 @@ class TimeBudget(Callback):
         return {"used": self.used}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the seconds up again."""
+        """Restore the seconds used so far."""
         self.used = state_dict["used"]
-
-
-def budget_seconds(max_time: Any) -> float | None:
-    """Return the seconds of trainer.max_time, [DD:]HH:MM:SS or null.
-
-    Raises:
-        UserError: it is something else.
-    """
-    if max_time is None:
-        return None
-    match = re.fullmatch(r"(?:(\d+):)?(\d+):([0-5]?\d):([0-5]?\d)", str(max_time))
-    if match is None:
-        raise UserError(f"trainer.max_time={max_time}: give [DD:]HH:MM:SS, such as '12:00:00', or null.")
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

@@ -1,4 +1,4 @@
-"""What to tell when a process that makes patches died: which, on which case, by what, and what to change."""
+"""Explain why a process that makes patches died: process, case, signal, and the setting to change."""
 
 import re
 import shutil
@@ -12,7 +12,15 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 
 def explain_worker_error(error: Exception, datamodule: PatchDataModule) -> str | None:
-    """Return the message for an error that PyTorch's loader raised about a worker; None: it is about something else."""
+    """Return a message for an error that PyTorch's loader raised about a worker process.
+
+    Args:
+        error: the error that the loader raised.
+        datamodule: the datamodule, which knows the case that each worker was reading.
+
+    Returns:
+        The message; None if the error has another cause.
+    """
     text = str(error)
     if text.startswith("Caught ") and "in DataLoader worker process" in text:
         return text.strip().splitlines()[-1].split(": ", 1)[-1] if "UserError" in text.splitlines()[0] else None
@@ -30,7 +38,7 @@ def explain_worker_error(error: Exception, datamodule: PatchDataModule) -> str |
         "The shared memory is full: give the container more (docker: --shm-size=8g or --ipc=host), or lower "
         "data.num_workers or data.prefetch_factor."
         if bus
-        else "Killed means most often that the memory was used up: lower data.num_workers or data.prefetch_factor, or "
+        else "Killed usually means that memory ran out: lower data.num_workers or data.prefetch_factor, or "
         "ask for more memory. If it is always the same case, look at that case."
     )
     return (
@@ -40,10 +48,10 @@ def explain_worker_error(error: Exception, datamodule: PatchDataModule) -> str |
 
 
 def _signal_by_exit_code(error: Exception, pid: int | None) -> str | None:
-    """Return the signal that ended a process; None if none did, or it cannot be found out.
+    """Return the signal that ended a process; None if no signal did, or it is unknown.
 
-    Where PyTorch finds the process dead before it is told of its death, the message leaves the signal out, and only
-    the loader's frame has the exit code.
+    PyTorch's message lacks the signal if the loader notices the death before the signal handler runs. The exit code
+    then stands only in the local variables of the loader's frame.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         for worker in frame.f_locals.get("failed_workers", ()):
@@ -53,7 +61,7 @@ def _signal_by_exit_code(error: Exception, pid: int | None) -> str | None:
 
 
 def memory_report() -> str:
-    """Return what memory and shared memory this process may use, and what is free of it."""
+    """Return a sentence on the memory and shared memory that this process may use, and how much of it is free."""
     parts = []
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

@@ -1,4 +1,4 @@
-"""Selective scan: one function, several backends that agree (Gu and Dao 2023, section 3.2; mamba_ssm's signature).
+"""The selective scan and its backends (Gu and Dao 2023, section 3.2; the arguments are those of mamba_ssm).
 
 For each channel d and state n:
 

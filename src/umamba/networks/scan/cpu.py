@@ -1,7 +1,7 @@
-"""The compiled CPU scan as a PyTorch operator: autograd, autocast, torch.compile and gradient checkpointing know it.
+"""The compiled CPU scan as a PyTorch operator, for autograd, autocast, torch.compile and gradient checkpointing.
 
-Threads take a sample, or a range of its channels, each; how the work is split depends on the shapes and the number of
-threads alone, so that results repeat bit for bit.
+Each thread computes a sample or a range of its channels. The split depends only on the shapes and the number of
+threads, so that results repeat bit for bit.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,11 @@ def scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return out (B, D, L) and the last state (B, D, N); see `selective_scan`. float32 or float64 on the CPU."""
+    """Run the scan; the arguments are those of `selective_scan`, all float32 or all float64, on the CPU.
+
+    Returns:
+        out (B, D, L) and the last state (B, D, N).
+    """
     tensors = (u, delta, A, B, C, D, z, delta_bias)
     needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     out, last, _ = _scan(*tensors, delta_softplus, needs_gradient)
@@ -91,7 +95,7 @@ def _scan_backward(
     grad_u, grad_delta = np.empty(u.shape, dtype), np.empty(u.shape, dtype)
     grad_z = np.empty(u.shape if z is not None else (batch, channels, 0), dtype)
     tasks = _tasks(batch, channels)
-    # Sums over samples or channels: each task has its own, added up in order at the end.
+    # Gradients that are sums over samples or channels: each task fills its own, and they are added in order at the end.
     grad_A = np.zeros((batch, *arguments.A.shape), dtype)
     grad_D, grad_bias = np.zeros((batch, channels), dtype), np.zeros((batch, channels), dtype)
     grad_B = np.zeros((len(tasks), *arguments.B.shape[1:]), dtype)
@@ -152,7 +156,7 @@ _scan.register_autograd(_differentiate, setup_context=_save)
 
 
 class _Arguments:
-    """The tensors as the arrays that the compiled code takes: B and C with a token's states side by side, padded."""
+    """The scan's tensors as arrays for the compiled code; B and C have the states of a token side by side, padded."""
 
     def __init__(
         self,
@@ -176,7 +180,7 @@ class _Arguments:
         self.constant = B.ndim == 2
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """Return the arrays in the order of the compiled functions."""
+        """Return the arrays in the order in which the compiled functions take them."""
         return self.u, self.delta, self.A, self.B, self.C, self.D, self.z, self.bias
 
 
@@ -186,7 +190,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _by_lane(array: np.ndarray) -> np.ndarray:
-    """Turn (..., rows, N) into (..., K, rows, LANES), padded with zeros; states that are added stay 0."""
+    """Reshape (..., rows, N) to (..., K, rows, LANES), padded with zeros; the padded states stay 0 in the scan."""
     *front, rows, states = array.shape
     groups = -(-states // LANES)
     if groups == 1 and states == LANES:
@@ -199,13 +203,13 @@ def _by_lane(array: np.ndarray) -> np.ndarray:
 
 
 def _by_state(array: np.ndarray, states: int) -> np.ndarray:
-    """Undo `_by_lane`."""
+    """Reverse `_by_lane` for `states` states."""
     joined = array.swapaxes(-3, -2).reshape(*array.shape[:-3], array.shape[-2], -1)
     return np.ascontiguousarray(joined[..., :states])
 
 
 def _by_token(matrix: Tensor) -> np.ndarray:
-    """Return B or C as (B, G, K, L, LANES), or (1, D, K, 1, LANES) if it does not change."""
+    """Return B or C as (B, G, K, L, LANES), or as (1, D, K, 1, LANES) if it is the same for all tokens."""
     if matrix.ndim == 2:  # (D, N): each channel is a group of its own
         return _by_lane(_array(matrix[None, :, None]))
     grouped = matrix[:, None] if matrix.ndim == 3 else matrix
@@ -213,7 +217,7 @@ def _by_token(matrix: Tensor) -> np.ndarray:
 
 
 def _like(parts: np.ndarray, samples: list[int], matrix: Tensor, batch: int) -> np.ndarray:
-    """Add up the tasks' gradients (tasks, G, K, L or 1, LANES) to the shape of B or C."""
+    """Sum the tasks' gradients (tasks, G, K, L or 1, LANES) and return them in the shape of B or C."""
     states = matrix.shape[1] if matrix.ndim == 2 else matrix.shape[-2]
     parts = _by_state(parts, states)  # (tasks, G, L or 1, N)
     if matrix.ndim == 2:
@@ -225,7 +229,7 @@ def _like(parts: np.ndarray, samples: list[int], matrix: Tensor, batch: int) -> 
 
 
 def _tasks(batch: int, channels: int) -> list[tuple[int, int, int]]:
-    """Return (sample, first channel, stop): a sample each if they are enough for the threads, else parts of them."""
+    """Return tasks (sample, first channel, end): whole samples if there are enough for all threads, else parts."""
     parts = min(channels, -(-torch.get_num_threads() // batch))
     edges = [channels * part // parts for part in range(parts + 1)]
     return [(b, first, stop) for b in range(batch) for first, stop in pairwise(edges)]

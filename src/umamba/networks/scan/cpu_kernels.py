@@ -1,13 +1,13 @@
-"""The scan compiled for CPUs: one call works through a range of channels of one sample, chunk of tokens after chunk.
+"""The scan compiled for CPUs. One call computes a range of channels of one sample, one chunk of tokens after another.
 
-Sixteen states of a channel lie side by side, so that a vector unit steps them together. A chunk's B and C stay in the
-cache while all channels pass over them. Forward keeps the states at the chunks' starts; backward computes those in
-between anew, so that memory grows with B D L alone.
+Sixteen states of a channel lie side by side, so that vector instructions update them together. B and C of a chunk stay
+in the cache while all channels use them. Forward keeps the states at the start of each chunk; backward computes the
+states in between again, so that memory grows with B D L only, not with B D L N.
 
 Arrays: u, delta, z, out (B, D, L); A (K, D, LANES) for K groups of states; B, C (B, G, K, L, LANES), with one sample
-and one token where they do not change. D and bias are (D,), zeros where there is none; z has length 0 if there is none.
-The inner functions take one channel's chunk: tokens first, one group of states; small and simple, so that LLVM
-vectorises them.
+and one token if they are the same for all tokens. D and bias are (D,), zeros if absent; z has length 0 if absent. The
+inner functions compute one chunk of one channel and one group of states, with tokens as the first axis. They are small
+and simple, because LLVM vectorises only such loops.
 """
 
 import numba
@@ -16,14 +16,14 @@ import numpy as np
 from umamba.networks.scan.vector_math import exp, log1p
 
 CHUNK = 128  # tokens
-LANES = 16  # states of a group; a short remainder is padded with zeros
+LANES = 16  # states of a group; the last group is padded with zeros
 _compile = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
 
 
 @_compile
 def _step_sizes(delta, bias, softplus, dt):
-    """Fill dt with the step sizes."""
-    zero, linear = dt.dtype.type(0), dt.dtype.type(20)  # torch's softplus is the identity above 20
+    """Fill dt with the step sizes of a chunk."""
+    zero, linear = dt.dtype.type(0), dt.dtype.type(20)  # above 20, torch's softplus is the identity
     for t in range(delta.shape[0]):
         x = delta[t] + bias
         if softplus:
@@ -34,7 +34,7 @@ def _step_sizes(delta, bias, softplus, dt):
 
 @_compile
 def _advance(u, dt, a, B, C, state, y):
-    """Move the state over the chunk, adding to y."""
+    """Run the state through the chunk and add its output to y."""
     for t in range(u.shape[0]):
         step, driven = dt[t], dt[t] * u[t]
         total = y[t]
@@ -47,7 +47,7 @@ def _advance(u, dt, a, B, C, state, y):
 
 @_compile
 def _decays(dt, a, decay):
-    """Fill decay, what each step leaves of a state."""
+    """Fill decay with the factor by which each step multiplies a state."""
     for t in range(dt.shape[0]):
         step = dt[t]
         for n in range(LANES):
@@ -56,7 +56,7 @@ def _decays(dt, a, decay):
 
 @_compile
 def _replay(driven, decay, B, state, states):
-    """Fill states[1:], moving `state` over the chunk."""
+    """Run the state through the chunk and fill states[1:]."""
     for t in range(driven.shape[0]):
         x = driven[t]
         for n in range(LANES):
@@ -67,7 +67,7 @@ def _replay(driven, decay, B, state, states):
 
 @_compile
 def _read_out(states, C, y):
-    """Add the states' outputs to y."""
+    """Add the output of the states to y."""
     for t in range(y.shape[0]):
         total = y[t]
         for n in range(LANES):
@@ -75,12 +75,12 @@ def _read_out(states, C, y):
         y[t] = total
 
 
-# Backward over a chunk is several small passes: one that touched all arrays at once would not be vectorised.
+# Backward over a chunk is several small passes, because LLVM would not vectorise one pass over all arrays.
 
 
 @_compile
 def _step_back(grad_y, C, decay, carry, dh):
-    """Fill dh, the gradient of each state, moving `carry` back over the chunk."""
+    """Run the gradient `carry` back through the chunk and fill dh, the gradient of each state."""
     for t in range(grad_y.shape[0] - 1, -1, -1):
         gy = grad_y[t]
         for n in range(LANES):
@@ -110,7 +110,7 @@ def _project(dh, B, by_input):
 
 @_compile
 def _through_decay(dt, a, dh, decay, states, grad_a, by_step):
-    """Add what flows through the decay to grad_a and by_step."""
+    """Add the gradient that flows through the decay to grad_a and by_step."""
     for t in range(by_step.shape[0]):
         step, total = dt[t], by_step[t]
         for n in range(LANES):
@@ -122,7 +122,7 @@ def _through_decay(dt, a, dh, decay, states, grad_a, by_step):
 
 @_compile
 def _gate(y, z, out):
-    """Fill out with y silu(z)."""
+    """Fill out with y * silu(z)."""
     one = y.dtype.type(1)
     for t in range(out.shape[0]):
         out[t] = y[t] * z[t] * (one / (one + exp(-z[t])))
@@ -140,7 +140,7 @@ def _gate_back(grad, z, y, grad_y, grad_z):
 
 @_compile
 def _softplus_back(delta, bias, grad_delta):
-    """Multiply the gradient of the step sizes by softplus's slope."""
+    """Multiply the gradient of the step sizes by the slope of softplus."""
     one, linear = delta.dtype.type(1), delta.dtype.type(20)
     for t in range(delta.shape[0]):
         x = delta[t] + bias
@@ -170,7 +170,7 @@ def _sum(values):
 
 @_compile
 def _chunk_of(matrix, sample, group, k, begin, end, constant, room):
-    """Return the chunk (tokens, LANES) of B or C; one that does not change is repeated in `room`."""
+    """Return the chunk (tokens, LANES) of B or C; if it is the same for all tokens, repeat it in `room`."""
     if not constant:
         return matrix[sample, group, k, begin:end]
     for t in range(end - begin):
@@ -181,9 +181,10 @@ def _chunk_of(matrix, sample, group, k, begin, end, constant, room):
 
 @_compile
 def forward(u, delta, A, B, C, D, z, bias, softplus, constant, b, first, stop, out, last, starts):
-    """Fill out[b, first:stop], last[b, first:stop] and, if it has room, starts[b, first:stop].
+    """Fill out, last and starts for the channels first:stop of sample b.
 
-    last is (B, D, K, LANES), starts (B, D, chunks, K, LANES): the state at each chunk's start.
+    last (B, D, K, LANES) is the last state, starts (B, D, chunks, K, LANES) the state at the start of each chunk;
+    starts is not filled if it has no chunks. The other arrays are described in the module's first lines.
     """
     length, channels, groups = u.shape[2], u.shape[1], B.shape[1]
     dt, y = np.empty(CHUNK, u.dtype), np.empty(CHUNK, u.dtype)
@@ -220,9 +221,11 @@ def backward(
     u, delta, A, B, C, D, z, bias, softplus, constant, b, first, stop, starts, grad,
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias,
 ):  # fmt: skip
-    """Fill the gradients of channels first:stop of sample b; add to grad_A (K, D, LANES), grad_D and grad_bias (D,).
+    """Compute the gradients of the channels first:stop of sample b.
 
-    grad_B and grad_C (G, K, L or 1, LANES) are this call's own, and are added to.
+    grad is the gradient of out; starts comes from `forward`. grad_u, grad_delta and grad_z (B, D, L) are filled. The
+    gradients are added to grad_A (K, D, LANES), grad_D and grad_bias (D,), and to grad_B and grad_C (G, K, L or 1,
+    LANES), which no other call may use at the same time.
     """
     length, channels, groups, state_groups = u.shape[2], u.shape[1], B.shape[1], A.shape[0]
     dtype, gated = u.dtype, z.shape[2] > 0

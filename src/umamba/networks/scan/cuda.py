@@ -1,4 +1,4 @@
-"""mamba_ssm's CUDA kernels as a backend."""
+"""The scan by the CUDA kernels of mamba_ssm."""
 
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from torch import Tensor
@@ -15,6 +15,10 @@ def scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return out (B, D, L) and the last state (B, D, N); see `selective_scan`. float32 on a CUDA device."""
+    """Run the scan; the arguments are those of `selective_scan`, float32 on a CUDA device.
+
+    Returns:
+        out (B, D, L) and the last state (B, D, N).
+    """
     out, state = selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=True)
     return out, state

@@ -1,11 +1,14 @@
-"""The scan of tensors without data: shapes, and what a backend would keep for the backward pass. For `describe`."""
+"""The scan of tensors without data (device "meta"): shapes, and what a backend keeps for the backward pass.
+
+`umamba.networks.cost` uses it.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_CHUNK = 128  # tokens between the states that are kept, as in the Triton backend with 16 states
+_CHUNK = 128  # one state is kept for this many tokens, as the Triton backend does with 16 states
 
 
 class _Shapes(torch.autograd.Function):
@@ -35,5 +38,9 @@ def scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return out (B, D, L) and the last state (B, D, N), without data; see `selective_scan`."""
+    """Return the results' shapes; the arguments are those of `selective_scan`.
+
+    Returns:
+        out (B, D, L) and the last state (B, D, N), without data.
+    """
     return _Shapes.apply(u, delta, A, B, C, D, z, delta_bias)

@@ -1,4 +1,4 @@
-"""The scan as its definition reads, one step after the other in plain PyTorch: slow, and what others are checked by."""
+"""The scan by its definition, token by token in plain PyTorch: slow; the other backends are compared with it."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,11 @@ def scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return out (B, D, L) and the last state (B, D, N); see `selective_scan`. All arguments have one dtype."""
+    """Run the scan; the arguments are those of `selective_scan`, all of one dtype.
+
+    Returns:
+        out (B, D, L) and the last state (B, D, N).
+    """
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
     if delta_softplus:
@@ -37,9 +41,9 @@ def scan(
 
 
 def _over_channels(matrix: Tensor, shape: torch.Size, t: int) -> Tensor:
-    """Return B or C at step t so that it broadcasts against (B, D, N)."""
-    if matrix.ndim == 2:  # (D, N), the same at each step
+    """Return B or C at token t in a shape that broadcasts with (B, D, N)."""
+    if matrix.ndim == 2:  # (D, N), the same for all tokens
         return matrix
-    if matrix.ndim == 3:  # (B, N, L), the same for each channel
+    if matrix.ndim == 3:  # (B, N, L), the same for all channels
         return matrix[:, None, :, t]
     return matrix[:, :, :, t].repeat_interleave(shape[1] // matrix.shape[1], dim=1)  # (B, G, N, L)

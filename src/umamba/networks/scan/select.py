@@ -1,4 +1,4 @@
-"""The public scan, and which backend computes it."""
+"""The public scan, and the choice of the backend that computes it."""
 
 import functools
 import logging
@@ -14,10 +14,10 @@ from umamba.networks.scan.reference import scan as reference_scan
 
 log = logging.getLogger(__name__)
 
-_DEVICES = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}  # where each runs, the faster first
+_DEVICES = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}  # backend -> device type, the faster backend first
 BACKENDS = ("reference", *_DEVICES)  # the reference runs everywhere
-_CONVERTING = ("triton",)  # read half precision as it is; the others are given float32
-_TOLERANCE = 1e-3  # of the self-test, relative: many times float32's rounding, far below any mistake
+_CONVERTING = ("triton",)  # convert half precision themselves; the others need float32
+_TOLERANCE = 1e-3  # relative error in the self-test: far above float32's rounding, far below any mistake
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 
@@ -35,26 +35,34 @@ def selective_scan(
     return_last_state: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Run a selective state space over sequences, in float32 (float64 if u is) whatever the autocast.
+    """Run a selective state space model over sequences, in float32 (float64 if u is float64) under any autocast.
+
+    The first call with a backend compares it with the reference on a small input.
 
     Args:
-        u: input (B, D, L).
+        u: input (B, D, L): samples, channels, tokens.
         delta: step sizes (B, D, L).
-        A: state matrix's diagonal (D, N).
-        B: input matrix, (B, N, L), (B, G, N, L) for G groups of channels, or (D, N) if it does not change.
-        C: output matrix, of the same shape.
-        D: factor of the input that is added to the output (D,).
-        z: gate (B, D, L): the output is multiplied by silu(z).
-        delta_bias: added to delta (D,).
-        delta_softplus: take softplus of delta, after its bias.
-        return_last_state: also return the last state (B, D, N); it carries no gradient.
-        backend: "auto", the fastest that works on u's device, or one of `BACKENDS`.
+        A: diagonal of the state matrix (D, N); N is the state size.
+        B: input matrix (B, N, L); (B, G, N, L) for G groups of channels; or (D, N) if it is the same for all tokens.
+        C: output matrix, in the shape of B.
+        D: weight of the input in the output (D,); None: 0.
+        z: gate (B, D, L); the output is multiplied by silu(z). None: no gate.
+        delta_bias: is added to delta (D,); None: 0.
+        delta_softplus: take the softplus of delta plus its bias.
+        return_last_state: also return the last state (B, D, N), which carries no gradient.
+        backend: "auto", the fastest backend that works on u's device, or a name out of `BACKENDS`.
 
     Returns:
-        out (B, D, L) in u's dtype, and the last state if asked for.
+        out (B, D, L) in u's dtype; with `return_last_state`, a pair of out and the last state.
 
     Raises:
         UserError: the backend is unknown or does not work here.
+
+    >>> u, delta = torch.ones(1, 2, 3), torch.ones(1, 2, 3)  # two channels, three tokens
+    >>> A, B, C = torch.zeros(2, 1), torch.ones(1, 1, 3), torch.ones(1, 1, 3)  # one state that never decays
+    >>> selective_scan(u, delta, A, B, C, backend="reference")
+    tensor([[[1., 2., 3.],
+             [1., 2., 3.]]])
     """
     name = resolve_backend(u.device.type, backend)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
@@ -70,27 +78,29 @@ def selective_scan(
 
 
 def without_autocast(device: str) -> AbstractContextManager:
-    """Return a context without autocast on a device type; tensors without data ("meta") know no autocast."""
+    """Return a context without autocast on a device type such as "cpu"; the device "meta" has no autocast."""
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 @functools.cache
 def resolve_backend(device: str, backend: str) -> str:
-    """Return the backend for a device type; says once which it is, and loudly why a faster one is not used.
+    """Return the backend for a device type, and log once which one it is and why a faster one is not used.
+
+    Args:
+        device: device type of the tensors, such as "cuda".
+        backend: "auto" or the name of a backend.
 
     Raises:
-        UserError: a backend that was asked for by name is unknown or does not work here.
+        UserError: the named backend is unknown or does not work here.
     """
-    if device == "meta":  # tensors without data: nothing is computed
+    if device == "meta":  # tensors without data: only shapes are computed
         return "meta"
     if backend != "auto":
         if backend not in BACKENDS:
-            raise UserError(
-                f"architecture.scan_backend={backend} is unknown. Choose auto or one of {', '.join(BACKENDS)}."
-            )
+            raise UserError(f"architecture.scan_backend={backend}: must be one of auto, {', '.join(BACKENDS)}.")
         refusal = why_not(backend, device)
         if refusal:
-            raise UserError(f"architecture.scan_backend={backend} does not work here: {refusal} Use auto.")
+            raise UserError(f"architecture.scan_backend={backend}: does not work here: {refusal} Use auto.")
         return backend
     refusals: dict[str, str] = {}
     for name in candidates(device):
@@ -108,13 +118,18 @@ def resolve_backend(device: str, backend: str) -> str:
 
 
 def candidates(device: str) -> tuple[str, ...]:
-    """Return the compiled backends of a device type, the fastest first."""
+    """Return the compiled backends of a device type such as "cuda", the fastest first."""
     return tuple(name for name, home in _DEVICES.items() if home == device)
 
 
 @functools.cache
 def why_not(backend: str, device: str) -> str | None:
-    """Return why a backend cannot be used on a device type, after a small comparison; None if it can."""
+    """Return why a backend does not work on a device type; None if it works. Compares it with the reference once.
+
+    Args:
+        backend: name of the backend.
+        device: device type, such as "cuda".
+    """
     home = _DEVICES.get(backend, device)
     if home != device:
         return f"it runs on {home} devices, not on {device}."
@@ -123,13 +138,18 @@ def why_not(backend: str, device: str) -> str | None:
             return disagreement(_backend(backend), device)
     except ModuleNotFoundError as error:
         return f"{error.name} is not installed."
-    except Exception as error:  # whatever a foreign build does wrong, it is refused with its reason
+    except Exception as error:  # a broken build can raise anything; its message is the reason
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0] if lines else 'no message'}."
 
 
 def disagreement(scan: Scan, device: str) -> str | None:
-    """Return where a scan differs from the reference on a small input, forward or backward; None if it does not."""
+    """Return in which result a scan differs from the reference on a small input; None if all agree.
+
+    Args:
+        scan: the backend's function.
+        device: device type, such as "cuda".
+    """
     generator = torch.Generator().manual_seed(0)
     sizes = {"u": (1, 2, 150), "delta": (1, 2, 150), "A": (2, 16), "B": (1, 16, 150), "C": (1, 16, 150)}
     sizes |= {"D": (2,), "z": (1, 2, 150), "delta_bias": (2,)}

@@ -1,6 +1,6 @@
-"""The Triton scan as a PyTorch operator: autograd, autocast, torch.compile and gradient checkpointing know it.
+"""The Triton scan as a PyTorch operator, for autograd, autocast, torch.compile and gradient checkpointing.
 
-Block sizes follow from the shapes alone, never from timings or the device, so that results repeat bit for bit.
+Block sizes depend only on the shapes, not on timings or the device, so that results repeat bit for bit.
 """
 
 from typing import Any
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from umamba.networks.scan.triton_kernels import carry_over, chunk_totals, gradients, outputs
 
-_TILE = 2048  # elements (n, t) that a program holds of each array
-_LONGEST, _SHORTEST = 128, 16  # tokens of a chunk
-_ENOUGH = 2048  # programs that fill a large GPU; beyond, a program takes more channels
+_TILE = 2048  # elements (n, t) of each array that a program holds
+_LONGEST, _SHORTEST = 128, 16  # limits of the tokens of a chunk
+_ENOUGH = 2048  # programs that fill a large GPU; with more work, each program computes more channels
 
 
 def scan(
@@ -27,9 +27,10 @@ def scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return out (B, D, L) in u's dtype and the last state (B, D, N); see `selective_scan`.
+    """Run the scan; the arguments are those of `selective_scan`, in any dtypes and strides, on a CUDA device.
 
-    The inputs may differ in dtype and need not be contiguous; states are float32, float64 if u is.
+    Returns:
+        out (B, D, L) in u's dtype, and the last state (B, D, N) in float32, or in float64 if u is float64.
     """
     out, carried = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return out, carried[:, :, -1].detach().clone()
@@ -47,7 +48,7 @@ def _scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return out (B, D, L) and the states at the chunks' starts and at the end (B, D, chunks + 1, N)."""
+    """Return out (B, D, L), and the states at the start of each chunk and at the end (B, D, chunks + 1, N)."""
     call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     carried = call.carry(call.u, call.B, backward=False)
@@ -79,11 +80,11 @@ def _scan_backward(
     carried: Tensor,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of u, delta, A, B, C, D, z and delta_bias; those of absent arguments are meaningless."""
+    """Return the gradients of u, delta, A, B, C, D, z and delta_bias; ignore those of absent arguments."""
     call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     (batch, channels, length), states = u.shape, A.shape[1]
     constant = B.ndim == 2
-    # The partial sums of the gradients of B and C may take as much memory as u and delta, no more.
+    # Limit the parts, so that the partial sums of the gradients of B and C need no more memory than u and delta.
     parts = min(call.parts, max(1, channels // call.groups // states))
 
     def empty(*shape: int, like: Tensor | None = None) -> Tensor:
@@ -145,7 +146,7 @@ _scan.register_autograd(_differentiate, setup_context=_save)
 
 
 class _Call:
-    """The arguments as the kernels take them, and how the work is divided."""
+    """The scan's arguments in the form that the kernels take, and the division of the work into programs."""
 
     def __init__(
         self,
@@ -179,11 +180,11 @@ class _Call:
         self.blocks = {"STATES": rows, "TOKENS": tokens, "num_warps": max(1, min(8, rows * tokens // 512))}
 
     def grid(self, parts: int) -> tuple[int, int, int]:
-        """Return the grid of programs when the channels of a group are cut in so many parts."""
+        """Return the grid of programs if the channels of each group are divided into `parts`."""
         return self.chunks, self.groups * parts, self.batch
 
     def carry(self, x: tuple[Any, ...], matrix: tuple[Any, ...], backward: bool) -> Tensor:
-        """Return the states at the chunks' starts, and the last; or the gradients of them."""
+        """Return the states at the start of each chunk and the last one; with `backward`, their gradients."""
         channels, _, states, _ = self.sizes
         values = x[0]
         totals = torch.empty((self.batch, channels, self.chunks, states), dtype=self.dtype, device=values.device)
@@ -203,7 +204,7 @@ class _Call:
 
 
 def _chunk_tokens(states: int, length: int) -> int:
-    """Return the tokens of a chunk: as many as a program can hold with all their states."""
+    """Return the number of tokens of a chunk: as many as a program can hold with all their states."""
     longest = min(_LONGEST, max(_SHORTEST, _TILE // triton.next_power_of_2(states)))
     return min(longest, max(_SHORTEST, triton.next_power_of_2(length)))
 
@@ -213,20 +214,20 @@ def _state_dtype(u: Tensor) -> torch.dtype:
 
 
 def _rows(tensor: Tensor) -> tuple[Tensor, int, int]:
-    """Return (B, D, L) with L contiguous, and the strides of B and D."""
+    """Return the tensor (B, D, L) with contiguous L, and its strides of B and D."""
     rows = tensor if tensor.stride(2) == 1 else tensor.contiguous()
     return rows, rows.stride(0), rows.stride(1)
 
 
 def _grouped(matrix: Tensor, shape: torch.Size) -> Tensor:
-    """Return a view (B, G, N, L) of B or C; one that does not change has a group for each channel."""
+    """Return a view (B, G, N, L) of B or C; (D, N), the same for all tokens, gets one group for each channel."""
     if matrix.ndim == 2:  # (D, N)
         return matrix[None, :, :, None].expand(shape[0], -1, -1, shape[2])
     return matrix[:, None] if matrix.ndim == 3 else matrix
 
 
 def _like(parts: Tensor, matrix: Tensor) -> Tensor:
-    """Add up the gradients (parts, B, G, N, L or chunks) to the shape of B or C."""
+    """Sum the gradients (parts, B, G, N, L or chunks) and return them in the shape of B or C."""
     if matrix.ndim == 2:
         return parts.sum((0, 1, 4)).to(matrix.dtype)
     total = parts[0] if len(parts) == 1 else parts.sum(0)

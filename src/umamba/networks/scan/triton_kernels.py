@@ -1,21 +1,21 @@
-"""The scan in Triton: the sequence is cut into chunks that all run at once.
+"""The scan in Triton. The sequence is divided into chunks, which are computed in parallel.
 
-1. `chunk_totals`: what each chunk adds to the state after it, started from nothing, and the sum of its step sizes.
-2. `carry_over`: one scan over the chunks of each channel, which gives the state at each chunk's start. A chunk's decay
-   is exp(A times the sum of its step sizes), exactly.
-3. `outputs`: each chunk again, from its true start.
+1. `chunk_totals` computes the state after each chunk as if the chunk started from zero, and the sum of its step sizes.
+2. `carry_over` scans over the chunks of each channel and gives the true state at the start of each chunk. The decay of
+   a chunk is exactly exp(A times the sum of its step sizes).
+3. `outputs` computes each chunk again, from its true start.
 
-Backward runs 1 and 2 against the sequence for the gradients of the states, then `gradients` on each chunk, which
-computes its states anew. Nothing of the size (B, D, N, L) is ever written.
+Backward runs 1 and 2 from the end of the sequence for the gradients of the states, then `gradients` on each chunk,
+which computes its states again. No array of size (B, D, N, L) is ever written.
 
-A program takes one chunk of one sample and goes through a range of the channels that share B and C, which stay in its
-registers; in backward their gradients add up there, so that no two programs write to one place and results repeat bit
-for bit. Tiles are (states n, tokens t), tokens side by side as in memory; padded n and t hold zeros and steps of size
-0, which change nothing.
+A program computes one chunk of one sample for a range of channels that share B and C, which stay in its registers. In
+backward it sums their gradients there, so that no two programs write to the same place and results repeat bit for bit.
+Tiles are (states n, tokens t), with tokens side by side as in memory. Padded n and t hold zeros and steps of size 0,
+which change nothing.
 
-Arrays: u, delta, z, grad (B, D, L) with L contiguous, given with the strides of B and D; B, C (B, G, N, L) with four
-strides; A (D, N), D and bias (D,), None where there is none; out and gradients of u, delta, z contiguous (B, D, L).
-States are float32, or float64 if the inputs are.
+Arrays: u, delta, z, grad (B, D, L) with contiguous L, each followed by its strides of B and D; B, C (B, G, N, L), each
+followed by its four strides; A (D, N), D and bias (D,), None if absent; out and the gradients of u, delta and z
+(B, D, L), contiguous. States are float32, or float64 if the inputs are.
 """
 
 import triton
@@ -24,13 +24,13 @@ import triton.language as tl
 
 @triton.jit
 def _after(decay_1, state_1, decay_2, state_2):
-    """Join two stretches of h -> decay h + state."""
+    """Compose two steps h -> decay h + state."""
     return decay_1 * decay_2, decay_2 * state_1 + state_2
 
 
 @triton.jit
 def _apart(x):
-    """Split (n, t) in the first to fourth token of every lane, (n, lanes) each; a lane is four tokens of one thread."""
+    """Split (n, t) into four arrays (n, lanes) with the first to fourth token of each lane; a lane is four tokens."""
     even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 4, 2, 2]))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
@@ -39,16 +39,16 @@ def _apart(x):
 
 @triton.jit
 def _together(first, second, third, fourth):
-    """Undo `_apart`."""
+    """Reverse `_apart`."""
     both = tl.join(tl.join(first, third), tl.join(second, fourth))
     return tl.reshape(both, [first.shape[0], first.shape[1] * 4])
 
 
 @triton.jit
 def _kept_states(decay, driven, start):
-    """Return what is left of the state before each token (n, t), from the state (n,) at the chunk's start.
+    """Return the decayed state before each token (n, t), given the state (n,) at the start of the chunk.
 
-    Token after token within a lane, then a scan over the lanes, then within each lane again.
+    It runs through the tokens of each lane, then scans over the lanes, then runs through the tokens of each lane again.
     """
     a0, a1, a2, a3 = _apart(decay)
     x0, x1, x2, x3 = _apart(driven)
@@ -66,10 +66,10 @@ def _kept_states(decay, driven, start):
 
 @triton.jit
 def _state_gradients(own, decay_after, end):
-    """Return the gradient of each state (n, t): its own and, through the decay after it, that of the next.
+    """Return the gradient of each state (n, t): its own plus the decayed gradient of the next state.
 
-    The mirror image of `_kept_states`; end (n,) flows in from the right. Lanes are turned round by hand, since Triton
-    does many more shuffles for a scan in reverse.
+    The mirror image of `_kept_states`; end (n,) is the gradient that comes from the next chunk. The lanes are reversed
+    by hand, because Triton needs many more shuffles for a reverse scan.
     """
     a0, a1, a2, a3 = _apart(decay_after)
     g0, g1, g2, g3 = _apart(own)
@@ -93,12 +93,12 @@ def _sigmoid(x):
 
 @triton.jit
 def _softplus(x):
-    """log(1 + exp(x)), exact also where exp(x) is tiny; above 20 the identity, as torch's."""
+    """Return log(1 + exp(x)), accurate also if exp(x) is tiny; above 20 the identity, as in torch."""
     e = tl.exp(-tl.abs(x))
     if x.dtype == tl.float64:
         w = 1 + e
         log1p = tl.where(w == 1, e, tl.log(w) * e / tl.where(w == 1, 1, w - 1))
-    else:  # 2 artanh(e / (2 + e)), a series that ends below float32's accuracy
+    else:  # 2 artanh(e / (2 + e)) as a series, long enough for float32
         s = e / (2 + e)
         q = s * s
         series = 1 / 9 + q * (1 / 11 + q * (1 / 13 + q * (1 / 15)))
@@ -108,7 +108,7 @@ def _softplus(x):
 
 @triton.jit
 def _steps(delta, bias, d, t, valid, SOFTPLUS: tl.constexpr, dtype: tl.constexpr):
-    """Return the step sizes at tokens t and what softplus was taken of; steps outside are 0."""
+    """Return the step sizes at tokens t, 0 outside the sequence, and the values before softplus."""
     raw = tl.load(delta + t, mask=valid, other=0).to(dtype)
     if bias is not None:
         raw += tl.load(bias + d).to(dtype)
@@ -120,7 +120,7 @@ def _steps(delta, bias, d, t, valid, SOFTPLUS: tl.constexpr, dtype: tl.constexpr
 
 @triton.jit
 def _range(channels, groups, parts):
-    """Return this program's sample, group of channels, and range of channels."""
+    """Return the sample, the group of channels, and the first and end channel of this program."""
     group, part = tl.program_id(1).to(tl.int64) // parts, tl.program_id(1).to(tl.int64) % parts
     in_group = channels // groups
     in_part = tl.cdiv(in_group, parts)
@@ -130,7 +130,7 @@ def _range(channels, groups, parts):
 
 @triton.jit
 def _tile(matrix, b, group, n, t, stride_b, stride_g, stride_n, stride_t, inside, dtype: tl.constexpr):
-    """Load a tile (n, t) of B or C."""
+    """Load a tile (n, t) of B or C in `dtype`."""
     start = matrix + b * stride_b + group * stride_g
     offsets = n[:, None].to(tl.int64) * stride_n + t[None, :].to(tl.int64) * stride_t
     return tl.load(start + offsets, mask=inside, other=0).to(dtype)
@@ -144,8 +144,9 @@ def chunk_totals(
 ):  # fmt: skip
     """Fill totals (B, D, chunks, N) and spans (B, D, chunks), the sums of the step sizes.
 
-    Forward, x is u and matrix B: a total is the state after the chunk. BACKWARD, x is the gradient of the output and
-    matrix C: a total is the gradient of the state before the chunk. Both for a chunk alone.
+    Forward: x is u, matrix is B, and a total is the state after the chunk if it starts from zero. BACKWARD: x is the
+    gradient of the output, matrix is C, and a total is the gradient of the state before the chunk if no later chunk
+    follows.
     """
     dtype: tl.constexpr = totals.dtype.element_ty
     b, group, first, stop = _range(channels, groups, parts)
@@ -179,9 +180,9 @@ def carry_over(
     totals, spans, A, carried, channels, chunks, states,
     BACKWARD: tl.constexpr, STATES: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Fill carried (B, D, chunks + 1, N) with the state at each chunk's start and, last, the final state.
+    """Fill carried (B, D, chunks + 1, N) with the state at the start of each chunk and the final state.
 
-    BACKWARD: with the gradient of the state before each chunk; after the last it is 0.
+    BACKWARD: fill it with the gradient of the state before each chunk; after the last chunk it is 0.
     """
     dtype: tl.constexpr = totals.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
@@ -215,7 +216,7 @@ def outputs(
     A, D, bias, carried, out, channels, length, states, groups, parts,
     SOFTPLUS: tl.constexpr, STATES: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Fill out, from the states at the chunks' starts."""
+    """Fill out, given the states at the start of each chunk in `carried`."""
     dtype: tl.constexpr = carried.dtype.element_ty
     b, group, first, stop = _range(channels, groups, parts)
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
@@ -249,10 +250,11 @@ def gradients(
     channels, length, states, groups, parts,
     SOFTPLUS: tl.constexpr, CONSTANT: tl.constexpr, STATES: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Fill the gradients, from the states at the chunks' starts and the gradients of the states at their ends.
+    """Fill the gradients, given the states at the start of each chunk and the gradients of the states at its end.
 
-    grad_A (B, D, chunks, N), grad_D and grad_bias (B, D, chunks) are to be summed over samples and chunks, grad_B and
-    grad_C (parts, B, G, N, L), or (parts, B, G, N, chunks) if B and C are CONSTANT, over parts.
+    The caller sums grad_A (B, D, chunks, N), grad_D and grad_bias (B, D, chunks) over samples and chunks. It sums
+    grad_B and grad_C (parts, B, G, N, L), or (parts, B, G, N, chunks) if B and C are CONSTANT (the same for all
+    tokens), over parts.
     """
     dtype: tl.constexpr = carried.dtype.element_ty
     b, group, first, stop = _range(channels, groups, parts)

@@ -1,8 +1,8 @@
-"""The inner part of a Mamba block around the Triton scan: convolution, projections, scan and gate as one operation.
+"""Convolution, projections, Triton scan and gate of a Mamba block as one operation.
 
-All arrays are channel-first, (B, rows, L), so that nothing is transposed. Of what lies between the in-projection and
-the gated output only the states at the scan's chunk starts are kept; convolution, step sizes, B and C are a few
-operations a token and computed anew in the backward pass.
+All arrays are channel-first, (B, rows, L), so that nothing is transposed. For the backward pass it keeps only its
+inputs and the states at the start of each chunk of the scan. Backward computes convolution, step sizes, B and C again,
+because they are cheap.
 """
 
 from typing import Any
@@ -24,17 +24,20 @@ def mix(
     A: Tensor,
     D: Tensor,
 ) -> Tensor:
-    """Return the gated output of the scan (B, inner, L).
+    """Compute the inner part of a Mamba block.
 
     Args:
-        xz: the in-projection's output (B, 2 inner, L): the scan's branch, then the gate's.
-        conv_weight: causal depthwise convolution (inner, 1, d_conv).
+        xz: output of `Mamba.in_proj` (B, 2 inner, L): the input of the scan, then that of the gate.
+        conv_weight: weight of the causal depthwise convolution (inner, 1, d_conv).
         conv_bias: its bias (inner,).
-        x_weight: projection to the step sizes' rank, B and C (dt_rank + 2 N, inner).
-        dt_weight: projection from the rank to step sizes (inner, dt_rank).
-        dt_bias: added to the step sizes before softplus (inner,).
-        A: the state matrix's diagonal (inner, N).
-        D: factor of the scan's input that is added to its output (inner,).
+        x_weight: weight of `Mamba.x_proj` (dt_rank + 2 N, inner).
+        dt_weight: weight of `Mamba.dt_proj` (inner, dt_rank).
+        dt_bias: its bias (inner,).
+        A: diagonal of the state matrix (inner, N).
+        D: weight of the scan's input in its output (inner,).
+
+    Returns:
+        The gated output of the scan (B, inner, L).
     """
     y: Tensor = _Mix.apply(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)
     return y
@@ -43,7 +46,7 @@ def mix(
 def _scan_inputs(
     states: int, x: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_weight: Tensor, dt_weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return u, delta (B, inner, L), B and C (B, N, L) from the scan's branch (B, inner, L)."""
+    """Return u, delta (B, inner, L), B and C (B, N, L) for the input x of the scan's branch (B, inner, L)."""
     inner, _, taps = conv_weight.shape
     u = F.silu(F.conv1d(x, conv_weight, conv_bias, padding=taps - 1, groups=inner)[..., : x.shape[2]])
     rank = dt_weight.shape[1]

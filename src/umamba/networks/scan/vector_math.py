@@ -1,4 +1,7 @@
-"""exp and log1p that a compiler can vectorise: in float32 polynomials of the type's accuracy, in float64 libm's."""
+"""exp and log1p for compiled code that LLVM can vectorise.
+
+For float32 they are polynomials, accurate to about float32's rounding; for float64 they are the functions of libm.
+"""
 
 import math
 from typing import Any
@@ -7,15 +10,15 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-# exp(r) for |r| <= ln(2) / 2, minimax coefficients from r^2 on (Cephes, expf)
+# Minimax coefficients of exp(r) for |r| <= ln(2) / 2, starting with that of r^2 (Cephes, expf)
 _EXP = (5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
-_LOWEST, _HIGHEST = -87.0, 88.0  # beyond: the smallest and largest normal float32, nearly
+_LOWEST, _HIGHEST = -87.0, 88.0  # arguments are clamped here, where exp is almost the smallest and largest float32
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _float_of_bits(typing_context: Any, bits: Any) -> Any:
-    """Return the float32 whose bits an int32 holds."""
+    """Return the float32 that has the bits of an int32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(types.float32))
@@ -24,13 +27,13 @@ def _float_of_bits(typing_context: Any, bits: Any) -> Any:
 
 
 def exp(x: float) -> float:
-    """Return e to the power of x; for compiled code only."""
-    raise NotImplementedError("for compiled code only")
+    """Return e to the power of x; compiled code only."""
+    raise NotImplementedError("compiled code only")
 
 
 def log1p(x: float) -> float:
-    """Return log(1 + x) for x in 0..1; for compiled code only."""
-    raise NotImplementedError("for compiled code only")
+    """Return log(1 + x) for x from 0 to 1; compiled code only."""
+    raise NotImplementedError("compiled code only")
 
 
 @overload(exp, inline="always")  # type: ignore[untyped-decorator]
@@ -58,7 +61,7 @@ def _log1p(x):  # type: ignore[no-untyped-def]
     c3, c5, c7, c9, c11, c13, c15 = (np.float32(1 / odd) for odd in (3, 5, 7, 9, 11, 13, 15))
     one, two = np.float32(1), np.float32(2)
 
-    def series(x):  # type: ignore[no-untyped-def]  # 2 artanh(x / (2 + x)), whose argument is at most a third
+    def series(x):  # type: ignore[no-untyped-def]  # log(1 + x) = 2 artanh(s), s = x / (2 + x) <= 1/3
         s = x / (two + x)
         q = s * s
         p = ((((((c15 * q + c13) * q + c11) * q + c9) * q + c7) * q + c5) * q + c3) * q + one

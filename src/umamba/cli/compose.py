@@ -1,0 +1,246 @@
+"""Make settings from a command line: Hydra composes the configuration, the records of `umamba.settings` check it.
+
+No other module uses Hydra's composition. This one imports nothing heavy, so that help and mistakes answer at once.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from umamba.cli.share import share
+from umamba.io.errors import UserError
+from umamba.settings import (
+    CustomArchitectureSettings,
+    DescribeSettings,
+    InvalidSettings,
+    Settings,
+    TrainSettings,
+    parse,
+)
+from umamba.settings.training import NO_DATASET
+from umamba.settings.validate import wrong_choice
+
+Record = TypeVar("Record", bound=Settings)
+# Base configs: train.yaml chooses an option of each group; command.yaml only has the paths, for the other commands.
+TRAIN, COMMAND = "train", "command"
+
+
+def settings_of(record: type[Record], overrides: Sequence[str]) -> Record:
+    """Compose the settings of a command.
+
+    Args:
+        record: the settings record of the command.
+        overrides: `key=value` and `group=option`, as typed.
+
+    Raises:
+        InvalidSettings: all mistakes together: wrong groups, unknown keys, wrong values, impossible combinations.
+    """
+    problems, texts = _checked(overrides)
+    config = _composed(record, texts, problems)
+    if config is not None:
+        settings = settings_from(record, config, problems)
+        if settings is not None:
+            return settings
+    raise InvalidSettings(problems)
+
+
+def settings_from(record: type[Record], config: DictConfig, problems: list[str]) -> Record | None:
+    """Return the settings of a composed configuration.
+
+    Args:
+        record: the settings record.
+        config: the configuration that Hydra composed.
+        problems: receives a sentence for each mistake.
+
+    Returns:
+        The settings; None if there are problems.
+    """
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if error.full_key else ""
+        problems.append(where + str(error).splitlines()[0])
+        return None
+    if config_name(record) == COMMAND and "paths" not in record.__dataclass_fields__:
+        values.pop("paths", None)
+    if issubclass(record, DescribeSettings):
+        values["dataset"].setdefault("root", NO_DATASET)  # a checkpoint or a plans file needs no dataset
+    try:
+        settings = parse(record, values)
+        check_without_data(settings)
+    except UserError as error:
+        problems += error.problems if isinstance(error, InvalidSettings) else [str(error)]
+        return None
+    return None if problems else settings
+
+
+def check_without_data(settings: Settings) -> None:
+    """Check what the records cannot check themselves and what needs no data.
+
+    Args:
+        settings: the settings of any command; only those of training are checked.
+
+    Raises:
+        UserError: plan.paper for a dataset that the paper's Table 2 does not have, or a wrong option of a backbone
+            that the user added.
+    """
+    if not isinstance(settings, TrainSettings):
+        return
+    if settings.plan.paper:
+        from umamba.planning import planned_configuration
+
+        planned_configuration(settings.dataset.root.name, settings.plan.paper, settings.plan.configuration)
+    if isinstance(settings.architecture, CustomArchitectureSettings):
+        from umamba.networks.build import custom_settings
+
+        custom_settings(settings.architecture)
+
+
+def config_name(record: type[Settings]) -> str:
+    """Return the name of the config that the settings of a command are composed from.
+
+    Args:
+        record: the settings record of the command.
+    """
+    return TRAIN if issubclass(record, TrainSettings) else COMMAND
+
+
+def as_forced(argument: str) -> str:
+    """Return an argument in Hydra's form that changes a key or adds it.
+
+    The records know which keys exist, so Hydra does not have to: `key=value` and `+key=value` both become
+    `++key=value`. Choices of groups, Hydra's own keys, deletions and options stay as they are.
+
+    Args:
+        argument: an argument of the command line.
+
+    >>> as_forced("+smoke=true"), as_forced("recipe=unetr")
+    ('++smoke=true', 'recipe=unetr')
+    """
+    key, equals, value = argument.lstrip("+").partition("=")
+    if not equals or argument.startswith(("-", "~")) or key.startswith("hydra") or is_group(key):
+        return argument
+    return f"++{key}={value}"
+
+
+def is_group(key: str) -> bool:
+    """Return whether a name is a group of configs.
+
+    Args:
+        key: the part of an override before the =.
+    """
+    return bool(key) and "." not in key and any((root / key.split("@")[0]).is_dir() for root in config_folders())
+
+
+def options_of(group: str) -> list[str]:
+    """Return the names of a group's options.
+
+    Args:
+        group: name of the group.
+    """
+    return sorted({path.stem for root in config_folders() for path in (root / group).glob("*.yaml")})
+
+
+def group_names() -> list[str]:
+    """Return the names of the groups."""
+    return sorted({path.name for root in config_folders() for path in root.iterdir() if path.is_dir()})
+
+
+def config_folders() -> list[Path]:
+    """Return the folders of configs: the program's, then ./configs with the user's own options, if it exists."""
+    own, local = share("configs"), Path.cwd() / "configs"
+    return [own, local] if local.is_dir() and local.resolve() != own.resolve() else [own]
+
+
+def search_path() -> list[str]:
+    """Return the override by which Hydra finds the user's own options; empty if there are none."""
+    folders = [f"file://{folder}" for folder in config_folders()[1:]]
+    return [f"hydra.searchpath={folders}".replace("'", "").replace(" ", "")] if folders else []
+
+
+def sweep_problems(record: type[Settings], overrides: Sequence[str]) -> list[str]:
+    """Check the overrides of a sweep, whose values may be lists: every choice of a group, and the whole first run.
+
+    Args:
+        record: the settings record of the command.
+        overrides: as typed, such as fold=0,1,2.
+
+    Returns:
+        A sentence for each problem.
+    """
+    problems, texts = _checked(overrides)
+    first = [_first_choice(text) for text in texts]
+    config = _composed(record, first, problems)
+    if config is not None:
+        settings_from(record, config, problems)
+    return problems
+
+
+def _checked(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the problems of the overrides' form and groups, and the overrides that have none."""
+    problems: list[str] = []
+    right = []
+    parser = OverridesParser.create()
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):
+            problems.append(f"{text}: must be key=value or group=option.")
+            continue
+        try:
+            override = parser.parse_override(as_forced(text))
+        except HydraException as error:
+            problems.append(
+                f"{text}: Hydra cannot read it ({str(error).splitlines()[0]}). Put quotes around the value."
+            )
+            continue
+        wrong = _wrong_options(override)
+        problems += wrong
+        if not wrong:
+            right.append(as_forced(text))
+    return problems, right
+
+
+def _wrong_options(override: Override) -> list[str]:
+    """Return a sentence for each option of a group that does not exist."""
+    group = override.key_or_group
+    if not is_group(group) or override.is_delete():
+        return []
+    chosen = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
+    known = options_of(group)
+    wrong = [name for name in chosen if name is not None and not (isinstance(name, str) and name in known)]
+    return [wrong_choice(group, name, known) for name in wrong]
+
+
+def _first_choice(text: str) -> str:
+    """Return the override of a sweep's first run."""
+    override = OverridesParser.create().parse_override(text)
+    if not override.is_sweep_override():
+        return text
+    prefix = "++" if text.startswith("++") else ""
+    return f"{prefix}{override.key_or_group}={next(iter(override.sweep_string_iterator()))}"
+
+
+def _composed(record: type[Settings], overrides: Sequence[str], problems: list[str]) -> DictConfig | None:
+    GlobalHydra.instance().clear()  # because a study composes its runs while another configuration is open
+    try:
+        with initialize_config_dir(str(share("configs")), version_base="1.3"):
+            return compose(config_name(record), [*overrides, *search_path()])
+    except (HydraException, OmegaConfBaseException) as error:
+        problems.append(_plain_message(error))
+        return None
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _plain_message(error: Exception) -> str:
+    """Return Hydra's message without its search path and hints for developers."""
+    dropped = ("Config search path", "HYDRA_FULL_ERROR", "\tprovider=")
+    lines = [line for line in str(error).strip().splitlines() if line.strip() and not any(d in line for d in dropped)]
+    return "\n".join(lines) or type(error).__name__

@@ -1,0 +1,31 @@
+"""`umamba find-best`: find the best of several trained configurations, and its post-processing."""
+
+import logging
+
+from umamba.settings import FindBestSettings
+
+log = logging.getLogger(__name__)
+
+
+def main(settings: FindBestSettings) -> None:
+    """Validate the candidates, show the ranking, and the command that predicts with the best one.
+
+    Args:
+        settings: the candidates, their dataset, and where the results are written.
+
+    Raises:
+        UserError: the candidates differ in their trained folds, or a candidate has no trained fold.
+    """
+    from umamba.runs.select import find_best, mean_score, ranking_table
+
+    found = find_best(settings)
+    log.info(ranking_table(found.ranked))
+    steps = ", then of ".join(str(list(values)) for values in found.post_processing.steps)
+    kept = f"keep the largest component of labels {steps}" if steps else "none improves the DSC"
+    log.info("Post-processing: %s; DSC %.4f before, %.4f after", kept, found.best.mean, mean_score(found.scores))
+    checkpoints = ",".join(str(path) for path in found.best.checkpoints)
+    log.info(
+        "To predict with it:\npython predict.py 'checkpoint=[%s]' post_processing=%s input=IMAGES output=DIR",
+        checkpoints,
+        settings.output / "post_processing.json",
+    )

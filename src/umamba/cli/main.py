@@ -1,0 +1,217 @@
+"""The program `umamba`: find the command, compose its settings and run it; a user's mistake ends in one message.
+
+`python train.py ...` equals `umamba train ...`, and the same holds for the other scripts.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from umamba import __version__
+from umamba.io.errors import UserError
+
+EXIT_USER_ERROR = 2
+_HELP = ("-h", "--help", "help")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the program.
+
+    Attributes:
+        module: name of the module in `umamba.cli` whose `main` runs the command.
+        sentence: what the command does.
+        record: name of its settings record in `umamba.settings`; None: its `main` reads the arguments itself.
+        examples: command lines without the program's name.
+    """
+
+    module: str
+    sentence: str
+    record: str | None
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    "train": Command(
+        "train",
+        "Train one network on one dataset, then predict, score and draw its test images.",
+        "TrainSettings",
+        (
+            "train experiment=quickstart                            # the embedded phantom, minutes on a laptop",
+            "train dataset.root=PATH architecture=umamba_enc        # any folder in nnU-Net's raw layout",
+            "train -m experiment=hippocampus_umamba_bot fold=0,1,2,3,4",
+        ),
+    ),
+    "prepare": Command(
+        "prepare",
+        "Prepare a dataset without training: fingerprint, plan, preprocessed cases.",
+        "PrepareSettings",
+        ("prepare dataset.root=PATH plan=3d_fullres explain=true",),
+    ),
+    "predict": Command(
+        "predict",
+        "Segment images with one checkpoint, or with the mean of several.",
+        "PredictSettings",
+        ("predict checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt input=IMAGES output=DIR",),
+    ),
+    "evaluate": Command(
+        "evaluate",
+        "Score folders of segmentations: tables, confidence intervals, tests between methods, pictures.",
+        "EvaluateSettings",
+        (
+            "evaluate predictions=DIR truth=DIR output=DIR protocol=generic",
+            "evaluate predictions='{umamba:DIR,unet:DIR}' truth=DIR output=DIR",
+        ),
+    ),
+    "report": Command(
+        "report",
+        "Write the report of a study: one HTML file that works offline, and tables in CSV, Markdown and LaTeX.",
+        "ReportSettings",
+        ("report study=table3_organs_3d",),
+    ),
+    "convert": Command(
+        "convert",
+        "Convert a public dataset to nnU-Net's raw layout after it was downloaded and unpacked.",
+        "ConvertSettings",
+        ("convert archive=flare source=FOLDER                    # flare, amos, endovis or cell",),
+    ),
+    "find-best": Command(
+        "find_best",
+        "Choose the best of several trained configurations by cross-validation, and its post-processing.",
+        "FindBestSettings",
+        ("find-best candidates=[runs/A/3d_fullres,runs/B/3d_fullres] raw_dataset=PATH/Dataset701_NAME output=DIR",),
+    ),
+    "describe": Command(
+        "describe",
+        "Describe a network at a plan, stage by stage: maps, tokens, parameters, FLOPs, memory, paper against code.",
+        "DescribeSettings",
+        (
+            "describe experiment=flare_umamba_enc",
+            "describe architecture=unet plan.from_file=nnUNetPlans.json num_classes=14",
+            "describe checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt",
+        ),
+    ),
+    "export": Command(
+        "export",
+        "Export a trained U-Net (unet, resenc_unet) to a folder that nnU-Net predicts with.",
+        "ExportSettings",
+        ("export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=DIR",),
+    ),
+    "study": Command(
+        "study",
+        "List the studies, or show the state of each run of a study.",
+        None,
+        ("study                                                 # all studies", "study table3_organs_3d"),
+    ),
+    "slurm": Command(
+        "slurm",
+        "Submit the remaining runs of a study to a SLURM cluster, or check the request before.",
+        None,
+        (
+            "slurm preflight table3_organs_3d slurm.partition=gpu",
+            "slurm submit table3_organs_3d slurm.partition=gpu slurm.max_parallel=4",
+            "slurm dry-run table3_organs_3d smoke=true slurm.gpus=0",
+        ),
+    ),
+    "doctor": Command(
+        "doctor",
+        "Test this machine: versions, devices, scan backends, and the commands that repair what does not work.",
+        None,
+        ("doctor",),
+    ),
+    "completion": Command(
+        "completion",
+        "Print the script that completes words with the Tab key.",
+        None,
+        ('eval "$(umamba completion bash)"', 'eval "$(umamba completion zsh)"'),
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: the command and its arguments; None: those of this process.
+
+    Returns:
+        The exit code: 0, 2 after a user's mistake (which is printed), or the command's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in _HELP:
+        print(_overview())
+        return 0
+    name, *rest = given
+    if name == "--version":
+        print(f"umamba {__version__}")
+        return 0
+    try:
+        return _run(name.replace("_", "-"), rest)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """Run a command, or print its help; return the exit code."""
+    command = COMMANDS.get(name)
+    if command is None:
+        from umamba.settings.validate import wrong_choice
+
+        raise UserError(wrong_choice("umamba", name, COMMANDS).replace("umamba=", "umamba "))
+    if any(argument in _HELP[:2] for argument in arguments):
+        from umamba.cli.help import command_help
+
+        print(command_help(command))
+        return 0
+    _show_messages()
+    if command.record is None:
+        return int(_function(command)(arguments) or 0)
+    return _with_settings(command, arguments)
+
+
+def _with_settings(command: Command, arguments: list[str]) -> int:
+    """Compose the settings of a command and run it; Hydra handles sweeps (-m) and its own options."""
+    from umamba import settings
+    from umamba.cli.compose import settings_of
+
+    record = getattr(settings, str(command.record))
+    options = [argument for argument in arguments if argument.startswith("-")]
+    if not options:
+        return int(_function(command)(settings_of(record, arguments)) or 0)
+    from umamba.cli.sweep import through_hydra
+
+    return through_hydra(_function(command), record, arguments)
+
+
+def _function(command: Command) -> Callable[[Any], int | None]:
+    """Import the function that runs a command."""
+    return import_module(f"umamba.cli.{command.module}").main  # type: ignore[no-any-return]
+
+
+def _show_messages() -> None:
+    """Show messages; if several processes train one run together (trainer=ddp), only the first one shows them."""
+    import logging
+
+    from umamba.io.voice import show_messages
+
+    rank = next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0")
+    show_messages(logging.INFO if rank == "0" else logging.WARNING)
+
+
+def _overview() -> str:
+    """Return the help of the program: a line for each command."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.sentence}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"umamba {__version__}: train, compare and use U-Mamba and its peers for biomedical segmentation",
+            "",
+            "umamba COMMAND key=value ...          umamba COMMAND --help shows all keys of a command",
+            "",
+            *lines,
+        ]
+    )

@@ -1,0 +1,86 @@
+"""List the runs of a study's sweep.yaml with their run folders; each line is composed as by `umamba train`."""
+
+import hashlib
+import itertools
+import json
+from dataclasses import replace
+
+from umamba.cli.compose import settings_of
+from umamba.io.errors import UserError
+from umamba.records import RunFolder
+from umamba.runs.smoke import smoke_test
+from umamba.settings import TrainSettings, plain
+from umamba.sweeps import PlannedRun, StudyFile
+
+
+def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[PlannedRun]:
+    """Return the runs of a study: every line of sweep.yaml for every fold and seed.
+
+    Args:
+        study: the study.
+        overrides: further overrides of every run, such as smoke=true.
+
+    Raises:
+        UserError: a line cannot be composed or has no name, or two runs share a run folder.
+    """
+    runs = []
+    for line in study.runs:
+        settings = _settings(study, (*line, *overrides))
+        if settings.name is None:
+            raise UserError(f"study={study.name}: give the run '{' '.join(line)}' a name: name=...")
+        dataset, method = dataset_and_method(line, settings)
+        if settings.smoke:
+            settings = smoke_test(settings)
+        for fold, seed in itertools.product(study.folds, study.seeds):
+            one = replace(settings, fold=fold, seed=seed)
+            runs.append(
+                PlannedRun(
+                    overrides=(*line, *overrides, f"fold={fold}", f"seed={seed}"),
+                    folder=RunFolder.of(one),
+                    dataset=dataset,
+                    method=method,
+                    fold=fold,
+                    seed=seed,
+                    max_epochs=one.trainer.max_epochs,
+                    batches=one.train_batches + one.val_batches,
+                    preparation=preparation(one),
+                )
+            )
+    folders = [run.folder.path for run in runs]
+    twice = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
+    if twice:
+        raise UserError(f"study={study.name}: several runs share {twice[0]}. Give them names of their own: name=...")
+    return runs
+
+
+def dataset_and_method(line: tuple[str, ...], settings: TrainSettings) -> tuple[str, str]:
+    """Return a run's dataset and method as published.csv names them.
+
+    Args:
+        line: the run's line of sweep.yaml, as overrides.
+        settings: the settings of the run.
+
+    Returns:
+        The dataset, from `experiment=<dataset>_...` or the dataset's folder; and the run's name without it.
+    """
+    chosen = [text.split("=", 1)[1] for text in line if text.startswith("experiment=")]
+    dataset = chosen[0].split("_")[0] if chosen else settings.dataset.root.name
+    return dataset, str(settings.name).removeprefix(f"{dataset}_")
+
+
+def preparation(settings: TrainSettings) -> str:
+    """Return a hash of all settings that the preprocessed cases depend on.
+
+    Args:
+        settings: the settings of a run.
+    """
+    parts = [plain(settings.dataset), plain(settings.planner), plain(settings.plan), str(settings.paths.preprocessed)]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _settings(study: StudyFile, overrides: tuple[str, ...]) -> TrainSettings:
+    """Compose a run; a mistake names the study and the run."""
+    try:
+        return settings_of(TrainSettings, overrides)
+    except UserError as error:
+        raise UserError(f"study={study.name}, run '{' '.join(overrides)}': {error}") from error

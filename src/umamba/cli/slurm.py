@@ -1,0 +1,201 @@
+"""`umamba slurm`: run a study on a SLURM cluster: check the request, submit the remaining runs."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from umamba.cli.planned_runs import planned_runs
+from umamba.cli.share import share
+from umamba.io.errors import UserError
+from umamba.settings import SlurmSettings, parse, plain
+from umamba.settings.validate import wrong_choice
+from umamba.sweeps import PlannedRun, left_to_do, read_study, run_state
+from umamba.sweeps.jobs import (
+    dumps,
+    launched,
+    prepared_overrides,
+    queued_tasks,
+    read_task,
+    submission,
+    submit,
+    task_name,
+    write_list,
+)
+from umamba.sweeps.preflight import partitions, preflight
+from umamba.sweeps.task import run_task
+
+log = logging.getLogger(__name__)
+
+VERBS = {
+    "preflight": "check the request against the plans and the cluster",
+    "submit": "submit the runs that are not done; a finished study submits nothing",
+    "dry-run": "print the sbatch commands of submit",
+    "prepare": "(run by SLURM) prepare the datasets of a list file",
+    "task": "(run by SLURM) train one run of a list file",
+}
+ARGUMENTS = "\n".join(
+    [
+        "Arguments: VERB STUDY [slurm.KEY=VALUE ...] [KEY=VALUE ...]; keys without slurm. are overrides of every run.",
+        *(f"  {verb:10} {text}" for verb, text in VERBS.items()),
+        *(
+            f"  slurm.{name} [{entry.default}]  {entry.metadata['key'].sentence}"
+            for name, entry in SlurmSettings.__dataclass_fields__.items()
+            if "key" in entry.metadata
+        ),
+    ]
+)
+PROGRAM = (sys.executable, "-m", "umamba")
+EXIT_FAILED = 1
+EXIT_STOPPED = 0  # because a stopped task is requeued, or somebody cancelled it
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        arguments: the verb, the study (or list file), slurm.KEY=VALUE, and overrides of every run.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: a wrong verb, study, request or override; sbatch is not installed or refuses a job.
+    """
+    verb, study, request, overrides = _read(arguments)
+    if verb == "task":
+        return train_task(Path(study))
+    if verb == "prepare":
+        prepare_list(Path(study))
+    elif verb == "preflight":
+        runs = planned_runs(read_study(share("experiments"), study), overrides)
+        remarks = preflight(runs, request, partitions())
+        log.info("\n".join(remarks) or "The request fits the study.")
+    else:
+        submit_study(study, request, overrides, dry=verb == "dry-run")
+    return 0
+
+
+def submit_study(name: str, request: SlurmSettings, overrides: tuple[str, ...], dry: bool) -> None:
+    """Submit the runs of a study that are not done, running or queued.
+
+    Args:
+        name: name of the study.
+        request: the resources of each training.
+        overrides: overrides of every run.
+        dry: print the jobs instead of submitting them.
+
+    Raises:
+        UserError: the study does not exist; sbatch is not installed or refuses a job.
+    """
+    study = read_study(share("experiments"), name)
+    runs = planned_runs(study, overrides)
+    folder = list_folder(runs, study.name)
+    queued = queued_tasks(folder)
+    todo = [run for run in left_to_do([run_state(run) for run in runs]) if run.folder.path.absolute() not in queued]
+    if not todo:
+        log.info("Nothing to submit: all %d runs are done, running or queued.", len(runs))
+        return
+    for remark in preflight(todo, request, partitions()):
+        log.info("preflight: %s", remark)
+    collect = [f"study={study.folder.absolute()}", f"paths.runs={folder.parents[1]}"]
+    if overrides:
+        collect.append(f"overrides={list(overrides)!r}".replace(" ", ""))
+    jobs = submission(write_list(folder, study.name, todo), request, PROGRAM, share("slurm") / "array.sh", collect)
+    if dry:
+        log.info(dumps(jobs).rstrip())
+        jobs.list_file.unlink()
+        return
+    numbers = submit(jobs)
+    log.info(
+        "Submitted %d of %d runs: jobs %s (prepare), %s (train), %s (report). Logs: %s",
+        len(todo),
+        len(runs),
+        numbers["prepare"],
+        numbers["train"],
+        numbers["collect"],
+        folder / "logs",
+    )
+
+
+def list_folder(runs: Sequence[PlannedRun], study: str) -> Path:
+    """Return the folder of a study's list files and logs: <runs>/slurm/<study>.
+
+    Args:
+        runs: runs of the study, at least one.
+        study: name of the study.
+    """
+    return runs[0].folder.path.parents[3].absolute() / "slurm" / study
+
+
+def prepare_list(list_file: Path) -> None:
+    """Prepare every dataset and plan that the runs of a list need.
+
+    Args:
+        list_file: the list file.
+    """
+    for overrides in prepared_overrides(list_file):
+        kept = [text for text in overrides if not text.startswith(("fold=", "seed="))]
+        subprocess.run([*PROGRAM, "prepare", *kept], check=True)
+
+
+def train_task(list_file: Path) -> int:
+    """Train the run of this array task.
+
+    Args:
+        list_file: the list file.
+
+    Returns:
+        The exit code, 0 also if the training was stopped.
+    """
+    index, job = task_name(os.environ)
+    overrides, folder = read_task(list_file, index)
+    command = launched([*PROGRAM, "train", *overrides], os.environ)
+    log.info("task %d of %s: %s", index, list_file, " ".join(overrides))
+    return EXIT_FAILED if run_task(command, folder, job) == "failed" else EXIT_STOPPED
+
+
+def _read(arguments: Sequence[str]) -> tuple[str, str, SlurmSettings, tuple[str, ...]]:
+    """Return verb, study, request and the overrides of every run."""
+    flags = [text for text in arguments if text.startswith("--")]
+    if flags:
+        key = flags[0].lstrip("-").split("=")[0].replace("-", "_")
+        raise UserError(f"{flags[0]}: write slurm.{key}=VALUE instead. All keys: umamba slurm --help")
+    words = [text for text in arguments if "=" not in text]
+    if not words or words[0] not in VERBS:
+        wrong = words[0] if words else "(nothing)"
+        raise UserError(wrong_choice("slurm", wrong, VERBS).replace("slurm=", "umamba slurm ", 1))
+    if len(words) != 2:
+        raise UserError(f"umamba slurm {words[0]}: give one study, such as table3_organs_3d. All: umamba study")
+    own = [text for text in arguments if text.lstrip("+").startswith("slurm.")]
+    overrides = tuple(text for text in arguments if "=" in text and text not in own)
+    return words[0], words[1], parse(SlurmSettings, _values(own)), overrides
+
+
+def _values(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `slurm.KEY=VALUE` texts.
+
+    Hydra's grammar reads them, because YAML takes 24:00:00 for a number. YAML reads what Hydra's grammar does not
+    allow, such as [--account=NAME] without quotes.
+    """
+    parser = OverridesParser.create()
+    values: dict[str, Any] = {}
+    for text in (given.lstrip("+") for given in texts):
+        name = text.split("=", 1)[0].removeprefix("slurm.")
+        try:
+            values[name] = parser.parse_override(text).value()
+        except HydraException:
+            try:
+                values[name] = plain(OmegaConf.to_object(OmegaConf.from_dotlist([text]).slurm[name]))
+            except (OmegaConfBaseException, YAMLError) as error:
+                raise UserError(f"{text}: cannot be read. Put quotes around the value.") from error
+    return values

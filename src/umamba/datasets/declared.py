@@ -1,0 +1,126 @@
+"""Read the entries of nnU-Net's dataset.json and name the mistakes in them; write a dataset.json."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from umamba.datasets.findings import Finding
+from umamba.io import UserError, supported_endings
+from umamba.labels import LabelSet
+
+
+def dataset_json(
+    channel_names: Sequence[str], labels: Sequence[str], num_training: int, file_ending: str, **facts: Any
+) -> dict[str, Any]:
+    """Return the content of a dataset.json.
+
+    Args:
+        channel_names: names of the image channels.
+        labels: names of the labels 1, 2, ...
+        num_training: number of training cases.
+        file_ending: ending of images and labels.
+        **facts: further entries, such as the licence.
+    """
+    return {
+        "channel_names": {str(index): name for index, name in enumerate(channel_names)},
+        "labels": {"background": 0} | {name: value for value, name in enumerate(labels, start=1)},
+        "numTraining": num_training,
+        "file_ending": file_ending,
+        **facts,
+    }
+
+
+def json_finding(message: str) -> Finding:
+    """Return an error of dataset.json.
+
+    Args:
+        message: what is wrong and what to do.
+    """
+    return Finding("", "dataset.json", "error", message)
+
+
+def repeated_keys(path: Path) -> list[str]:
+    """Return the keys that occur twice in one JSON object. The `json` module silently keeps the last of them.
+
+    Args:
+        path: a valid JSON file.
+    """
+    repeated: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
+    json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=collect)
+    return repeated
+
+
+def declared_channels(declared: Mapping[str, Any], findings: list[Finding]) -> tuple[str, ...] | None:
+    """Return the names of the channels from `channel_names` or the older `modality`; None after a mistake.
+
+    Args:
+        declared: the content of dataset.json.
+        findings: mistakes are added to it.
+    """
+    names = declared.get("channel_names", declared.get("modality"))
+    if isinstance(names, list):
+        names = {str(index): name for index, name in enumerate(names)}
+    if not isinstance(names, Mapping) or not names:
+        findings.append(json_finding('channel_names: missing. Name the channels, like {"0": "CT"}.'))
+        return None
+    expected = [str(index) for index in range(len(names))]
+    if sorted(names, key=lambda key: (len(key), key)) != expected:
+        findings.append(json_finding(f"channel_names: the keys are {sorted(names)}, but must be {expected}."))
+        return None
+    return tuple(str(names[key]) for key in expected)
+
+
+def declared_labels(declared: Mapping[str, Any], findings: list[Finding]) -> LabelSet | None:
+    """Return the labels; None after a mistake.
+
+    Args:
+        declared: the content of dataset.json.
+        findings: mistakes are added to it.
+    """
+    try:
+        return LabelSet.from_json(declared.get("labels") or {}, declared.get("regions_class_order"))
+    except UserError as error:
+        findings.append(json_finding(str(error)))
+        return None
+
+
+def declared_ending(declared: Mapping[str, Any], findings: list[Finding]) -> str | None:
+    """Return `file_ending`; None if files of this ending cannot be read.
+
+    Args:
+        declared: the content of dataset.json.
+        findings: mistakes are added to it.
+    """
+    ending = declared.get("file_ending")
+    if not isinstance(ending, str) or ending.lower() not in supported_endings():
+        known = ", ".join(supported_endings())
+        findings.append(json_finding(f"file_ending: {json.dumps(ending)} cannot be read. Choose one of {known}."))
+        return None
+    return ending
+
+
+def declared_training(declared: Mapping[str, Any], found: int, findings: list[Finding]) -> int:
+    """Return `numTraining`, or the number of cases found if it is missing or not an integer.
+
+    Args:
+        declared: the content of dataset.json.
+        found: number of training cases found.
+        findings: mistakes are added to it.
+    """
+    number = declared.get("numTraining")
+    if number is None:
+        return found
+    if not isinstance(number, int) or isinstance(number, bool):
+        findings.append(json_finding(f"numTraining: {number!r} is not an integer. Set it to {found}."))
+        return found
+    if number != found and not any(f.severity == "error" and f.case_id for f in findings):
+        message = f"numTraining: is {number}, but {found} cases were found. Add missing files, or correct it."
+        findings.append(json_finding(message))
+    return number

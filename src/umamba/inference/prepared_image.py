@@ -1,0 +1,106 @@
+"""One image through all networks: preprocessed as each of them was trained, its labels painted slab by slab."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from umamba.inference.canvas import Canvas, Placement, grid_maps
+from umamba.inference.memory import MemoryLimit, place_sums
+from umamba.inference.model import Model
+from umamba.inference.slabs import SlabLayout, View, count_tiles, give_slabs
+from umamba.io import Geometry, Image, UserError
+from umamba.preprocessing import preprocess_case
+from umamba.settings import SlidingWindowSettings
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image as each network sees it, and what is needed to map the result back to the image.
+
+    Attributes:
+        views: the image on the grid of each network.
+        placement: of the crop in the image.
+        geometry: of the image.
+    """
+
+    views: tuple[View, ...]
+    placement: Placement
+    geometry: Geometry
+
+
+def prepare_image(image: Image, models: Sequence[Model]) -> PreparedImage:
+    """Preprocess an image for each network; networks of the same plan share the result.
+
+    Args:
+        image: the image, (C, Z, Y, X).
+        models: the networks.
+
+    Raises:
+        UserError: the image has another number of channels than the networks were trained with, or cannot be
+            normalised.
+    """
+    expected = models[0].num_channels
+    if len(image.array) != expected:
+        raise UserError(
+            f"the image has {len(image.array)} channels, the network was trained with {expected}. "
+            "Give the same channels in the same order."
+        )
+    views: list[View] = []
+    for model in models:
+        same = next(
+            (v for v in views if (v.model.plan, v.model.configuration) == (model.plan, model.configuration)), None
+        )
+        if same is not None:
+            views.append(replace(same, model=model))
+            continue
+        data, _, properties = preprocess_case(image, None, model.plan, model.configuration, model.labels)
+        grid = torch.from_numpy(data).permute(0, *(axis + 1 for axis in model.plan.transpose_backward))
+        placement = Placement.of(properties, model.plan)
+        maps = grid_maps(grid.shape[1:], placement, image.geometry.spacing, model.plan, model.configuration)
+        views.append(View(model, grid, maps))
+    return PreparedImage(tuple(views), placement, image.geometry)
+
+
+def paint(
+    prepared: PreparedImage,
+    canvas: Canvas,
+    settings: SlidingWindowSettings,
+    limit: MemoryLimit,
+    progress: Callable[[int, int], None],
+) -> Callable[[], None]:
+    """Run the networks over an image and paint its labels.
+
+    Args:
+        prepared: the image.
+        canvas: receives the labels.
+        settings: the layout of the tiles and test-time augmentation.
+        limit: of the memory.
+        progress: called with the number of finished tiles and that of all tiles of the image.
+
+    Returns:
+        A function that does the rest of the work. Where the image is not cut into slabs this is the painting itself, so
+        that another thread can do it while the networks compute the next image.
+
+    Raises:
+        UserError: the memory does not suffice, or logits are not finite.
+    """
+    shape, views = prepared.placement.crop_shape, prepared.views
+    sums_on, layout = place_sums(views, shape, limit.left(canvas.segmentation.size))
+    if sums_on.type != "cpu":
+        views = tuple(replace(view, image=view.image.to(sums_on)) for view in views)
+    total, done = count_tiles(views, shape, layout, settings.tile_step_size), 0
+
+    def advance(tiles: int) -> None:
+        nonlocal done
+        done += tiles
+        progress(done, total)
+
+    slabs = give_slabs(views, shape, layout, settings, sums_on=sums_on, advance=advance)
+    if layout == SlabLayout(1, shape[0]):
+        return partial(canvas.add, *next(slabs))
+    for box, slab in slabs:
+        canvas.add(box, slab)
+        del slab  # give_slabs needs its memory for the next one
+    return lambda: None

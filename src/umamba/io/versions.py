@@ -1,0 +1,52 @@
+"""Record which versions, machine and git revision made a result."""
+
+import platform
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "lightning", "torchio", "monai", "numpy", "scipy", "SimpleITK", "numba", "mamba-ssm", "blosc2")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return revision and dirty flag of the checkout that holds this package; None for an installed wheel."""
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    revision, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return None if revision is None else {"revision": revision, "dirty": bool(status)}
+
+
+def provenance() -> dict[str, Any]:
+    """Return package versions, Python, platform, git revision, host and command line as JSON-able values.
+
+    The versions come from package metadata, so no package is imported. The version of an absent package is None, and
+    `git` is None without git or outside a repository.
+    """
+    return {
+        "umamba": _version("umamba"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "hostname": socket.gethostname(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "git": _git_state(),
+    }

@@ -1,0 +1,259 @@
+"""The record that a checkpoint holds beside its weights, and the reader of this project's and official checkpoints.
+
+Only tensors and plain types are read, so that nothing in a file is executed.
+"""
+
+import json
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from umamba.io import UserError
+from umamba.labels import LabelSet
+from umamba.networks import official_state_dict
+from umamba.planning import Configuration, Plan
+from umamba.records.official import SAFE_GLOBALS, find_checkpoint, from_official
+from umamba.settings import ArchitectureSettings, RecipeSettings, parse, plain, read_architecture
+
+FORMAT = 1
+NETWORK = "network."  # prefix of the network's weights in a LightningModule
+_KEY = "umamba"  # entry of a checkpoint that holds its record
+_REQUIRED = ("plan", "configuration", "architecture", "labels", "channel_names", "file_ending", "recipe")
+_ACCEPTED = (
+    "Give a .ckpt file that train.py wrote (checkpoints/last.ckpt or best.ckpt of a run), or the checkpoint_final.pth "
+    "of nnU-Net or U-Mamba."
+)
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """All that is needed to use the weights of a checkpoint.
+
+    Attributes:
+        plan: the plan of the dataset.
+        configuration_name: the plan's configuration that was trained.
+        architecture: the backbone and its options.
+        labels: the label set.
+        channel_names: names of the image channels, in their order.
+        file_ending: ending of the dataset's files, such as ".nii.gz".
+        recipe: how the network was trained; None: by another program.
+        pretrained: checkpoint from which the training started, None if from random weights.
+        mirror_axes: patch axes that training mirrored; None: unknown (then all count).
+        provenance: versions, machine and revision.
+        fingerprint_hash: hash of the dataset's content, None if another program trained the network.
+        ema_patch_dice: smoothed patch Dice so far, None before the first.
+    """
+
+    plan: Plan
+    configuration_name: str
+    architecture: ArchitectureSettings
+    labels: LabelSet
+    channel_names: tuple[str, ...]
+    file_ending: str
+    recipe: RecipeSettings | None = None
+    pretrained: str | None = None
+    mirror_axes: tuple[int, ...] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint_hash: str | None = None
+    ema_patch_dice: float | None = None
+
+    @property
+    def configuration(self) -> Configuration:
+        """The plan's configuration that was trained."""
+        return self.plan.configuration(self.configuration_name)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of an image."""
+        return len(self.channel_names)
+
+    @property
+    def deep_supervision(self) -> bool:
+        """Whether training used losses at every decoder stage, which decides the heads of some networks."""
+        return self.recipe is None or self.recipe.deep_supervision
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record in types that JSON holds and a safe loader of checkpoints accepts."""
+        content = {
+            "format": FORMAT,
+            **self.identity(),
+            "file_ending": self.file_ending,
+            "recipe": {} if self.recipe is None else plain(self.recipe),
+            "mirror_axes": self.mirror_axes,
+            "provenance": dict(self.provenance),
+            "scores": {"ema_patch_dice": self.ema_patch_dice},
+        }
+        return dict(json.loads(json.dumps(content)))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the weights depend on and a continued run must not change."""
+        return {
+            "architecture": plain(self.architecture),
+            "plan": self.plan.to_json(),
+            "configuration": self.configuration_name,
+            "labels": self.labels.to_json(),
+            "channel_names": list(self.channel_names),
+            "fingerprint_hash": self.fingerprint_hash,
+            "pretrained": self.pretrained,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "CheckpointRecord":
+        """Read what `to_json` returned, or an earlier version of this project wrote.
+
+        Args:
+            content: plain values.
+
+        Raises:
+            UserError: a key is missing, or a value is not possible.
+        """
+        if content.get("format") != FORMAT:
+            raise UserError(
+                f"has checkpoint format {content.get('format')}, this version reads {FORMAT}. Use the version of this "
+                "project that wrote it."
+            )
+        missing = [key for key in _REQUIRED if key not in content]
+        if missing:
+            raise UserError(f"the checkpoint lacks {', '.join(missing)}.")
+        axes, scores = content.get("mirror_axes"), content.get("scores") or {}
+        return cls(
+            plan=Plan.from_json(content["plan"]),
+            configuration_name=str(content["configuration"]),
+            architecture=read_architecture(content["architecture"]),
+            labels=LabelSet.from_json(content["labels"]),
+            channel_names=tuple(str(name) for name in content["channel_names"]),
+            file_ending=str(content["file_ending"]),
+            recipe=parse(RecipeSettings, content["recipe"]) if content["recipe"] else None,
+            pretrained=content.get("pretrained"),
+            mirror_axes=None if axes is None else tuple(int(axis) for axis in axes),
+            provenance=content.get("provenance") or {},
+            fingerprint_hash=content.get("fingerprint_hash"),
+            ema_patch_dice=scores.get("ema_patch_dice"),
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint.
+
+    Attributes:
+        path: the file.
+        record: how the weights are used.
+        weights: of the network, on the CPU.
+    """
+
+    path: Path
+    record: CheckpointRecord
+    weights: Mapping[str, Tensor]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of a run, of nnU-Net or of U-Mamba, without executing anything in it.
+
+    Args:
+        path: the file, or a results folder of nnU-Net or U-Mamba that holds one.
+
+    Raises:
+        UserError: the file is missing, damaged, holds anything but tensors and plain types, or is no checkpoint of this
+            project, of this version of it, or of nnU-Net or U-Mamba.
+    """
+    path = find_checkpoint(path)
+    content = load_safely(path)
+    if "network_weights" in content:
+        values, weights = from_official(path, content)
+        return Checkpoint(path, CheckpointRecord.from_json({"format": FORMAT, **values}), weights)
+    if not isinstance(content.get(_KEY), Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        raise UserError(f"{path}: holds weights, but not the plan and labels to use them with. {_ACCEPTED}")
+    try:
+        record = CheckpointRecord.from_json(content[_KEY])
+    except UserError as error:
+        raise UserError(f"{path}: {error} {_ACCEPTED}") from None
+    return Checkpoint(path, record, network_weights(content["state_dict"]))
+
+
+def network_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the network's weights out of the state of a LightningModule.
+
+    Args:
+        state_dict: of the module, where the names of the network's weights begin with `NETWORK`.
+    """
+    return {name.removeprefix(NETWORK): value for name, value in state_dict.items() if name.startswith(NETWORK)}
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], LabelSet | None]:
+    """Return a checkpoint's weights under this project's names, and its labels if it holds them.
+
+    Fine-tuning needs no more, so that official weights without plans.json and dataset.json are accepted.
+
+    Raises:
+        UserError: as `read_checkpoint`, or the file holds no weights of a network.
+    """
+    content = load_safely(find_checkpoint(path))
+    record, official = content.get(_KEY), content.get("network_weights")
+    if isinstance(record, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        return network_weights(content["state_dict"]), LabelSet.from_json(record["labels"])
+    if isinstance(official, Mapping):
+        return official_state_dict(official), None
+    raise UserError(f"{path}: holds no weights of this project, nnU-Net or U-Mamba. {_ACCEPTED}")
+
+
+def store_record(checkpoint: dict[str, Any], record: CheckpointRecord) -> None:
+    """Put a record into the content of a checkpoint before it is saved.
+
+    Args:
+        checkpoint: what Lightning saves; it is changed.
+        record: the record.
+    """
+    checkpoint[_KEY] = record.to_json()
+
+
+def stored_patch_dice(checkpoint: Mapping[str, Any]) -> float | None:
+    """Return the smoothed patch Dice that the content of a checkpoint holds; None: before the first one.
+
+    Args:
+        checkpoint: what Lightning loaded.
+    """
+    value = checkpoint[_KEY]["scores"]["ema_patch_dice"]
+    return None if value is None else float(value)
+
+
+def load_safely(path: Path) -> dict[str, Any]:
+    """Return the content of a file that torch.save wrote; tensors and plain types only.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The content, its tensors on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. {_ACCEPTED}")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
+            # torch warns about old pickle protocols, but such files are refused below or load without loss.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"{path}: not loaded, because it is no checkpoint or holds more than weights and plain values, which could "
+            f"run foreign code ({reason}). {_ACCEPTED}"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint, it is damaged or no checkpoint ({reason}). {_ACCEPTED}"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds weights, but not the plan and labels to use them with. {_ACCEPTED}")
+    return content

@@ -1,0 +1,165 @@
+"""Checkpoints of nnU-Net and U-Mamba, converted to this project's names of weights, plan and labels.
+
+Their results folder is RESULTS/plans.json, RESULTS/dataset.json, RESULTS/fold_0/checkpoint_final.pth. Where these two
+JSON files are missing, the copies inside the checkpoint are read.
+"""
+
+import pickle
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from umamba.io import UserError, read_json
+from umamba.labels import LabelSet
+from umamba.networks import official_architecture, official_state_dict
+from umamba.planning import foreign_settings, parse_nnunet_plans
+
+FILE_NAME = "checkpoint_final.pth"
+_NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u1": "B", "b1": "?"}
+
+
+class NumpyType:
+    """Replaces numpy.dtype while a pickle is read; it accepts only the types of plain numbers, such as f8."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        if name not in _NUMBERS:
+            raise pickle.UnpicklingError(f"numpy's type {name} is no plain number")
+        self.code, self.order = _NUMBERS[name], "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">"):
+            self.order = str(state[1])
+
+
+def number(kind: NumpyType, data: bytes) -> int | float | bool:
+    """Convert a number that numpy pickled to a plain Python number.
+
+    Args:
+        kind: its type.
+        data: its bytes.
+    """
+    (value,) = struct.unpack(kind.order + kind.code, data)
+    return value  # type: ignore[no-any-return]
+
+
+# The curves in official checkpoints are numpy numbers; the class and the function above read them.
+SAFE_GLOBALS: list[Any] = [
+    (number, "numpy.core.multiarray.scalar"),
+    (number, "numpy._core.multiarray.scalar"),
+    (NumpyType, "numpy.dtype"),
+]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint file of a path.
+
+    Args:
+        path: the file itself, or a results or fold folder of nnU-Net or U-Mamba that holds a single one.
+
+    Raises:
+        UserError: the folder holds no checkpoint_final.pth, or those of several folds.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if (path / FILE_NAME).is_file():
+        return path / FILE_NAME
+    found = sorted(path.glob(f"fold_*/{FILE_NAME}"))
+    if not found:
+        raise UserError(
+            f"{path}: no checkpoint in this folder. Give a checkpoint file, or a results folder of nnU-Net or U-Mamba "
+            f"(plans.json, dataset.json, fold_0/{FILE_NAME})."
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"{path}: holds checkpoints of {', '.join(file.parent.name for file in found)}. Give one of them, such as "
+            f"{found[0]}."
+        )
+    return found[0]
+
+
+def from_official(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Convert an official checkpoint.
+
+    The names of the weights decide which network it is, because trainers of many names share a network. plans.json and
+    dataset.json of the results folder are read, or the copies in the checkpoint if they are missing.
+
+    Args:
+        path: the file; its folder's parent is the results folder.
+        content: of the file, safely loaded.
+
+    Returns:
+        The record in plain values, as `CheckpointRecord.from_json` reads them, and the weights.
+
+    Raises:
+        UserError: a part is missing, the network is unknown, or the plan asks for something that is not implemented.
+    """
+    arguments = content.get("init_args")
+    if not isinstance(arguments, Mapping) or not isinstance(content["network_weights"], Mapping):
+        raise UserError(f"{path}: holds weights, but not init_args, which name their plan and configuration.")
+    weights = official_state_dict(content["network_weights"])
+    architecture = official_architecture(weights)
+    trainer = str(content.get("trainer_name", "an unknown trainer"))
+    if architecture is None:
+        raise UserError(
+            f"{path}: its trainer {trainer} built a network that is not known here. Known are nnU-Net's plain and "
+            "residual-encoder U-Net, U-Mamba Bot and Enc, SegResNet, UNETR and SwinUNETR."
+        )
+    results = path.absolute().parent.parent
+    plans = _beside(results / "plans.json", arguments.get("plans"), path)
+    dataset = _beside(results / "dataset.json", arguments.get("dataset_json"), path)
+    name = str(arguments.get("configuration"))
+    plan = parse_nnunet_plans(plans, f"plan of {path}")
+    if name not in plan.configurations and name in plans["configurations"]:
+        raise UserError(
+            f"{path}: configuration {name} is the second network of a cascade, which needs the first one's "
+            "segmentations as input. Cascades cannot be predicted here; give a checkpoint of another configuration."
+        )
+    plan.configuration(name)
+    foreign = foreign_settings(plans, name)
+    if foreign:
+        raise UserError(
+            f"{path}: its plan asks for something that is not implemented here: {'; '.join(foreign)}. Predict it with "
+            "nnU-Net."
+        )
+    record = {
+        "plan": plan.to_json(),
+        "configuration": name,
+        "architecture": {"name": architecture},
+        **_dataset_entries(dataset, path),
+        "recipe": {},
+        "mirror_axes": list(content.get("inference_allowed_mirroring_axes") or ()),
+        "provenance": {"trainer": trainer, "epochs": content.get("current_epoch")},
+    }
+    return record, weights
+
+
+def _beside(file: Path, own: Any, checkpoint: Path) -> dict[str, Any]:
+    """Return the content of a file of the results folder, or the checkpoint's copy if the file is missing."""
+    found = read_json(file) if file.is_file() else own
+    if not isinstance(found, dict):
+        raise UserError(f"{checkpoint}: needs {file}, which is missing or no JSON object. Put nnU-Net's file there.")
+    return found
+
+
+def _dataset_entries(dataset: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the entries of a checkpoint's record that nnU-Net's dataset.json decides."""
+    channels = dataset.get("channel_names") or dataset.get("modality")
+    if not isinstance(channels, Mapping) or "labels" not in dataset:
+        raise UserError(f"dataset.json of {path}: lacks channel_names or labels. Use the dataset.json of the dataset.")
+    try:
+        labels = LabelSet.from_json(dataset["labels"], dataset.get("regions_class_order"))
+    except UserError as error:
+        raise UserError(f"dataset.json of {path}: {error}") from None
+    return {
+        "labels": labels.to_json(),
+        "channel_names": [str(name) for name in _in_order(channels)],
+        "file_ending": str(dataset.get("file_ending", ".nii.gz")),
+    }
+
+
+def _in_order(channels: Mapping[str, Any]) -> Iterable[Any]:
+    return (channels[key] for key in sorted(channels, key=int))

@@ -1,0 +1,196 @@
+"""Train a run: build its module, patches and trainer, continue after an interruption, and explain errors."""
+
+import logging
+import os
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.loggers import Logger
+
+from umamba.io import UserError, provenance
+from umamba.networks import build_network
+from umamba.networks.cost import build_without_data, network_cost
+from umamba.planning import fold_cases
+from umamba.records import CheckpointRecord, RunFolder
+from umamba.runs.preparation import PlannedDataset, PreparedDataset
+from umamba.runs.trainer import build_datamodule, build_trainer, expected_warnings, is_first_process
+from umamba.settings import TrainSettings
+from umamba.training.activation_checkpointing import checkpoint_stages
+from umamba.training.checkpoints import newest_readable
+from umamba.training.learning_rate import found_learning_rate
+from umamba.training.losses import DiceCrossEntropy
+from umamba.training.module import SegmentationModule
+from umamba.training.nonfinite import Diverged
+from umamba.training.pretrained import load_pretrained
+from umamba.training.step_times import StepTimes
+from umamba.training.workers import explain_worker_error
+
+log = logging.getLogger(__name__)
+
+FULL_PRECISION = "32-true"
+
+
+def checkpoint_record(settings: TrainSettings, planned: PlannedDataset) -> CheckpointRecord:
+    """Return the record that each checkpoint of a run holds beside the weights: architecture, plan, labels, recipe.
+
+    Args:
+        settings: the settings of the run.
+        planned: the dataset with its plan.
+    """
+    return CheckpointRecord(
+        plan=planned.plan,
+        configuration_name=planned.configuration.name,
+        architecture=settings.architecture,
+        labels=planned.labels,
+        channel_names=tuple(planned.dataset.channel_names),
+        file_ending=planned.dataset.file_ending,
+        recipe=settings.recipe,
+        pretrained=None if settings.pretrained is None else str(settings.pretrained),
+        mirror_axes=settings.augmentation.mirrored_axes(planned.configuration.dim),
+        provenance=provenance(),
+        fingerprint_hash=planned.digest,
+    )
+
+
+def step_flops(record: CheckpointRecord) -> float:
+    """Return the FLOPs of a training step on the plan's batch: the backward pass costs twice the forward pass.
+
+    Args:
+        record: architecture, plan, channels and labels.
+    """
+    cost = network_cost(record.architecture, record.configuration, record.num_channels, record.labels.num_classes)
+    return 3.0 * cost.flops * record.configuration.batch_size
+
+
+def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
+    """Build the network without data, so that a plan that does not fit it is refused before any preprocessing.
+
+    Args:
+        settings: the settings of the run.
+        planned: the dataset with its plan.
+
+    Raises:
+        UserError: the architecture cannot be built at this plan, or the loss does not fit the labels.
+    """
+    classes = planned.labels.num_classes
+    build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
+    DiceCrossEntropy(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
+
+
+def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
+    """Refuse a fold that the dataset does not have, before any preprocessing.
+
+    Args:
+        settings: the settings of the run.
+        planned: the dataset with its plan.
+
+    Raises:
+        UserError: there is no such fold, or too few cases to split.
+    """
+    fold_cases([case.case_id for case in planned.dataset.training], settings.fold, splits_file(settings, planned))
+
+
+def fit(
+    settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, record: CheckpointRecord
+) -> list[Logger]:
+    """Train up to trainer.max_epochs, from the last completed epoch if there is one; return the run's loggers.
+
+    If gradients stay non-finite, the run goes back to its last checkpoint and continues in float32 from then on.
+
+    Args:
+        settings: the settings of the run.
+        prepared: the dataset, its plan and its preprocessed cases.
+        folder: the run folder, in which training writes checkpoints, metrics, pictures and run.json.
+        record: the content of each checkpoint beside the weights, from `checkpoint_record`.
+
+    Raises:
+        UserError: an unusable setting, a dead patch worker, a full disk, or divergence (float32, or WORLD_SIZE is set).
+    """
+    while True:
+        try:
+            with expected_warnings():
+                return attempt(settings, prepared, folder, record)
+        except Diverged as error:
+            if folder.status().get("precision") == FULL_PRECISION or FULL_PRECISION in str(error):
+                raise UserError(
+                    f"Training diverges: {error}. Look at that batch, or lower recipe.optimizer.lr or "
+                    "recipe.gradient_clip_norm, and begin afresh with restart=true."
+                ) from error
+            if is_first_process():
+                folder.set_status(precision=FULL_PRECISION)
+            if "WORLD_SIZE" in os.environ:
+                raise UserError(f"{error}. The same command continues from the last checkpoint in float32.") from error
+            log.info("%s. Going back to the last checkpoint; the run continues in float32.", error)
+
+
+def attempt(
+    settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, record: CheckpointRecord
+) -> list[Logger]:
+    """Train once, with the arguments and result of `fit`; raise `Diverged` if gradients stay non-finite."""
+    train_cases, val_cases = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
+    lightning.seed_everything(settings.seed, workers=True, verbose=False)
+    held_out = set(val_cases).isdisjoint(train_cases)
+    module = SegmentationModule(record, held_out)
+    trainer = build_trainer(settings, prepared, folder, val_cases if held_out else [])
+    datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
+    trainer.callbacks.append(StepTimes(datamodule))  # type: ignore[attr-defined]
+    resume = newest_readable(folder)
+    if resume:
+        log.info("Continuing %s after epoch %d of %d.", folder.path, resume[1], settings.trainer.max_epochs)
+    else:
+        log.info("New run: %s", folder.path)
+        if settings.pretrained is not None:
+            log.info(_load_pretrained(settings.pretrained, module, record))
+    parameters = sum(p.numel() for p in module.network.parameters())
+    if is_first_process():
+        folder.set_status(parameters=parameters, step_flops=step_flops(record))
+    log.info(
+        "%s: %s parameters, %d training and %s validation cases, precision %s, device %s",
+        settings.architecture.name,
+        f"{parameters:,}",
+        len(train_cases),
+        len(val_cases) if held_out else "no",
+        trainer.precision,
+        trainer.strategy.root_device,
+    )
+    if settings.trainer.find_lr:
+        module.learning_rate = found_learning_rate(folder, module, datamodule, trainer)
+        log.info("Learning rate %.3g, found by trying: %s", module.learning_rate, folder.learning_rate_search)
+    if settings.trainer.activation_checkpointing:
+        log.info("Activation checkpointing: %d stages keep their inputs only.", checkpoint_stages(module.network))
+    if settings.trainer.compile:
+        module.network.compile()
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume and resume[0], weights_only=True)
+    except (RuntimeError, UserError) as error:
+        explained = explain_worker_error(error, datamodule)
+        if explained is None:
+            raise
+        raise UserError(explained) from error
+    if not folder.last.exists():
+        raise UserError(f"Training ended without a checkpoint. The same command begins again: {folder.path}")
+    return trainer.loggers
+
+
+def _load_pretrained(path: Path, module: SegmentationModule, record: CheckpointRecord) -> str:
+    def build(classes: int) -> torch.nn.Module:
+        return build_network(record.architecture, record.configuration, record.num_channels, classes)
+
+    return load_pretrained(path, module.network, build, record.labels)
+
+
+def splits_file(settings: TrainSettings, planned: PlannedDataset) -> Path | None:
+    """Return the dataset's own splits_final.json.
+
+    Args:
+        settings: the settings of the run.
+        planned: the dataset.
+
+    Returns:
+        The file in the raw dataset, else the one beside the preprocessed cases; None: there is none.
+    """
+    for folder in (planned.dataset.root, settings.paths.preprocessed / planned.dataset.name):
+        if (folder / "splits_final.json").exists():
+            return folder / "splits_final.json"
+    return None

@@ -1,0 +1,258 @@
+"""Prepare a raw dataset: compute its fingerprint, derive its plan and preprocess its cases."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from umamba.datasets import RawDataset, dataset_digest, list_findings, read_dataset, write_phantom, write_phantom_2d
+from umamba.datasets.numbered_instances import classes_of_instances, holds_instances
+from umamba.datasets.phantom import VOXEL_MM
+from umamba.datasets.phantom_archives import converted_phantom
+from umamba.io import UserError, exclusive, read_json, write_json
+from umamba.io.resources import available_cpus
+from umamba.labels import LabelSet
+from umamba.planning import (
+    Configuration,
+    Fingerprint,
+    Plan,
+    compute_fingerprint,
+    paper_setting,
+    plan_dataset,
+    plan_table,
+    planned_configuration,
+    read_nnunet_plans,
+    to_nnunet_plans,
+)
+from umamba.preprocessing import CaseStore, prepare_store
+from umamba.settings import DatasetSettings, PhantomSettings, TrainSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlannedDataset:
+    """A raw dataset and its plan.
+
+    Attributes:
+        dataset: the raw dataset.
+        digest: hash of its content.
+        plan: its plan.
+        configuration: the configuration of the plan that the run uses.
+    """
+
+    dataset: RawDataset
+    digest: str
+    plan: Plan
+    configuration: Configuration
+
+    @property
+    def labels(self) -> LabelSet:
+        """The dataset's labels."""
+        return self.dataset.labels
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels of an image."""
+        return len(self.dataset.channel_names)
+
+
+@dataclass(frozen=True)
+class PreparedDataset(PlannedDataset):
+    """A dataset with a plan and preprocessed cases, ready for training.
+
+    Attributes:
+        store: the preprocessed training cases.
+    """
+
+    store: CaseStore
+
+
+def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[Fingerprint, str]:
+    """Return the fingerprint and the content hash of a dataset, from a file if there is one for this content.
+
+    The file is root/<dataset name>/fingerprint_<first 8 digits of the hash>.json. It is written if it does not exist.
+    Several processes may call this at once: one works while the others wait.
+
+    Args:
+        dataset: the raw dataset.
+        root: folder of all preprocessed datasets.
+        workers: worker processes.
+
+    Raises:
+        UserError: all problems of the dataset, together.
+    """
+    folder = root / dataset.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".fingerprint.lock", f"the fingerprint of {dataset.name}"):
+        digest = dataset_digest(dataset, folder / "files.json")
+        path = folder / f"fingerprint_{digest[:8]}.json"
+        if path.exists():
+            return Fingerprint.from_json(read_json(path)), digest
+        fingerprint = compute_fingerprint(dataset, workers)
+        write_json(path, fingerprint.to_json())
+    return fingerprint, digest
+
+
+def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerprint) -> tuple[Plan, str]:
+    """Return the plan that the settings ask for, and the name of the configuration to use.
+
+    The plan is read from nnU-Net's plans file (plan.from_file) or derived by the rules (planner.rules). A derived plan
+    keeps the values that plan.* pins and, with plan.paper=true, those of the paper's Table 2; plan.* overrides Table 2.
+
+    Args:
+        settings: the groups `plan` and `planner` are read.
+        dataset: the raw dataset, whose name, channels, labels and number of training cases are read.
+        fingerprint: statistics of its training cases.
+
+    Raises:
+        UserError: the file is no plan or has another number of channels, Table 2 does not have the dataset, or pinned
+            values do not fit.
+    """
+    wanted, pinned = settings.plan, settings.plan.pinned()
+    configuration = planned_configuration(dataset.name, wanted.paper, wanted.configuration)
+    if wanted.from_file:
+        plan = read_nnunet_plans(wanted.from_file)
+        found, expected = len(plan.intensity), len(dataset.channel_names)
+        if found != expected:
+            raise UserError(
+                f"plan.from_file={wanted.from_file}: made for {found} channel(s), {dataset.name} has {expected}."
+            )
+        return plan, configuration
+    notes: tuple[str, ...] = ()
+    if wanted.paper:
+        row = paper_setting(dataset.name, wanted.configuration)
+        pinned = {**row.pinned(), **pinned}
+        notes = (f"{configuration}: {', '.join(row.pinned())} pinned by Table 2 of the paper, {row.title}",)
+    plan = plan_dataset(
+        fingerprint,
+        dataset_name=dataset.name,
+        channel_names=dataset.channel_names,
+        num_training=dataset.num_training,
+        num_label_entries=dataset.labels.num_entries,
+        rules=settings.planner.rules,
+        gpu_memory_gb=settings.planner.gpu_memory_gb,
+        overrides={configuration: pinned} if pinned else {},
+    )
+    return replace(plan, decisions=(*notes, *plan.decisions)), configuration
+
+
+def locate_dataset(settings: DatasetSettings, workers: int) -> Path:
+    """Return the folder of the raw dataset; a phantom is written on first use.
+
+    Args:
+        settings: where the dataset is, or which phantom to write there.
+        workers: threads that convert a phantom in the layout of a public archive.
+
+    Raises:
+        UserError: the folder does not exist (the message says where to get the dataset and where to put it), or a
+            phantom cannot be written because the folder holds something else.
+    """
+    root = settings.root
+    if settings.kind == "phantom":
+        return write_dataset(root, settings.phantom, workers)
+    absent = settings.absent()
+    if absent:
+        raise UserError(absent)
+    return root
+
+
+def write_dataset(root: Path, phantom: PhantomSettings, workers: int) -> Path:
+    """Write a phantom into `root`, unless `root` holds the phantom of the same settings.
+
+    Args:
+        root: the dataset's folder.
+        phantom: archive or scene, numbers of cases, seed, and spacing in mm.
+        workers: threads that convert a phantom in the layout of a public archive.
+
+    Returns:
+        `root`.
+
+    Raises:
+        UserError: `root` holds something else.
+    """
+    training, test, seed = phantom.num_training, phantom.num_test, phantom.seed
+    if phantom.archive is not None:
+        return converted_phantom(
+            root, archive=phantom.archive, num_training=training, num_test=test, seed=seed, workers=workers
+        )
+    if phantom.scene != "abdomen":
+        return write_phantom_2d(root, scene=phantom.scene, num_training=training, num_test=test, seed=seed)
+    voxel_mm = VOXEL_MM if phantom.voxel_mm is None else phantom.voxel_mm
+    return write_phantom(root, num_training=training, num_test=test, seed=seed, voxel_mm=voxel_mm)
+
+
+def listed_dataset(root: Path, workers: int) -> RawDataset:
+    """List the cases, channels and labels of a raw dataset; no image is decoded unless the listing has errors.
+
+    Args:
+        root: the dataset's folder, with dataset.json in it.
+        workers: worker processes that decode the training cases if the listing has errors.
+
+    Raises:
+        UserError: the listing has errors. The message also has the errors of the decoded images, so that the user sees
+            all problems at once.
+    """
+    dataset, findings = list_findings(root)
+    if dataset is not None and any(finding.severity == "error" for finding in findings):
+        compute_fingerprint(dataset, workers)
+    return read_dataset(root)
+
+
+def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path | None = None) -> PlannedDataset:
+    """Take a dataset from its raw folder to its plan, and report the plan.
+
+    Args:
+        settings: the dataset, the rules and the pinned values.
+        explain: also report the planner's decisions.
+        nnunet_plans: file to which the plan is also written, for nnU-Net; None: no such file.
+
+    Raises:
+        UserError: all problems of the dataset together, or a pinned value that does not fit it.
+    """
+    for name, folder in vars(settings.paths).items():
+        log.info("paths.%s: %s", name, folder.absolute())
+    workers = settings.data.prepare_workers or available_cpus()
+    root = locate_dataset(settings.dataset, workers)
+    if holds_instances(root):
+        log.info("%s holds numbered instances; they become the classes background, interior and boundary.", root)
+        root = classes_of_instances(root, settings.paths.preprocessed / "classes", workers)
+    dataset = listed_dataset(root, workers)
+    fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
+    plan, configuration = make_plan(settings, dataset, fingerprint)
+    log.info(plan_table(plan))
+    if explain:
+        log.info("\n".join(["Decisions", *(f"  {decision}" for decision in plan.decisions)]))
+    if nnunet_plans is not None:
+        write_json(nnunet_plans, to_nnunet_plans(plan, dataset.file_ending))
+        log.info("The plan as nnU-Net's plans file: %s", nnunet_plans.absolute())
+    return PlannedDataset(dataset, digest, plan, plan.configuration(configuration))
+
+
+def preprocess(planned: PlannedDataset, settings: TrainSettings) -> PreparedDataset:
+    """Return a planned dataset with its preprocessed cases; only missing ones are made.
+
+    Args:
+        planned: the dataset and its plan.
+        settings: `paths.preprocessed` says where the cases are, `data.prepare_workers` how many processes work.
+
+    Raises:
+        UserError: a case cannot be preprocessed.
+    """
+    workers = settings.data.prepare_workers or available_cpus()
+    dataset, digest, plan, configuration = planned.dataset, planned.digest, planned.plan, planned.configuration
+    store = prepare_store(dataset, digest, plan, configuration.name, settings.paths.preprocessed, workers)
+    return PreparedDataset(dataset, digest, plan, configuration, store)
+
+
+def prepare(settings: TrainSettings, explain: bool = False, nnunet_plans: Path | None = None) -> PreparedDataset:
+    """Take a dataset from its raw folder to its preprocessed cases, and report the plan.
+
+    Args:
+        settings: the dataset, the rules, the pinned values, and the folder of the preprocessed cases.
+        explain: also report the planner's decisions.
+        nnunet_plans: file to which the plan is also written, for nnU-Net; None: no such file.
+
+    Raises:
+        UserError: as `plan_of` and `preprocess`.
+    """
+    return preprocess(plan_of(settings, explain, nnunet_plans), settings)

@@ -1,0 +1,276 @@
+"""Find the configuration, or pair of configurations, that is best in cross-validation, and the post-processing for it.
+
+nnU-Net's rules (`find_best_configuration`, `determine_postprocessing`): each network predicts the cases it was not
+trained on. The highest mean DSC over the labels wins; at the same score a single configuration comes before a pair. The
+winner's post-processing first keeps only the largest component of all foreground, if that raises the mean and lowers no
+label; then the largest component of each label, if that raises the label's own DSC.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from umamba.datasets import RawDataset, read_dataset
+from umamba.evaluation import dice
+from umamba.inference import PostProcessing, Predictor
+from umamba.io import UserError, read_label, write_json
+from umamba.io.voice import showing
+from umamba.labels import LabelSet
+from umamba.planning import fold_cases
+from umamba.settings import FindBestSettings, PredictionSettings
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The cross-validation of a configuration, or of an ensemble of several.
+
+    Attributes:
+        name: name of the configuration, or names joined by a plus.
+        checkpoints: checkpoints of all folds.
+        segmentations: case -> file of its segmentation.
+        scores: label -> mean DSC over cases, NaN if no case has the label.
+    """
+
+    name: str
+    checkpoints: tuple[Path, ...]
+    segmentations: Mapping[str, Path]
+    scores: Mapping[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean DSC over the labels."""
+        return mean_score(self.scores)
+
+
+def mean_score(scores: Mapping[str, float]) -> float:
+    """Return the mean over the labels that have a score.
+
+    Args:
+        scores: label -> score; NaN: the label has no score.
+    """
+    return float(np.nanmean(list(scores.values())))
+
+
+def fold_checkpoints(candidate: Path, checkpoint: str, seed: int) -> dict[int, Path]:
+    """Return the checkpoint of each trained fold of runs/<experiment>/<configuration>.
+
+    Args:
+        candidate: that folder.
+        checkpoint: which checkpoint of each fold: last or best.
+        seed: seed of the runs.
+
+    Returns:
+        Fold -> checkpoint file.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = {
+        int(path.parents[2].name.removeprefix("fold_")): path
+        for path in sorted(Path(candidate).glob(f"fold_[0-9]*/seed_{seed}/checkpoints/{checkpoint}.ckpt"))
+    }
+    if not found:
+        raise UserError(
+            f"candidates: no fold_<k>/seed_{seed}/checkpoints/{checkpoint}.ckpt in {candidate}. Give folders "
+            "runs/<experiment>/<configuration> whose folds are trained."
+        )
+    return found
+
+
+def mean_dice(
+    segmentations: Mapping[str, Path],
+    truths: Mapping[str, Path],
+    labels: LabelSet,
+    change: Callable[[np.ndarray], np.ndarray],
+    workers: int,
+) -> dict[str, float]:
+    """Return the mean DSC over cases of each label, after a change of the segmentations.
+
+    A case is left out of a label's mean if neither its segmentation nor its reference has the label. Voxels with the
+    ignore label do not count.
+
+    Args:
+        segmentations: case -> file of its segmentation. All these cases are scored.
+        truths: case -> file of its reference.
+        labels: the label set.
+        change: takes and returns the label map (Z, Y, X) of a segmentation, such as `PostProcessing.apply`.
+        workers: threads that read and score cases.
+
+    Returns:
+        Label -> mean DSC from 0 to 1; NaN if no case has the label.
+    """
+
+    def score(case: str) -> list[float]:
+        truth = read_label(truths[case]).array[0].astype(np.int64)
+        predicted = change(read_label(segmentations[case]).array[0]).astype(np.int64)
+        if labels.ignore is not None:
+            counted = truth != labels.ignore
+            predicted, truth = predicted * counted, truth * counted
+        return [dice(np.isin(predicted, values), np.isin(truth, values)) for values in labels.values]
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        rows = np.array(list(pool.map(score, segmentations)))
+    scored = ~np.isnan(rows)
+    sums, counts = np.where(scored, rows, 0).sum(0), scored.sum(0)
+    return {
+        name: float(total / count) if count else float("nan")
+        for name, total, count in zip(labels.names, sums, counts, strict=True)
+    }
+
+
+def validate(
+    members: Mapping[str, Mapping[int, Path]],
+    dataset: RawDataset,
+    splits: Path | None,
+    output: Path,
+    *,
+    device: str,
+    settings: PredictionSettings,
+) -> Validated:
+    """Predict the validation cases of every fold with that fold's networks, and score them.
+
+    Args:
+        members: configuration -> fold -> checkpoint. Several configurations form an ensemble; all have the same folds.
+        dataset: the raw dataset.
+        splits: splits_final.json; None: nnU-Net's five-fold split.
+        output: folder of the segmentations.
+        device: auto, cpu, cuda, ...
+        settings: how cases are segmented.
+    """
+    name = "+".join(members)
+    folds = sorted(next(iter(members.values())))
+    cases = {case.case_id: case for case in dataset.training}
+    segmentations: dict[str, Path] = {}
+    for fold in folds:
+        _, held_out = fold_cases(list(cases), fold, splits)
+        predictor = Predictor.from_checkpoint([checkpoints[fold] for checkpoints in members.values()], device)
+        folder = output / name / f"fold_{fold}"
+        predictor.predict_cases([cases[case] for case in held_out], folder, settings, progress=showing())
+        segmentations |= {case: folder / f"{case}{predictor.file_ending}" for case in held_out}
+    truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
+    scores = mean_dice(segmentations, truths, dataset.labels, lambda segmentation: segmentation, settings.workers)
+    checkpoints = tuple(path for member in members.values() for path in member.values())
+    return Validated(name, checkpoints, segmentations, scores)
+
+
+def determine_post_processing(
+    segmentations: Mapping[str, Path], truths: Mapping[str, Path], labels: LabelSet, workers: int
+) -> tuple[PostProcessing, dict[str, float]]:
+    """Return the post-processing steps that raise the validation scores (nnU-Net's `determine_postprocessing`).
+
+    Args:
+        segmentations: case -> file of its segmentation in cross-validation.
+        truths: case -> file of its reference.
+        labels: the label set.
+        workers: threads that read and score cases.
+
+    Returns:
+        The steps, and the mean DSC of each label (0 to 1) after them.
+    """
+
+    def scored(steps: PostProcessing) -> dict[str, float]:
+        return mean_dice(segmentations, truths, labels, steps.apply, workers)
+
+    chosen = PostProcessing()
+    scores = scored(chosen)
+    foreground = tuple(value for value in labels.all_values if value not in (0, labels.ignore))
+    tried = PostProcessing((foreground,))
+    after = scored(tried)
+    if mean_score(after) > mean_score(scores) and not any(after[name] < scores[name] for name in scores):
+        chosen, scores = tried, after
+    if len(labels.names) > 1:
+        for name, values in zip(labels.names, labels.values, strict=True):
+            tried = PostProcessing((*chosen.steps, values))
+            after = scored(tried)
+            if after[name] > scores[name]:
+                chosen, scores = tried, after
+    return chosen, scores
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `find_best` returns.
+
+    Attributes:
+        ranked: all candidates and pairs, in descending order of mean DSC.
+        post_processing: the post-processing of the best one.
+        scores: mean DSC of each label of the best one, after post-processing.
+    """
+
+    ranked: tuple[Validated, ...]
+    post_processing: PostProcessing
+    scores: Mapping[str, float]
+
+    @property
+    def best(self) -> Validated:
+        """The best candidate or pair."""
+        return self.ranked[0]
+
+
+def find_best(settings: FindBestSettings) -> Selection:
+    """Validate configurations and their pairs, and determine the best one's post-processing.
+
+    Writes output/post_processing.json, which `umamba predict` applies, and output/best.json, which has the name and
+    checkpoints of the best one, and the mean DSC of all candidates and pairs.
+
+    Args:
+        settings: candidates, raw dataset, output, splits and how cases are segmented.
+
+    Raises:
+        UserError: the candidates differ in their trained folds, or have none.
+    """
+    dataset = read_dataset(settings.raw_dataset)
+    own = dataset.root / "splits_final.json"
+    splits = settings.splits or (own if own.exists() else None)
+    members = {_name(path): fold_checkpoints(path, settings.checkpoint, settings.seed) for path in settings.candidates}
+    if len({tuple(sorted(folds)) for folds in members.values()}) != 1:
+        found = "; ".join(f"{name} has {', '.join(map(str, sorted(folds)))}" for name, folds in members.items())
+        raise UserError(f"candidates: not the same folds are trained: {found}. Train those that are missing.")
+    tried = [{name: members[name]} for name in members]
+    if settings.pairs:
+        tried += [{one: members[one], two: members[two]} for one, two in itertools.combinations(members, 2)]
+    prediction, output = settings.prediction, settings.output
+    validated = [validate(each, dataset, splits, output, device=settings.device, settings=prediction) for each in tried]
+    ranked = tuple(sorted(validated, key=lambda each: -each.mean))
+    best = ranked[0]
+    truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
+    steps, scores = determine_post_processing(best.segmentations, truths, dataset.labels, settings.workers)
+    record = {"configuration": best.name, "dice_before": _json(best.scores), "dice_after": _json(scores)}
+    steps.write(output / "post_processing.json", record)
+    write_json(
+        output / "best.json",
+        {
+            "best": best.name,
+            "checkpoints": [str(path) for path in best.checkpoints],
+            "mean_dice": {each.name: each.mean for each in ranked},
+        },
+    )
+    return Selection(ranked, steps, scores)
+
+
+def ranking_table(ranked: Sequence[Validated]) -> Table:
+    """Return a printable table of the mean DSC of all labels and of each label.
+
+    Args:
+        ranked: the candidates in the order of the rows, at least one.
+    """
+    table = Table(title="Cross-validation")
+    for column in ("configuration", "DSC", *ranked[0].scores):
+        table.add_column(column, justify="left" if column == "configuration" else "right")
+    for each in ranked:
+        table.add_row(each.name, f"{each.mean:.4f}", *(f"{score:.4f}" for score in each.scores.values()))
+    return table
+
+
+def _name(candidate: Path) -> str:
+    path = Path(candidate).absolute()
+    return f"{path.parent.name}.{path.name}"
+
+
+def _json(scores: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(score) else score for name, score in scores.items()}

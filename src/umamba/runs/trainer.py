@@ -1,0 +1,214 @@
+"""Build Lightning's Trainer and the datamodule of a run from its settings."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from umamba.inference import choose_precision
+from umamba.io import UserError, provenance
+from umamba.io.resources import available_cpus
+from umamba.io.voice import showing
+from umamba.patches import PatchDataModule
+from umamba.records import RunFolder
+from umamba.runs.preparation import PreparedDataset
+from umamba.settings import TrainSettings, plain
+from umamba.sweeps.preflight import MOST_WORKERS
+from umamba.training.case_validation import CaseValidation
+from umamba.training.checkpoints import AtomicCheckpointIO, SaveCheckpoints
+from umamba.training.curves import ProgressPicture
+from umamba.training.loggers import wandb_logger
+from umamba.training.metrics_csv import MetricsCsv
+from umamba.training.nonfinite import SkipNonFinite
+from umamba.training.panels import ValidationPanels
+from umamba.training.peak_memory import PeakMemory
+from umamba.training.profiling import build_profiler
+from umamba.training.progress import progress_callbacks
+from umamba.training.stopping import LeaveOnSignal, TimeBudget
+
+# Lightning warnings that are expected here.
+EXPECTED = (
+    ".*does not have many workers.*",
+    ".*Checkpoint directory.*",
+    ".*LeafSpec.*",
+    ".*smaller than the logging interval.*",
+    ".*sync_dist=True.*",
+    ".*srun.*command is available.*",
+)
+# Fields of TrainerSettings that this project uses itself instead of handing them to Lightning's Trainer.
+_OWN = {
+    *("limit_train_batches", "limit_val_batches", "max_time", "find_lr"),
+    *("compile", "activation_checkpointing", "ddp_batch", "precision", "profiler", "enable_progress_bar", "further"),
+}
+
+
+def is_first_process() -> bool:
+    """Return whether this process has rank 0, the only one that predicts and scores after training."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def check_trainer(settings: TrainSettings) -> None:
+    """Build Lightning's Trainer once, so that a missing device is refused before any work.
+
+    Args:
+        settings: the settings of the run.
+
+    Raises:
+        UserError: Lightning's Trainer refuses its arguments on this machine.
+    """
+    with expected_warnings():
+        _trainer(settings, {"precision": _precision(settings, None), "enable_progress_bar": False, "logger": False})
+
+
+def build_trainer(
+    settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, val_cases: list[str]
+) -> lightning.Trainer:
+    """Return the Trainer of a run with its callbacks and loggers.
+
+    Args:
+        settings: the settings of the run.
+        prepared: the dataset; a callback predicts whole cases of its store.
+        folder: the run folder, into which callbacks write.
+        val_cases: held-out cases, of which the first data.validation_cases are predicted whole.
+
+    Raises:
+        UserError: Lightning's Trainer refuses its arguments on this machine.
+    """
+    labels, spacing = prepared.labels, prepared.configuration.spacing
+    bar = settings.trainer.enable_progress_bar and sys.stdout.isatty() and showing()
+    decay = settings.recipe.weight_averaging
+    metrics = MetricsCsv(folder.metrics)
+    every, shown = settings.data.validate_cases_every, val_cases[: settings.data.validation_cases]
+    callbacks: list[Callback] = [
+        LeaveOnSignal(folder.path),
+        # Before weight averaging, which removes the averaged weights from the network in the same hook.
+        *([_case_validation(settings, prepared, shown)] if every else []),
+        *([EMAWeightAveraging(device=_device(settings), decay=decay)] if decay is not None else []),
+        SkipNonFinite(folder.nonfinite, settings.seed),
+        PeakMemory(),
+        ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every),
+        *progress_callbacks(bar),
+        TimeBudget(settings.trainer.max_seconds),
+        metrics,
+        ProgressPicture(folder.curves, metrics),
+        SaveCheckpoints(folder),
+    ]
+    loggers: list[Logger] = []
+    if settings.logger.wandb and is_first_process():
+        shown_settings = {**plain(settings), "plan_json": prepared.plan.to_json(), "provenance": provenance()}
+        loggers.append(wandb_logger(folder, settings.logger.project, settings.logger.entity, shown_settings))
+    return _trainer(
+        settings,
+        {
+            "precision": _precision(settings, folder),
+            "profiler": build_profiler(settings.trainer.profiler, folder.path),
+            "enable_progress_bar": bar,
+            "callbacks": callbacks,
+            "logger": loggers or False,
+            "plugins": [AtomicCheckpointIO()],
+            "default_root_dir": folder.path,
+        },
+    )
+
+
+def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: list[str]) -> CaseValidation:
+    """Return the callback that predicts whole validation cases with the same settings as after training."""
+    configuration, every = prepared.configuration, settings.data.validate_cases_every
+    mirrored = settings.augmentation.mirrored_axes(configuration.dim)
+    return CaseValidation(
+        prepared.store, cases, configuration, prepared.labels, every, settings.predict, mirror_axes=mirrored
+    )
+
+
+def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning.Trainer:
+    """Return Lightning's Trainer with the values of the `trainer` group and `arguments`, which override them."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they report devices, and tips of other products
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # The patch streams already have the limited length; Lightning would apply a fraction a second time.
+    own = {name: value for name, value in vars(settings.trainer).items() if name not in _OWN}
+    devices = settings.trainer.devices
+    own["devices"] = list(devices) if isinstance(devices, tuple) else devices
+    given = {**own, **settings.trainer.further, **arguments, "gradient_clip_val": settings.recipe.gradient_clip_norm}
+    try:
+        return lightning.Trainer(**given)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"The trainer group does not fit Lightning's Trainer: {error}") from error
+
+
+def _precision(settings: TrainSettings, folder: RunFolder | None) -> str:
+    """Return the precision of a run: float32 after a divergence, else the setting; auto: see `choose_precision`."""
+    wanted = settings.precision
+    chosen = choose_precision(_device(settings)) if wanted == "auto" else wanted
+    return chosen if folder is None else str(folder.status().get("precision", chosen))
+
+
+def build_datamodule(
+    settings: TrainSettings,
+    prepared: PreparedDataset,
+    trainer: lightning.Trainer,
+    train_cases: list[str],
+    val_cases: list[str],
+) -> PatchDataModule:
+    """Return the datamodule that makes the patches of a run.
+
+    Args:
+        settings: the settings of the run.
+        prepared: the dataset.
+        trainer: its number of processes multiplies the batch with trainer.ddp_batch=multiply.
+        train_cases: cases of the training patches.
+        val_cases: cases of the validation patches.
+    """
+    times = trainer.world_size if settings.trainer.ddp_batch == "multiply" else 1
+    return PatchDataModule(
+        prepared.store,
+        prepared.configuration,
+        prepared.labels,
+        train_cases,
+        val_cases,
+        seed=settings.seed,
+        iterations=settings.train_batches,
+        val_iterations=settings.val_batches,
+        batch_size=prepared.configuration.batch_size * times,
+        augmentation=settings.augmentation,
+        oversample_foreground=settings.recipe.oversample_foreground,
+        num_workers=patch_workers(settings, trainer),
+        prefetch_factor=settings.data.prefetch_factor,
+    )
+
+
+def _device(settings: TrainSettings) -> torch.device:
+    """Return the device type that Lightning's accelerator name stands for on this machine."""
+    accelerator = settings.trainer.accelerator
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "mps" if accelerator == "mps" else "cpu")
+
+
+def patch_workers(settings: TrainSettings, trainer: lightning.Trainer) -> int:
+    """Return the number of processes that make training patches: data.num_workers, or a number from the allocation.
+
+    Args:
+        settings: the settings of the run.
+        trainer: its device decides: 1 process on a CPU, because the network needs the cores; beside a GPU all cores
+            but one, at most 12.
+    """
+    if settings.data.num_workers is not None:
+        return settings.data.num_workers
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    return 1 if on_cpu else max(1, min(MOST_WORKERS, available_cpus() - 1))
+
+
+@contextmanager
+def expected_warnings() -> Iterator[None]:
+    """Hide Lightning's warnings that are expected here, while the block runs."""
+    with warnings.catch_warnings():
+        for text in EXPECTED:
+            warnings.filterwarnings("ignore", text)
+        yield

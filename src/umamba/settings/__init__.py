@@ -1,0 +1,86 @@
+"""Settings: one frozen, typed record for each YAML group with its defaults and help, and the validator of all records.
+
+Nothing here imports torch or Hydra, so that help and mistakes answer at once.
+"""
+
+from umamba.settings.architecture import (
+    ARCHITECTURES,
+    ArchitectureSettings,
+    CustomArchitectureSettings,
+    ResEncUNetSettings,
+    SegResNetSettings,
+    SwinUNETRSettings,
+    UMambaBotSettings,
+    UMambaEncSettings,
+    UNETRSettings,
+    UNetSettings,
+    read_architecture,
+)
+from umamba.settings.augmentation import AugmentationSettings
+from umamba.settings.commands import (
+    ConvertSettings,
+    EvaluateSettings,
+    ExportSettings,
+    ReportSettings,
+    SlurmSettings,
+)
+from umamba.settings.dataset import DatasetSettings, PathsSettings, PhantomSettings
+from umamba.settings.fields import key
+from umamba.settings.plan import PlannerSettings, PlanSettings
+from umamba.settings.prediction import FindBestSettings, PredictionSettings, PredictSettings, SlidingWindowSettings
+from umamba.settings.recipe import LossSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
+from umamba.settings.trainer import TrainerSettings
+from umamba.settings.training import (
+    AfterTrainingSettings,
+    DataSettings,
+    DescribeSettings,
+    LoggerSettings,
+    PrepareSettings,
+    TrainSettings,
+)
+from umamba.settings.validate import InvalidSettings, Settings, parse, plain
+
+__all__ = [
+    "ARCHITECTURES",
+    "AfterTrainingSettings",
+    "ArchitectureSettings",
+    "AugmentationSettings",
+    "ConvertSettings",
+    "CustomArchitectureSettings",
+    "DataSettings",
+    "DatasetSettings",
+    "DescribeSettings",
+    "EvaluateSettings",
+    "ExportSettings",
+    "FindBestSettings",
+    "InvalidSettings",
+    "LoggerSettings",
+    "LossSettings",
+    "OptimizerSettings",
+    "PathsSettings",
+    "PhantomSettings",
+    "PlanSettings",
+    "PlannerSettings",
+    "PredictSettings",
+    "PredictionSettings",
+    "PrepareSettings",
+    "RecipeSettings",
+    "ReportSettings",
+    "ResEncUNetSettings",
+    "ScheduleSettings",
+    "SegResNetSettings",
+    "Settings",
+    "SlidingWindowSettings",
+    "SlurmSettings",
+    "SwinUNETRSettings",
+    "TrainSettings",
+    "TrainerSettings",
+    "UMambaBotSettings",
+    "UMambaEncSettings",
+    "UNETRSettings",
+    "UNetSettings",
+    "key",
+    "parse",
+    "plain",
+    "read_architecture",
+]

@@ -1,0 +1,206 @@
+"""The `augmentation` group: kinds, probabilities and ranges. The defaults are nnU-Net 2.8.1's.
+
+A kind that is null, or has p = 0, is off.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+from umamba.settings.fields import key
+from umamba.settings.validate import InvalidSettings, Settings, parse
+
+Range = tuple[float, float]
+_OFF = {"p": 0.0}  # null turns a kind of augmentation off
+
+
+def _ordered(section: str, name: str, values: Range, *, zero: bool = False) -> Iterator[str]:
+    """Yield the mistake of a range whose ends are in the wrong order, or that starts at zero although it must not."""
+    if values[0] > values[1] or (values[0] == 0 and not zero):
+        sign = "" if zero else ", above 0"
+        yield f"{section}.{name}={list(values)}: must be a range [low, high] with low <= high{sign}."
+
+
+@dataclass(frozen=True)
+class Rotation(Settings):
+    """Rotation about the patch centre."""
+
+    section: ClassVar[str] = "augmentation.rotation"
+    p: float = key(0.2, "Probability for each patch.", low=0, high=1)
+    degrees_3d: float = key(30.0, "Largest angle about each axis, degrees, for 3D patches.", low=0, high=180)
+    degrees_in_plane: float = key(
+        180.0,
+        "Largest angle, degrees, for 2D patches and for flat 3D patches (largest edge > 3 times the first), which are "
+        "rotated in-plane only.",
+        low=0,
+        high=180,
+    )
+    degrees_elongated: float = key(
+        15.0,
+        "Largest angle, degrees, for 2D patches with one edge more than 1.5 times the other.",
+        low=0,
+        high=180,
+    )
+
+
+@dataclass(frozen=True)
+class Scaling(Settings):
+    """Zoom by one factor for all axes."""
+
+    section: ClassVar[str] = "augmentation.scaling"
+    p: float = key(0.2, "Probability for each patch, independent of the rotation's.", low=0, high=1)
+    factor: Range = key(
+        (0.7, 1.4), "Extent of the sampled region relative to the patch; above 1 objects get smaller.", low=0
+    )
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a wrong range."""
+        return _ordered(self.section, "factor", self.factor)
+
+
+@dataclass(frozen=True)
+class Noise(Settings):
+    """Additive Gaussian noise."""
+
+    section: ClassVar[str] = "augmentation.noise"
+    p: float = key(0.1, "Probability for each patch.", low=0, high=1)
+    std: Range = key((0.0, 0.1), "Range of the standard deviation, one value for all channels.", low=0)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a wrong range."""
+        return _ordered(self.section, "std", self.std, zero=True)
+
+
+@dataclass(frozen=True)
+class Blur(Settings):
+    """Gaussian blur."""
+
+    section: ClassVar[str] = "augmentation.blur"
+    p: float = key(0.2, "Probability for each patch.", low=0, high=1)
+    p_channel: float = key(0.5, "Probability for each channel of such a patch.", low=0, high=1)
+    sigma: Range = key((0.5, 1.0), "Range of sigma in voxels, drawn for each axis and channel.", low=0)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a wrong range."""
+        return _ordered(self.section, "sigma", self.sigma)
+
+
+@dataclass(frozen=True)
+class Brightness(Settings):
+    """Multiplication of each channel by a factor."""
+
+    section: ClassVar[str] = "augmentation.brightness"
+    p: float = key(0.15, "Probability for each patch.", low=0, high=1)
+    factor: Range = key((0.75, 1.25), "Range of the factor, half the time below and half the time above 1.", low=0)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a wrong range."""
+        return _ordered(self.section, "factor", self.factor)
+
+
+@dataclass(frozen=True)
+class Contrast(Brightness):
+    """Multiplication of each channel's distance from its mean, clipped to the range that the channel had."""
+
+    section: ClassVar[str] = "augmentation.contrast"
+
+
+@dataclass(frozen=True)
+class LowResolution(Settings):
+    """Downsampling by nearest neighbour, then linear upsampling to the old size."""
+
+    section: ClassVar[str] = "augmentation.low_resolution"
+    p: float = key(0.25, "Probability for each patch.", low=0, high=1)
+    p_channel: float = key(0.5, "Probability for each channel of such a patch.", low=0, high=1)
+    factor: Range = key(
+        (0.5, 1.0), "Range of the downsampled size relative to the patch, one factor for all axes.", low=0, high=1
+    )
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a wrong range."""
+        return _ordered(self.section, "factor", self.factor)
+
+
+@dataclass(frozen=True)
+class Gamma(Settings):
+    """Power law on the channel scaled to 0..1; its mean and standard deviation are restored afterwards."""
+
+    section: ClassVar[str] = "augmentation.gamma"
+    p: float = key(0.3, "Probability for each patch.", low=0, high=1)
+    exponent: Range = key((0.7, 1.5), "Range of the exponent, half the time below and half the time above 1.", low=0)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a wrong range."""
+        return _ordered(self.section, "exponent", self.exponent)
+
+
+@dataclass(frozen=True)
+class GammaNegated(Gamma):
+    """The same power law on the negated channel."""
+
+    section: ClassVar[str] = "augmentation.gamma_negated"
+    p: float = key(0.1, "Probability for each patch.", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Mirror(Settings):
+    """Mirroring along axes."""
+
+    section: ClassVar[str] = "augmentation.mirror"
+    p: float = key(0.5, "Probability for each axis.", low=0, high=1)
+    axes: tuple[Literal[0, 1, 2], ...] | None = key(
+        None, "Patch axes that are mirrored, counted from 0 (Z, Y, X in 3D; Y, X in 2D); null: all."
+    )
+
+
+@dataclass(frozen=True)
+class AugmentationSettings(Settings):
+    """The device of the augmentation, and all kinds in the order in which they are applied."""
+
+    section: ClassVar[str] = "augmentation"
+    device: Literal["cpu", "gpu"] = key(
+        "cpu",
+        "cpu: the processes that make patches augment them. gpu: the network's device augments each batch, for "
+        "machines with too few CPUs.",
+    )
+    rotation: Rotation = key(Rotation, "Rotation about the patch centre.", null=_OFF)
+    scaling: Scaling = key(Scaling, "Zoom by one factor for all axes.", null=_OFF)
+    noise: Noise = key(Noise, "Additive Gaussian noise.", null=_OFF)
+    blur: Blur = key(Blur, "Gaussian blur.", null=_OFF)
+    brightness: Brightness = key(Brightness, "Multiplication of each channel by a factor.", null=_OFF)
+    contrast: Contrast = key(Contrast, "Multiplication of each channel's distance from its mean.", null=_OFF)
+    low_resolution: LowResolution = key(LowResolution, "Downsampling and linear upsampling.", null=_OFF)
+    gamma_negated: GammaNegated = key(GammaNegated, "Power law on the negated channel.", null=_OFF)
+    gamma: Gamma = key(Gamma, "Power law on the channel.", null=_OFF)
+    mirror: Mirror = key(Mirror, "Mirroring along axes.", null=_OFF)
+
+    @classmethod
+    def off(cls) -> "AugmentationSettings":
+        """Return settings that augment nothing.
+
+        >>> AugmentationSettings.off().noise.p
+        0.0
+        """
+        return parse(cls, {entry.name: None for entry in fields(cls) if entry.name != "device"})
+
+    def mirrored_axes(self, dim: int) -> tuple[int, ...]:
+        """Return the axes that are mirrored; none if mirroring is off.
+
+        Args:
+            dim: number of axes of a patch.
+
+        Raises:
+            InvalidSettings: `mirror.axes` names an axis that the patches do not have.
+
+        >>> AugmentationSettings().mirrored_axes(2)
+        (0, 1)
+        """
+        if not self.mirror.p:
+            return ()
+        if self.mirror.axes is None:
+            return tuple(range(dim))
+        axes = tuple(sorted(set(self.mirror.axes)))
+        if axes and axes[-1] >= dim:
+            message = f"augmentation.mirror.axes={list(axes)}: {dim}D patches have the axes 0 to {dim - 1}; null: all."
+            raise InvalidSettings([message])
+        return axes

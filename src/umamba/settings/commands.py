@@ -1,0 +1,138 @@
+"""Settings of the commands evaluate, report, convert, export and slurm."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from umamba.settings.dataset import PROTOCOL_SENTENCE, PathsSettings, Protocol
+from umamba.settings.fields import key
+from umamba.settings.validate import Settings
+
+_LIMIT = re.compile(r"infinite|unlimited|(\d+-)?\d+(:\d+){0,2}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(Settings):
+    """All keys of `umamba evaluate`."""
+
+    predictions: Path | Mapping[str, str] = key(
+        sentence="Folder of segmentations, or several methods to compare: '{umamba:DIR,unet:DIR}'.", existing=True
+    )
+    truth: Path = key(
+        sentence="Folder of the references. protocol=cell: of numbered cells, NAME or NAME_label.", existing=True
+    )
+    output: Path = key(sentence="Folder of the tables and pictures, made if absent.")
+    protocol: Protocol = key("generic", PROTOCOL_SENTENCE)
+    strict_official: bool = key(
+        False,
+        "Reproduce the official scripts including their errors: the last slice of tubular organs is left out, the "
+        "background is guessed, and missed cells do not count in an image without a predicted cell.",
+    )
+    dataset_json: Path | None = key(
+        None,
+        "dataset.json with the names of the labels; null: the one beside the folder of references.",
+        existing=True,
+    )
+    tolerance_mm: float = key(2.0, "Tolerance of the generic NSD, mm (pixels for natural images).", low=0)
+    iou_threshold: float = key(0.5, "cell: two cells match from this overlap (IoU) on.", above=0, high=1)
+    count_edge_cells: bool = key(False, "cell: also count cells that touch the image's edge.")
+    images: Path | None = key(
+        None, "Folder of the images, for overlays of the worst, median and best case; null: no overlays.", existing=True
+    )
+    workers: int | None = key(None, "Processes; null: all CPUs of the allocation.", low=1)
+
+    @property
+    def methods(self) -> dict[str, Path]:
+        """The folder of each method."""
+        if isinstance(self.predictions, Path):
+            return {self.predictions.name or "predictions": self.predictions}
+        return {str(name): Path(str(folder)) for name, folder in self.predictions.items()}
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a missing method, and folders of methods that do not exist."""
+        if isinstance(self.predictions, Path):
+            return
+        if not self.predictions:
+            yield "predictions={}: give a folder, or several methods as '{umamba:DIR,unet:DIR}'."
+        for name, folder in self.methods.items():
+            if not folder.exists():
+                yield f"predictions.{name}={folder}: there is no such folder. Check the path."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(Settings):
+    """All keys of `umamba report`."""
+
+    study: str = key(sentence="The study: a folder of experiments/, or the path of one.")
+    output: Path | None = key(None, "Folder of the report; null: <paths.runs>/reports/<study>.")
+    overrides: tuple[str, ...] = key(
+        (), "Overrides with which every run was trained, if there were any: \"overrides=['smoke=true']\""
+    )
+    paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertSettings(Settings):
+    """All keys of `umamba convert`."""
+
+    archive: Literal["flare", "amos", "endovis", "cell"] = key(
+        sentence="The public dataset: flare, amos, endovis or cell."
+    )
+    source: Path = key(sentence="Folder of the unpacked archive, or of several unpacked archives.", existing=True)
+    crop: bool = key(
+        False,
+        "EndoVis only: crop each frame to the camera's picture of 1280x1024. The plan of Table 2 needs whole frames.",
+    )
+    videos: Literal["separate", "official", "new"] = key(
+        "separate",
+        "EndoVis only: what happens with a video that is in the training and the test set. separate: it is refused. "
+        "official: it stays if its test frames come after its training frames (the split of the challenge and the "
+        "paper). new: it is left out of the test set.",
+    )
+    workers: int | None = key(None, "Threads that read and write; null: all CPUs of the allocation.", low=1)
+    paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Settings):
+    """All keys of `umamba export`."""
+
+    checkpoint: Path = key(sentence="A checkpoint of a run whose architecture is unet or resenc_unet.", existing=True)
+    output: Path = key(
+        sentence="Folder of nnU-Net's results; the network is written to "
+        "<dataset>/nnUNetTrainer__<plans>__<configuration>."
+    )
+    fold: int | Literal["all"] = key(
+        0, "Fold in nnU-Net's folder: a number, or all. Several folds of one plan can be in the same output.", low=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmSettings(Settings):
+    """The resources that each training of a study asks SLURM for."""
+
+    section: ClassVar[str] = "slurm"
+    partition: str | None = key(None, "Partition of the trainings; null: the cluster's default.")
+    prepare_partition: str | None = key(
+        None, "Partition of the preparation and the report, which need no GPU; null: that of the trainings."
+    )
+    nodes: int = key(1, "Nodes of a training.", low=1)
+    gpus: int = key(1, "GPUs of each node of a training; one process runs on each.", low=0)
+    cpus: int = key(13, "CPUs of each node of a training: one for each GPU's process, the others make patches.", low=1)
+    memory_gb: int = key(32, "Memory of each node of a training, GB.", low=1)
+    time_limit: str = key("24:00:00", "Time limit in SLURM's notation; a longer training is requeued and continues.")
+    max_parallel: int = key(8, "Number of trainings that run at the same time.", low=1)
+    warn_s: int = key(
+        120, "SLURM warns a training this many seconds before the time limit, so that it can stop.", low=1
+    )
+    extra: tuple[str, ...] = key((), "Further options of sbatch, such as [--account=NAME].")
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a wrong time limit and wrong options."""
+        if not _LIMIT.fullmatch(self.time_limit.strip().lower()):
+            yield f"slurm.time_limit={self.time_limit}: must be written as SLURM does, such as 24:00:00 or 2-00:00:00."
+        for option in self.extra:
+            if not option.startswith("-"):
+                yield f"slurm.extra: {option} is no option of sbatch. Write it with its dashes, such as --account=NAME."

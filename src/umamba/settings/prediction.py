@@ -1,0 +1,135 @@
+"""Settings of prediction, which `umamba predict`, the prediction after training and `umamba find-best` share."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from umamba.settings.fields import key
+from umamba.settings.recipe import Precision
+from umamba.settings.validate import Settings
+
+_DEVICE = re.compile(r"auto|[a-z]+(:\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingWindowSettings(Settings):
+    """The sliding window over an image, and test-time augmentation."""
+
+    tile_step_size: float = key(0.5, "Largest step of the sliding window as a fraction of the patch.", above=0, high=1)
+    tta: bool = key(
+        False, "TTA: mirror the input along all axes that training mirrored, and average; off in the paper."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSettings(SlidingWindowSettings):
+    """How images are segmented and what is written."""
+
+    max_memory_gb: float | None = key(
+        None,
+        "Limit of the main memory of the whole process, GiB; null: no limit. The segmentations do not depend on it; a "
+        "low limit costs time.",
+        above=0,
+    )
+    probabilities: bool = key(
+        False,
+        "Also write NAME.npz with the probabilities (num_classes, Z, Y, X) float32 under the key `probabilities`.",
+    )
+    instances: Literal["components", "watershed"] | None = key(
+        None,
+        "Cells (labels interior and boundary): also write NAME_label.tiff with numbered instances. components: the "
+        "connected components of the interior, as they are scored. watershed: also split touching cells, and include "
+        "the boundary. null: none.",
+    )
+    overwrite: bool = key(
+        False, "Also segment images whose segmentation exists; false: leave them out, which continues an earlier call."
+    )
+    workers: int = key(
+        2, "Threads that read and prepare images while the network computes; as many more resample and write.", low=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings(Settings):
+    """The device of a network."""
+
+    device: str = key("auto", "Device of the networks: auto, cpu, cuda, cuda:1, ...")
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a device that cannot exist."""
+        if not _DEVICE.fullmatch(self.device):
+            yield f"device={self.device}: must be auto, cpu, cuda, or a device with its number, such as cuda:1."
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(PredictionSettings, DeviceSettings):
+    """All keys of `umamba predict`."""
+
+    checkpoint: Path | tuple[Path, ...] = key(
+        sentence="A checkpoint of a run (checkpoints/last.ckpt or best.ckpt), or of nnU-Net or U-Mamba "
+        "(checkpoint_final.pth, or the results folder that holds it). Several as [a.ckpt,b.ckpt]: their probabilities "
+        "are averaged; they may differ in fold, architecture and plan.",
+        existing=True,
+    )
+    input: Path = key(
+        sentence="An image, a folder with a DICOM series, or a folder of images or series. NAME_0000.ext holds one "
+        "channel, NAME.ext holds all channels.",
+        existing=True,
+    )
+    output: Path = key(sentence="Folder of the segmentations, made if absent.")
+    post_processing: Path | None = key(
+        None,
+        "JSON file of `umamba find-best`: the labels of which only the largest component is kept; null: none.",
+        existing=True,
+    )
+    precision: Precision = key("auto", "Precision of the networks. auto: the lowest that the device computes fast.")
+
+    @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """All checkpoints."""
+        return (self.checkpoint,) if isinstance(self.checkpoint, Path) else self.checkpoint
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield an empty list of checkpoints."""
+        yield from super().conflicts()
+        if not self.checkpoints:
+            yield "checkpoint=[]: give one, or several as checkpoint=[a.ckpt,b.ckpt]."
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindBestSettings(SlidingWindowSettings, DeviceSettings):
+    """All keys of `umamba find-best`."""
+
+    candidates: tuple[Path, ...] = key(
+        sentence="Folders runs/<experiment>/<configuration> with the same folds trained, as [a,b,c].", existing=True
+    )
+    raw_dataset: Path = key(sentence="The raw dataset that they were trained on, in nnU-Net's layout.", existing=True)
+    output: Path = key(
+        sentence="Folder of the validation cases' segmentations (existing ones are kept), post_processing.json and "
+        "best.json."
+    )
+    splits: Path | None = key(
+        None,
+        "splits_final.json that training used; null: the dataset's own, or folds that follow from the case names.",
+        existing=True,
+    )
+    pairs: bool = key(True, "Also try the mean of every two candidates.")
+    checkpoint: Literal["last", "best"] = key("last", "Which checkpoint of each run: last or best.")
+    seed: int = key(0, "Seed of the runs.", low=0)
+    max_memory_gb: float | None = key(None, "Limit of the main memory of the process, GiB; null: no limit.", above=0)
+    workers: int = key(2, "Threads that read, prepare and write images while the network computes.", low=1)
+
+    @property
+    def prediction(self) -> PredictionSettings:
+        """How the validation cases are segmented."""
+        return PredictionSettings(
+            tile_step_size=self.tile_step_size, tta=self.tta, max_memory_gb=self.max_memory_gb, workers=self.workers
+        )
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield an empty list of candidates."""
+        yield from super().conflicts()
+        if not self.candidates:
+            yield "candidates=[]: give at least one folder runs/<experiment>/<configuration>."

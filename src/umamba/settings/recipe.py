@@ -1,0 +1,146 @@
+"""The `recipe` group: optimiser, schedule, loss, clipping, precision. Defaults are nnU-Net's."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from umamba.settings.fields import key
+from umamba.settings.validate import Settings
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+# Arguments of each optimiser besides lr and weight_decay, by PyTorch's names.
+_OPTIMIZER_KEYS = {
+    "sgd": ("momentum", "dampening", "nesterov"),
+    "adam": ("betas", "eps", "amsgrad"),
+    "adamw": ("betas", "eps", "amsgrad"),
+}
+
+
+@dataclass(frozen=True)
+class OptimizerSettings(Settings):
+    """The optimiser. Sentences name the optimisers that have a key; null keeps PyTorch's default."""
+
+    section: ClassVar[str] = "recipe.optimizer"
+    name: Literal["sgd", "adam", "adamw"] = key("sgd", "The optimiser.")
+    lr: float = key(0.01, "Learning rate of the first epoch.", low=0)
+    weight_decay: float = key(3e-5, "Weight decay (for adam an L2 penalty, for adamw decoupled).", low=0)
+    momentum: float | None = key(None, "Momentum (sgd); null: nnU-Net's 0.99.", low=0, below=1)
+    dampening: float | None = key(None, "Dampening of the momentum (sgd).", low=0)
+    nesterov: bool | None = key(None, "Nesterov momentum (sgd); null: true, as in nnU-Net.")
+    betas: tuple[float, float] | None = key(None, "Decay of the two running means (adam, adamw).", low=0, below=1)
+    eps: float | None = key(None, "Number added to the denominator (adam, adamw).", above=0)
+    amsgrad: bool | None = key(None, "AMSGrad: use the largest second moment so far (adam, adamw).")
+
+    def __post_init__(self) -> None:
+        """Check every value, and set nnU-Net's momentum for SGD if none is given.
+
+        Raises:
+            InvalidSettings: all mistakes of this record.
+        """
+        super().__post_init__()
+        if self.name == "sgd":
+            object.__setattr__(self, "momentum", 0.99 if self.momentum is None else self.momentum)
+            nesterov = bool(self.momentum) and not self.dampening
+            object.__setattr__(self, "nesterov", nesterov if self.nesterov is None else self.nesterov)
+
+    def arguments(self) -> dict[str, object]:
+        """Return the keyword arguments of PyTorch's optimiser."""
+        names = ("lr", "weight_decay", *_OPTIMIZER_KEYS[self.name])
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield keys that the optimiser does not have, and values that contradict each other."""
+        others = {name for names in _OPTIMIZER_KEYS.values() for name in names} - set(_OPTIMIZER_KEYS[self.name])
+        for name in sorted(others):
+            value = getattr(self, name)
+            if value is not None:
+                yield (
+                    f"recipe.optimizer.{name}={_text(value)}: {self.name} has no {name}. Give "
+                    f"recipe.optimizer.{name}=null, or another recipe.optimizer.name."
+                )
+        if self.name == "sgd" and self.nesterov and (self.momentum == 0 or self.dampening):
+            yield (
+                "recipe.optimizer.nesterov=true: needs recipe.optimizer.momentum above 0 and no dampening. Give "
+                "recipe.optimizer.nesterov=false."
+            )
+
+
+@dataclass(frozen=True)
+class ScheduleSettings(Settings):
+    """The learning rate over the epochs."""
+
+    section: ClassVar[str] = "recipe.schedule"
+    name: Literal["poly", "cosine", "constant"] = key(
+        "poly",
+        "poly: (1 - epoch / max_epochs) ** exponent, as in nnU-Net. cosine: half a cosine down to the minimum. "
+        "constant: the first rate for all epochs.",
+    )
+    exponent: float = key(0.9, "Exponent of poly.", above=0)
+    minimum: float = key(0.0, "Last rate of cosine as a fraction of the first one.", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class LossSettings(Settings):
+    """Soft Dice plus cross-entropy."""
+
+    section: ClassVar[str] = "recipe.loss"
+    dice_weight: float = key(1.0, "Factor of the soft Dice.", low=0)
+    cross_entropy_weight: float = key(1.0, "Factor of the cross-entropy.", low=0)
+    class_weights: tuple[float, ...] | None = key(
+        None, "Factors of the classes in the cross-entropy, background first (or of the regions); null: all 1.", low=0
+    )
+    focal_gamma: float = key(
+        0.0, "Exponent of the focal factor on the cross-entropy, commonly 2 (Lin et al., 2017); 0: none.", low=0
+    )
+    tversky: tuple[float, float] | None = key(
+        None,
+        "Factors of false positives and false negatives in the Dice term, such as [0.3, 0.7] (Salehi et al., 2017); "
+        "null: Dice.",
+        low=0,
+    )
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield weights for which the loss is always zero or not defined."""
+        if not self.dice_weight and not self.cross_entropy_weight:
+            yield "recipe.loss: dice_weight and cross_entropy_weight are both 0. Give one of them a factor above 0."
+        if self.tversky is not None and not max(self.tversky):
+            yield "recipe.loss.tversky=[0, 0]: one factor must be above 0, such as [0.3, 0.7]."
+
+
+@dataclass(frozen=True)
+class RecipeSettings(Settings):
+    """Recipe of a training; the defaults are nnU-Net's, which U-Mamba's own trainers use."""
+
+    section: ClassVar[str] = "recipe"
+    name: str = key("nnunet", "Name of the recipe, recorded with the run.")
+    optimizer: OptimizerSettings = key(OptimizerSettings, "The optimiser and its arguments.")
+    schedule: ScheduleSettings = key(ScheduleSettings, "Learning rate over the epochs.")
+    loss: LossSettings = key(LossSettings, "The loss.")
+    precision: Precision = key(
+        "auto",
+        "Precision of training. auto: bfloat16 autocast where the device computes it fast, float16 autocast on older "
+        "GPUs, else float32. trainer.precision overrides it.",
+    )
+    deep_supervision: bool = key(
+        True, "Deep supervision: a loss at every decoder stage, if the network has such outputs."
+    )
+    gradient_clip_norm: float | None = key(
+        12.0, "Largest norm of the gradients; larger ones are clipped; null: no clipping.", above=0
+    )
+    oversample_foreground: float = key(
+        0.33, "Share of the patches of a batch that must contain foreground.", low=0, high=1
+    )
+    ema_momentum: float = key(
+        0.9, "Momentum of the smoothed patch Dice, which chooses the best checkpoint.", low=0, below=1
+    )
+    weight_averaging: float | None = key(
+        None,
+        "Decay of a moving average of the weights, such as 0.999; validation and checkpoints then use the average; "
+        "null: no average.",
+        above=0,
+        below=1,
+    )
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(list(value) if isinstance(value, tuple) else value)

@@ -1,0 +1,200 @@
+"""Settings of `umamba train`, `prepare` and `describe`, with the groups `data`, `logger` and `predict`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, UMambaBotSettings
+from umamba.settings.augmentation import AugmentationSettings
+from umamba.settings.dataset import DatasetSettings, PathsSettings
+from umamba.settings.fields import key
+from umamba.settings.plan import PlannerSettings, PlanSettings
+from umamba.settings.prediction import PredictionSettings, SlidingWindowSettings
+from umamba.settings.recipe import Precision, RecipeSettings
+from umamba.settings.trainer import TrainerSettings
+from umamba.settings.validate import Settings
+
+NO_DATASET = "(not given)"  # dataset.root of `umamba describe` if none is given
+Which = Literal["last", "best"]
+Fold = int | Literal["all"]
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """How patches are made for the network."""
+
+    section: ClassVar[str] = "data"
+    num_workers: int | None = key(
+        None,
+        "Processes that make patches; null: 1 if the network runs on the CPU, else one fewer than the CPUs of the "
+        "allocation, at most 12.",
+        low=0,
+    )
+    prefetch_factor: int = key(
+        2,
+        "Batches that each of these processes makes in advance; /dev/shm must hold them and two more for each process.",
+        low=1,
+    )
+    prepare_workers: int | None = key(
+        None, "Processes that prepare the dataset; null: all CPUs of the allocation.", low=1
+    )
+    iterations_per_epoch: int = key(250, "Training batches of an epoch (trainer.limit_train_batches lowers it).", low=1)
+    val_iterations: int = key(
+        50, "Validation batches of an epoch (trainer.limit_val_batches lowers it); 0: none.", low=0
+    )
+    validate_cases_every: int = key(
+        50,
+        "Epochs between predictions of whole validation cases, whose score is val/case_dice; 0: never.",
+        low=0,
+    )
+    validation_cases: int = key(3, "Number of validation cases that are predicted whole during training.", low=0)
+
+
+@dataclass(frozen=True)
+class LoggerSettings(Settings):
+    """Loggers of curves and pictures; metrics.csv is always written."""
+
+    section: ClassVar[str] = "logger"
+    wandb: bool = key(True, "Log to Weights & Biases (W&B); without an account or key it logs offline.")
+    project: str = key("umamba", "W&B project.")
+    entity: str | None = key(None, "W&B entity; null: the account's default.")
+    panels_every: int = key(10, "Epochs between overlays of validation patches; 0: none.", low=0)
+    upload_model: bool = key(False, "Upload the last checkpoint to W&B as an artifact after training.")
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield an upload to W&B without W&B."""
+        if self.upload_model and not self.wandb:
+            yield "logger.upload_model=true: needs W&B. Give logger=wandb, or logger.upload_model=false."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AfterTrainingSettings(SlidingWindowSettings):
+    """The prediction of validation cases and test images after training."""
+
+    section: ClassVar[str] = "predict"
+    validation: bool = key(
+        True, "Predict and score the fold's whole validation cases; cross-validation pools the scores of all folds."
+    )
+    checkpoint: Which = key(
+        "last", "Which checkpoint predicts: last (as in nnU-Net), or best (highest smoothed patch Dice)."
+    )
+
+    @property
+    def prediction(self) -> PredictionSettings:
+        """The settings of prediction; earlier segmentations of the run are replaced."""
+        return PredictionSettings(tile_step_size=self.tile_step_size, tta=self.tta, overwrite=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Settings):
+    """All keys of `umamba train`."""
+
+    dataset: DatasetSettings = key(sentence="The images, and how they are scored.")
+    name: str | None = key(None, "Name of the experiment and its folder in paths.runs; null: <dataset>_<architecture>.")
+    fold: Fold = key(0, "Fold of the five-fold split, 0 to 4, or all: train on every case.", low=0)
+    seed: int = key(0, "Seed of weights, patches and augmentation.", low=0, high=2**32 - 1)
+    restart: bool = key(False, "Delete the content of the run folder and start from the beginning.")
+    pretrained: Path | None = key(
+        None,
+        "Fine-tune: a new run starts from the weights of this checkpoint (this project's, nnU-Net's or U-Mamba's); the "
+        "segmentation heads start from random weights if the classes differ.",
+        existing=True,
+    )
+    smoke: bool = key(
+        False, "Test the run in a minute, with a phantom of the same kind, a tiny plan and network, and two epochs."
+    )
+    paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
+    planner: PlannerSettings = key(PlannerSettings, "The rules from which the plan is derived.")
+    plan: PlanSettings = key(PlanSettings, "The configuration of the plan, and pinned values.")
+    architecture: ArchitectureSettings = key(UMambaBotSettings, "The network and its options.", variants=ARCHITECTURES)
+    recipe: RecipeSettings = key(RecipeSettings, "Optimiser, schedule, loss, clipping, precision.")
+    augmentation: AugmentationSettings = key(AugmentationSettings, "Augmentation: kinds, probabilities, ranges.")
+    data: DataSettings = key(DataSettings, "How patches are made.")
+    trainer: TrainerSettings = key(TrainerSettings, "Duration and devices; arguments of Lightning's Trainer.")
+    logger: LoggerSettings = key(LoggerSettings, "Loggers of curves and pictures.")
+    predict: AfterTrainingSettings = key(AfterTrainingSettings, "Prediction after training.")
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of training: trainer.precision, or the recipe's if that is null."""
+        return self.trainer.precision or self.recipe.precision
+
+    @property
+    def train_batches(self) -> int:
+        """Training batches of an epoch after the trainer's limit."""
+        return limited(self.data.iterations_per_epoch, self.trainer.limit_train_batches)
+
+    @property
+    def val_batches(self) -> int:
+        """Validation batches of an epoch after the trainer's limit."""
+        return limited(self.data.val_iterations, self.trainer.limit_val_batches)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield values of different groups that contradict each other."""
+        if self.name is not None and not is_folder_name(self.name):
+            yield f"name={self.name}: must be the name of one folder, without / and without a dot at its start."
+        axes = self.augmentation.mirror.axes
+        if axes is not None and self.plan.dim is not None and any(axis >= self.plan.dim for axis in axes):
+            yield (
+                f"augmentation.mirror.axes={list(axes)}: {self.plan.configuration} has the axes 0 to "
+                f"{self.plan.dim - 1}; null mirrors all."
+            )
+        if self.predict.checkpoint == "best" and not self.val_batches:
+            yield (
+                "predict.checkpoint=best: without validation batches there is no best checkpoint. Give "
+                "data.val_iterations above 0, or predict.checkpoint=last."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings(TrainSettings):
+    """All keys of `umamba prepare`."""
+
+    explain: bool = key(False, "Print each decision of the planner with the numbers behind it.")
+    nnunet_plans: Path | None = key(
+        None,
+        "Also write the plan to this file as nnU-Net's plans JSON, such as "
+        "<nnUNet_preprocessed>/Dataset004_X/nnUNetPlans.json.",
+    )
+    preview: bool = key(
+        False,
+        "Draw augmented training patches with their labels into "
+        "<paths.preprocessed>/<dataset>/patches_<configuration>.png.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeSettings(TrainSettings):
+    """All keys of `umamba describe`."""
+
+    checkpoint: Path | None = key(None, "Describe the network of this checkpoint instead.", existing=True)
+    num_classes: int | None = key(
+        None, "Classes of the network with background, if plan.from_file is given without its dataset.", low=1
+    )
+
+
+def limited(batches: int, limit: int | float | None) -> int:
+    """Return the batches of an epoch after a limit.
+
+    Args:
+        batches: batches without the limit.
+        limit: a number of batches, a fraction of them, or None.
+
+    >>> limited(250, None), limited(250, 40), limited(250, 0.1), limited(250, 0.0)
+    (250, 40, 25, 0)
+    """
+    if limit is None:
+        return batches
+    if not limit:
+        return 0
+    return min(batches, limit) if isinstance(limit, int) else max(1, round(batches * limit))
+
+
+def is_folder_name(name: str) -> bool:
+    """Return whether a text can be the name of one folder.
+
+    Args:
+        name: the text.
+    """
+    return bool(name) and not name.startswith(".") and not set(name) & set("/\\\0\n") and name == name.strip()

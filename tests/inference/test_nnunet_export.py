@@ -1,0 +1,201 @@
+"""Export to nnU-Net: nnU-Net predicts the same with the exported folder.
+
+The slow test runs nnU-Net in the Python that UMAMBA_NNUNET_PYTHON names, one of an environment with nnunetv2 2.8.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy.ndimage import gaussian_filter
+
+from umamba.inference import Predictor, export_to_nnunet
+from umamba.io import UserError
+from umamba.networks import build_network
+from umamba.planning import Configuration, Intensity, Plan
+from umamba.records import read_checkpoint
+from umamba.settings import PredictionSettings
+
+LABELS = {"labels": {"background": 0, "organ": 1, "lesion": 2}, "regions_class_order": None}
+
+
+def checkpoint(path: Path, architecture: str, dim: int, *, trained: bool = False, **changes: Any) -> Path:
+    """Write the checkpoint of a run of two channels with anisotropic spacing; its weights are random, or trained."""
+    kernels = ((1, 3, 3), (3, 3, 3), (3, 3, 3)) if dim == 3 else ((3, 3),) * 3
+    strides = ((1, 1, 1), (1, 2, 2), (2, 2, 2)) if dim == 3 else ((1, 1), (2, 2), (2, 2))
+    configuration = Configuration(
+        name="3d_fullres" if dim == 3 else "2d",
+        spacing=(3.0, 1.2, 1.1)[3 - dim :],
+        median_shape=(20.0, 40.0, 50.0)[3 - dim :],
+        patch_size=(8, 32, 32)[3 - dim :],
+        batch_size=2,
+        batch_dice=False,
+        normalization=("CTNormalization", "ZScoreNormalization"),
+        use_mask_for_norm=(False, False),
+        strides=strides,
+        kernel_sizes=kernels,
+        features_per_stage=(6, 8, 10),
+        encoder_blocks=(2, 2, 2),
+        decoder_blocks=(1, 1),
+        residual_encoder=False,
+    )
+    intensity = Intensity(
+        mean=20.0, median=20.0, std=60.0, min=-500.0, max=500.0, percentile_00_5=-90, percentile_99_5=140
+    )
+    plan = Plan(
+        dataset_name="Dataset901_Export",
+        rules="nnunet",
+        transpose_forward=(0, 1, 2),
+        transpose_backward=(0, 1, 2),
+        median_spacing=(3.0, 1.0, 1.0),
+        median_shape=(20.0, 48.0, 55.0),
+        intensity=(intensity, intensity),
+        configurations={configuration.name: configuration},
+    )
+    torch.manual_seed(0)
+    network = build_network(architecture, configuration, 2, 3)
+    for name, parameter in network.named_parameters():  # so that no weight is exactly zero or one
+        if name.endswith(("norm.weight", "norm.bias", "conv.bias")):
+            torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3)
+    if trained:
+        learn(network, configuration.patch_size)
+    record = {
+        "format": 1,
+        "plan": plan.to_json(),
+        "configuration": configuration.name,
+        "architecture": {"name": architecture},
+        "labels": LABELS,
+        "channel_names": ["CT", "MR"],
+        "file_ending": ".nii.gz",
+        "recipe": {},
+        "mirror_axes": [dim - 1],
+        **changes,
+    }
+    weights = {f"network.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"umamba": json.loads(json.dumps(record)), "state_dict": weights}, path)
+    return path
+
+
+def predicted(folder: Path) -> list[np.ndarray]:
+    """Return a folder's segmentations in the order of their names."""
+    return [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted(folder.glob("*.nii.gz"))]
+
+
+@pytest.fixture
+def nnunet_python() -> Path:
+    """Return a Python that has nnunetv2, or skip the test."""
+    python = os.environ.get("UMAMBA_NNUNET_PYTHON")
+    if python is None:
+        pytest.skip("needs nnunetv2: UMAMBA_NNUNET_PYTHON=<environment>/bin/python")
+    return Path(python)
+
+
+def write_images(folder: Path) -> Path:
+    """Write two smooth images of two channels that fade to their border; their spacing and size are not the plan's."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for case, shape in (("a", (14, 44, 60)), ("b", (9, 50, 38))):
+        fading = np.prod(
+            np.meshgrid(*(np.sin(np.pi * np.linspace(0, 1, n + 2)[1:-1]) for n in shape), indexing="ij"), 0
+        )
+        for channel in (0, 1):
+            noise = gaussian_filter(rng.normal(size=shape), (1, 3, 3))
+            image = sitk.GetImageFromArray((fading * noise / noise.std() * 120 + 20).astype(np.float32))
+            image.SetSpacing((0.9, 1.0, 2.5))
+            sitk.WriteImage(image, str(folder / f"{case}_{channel:04d}.nii.gz"))
+    return folder
+
+
+def learn(network: torch.nn.Module, patch: tuple[int, ...]) -> None:
+    """Teach a network to find bright (1) and dark (2) voxels of the first channel, in a few steps."""
+    generator = np.random.default_rng(1)
+    sigma = (0, 0, *(1, 3, 3)[3 - len(patch) :])
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for _ in range(100):
+        noise = gaussian_filter(generator.normal(size=(2, 2, *patch)), sigma)
+        image = torch.from_numpy(noise / noise.std()).float()
+        label = (image[:, 0] > 0.7).long() + 2 * (image[:, 0] < -0.7).long()
+        loss = torch.nn.functional.cross_entropy(network(image)[0], label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "dim", "tta"),
+    [("unet", 2, False), ("unet", 3, False), ("unet", 3, True), ("resenc_unet", 3, False)],
+)
+def test_nnunet_predicts_what_we_predict(
+    nnunet_python: Path, tmp_path: Path, architecture: str, dim: int, tta: bool
+) -> None:
+    changes: dict[str, Any] = {"mirror_axes": list(range(dim))} if tta else {}
+    file = checkpoint(tmp_path / "last.ckpt", architecture, dim, trained=True, **changes)
+    images = write_images(tmp_path / "images")
+    predictor = Predictor.from_checkpoint(file, device="cpu", precision="32-true")
+    predictor.predict(images, tmp_path / "ours", PredictionSettings(tta=tta))
+    export_to_nnunet(file, tmp_path / "results")
+    folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | folders
+    command = [str(nnunet_python.parent / "nnUNetv2_predict"), "-i", str(images), "-o", str(tmp_path / "theirs")]
+    command += ["-d", "901", "-c", "3d_fullres" if dim == 3 else "2d", "-f", "0", "-device", "cpu"]
+    command += ["-npp", "1", "-nps", "1", *([] if tta else ["--disable_tta"])]
+    environment["OMP_NUM_THREADS"] = "1"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, theirs = predicted(tmp_path / "ours"), predicted(tmp_path / "theirs")
+    assert len(ours) == len(theirs) == 2
+    for mine, other in zip(ours, theirs, strict=True):
+        print(f"{architecture} {dim}D tta={tta}: {(mine == other).mean():.5%} of the voxels are equal")
+        assert (mine == other).mean() >= 0.999
+        assert min((mine == value).mean() for value in (0, 1, 2)) > 0.01  # all labels are there
+
+
+@pytest.mark.parametrize("architecture", ["unet", "resenc_unet"])
+def test_what_is_exported_is_read_back(tmp_path: Path, architecture: str) -> None:
+    file = checkpoint(tmp_path / "last.ckpt", architecture, 3)
+    folder = export_to_nnunet(file, tmp_path / "results")
+    assert folder == tmp_path / "results/Dataset901_Export/nnUNetTrainer__nnUNetPlans__3d_fullres"
+    ours, theirs = read_checkpoint(file), read_checkpoint(folder / "fold_0" / "checkpoint_final.pth")
+    for name in ("labels", "channel_names", "file_ending", "architecture", "mirror_axes"):
+        assert getattr(theirs.record, name) == getattr(ours.record, name)
+    trained = replace(ours.record.configuration, residual_encoder=architecture == "resenc_unet")
+    assert theirs.record.plan == replace(ours.record.plan, configurations={"3d_fullres": trained})
+    assert theirs.weights.keys() == ours.weights.keys()
+    assert all(torch.equal(theirs.weights[name], value) for name, value in ours.weights.items())
+
+
+def test_regions_and_folds(tmp_path: Path) -> None:
+    regions = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+    file = checkpoint(tmp_path / "last.ckpt", "unet", 2, labels=regions, mirror_axes=[])
+    folder = export_to_nnunet(file, tmp_path / "results")
+    assert export_to_nnunet(file, tmp_path / "results", fold=3) == folder
+    exported = torch.load(folder / "fold_3" / "checkpoint_final.pth", weights_only=True)
+    assert exported["inference_allowed_mirroring_axes"] is None
+    assert exported["init_args"]["fold"] == 3
+    assert json.loads((folder / "dataset.json").read_text())["regions_class_order"] == [1, 2]
+    with pytest.raises(UserError, match="exists already"):
+        export_to_nnunet(file, tmp_path / "results", fold=3)
+    other = checkpoint(tmp_path / "other.ckpt", "unet", 2)
+    with pytest.raises(UserError, match=r"dataset\.json: belongs to another plan or dataset"):
+        export_to_nnunet(other, tmp_path / "results", fold=1)
+    with pytest.raises(UserError, match="fold=-1"):
+        export_to_nnunet(file, tmp_path / "results", fold=-1)
+
+
+def test_other_architectures_are_refused_in_one_message(tmp_path: Path, project_dir: Path) -> None:
+    file = checkpoint(tmp_path / "last.ckpt", "umamba_bot", 2)
+    command = [sys.executable, str(project_dir / "export.py"), f"checkpoint={file}", f"output={tmp_path / 'results'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "architecture umamba_bot; nnU-Net itself has unet and resenc_unet only" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()

@@ -1,0 +1,45 @@
+"""Messages and progress bars appear only where the caller asks for them."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from umamba.io.voice import show_messages, showing, shown, tracked
+
+_LOGGER = logging.getLogger("umamba")
+
+
+@pytest.fixture(autouse=True)
+def logger_as_before() -> Iterator[None]:
+    """Restore the logger, and start without handlers."""
+    before = (_LOGGER.handlers, _LOGGER.level, _LOGGER.propagate)
+    _LOGGER.handlers = []
+    yield
+    _LOGGER.handlers, _LOGGER.level, _LOGGER.propagate = before
+
+
+def test_a_library_call_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not showing()
+    assert list(tracked(iter("abc"), "Counting", 3)) == ["a", "b", "c"]
+    logging.getLogger("umamba.room").info("a message")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_messages_and_bars_appear_together(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
+    with shown():
+        assert showing()
+        logging.getLogger("umamba.room").info("a message of %d words", 5)
+        list(tracked(iter("abc"), "Counting", 3))
+    assert not showing()
+    said = capsys.readouterr()
+    assert said.out == "a message of 5 words\n"
+    assert "Counting" in said.err
+
+
+def test_further_processes_of_a_run_show_no_bars() -> None:
+    show_messages(logging.WARNING)
+    assert not showing()
+    show_messages()
+    assert showing()

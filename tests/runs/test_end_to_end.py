@@ -1,0 +1,174 @@
+"""From a raw dataset to scores and pictures by train.py and predict.py; killed and continued; with broken input."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from umamba.records import RunFolder
+from umamba.records.tables import read_metrics, read_scores
+
+PROJECT = Path(__file__).resolve().parents[2]
+TINY = [
+    "dataset=phantom",
+    "dataset.phantom.num_training=6",
+    "dataset.phantom.num_test=2",
+    "plan.patch_size=[8,32,32]",
+    "plan.features_per_stage=[8,16,32,32]",
+    "plan.batch_size=2",
+    "trainer.max_epochs=3",
+    "trainer.limit_train_batches=6",
+    "trainer.limit_val_batches=2",
+    "trainer.precision=32-true",
+    "logger=csv",
+    "logger.panels_every=2",
+    "name=tiny",
+]
+RUN = Path("tiny/3d_fullres/fold_0/seed_0")
+
+
+def command(script: str, folder: Path, *overrides: str) -> list[str]:
+    """Return a command whose data and runs are in `folder`."""
+    paths = [
+        f"paths.raw={folder / 'raw'}",
+        f"paths.preprocessed={folder / 'preprocessed'}",
+        f"paths.runs={folder / 'runs'}",
+    ]
+    return [sys.executable, str(PROJECT / script), *paths, *overrides]
+
+
+def run(arguments: list[str], code: int = 0) -> str:
+    """Run a command and return what it printed; fail with this text unless the exit code is `code`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with one finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(command("train.py", folder, *TINY))
+    return folder
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    """Return the weights of a run's last checkpoint."""
+    return dict(torch.load(folder.last, weights_only=True)["state_dict"])
+
+
+def test_the_run_folder_holds_everything(finished: Path) -> None:
+    folder = RunFolder(finished / "runs" / RUN)
+    files = (folder.config, folder.plan, folder.metrics, folder.curves, folder.scores, folder.validation_scores)
+    assert [path.name for path in (*files, folder.last, folder.previous, folder.best) if not path.is_file()] == []
+    assert folder.status()["state"] == "finished"
+    assert len(list(folder.overlays.glob("*.png"))) >= 2
+    assert list(folder.panels.glob("*.png"))
+    scores = read_scores(folder.scores)
+    assert list(scores.columns) == ["case", "label", "dsc", "nsd"]
+    assert len(scores) == 2 * scores["label"].nunique()
+
+
+def test_predictions_are_in_the_space_of_the_images(finished: Path) -> None:
+    images = sorted((finished / "raw").glob("*/imagesTs/*_0000.nii.gz"))
+    assert images
+    for path in images:
+        image = sitk.ReadImage(str(path))
+        name = path.name.replace("_0000", "")
+        prediction = sitk.ReadImage(str(RunFolder(finished / "runs" / RUN).predictions / name))
+        assert prediction.GetSize() == image.GetSize()
+        assert prediction.GetSpacing() == image.GetSpacing()
+        assert prediction.GetOrigin() == image.GetOrigin()
+        assert prediction.GetDirection() == image.GetDirection()
+
+
+def test_predict_reproduces_the_runs_predictions(finished: Path, tmp_path: Path) -> None:
+    images = next((finished / "raw").glob("*/imagesTs"))
+    folder = RunFolder(finished / "runs" / RUN)
+    checkpoint, own = folder.last, folder.predictions
+    run(
+        [
+            sys.executable,
+            str(PROJECT / "predict.py"),
+            f"checkpoint={checkpoint}",
+            f"input={images}",
+            f"output={tmp_path}",
+        ]
+    )
+    names = sorted(path.name for path in own.glob("*.nii.gz"))
+    assert names == sorted(path.name for path in tmp_path.glob("*.nii.gz"))
+    for name in names:
+        ours, theirs = (sitk.GetArrayFromImage(sitk.ReadImage(str(root / name))) for root in (own, tmp_path))
+        assert np.array_equal(ours, theirs)
+
+
+def test_a_finished_run_is_not_repeated(finished: Path) -> None:
+    checkpoint = RunFolder(finished / "runs" / RUN).last
+    before = checkpoint.stat().st_mtime_ns
+    assert "finished" in run(command("train.py", finished, *TINY))
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+def test_another_network_under_the_same_name_is_refused(finished: Path) -> None:
+    said = run(command("train.py", finished, *TINY, "architecture=unet", "trainer.max_epochs=4"), code=2)
+    assert "architecture.name: was umamba_bot, is unet" in said
+    assert "restart=true" in said
+    assert "Traceback" not in said
+
+
+def test_a_killed_run_continues_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "raw").symlink_to(finished / "raw")
+    (tmp_path / "preprocessed").symlink_to(finished / "preprocessed")
+    folder = RunFolder(tmp_path / "runs" / RUN)
+    process = subprocess.Popen(
+        command("train.py", tmp_path, *TINY),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    limit = time.monotonic() + 120
+    while not folder.last.exists() and time.monotonic() < limit and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.2)  # into the next epoch
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    said = run(command("train.py", tmp_path, *TINY))
+    assert "Continuing" in said
+    ours, theirs = weights(folder), weights(RunFolder(finished / "runs" / RUN))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [row["epoch"] for row in read_metrics(folder.metrics)] == ["0", "1", "2"]
+
+
+def test_all_faults_of_a_dataset_are_reported_together(finished: Path, tmp_path: Path) -> None:
+    source = next((finished / "raw").glob("*/dataset.json")).parent
+    broken = tmp_path / "raw" / "Dataset901_Broken"
+    for path in source.rglob("*"):
+        if path.is_file():
+            target = broken / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    images = sorted((broken / "imagesTr").glob("*"))
+    labels = sorted((broken / "labelsTr").glob("*"))
+    images[0].write_bytes(images[0].read_bytes()[:2000])
+    label = sitk.ReadImage(str(labels[1]))
+    label[0, 0, 0] = 77
+    sitk.WriteImage(label, str(labels[1]))
+    sitk.WriteImage(sitk.ReadImage(str(labels[2]))[:-1], str(labels[2]))
+    labels[3].unlink()
+    said = run(command("train.py", tmp_path, f"dataset.root={broken}", *TINY[3:]), code=2)
+    for path in (images[0], labels[1], labels[2], labels[3]):
+        assert path.name in said
+    assert "77" in said
+    assert "Traceback" not in said
+    left = [path for path in (tmp_path / "preprocessed").rglob("*") if path.is_file() and ".lock" not in path.name]
+    assert [path.name for path in left if path.name != "files.json"] == []
+    assert not (tmp_path / "runs").exists()

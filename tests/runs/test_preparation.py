@@ -1,0 +1,145 @@
+"""The plan of a dataset by the rules, the paper's rows, pinned values or nnU-Net's file; and its preparation."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from umamba.datasets import read_dataset
+from umamba.io import UserError, read_json
+from umamba.planning import Fingerprint, plan_table, to_nnunet_plans
+from umamba.runs.preparation import fingerprint_dataset, make_plan, plan_of, prepare, preprocess
+from umamba.settings import (
+    DatasetSettings,
+    DataSettings,
+    InvalidSettings,
+    PathsSettings,
+    PlannerSettings,
+    PlanSettings,
+    TrainSettings,
+)
+
+
+def write_raw(root: Path, channels: tuple[str, ...] = ("MRI",)) -> Path:
+    """Write a raw dataset of five cases of 12 x 40 x 36 voxels."""
+    rng = np.random.default_rng(0)
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for case_id in "abcde":
+        label = np.zeros((12, 40, 36), np.uint8)
+        label[3:9, 10:30, 8:28] = 1
+        for folder, names, array in (
+            ("imagesTr", [f"{case_id}_{number:04d}" for number in range(len(channels))], rng.normal(size=label.shape)),
+            ("labelsTr", [case_id], label),
+        ):
+            image = sitk.GetImageFromArray(array.astype(np.float32 if folder == "imagesTr" else np.uint8))
+            image.SetSpacing((1.0, 1.0, 2.5))
+            for name in names:
+                sitk.WriteImage(image, str(root / folder / f"{name}.nii.gz"))
+    declared = {
+        "channel_names": {str(number): name for number, name in enumerate(channels)},
+        "labels": {"background": 0, "organ": 1},
+        "numTraining": 5,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(declared))
+    return root
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+    """Return the settings of a run on a small dataset."""
+    tmp_path = tmp_path_factory.mktemp("plan")
+    return TrainSettings(
+        paths=PathsSettings(raw=tmp_path, preprocessed=tmp_path / "out", runs=tmp_path / "runs"),
+        dataset=DatasetSettings(root=write_raw(tmp_path / "Dataset702_AbdomenMR")),
+        planner=PlannerSettings(rules="umamba"),
+        data=DataSettings(prepare_workers=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def statistics(settings: TrainSettings) -> Fingerprint:
+    """Return the dataset's fingerprint."""
+    return fingerprint_dataset(read_dataset(settings.dataset.root), settings.paths.preprocessed, 1)[0]
+
+
+def test_given_values_replace_those_of_the_papers_row(settings: TrainSettings, statistics: Fingerprint) -> None:
+    dataset = read_dataset(settings.dataset.root)
+    paper = PlanSettings(configuration=None, paper=True)
+    plan, name = make_plan(replace(settings, plan=paper), dataset, statistics)
+    assert name == "3d_fullres"
+    assert plan.configuration(name).patch_size == (48, 160, 224)
+    assert "Table 2 of the paper, 3D Abdomen MR" in plan.decisions[0]
+    flat = replace(paper, configuration="2d", batch_size=7)
+    plan, name = make_plan(replace(settings, plan=flat), dataset, statistics)
+    assert (plan.configuration(name).patch_size, plan.configuration(name).batch_size) == ((320, 320), 7)
+
+
+def test_a_configuration_is_needed() -> None:
+    with pytest.raises(InvalidSettings, match=r"plan\.configuration=null: choose 2d, 3d_fullres or 3d_lowres"):
+        PlanSettings(configuration=None)
+
+
+def test_a_written_plans_file_is_read_back_and_prepares_the_same_store(
+    settings: TrainSettings, tmp_path: Path, messages: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "nnUNetPlans.json"
+    first = prepare(settings, explain=True, nnunet_plans=path)
+    for words in ("Decisions", "target spacing 2.5, 1, 1 mm", "axis order", "patch 12, 40, 40", "batch ", "poolings"):
+        assert words in messages.text
+    assert f"paths.preprocessed: {settings.paths.preprocessed}" in messages.messages
+    content = read_json(path)
+    assert content["image_reader_writer"] == "SimpleITKIO"
+    assert content["plans_name"] == "nnUNetPlans"
+    content["configurations"]["3d_fullres"]["batch_size"] = 3
+    path.write_text(json.dumps(content))
+    second = prepare(replace(settings, plan=PlanSettings(from_file=path)), explain=True)
+    assert f"all values: read from {path}" in messages.text
+    assert second.configuration == replace(first.configuration, batch_size=3)
+    assert second.store == first.store  # the batch size does not change the preprocessed voxels
+
+
+def test_a_plan_needs_no_preprocessing(settings: TrainSettings, tmp_path: Path) -> None:
+    paths = replace(settings.paths, preprocessed=tmp_path / "out")
+    planned = plan_of(replace(settings, paths=paths))
+    assert planned.labels.names == ("organ",)
+    assert planned.num_channels == 1
+    made = sorted(path.name for path in (tmp_path / "out" / planned.dataset.name).iterdir())
+    assert made == [".fingerprint.lock", "files.json", f"fingerprint_{planned.digest[:8]}.json"]
+    prepared = preprocess(planned, replace(settings, paths=paths))
+    assert prepared.store.case_ids == tuple("abcde")
+    assert (prepared.plan, prepared.digest) == (planned.plan, planned.digest)
+    assert plan_table(prepared.plan).row_count >= 1
+
+
+def test_nothing_is_printed(settings: TrainSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(settings, explain=True)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_plans_file_stands_alone_and_fits_the_dataset(
+    settings: TrainSettings, statistics: Fingerprint, tmp_path: Path
+) -> None:
+    path, dataset = tmp_path / "nnUNetPlans.json", read_dataset(settings.dataset.root)
+    path.write_text(json.dumps(to_nnunet_plans(make_plan(settings, dataset, statistics)[0])))
+    for pinned, key in (({"batch_size": 4}, "batch_size"), ({"paper": True}, "paper")):
+        with pytest.raises(InvalidSettings, match=rf"plan\.from_file.*plan\.{key} cannot be given as well"):
+            replace(PlanSettings(from_file=path), **pinned)
+    other = read_dataset(write_raw(tmp_path / "Dataset002_Two", ("T1", "T2")))
+    with pytest.raises(UserError, match=r"made for 1 channel\(s\), Dataset002_Two has 2"):
+        make_plan(replace(settings, plan=PlanSettings(from_file=path)), other, statistics)
+
+
+@pytest.mark.parametrize(
+    ("ending", "reader"),
+    [(".png", "NaturalImage2DIO"), (".tif", "Tiff3DIO"), (".tiff", "Tiff3DIO"), (".mha", "SimpleITKIO")],
+)
+def test_the_reader_follows_the_file_ending(
+    settings: TrainSettings, statistics: Fingerprint, ending: str, reader: str
+) -> None:
+    plan, _ = make_plan(settings, read_dataset(settings.dataset.root), statistics)
+    assert to_nnunet_plans(plan, ending)["image_reader_writer"] == reader
