@@ -47,6 +47,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     (f"train {PHANTOM} logger=tensorboard", ("logger=tensorboard", "wandb")),
     ("train experiment=flare", ("experiment=flare", "flare_umamba_enc")),
     (f"train {PHANTOM} architecure=unet", ("architecure", "Did you mean 'architecture'")),
+    ("train -m experiment=glob(flair_*)", ("experiment=glob(flair_*)", "matches no option", "flare_unet")),
     (f"train -m {PHANTOM} architecture=unet,umambaenc", ("architecture=umambaenc", "Did you mean umamba_enc")),
     # Keys at the top.
     ("train", ("dataset.root", "dataset.root=...")),
@@ -242,7 +243,11 @@ def test_right_commands_are_not_refused() -> None:
         ["architecture=swinunetr", "architecture.monai_compat=1.6"],
     ):
         assert settings_of(settings.TrainSettings, ["dataset=phantom", *overrides])
-    assert not sweep_problems(settings.TrainSettings, ["dataset=phantom", "fold=0,1,all", "recipe=nnunet,unetr"])
+    for sweep in (
+        ["fold=0,1,all", "recipe=nnunet,unetr"],
+        ["experiment=glob([flare_*,amos*],exclude=*_unet)", "seed=range(3)"],
+    ):
+        assert not sweep_problems(settings.TrainSettings, ["dataset=phantom", *sweep])
 
 
 def test_smoke_is_the_same_with_and_without_a_plus() -> None:

@@ -98,7 +98,7 @@ def test_a_results_folder_predicts(results: Path, tmp_path: Path) -> None:
 def test_predict_takes_a_checkpoint_final(residual: Path, tmp_path: Path, project_dir: Path) -> None:
     said = predict(project_dir, 0, f"checkpoint={find_checkpoint(residual)}", "device=cpu",
                    f"input={images_in(tmp_path / 'images', 2)}", f"output={tmp_path / 'out'}")  # fmt: skip
-    assert "1 segmentations written" in said
+    assert f"Segmentations in {tmp_path / 'out'}: 1" in said
     assert (tmp_path / "out" / "a.nii.gz").is_file()
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -208,23 +208,32 @@ def _checked(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _wrong_options(override: Override) -> list[str]:
-    """Return a sentence for each option of a group that does not exist."""
+    """Return a sentence for each option of a group that does not exist, and for a pattern without a match."""
     group = override.key_or_group
     if not is_group(group) or override.is_delete():
         return []
-    chosen = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
-    known = options_of(group)
+    known, chosen = options_of(group), _choices(override)
+    if not chosen:
+        return [f"{override.input_line}: matches no option of {group}. The options are {', '.join(known)}."]
     wrong = [name for name in chosen if name is not None and not (isinstance(name, str) and name in known)]
     return [wrong_choice(group, name, known) for name in wrong]
+
+
+def _choices(override: Override) -> list[Any]:
+    """Return the values that an override stands for: one, those of a sweep, or the options that a pattern matches."""
+    value = override.value()
+    if isinstance(value, Glob):
+        return value.filter(options_of(override.key_or_group))
+    return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [value]
 
 
 def _first_choice(text: str) -> str:
     """Return the override of a sweep's first run."""
     override = OverridesParser.create().parse_override(text)
-    if not override.is_sweep_override():
+    if not override.is_discrete_sweep():
         return text
     prefix = "++" if text.startswith("++") else ""
-    return f"{prefix}{override.key_or_group}={next(iter(override.sweep_string_iterator()))}"
+    return f"{prefix}{override.key_or_group}={_choices(override)[0]}"
 
 
 def _composed(record: type[Settings], overrides: Sequence[str], problems: list[str]) -> DictConfig | None:

@@ -25,4 +25,4 @@ def main(settings: PredictSettings) -> None:
         post_processing=PostProcessing.read(settings.post_processing) if settings.post_processing else None,
     )
     paths = predictor.predict(settings.input, settings.output, settings)
-    log.info("%d segmentations are in %s", len(paths), settings.output)
+    log.info("Segmentations in %s: %d", settings.output, len(paths))
