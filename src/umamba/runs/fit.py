@@ -160,7 +160,7 @@ def attempt(
     if settings.trainer.activation_checkpointing:
         log.info("Activation checkpointing: %d stages keep their inputs only.", checkpoint_stages(module.network))
     if settings.trainer.compile:
-        module.network.compile()
+        module.network.compile(dynamic=False)  # patches have one size; symbolic sizes make Inductor fail
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume and resume[0], weights_only=True)
     except (RuntimeError, UserError) as error:
