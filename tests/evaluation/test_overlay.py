@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from matplotlib.figure import Figure
 
 from umamba.evaluation.overlay import case_figure, overlay_figure, write_overlay
-from umamba.io import read_image
+from umamba.io import Geometry, Image, read_image
 from umamba.labels import LabelSet, colours
 from umamba.labels.painting import scaled
 from umamba.labels.view import letters_of
@@ -42,7 +42,7 @@ def test_the_columns_show_what_they_say(tmp_path: Path, shape: tuple[int, int, i
     assert len(figure.axes) == rows * 4
     picture = pixels(figure)
     for axes, coloured in zip(figure.axes[:4], (False, True, False, True), strict=True):
-        box = axes.get_window_extent().extents.round().astype(int)
+        box = np.round(axes.get_window_extent().extents).astype(int)
         inside = picture[len(picture) - box[3] + 5 : len(picture) - box[1] - 5, box[0] + 5 : box[2] - 5]
         assert ((inside.max(-1) - inside.min(-1)) > 30).any() == coloured
     assert legend(figure) == ["first", "second", "false", "missed", "another label"]
@@ -59,11 +59,11 @@ def test_the_picture_does_not_depend_on_the_stored_order(tmp_path: Path, code: s
     pictures = []
     for name in ("LPS", code):
         files = []
-        for number, each in enumerate((array, truth)):
-            image = sitk.GetImageFromArray(each)
-            image.SetSpacing((1.0, 2.0, 3.0))
+        for number, each in enumerate([array, truth.astype(np.float32)]):
+            stored = sitk.GetImageFromArray(each)
+            stored.SetSpacing((1.0, 2.0, 3.0))
             files.append(tmp_path / f"{name}_{number}.nii.gz")
-            sitk.WriteImage(sitk.DICOMOrient(image, name), str(files[-1]))
+            sitk.WriteImage(sitk.DICOMOrient(stored, name), str(files[-1]))
         image, label = (read_image([file]) for file in files)
         letters, spacing = letters_of(image.geometry), image.geometry.spacing
         figure = overlay_figure(image.array, label.array[0], label.array[0], spacing, LABELS, letters=letters)
@@ -77,7 +77,9 @@ def test_right_is_left_and_the_head_is_up() -> None:
     # Axes grow to the head, back and left (LPS, the identity); the bright voxel is the patient's upper front right.
     image = np.zeros((1, 6, 6, 6))
     image[0, 5, 0, 0] = 1
-    figure = overlay_figure(image, None, np.zeros((6, 6, 6), int), (1, 1, 1), LABELS, letters=("S", "P", "L"), window=(0, 1))
+    figure = overlay_figure(
+        image, None, np.zeros((6, 6, 6), int), (1, 1, 1), LABELS, letters=("S", "P", "L"), window=(0, 1)
+    )
     shown = {axes.get_ylabel().split()[0]: axes for axes in figure.axes if axes.get_ylabel()}
     assert list(shown) == ["axial", "coronal", "sagittal"]
     assert [text.get_text() for text in shown["axial"].texts] == ["R", "L", "A", "P"]
@@ -125,9 +127,7 @@ def test_numbered_cells_and_the_score_of_the_table() -> None:
     assert layer[7, 4, 3] == 1, "the border between touching cells is drawn"
 
 
-def read_like(array: np.ndarray) -> object:
-    from umamba.io import Geometry, Image
-
+def read_like(array: np.ndarray) -> Image:
     depth, height, width = array.shape[1:]
     return Image(array, Geometry((999.0, 1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), (depth, height, width), True))
 

@@ -19,7 +19,11 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def table(labels: int, cases: int = 3) -> pandas.DataFrame:
     random = np.random.default_rng(0)
-    rows = [(f"c{case}", f"l{label:03d}", label / labels, label, label + 1.0) for case in range(cases) for label in range(labels)]
+    rows = [
+        (f"c{case}", f"l{label:03d}", label / labels, label, label + 1.0)
+        for case in range(cases)
+        for label in range(labels)
+    ]
     frame = pandas.DataFrame(rows, columns=["case", "label", "dsc", "volume_ml", "true_volume_ml"])
     return frame.assign(dsc=frame["dsc"] + random.uniform(0, 1e-3, len(frame)))
 

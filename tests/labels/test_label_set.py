@@ -1,6 +1,5 @@
 """Label sets against hand-written dataset.json entries (nnU-Net's documented forms)."""
 
-import numpy as np
 import pytest
 
 from umamba.io import UserError

@@ -10,12 +10,16 @@ from umamba.io.orientation import axis_letters
 from umamba.labels.view import View, largest_slice, plane_size, planes_shown
 
 CODES = ["".join(p) for p in itertools.permutations("LPS")]
-CODES = ["".join(code) for each in CODES for code in itertools.product(*({"L": "LR", "P": "PA", "S": "SI"}[c] for c in each))]
+CODES = [
+    "".join(code) for each in CODES for code in itertools.product(*({"L": "LR", "P": "PA", "S": "SI"}[c] for c in each))
+]
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_every_orientation_gives_the_same_pictures(code: str) -> None:
-    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 99, (4, 5, 6)))  # identity: axes grow to L, P, S
+    image = sitk.GetImageFromArray(
+        np.random.default_rng(0).integers(0, 99, (4, 5, 6))
+    )  # identity: axes grow to L, P, S
     image.SetSpacing((1, 2, 3))
     stored = sitk.DICOMOrient(image, code)
     letters = axis_letters(stored.GetDirection())

@@ -16,7 +16,6 @@ import pytest
 from scipy.stats import wilcoxon
 
 from umamba.evaluation.statistics import holm
-from umamba.io import Geometry
 from umamba.records import RunFolder
 from umamba.reporting import gather, numbers, write_report
 from umamba.reporting.compare import best_two, spread_sentences

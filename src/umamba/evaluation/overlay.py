@@ -1,4 +1,4 @@
-"""Pictures of a case: image, truth, prediction and errors side by side, in the slices with the largest area of truth."""
+"""Pictures of a case: image, truth, prediction and errors, in the slices with the largest area of truth."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_i
 from umamba.labels.view import View, largest_slice, letters_of, plane_size, planes_shown
 
 _COLUMN_INCHES = 3.2
+_OPAQUE = 6  # wrong voxels on a line of sight that are drawn nearly opaque
 # Vermilion, blue and yellow of Okabe and Ito (2008), which colour-blind readers tell apart.
 _ERRORS = {"false": (213, 94, 0), "missed": (0, 114, 178), "another label": (240, 228, 66)}
 
@@ -38,8 +39,9 @@ def overlay_figure(
     """Draw the columns image, truth, prediction and errors; without truth, image and prediction.
 
     The rows are the axial, coronal and sagittal slices with the largest area of truth (of prediction if there is no
-    truth), in their physical proportions and in radiological convention; an image with one slice has one row. The errors
-    are those of all slices, seen through the volume, so that a false positive far from the drawn slice is visible too.
+    truth), in their physical proportions and in radiological convention; an image with one slice has one row. The
+    errors are those of all slices, seen through the volume, so that a false positive far from the drawn slice is
+    visible too.
 
     Args:
         image: (C, Z, Y, X); three channels of 8-bit integers are drawn in colour, otherwise the first channel in grey.
@@ -100,7 +102,7 @@ def overlay_figure(
         if name == "prediction" and score:
             text += f", {score}"
         if name == "errors" and prediction.shape[rows[0]] > 1:
-            text += " of all slices"
+            text += " of all slices (opaque: many)"
         cell.set_title(mathtext(text), fontsize=9)
     figure.suptitle(mathtext(f"{title}: {shown_window}" if title else shown_window), fontsize=9)
     errors = [Patch(facecolor=_unit(colour), label=name) for name, colour in _ERRORS.items()]
@@ -144,7 +146,7 @@ def case_score(scores: pandas.DataFrame, case: str) -> str:
         scores: columns case, label and metrics.
         case: name of the case.
 
-    >>> case_score(pandas.DataFrame({"case": ["a", "a"], "label": ["x", "y"], "dsc": [0.8, 0.9], "nsd": [1.0, 1.0]}), "a")
+    >>> case_score(pandas.DataFrame({"case": ["a", "a"], "label": ["x", "y"], "dsc": [0.8, 0.9]}), "a")
     'mean DSC 0.850'
     """
     metric = metrics_of(scores)[0]
@@ -179,9 +181,13 @@ def _paint_errors(
     for name, mask in kinds.items():
         if mask is None:
             continue
-        plane = mask.any(axis=axis)
-        layer = np.zeros((*plane.shape, 4))
-        layer[plane] = (*_unit(_ERRORS[name]), 0.8)
+        depth = mask.sum(axis=axis)
+        layer = np.zeros((*depth.shape, 4))
+        layer[..., :3] = _unit(_ERRORS[name])
+        # One wrong voxel on the line of sight is usual at borders; many are a region that is wrong.
+        layer[..., 3] = (
+            np.where(depth > 0, np.clip(depth / _OPAQUE, 0.2, 0.85), 0) if mask.shape[axis] > 1 else 0.8 * depth
+        )
         axes.imshow(layer, extent=(0, width, height, 0), interpolation="nearest")
 
 

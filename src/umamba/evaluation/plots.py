@@ -73,7 +73,9 @@ def _boxes(axes: Axes, values: Sequence[np.ndarray], places: np.ndarray, colour:
     for line in drawn["medians"]:
         line.set(color="black")
     spread = np.random.default_rng(0)
-    x = np.concatenate([place + spread.uniform(-0.2, 0.2, len(each)) for place, each in zip(places, values, strict=True)])
+    x = np.concatenate(
+        [place + spread.uniform(-0.2, 0.2, len(each)) for place, each in zip(places, values, strict=True)]
+    )
     axes.plot(x, np.concatenate(list(values)), ".", markersize=3, color=tuple(colour))
 
 

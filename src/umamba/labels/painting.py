@@ -36,8 +36,8 @@ def scaled(
 ) -> tuple[np.ndarray, str]:
     """Scale intensities for drawing.
 
-    Three channels of 8-bit integers are a photograph: it is drawn as it is, or stretched if it is dark or pale, that is,
-    if 99 % of its values fill less than half of the range. Of other images the first channel is drawn in grey.
+    Three channels of 8-bit integers are a photograph: it is drawn as it is, or stretched if it is dark or pale, that
+    is, if 99 % of its values fill less than half of the range. Of other images the first channel is drawn in grey.
 
     Args:
         image: (C, ...).
@@ -82,8 +82,8 @@ def draw_plane(axes: Axes, plane: np.ndarray, size: tuple[float, float], edges: 
     axes.imshow(plane, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
-    places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"))
-    places += ((0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"))
+    sides = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"))
+    places = (*sides, (0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"))
     for letter, (x, y, horizontal, vertical) in zip(edges, places, strict=True):
         if letter:
             _write(axes, x, y, letter, ha=horizontal, va=vertical, transform=axes.transAxes)

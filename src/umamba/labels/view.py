@@ -1,8 +1,8 @@
 """The planes in which a volume is drawn: radiological convention where directions are known, otherwise as stored.
 
-Radiologists look from the patient's feet and from the front: the patient's right side is at the left of axial and coronal
-pictures, the front is at the top of axial ones, the head is at the top of coronal and sagittal ones, and the front is at
-the left of sagittal ones.
+Radiologists look from the patient's feet and from the front: the patient's right side is at the left of axial and
+coronal pictures, the front is at the top of axial ones, the head is at the top of coronal and sagittal ones, and the
+front is at the left of sagittal ones.
 """
 
 from collections.abc import Sequence

@@ -82,7 +82,7 @@ def draw_preview(
                     subject = transforms(subject)
             image = crop_centre(subject.get_image("image").data, as_3d(patch_size)).numpy()
             label = crop_centre(subject.get_image("label").data, as_3d(patch_size)).numpy()[0]
-            view = View.of(store.letters(region["case_id"]))
+            view = View.of(store.letters(str(region["case_id"])))
             drawn |= draw_patch(grid[row, column], image, label, labels, spacing, view, named=column == 0)
             if column == 0:
                 grid[row, 0].set_title(mathtext(f"{region['case_id']}: not augmented"), fontsize=7)

@@ -104,7 +104,6 @@ class CaseStore:
             ) from error
         return StoredCase(case_id, image, label, voxels, properties)
 
-
     def letters(self, case_id: str) -> tuple[str, str, str] | None:
         """Return the anatomical directions in which a case's stored axes grow; None for a two-dimensional image.
 
