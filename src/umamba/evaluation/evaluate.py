@@ -11,7 +11,8 @@ from rich.table import Table
 from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.score import TITLES, Rules, metrics_of, score_pairs, score_table, worst_median_best
 from umamba.evaluation.statistics import MEAN, compare_methods, summarize
-from umamba.io import UserError, atomic_path, read_image, read_json, read_label, supported_endings
+from umamba.io import UserError, read_image, read_json, read_label, supported_endings
+from umamba.io.tabular import write_table
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
 from umamba.settings import EvaluateSettings
@@ -126,7 +127,7 @@ def evaluate_folders(
     comparison = None
     if len(scores) > 1:
         comparison = compare_methods(scores, metrics)
-        _write_csv(comparison, output / "comparison.csv")
+        write_table(output / "comparison.csv", comparison)
         log.info(comparison_table(comparison))
     return Evaluation(scores, comparison, tuple(problems))
 
@@ -288,13 +289,8 @@ def _draw_scores(scores: Mapping[str, pandas.DataFrame], metrics: Sequence[str],
 
 
 def _write_tables(scores: pandas.DataFrame, pairs: Mapping[str, tuple[Path, Path]], rules: Rules, folder: Path) -> None:
-    _write_csv(scores, folder / "scores.csv")
-    _write_csv(summarize(scores, metrics_of(scores)), folder / "summary.csv")
+    write_table(folder / "scores.csv", scores)
+    write_table(folder / "summary.csv", summarize(scores, metrics_of(scores)))
     if rules.strict_official:
         for name, table in official_tables(scores, pairs, rules).items():
-            _write_csv(table, folder / name)
-
-
-def _write_csv(table: pandas.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+            write_table(folder / name, table)

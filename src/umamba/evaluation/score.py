@@ -24,8 +24,9 @@ from umamba.evaluation.objects import match_parts
 from umamba.evaluation.overlap import BoundingBox, common_box, dice, label_boxes
 from umamba.evaluation.protocols import ABDOMEN_ORGANS, ENDOSCOPY_TOLERANCE_PX, endoscopy_classes, score_abdomen
 from umamba.evaluation.surface import surface_dice, surface_distances
-from umamba.io import Geometry, Image, UserError, atomic_path, geometry_difference, read_label
+from umamba.io import Geometry, Image, UserError, geometry_difference, read_label
 from umamba.io.resources import available_cpus
+from umamba.io.tabular import write_table
 from umamba.io.voice import tracked
 from umamba.labels import LabelSet
 from umamba.settings.dataset import Protocol
@@ -323,8 +324,7 @@ def score_folder(
     if problems:
         raise UserError("These cases could not be scored:\n" + "\n".join(problems))
     if output is not None:
-        with atomic_path(output) as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(output, table)
     return table
 
 

@@ -11,7 +11,7 @@ import pandas
 
 from umamba.io import UserError
 from umamba.records import RunFolder
-from umamba.records.tables import read_scores
+from umamba.records.tables import read_curves, read_scores
 from umamba.sweeps import PlannedRun, RunState, run_state
 
 METRICS = ("dsc", "nsd", "f1")
@@ -124,7 +124,7 @@ def gather(
         if state.state == "done":
             rows += run_scores(state.run)
     files = {state.run.folder: state.run.folder.metrics for state in states}
-    curves = {folder: pandas.read_csv(path) for folder, path in files.items() if path.exists()}
+    curves = {folder: read_curves(path) for folder, path in files.items() if path.exists()}
     return Results(
         name=name,
         question=question,
