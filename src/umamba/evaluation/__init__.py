@@ -8,9 +8,9 @@ from umamba.evaluation.score import (
     score_files,
     score_folder,
     score_pairs,
-    score_table,
     worst_median_best,
 )
+from umamba.evaluation.score_table import score_table
 from umamba.evaluation.surface import surface_dice
 
 __all__ = [

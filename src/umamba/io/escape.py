@@ -44,6 +44,15 @@ def printable(text: str) -> str:
     return _UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
 
+def printable_lines(text: str) -> str:
+    r"""Return text as `printable` does, but keep line breaks and tabs.
+
+    >>> printable_lines("a\tb\nc\x1b[2J")
+    'a\tb\nc\\x1b[2J'
+    """
+    return "".join(part if part in "\n\t" else printable(part) for part in re.split("([\n\t])", text))
+
+
 def html(text: str) -> str:
     """Return text for the content of an HTML element or for an attribute in quotes.
 
