@@ -3,6 +3,7 @@
 from umamba.evaluation.overlap import dice
 from umamba.evaluation.score import (
     Rules,
+    rules_sentence,
     score_arrays,
     score_case,
     score_files,
@@ -16,6 +17,7 @@ from umamba.evaluation.surface import surface_dice
 __all__ = [
     "Rules",
     "dice",
+    "rules_sentence",
     "score_arrays",
     "score_case",
     "score_files",

@@ -126,7 +126,7 @@ def evaluate_folders(
         scores[method] = table
         target = output / method if len(predictions) > 1 else output
         _write_tables(table, pairs, rules, target)
-        log.info(score_table(table, method, rules, expected=len(pairs) + len(missing)))
+        log.info(score_table(table, method, rules.sentence, expected=len(pairs) + len(missing)))
         if images is not None and rules.protocol != "cell":
             draw_overlays(table, pairs, images, rules.labels, target / "overlays")
     metrics = metrics_of(next(iter(scores.values())))

@@ -87,29 +87,56 @@ class Rules:
 
     def tolerances(self) -> dict[str, float]:
         """Return the tolerance of each label's NSD in mm (pixels for photographs); none for cells."""
-        names = self.labels.names
-        match self.protocol:
-            case "abdomen":
-                return dict(zip(names, (tolerance for _, tolerance in ABDOMEN_ORGANS), strict=True))
-            case "endoscopy":
-                return dict.fromkeys(names, ENDOSCOPY_TOLERANCE_PX)
-            case "cell":
-                return {}
-        if isinstance(self.tolerance_mm, Mapping):
-            return {name: self.tolerance_mm[name] for name in names}
-        return dict.fromkeys(names, self.tolerance_mm)
+        names, found = self.labels.names, nsd_tolerances(self.protocol, self.tolerance_mm)
+        if isinstance(found, Mapping):
+            return {name: found[name] for name in names}
+        return dict(zip(names, found * (len(names) // max(1, len(found))), strict=True)) if found else {}
 
     @property
     def sentence(self) -> str:
-        """The rules in a sentence, for a table: protocol and tolerance, or what counts as a cell that is found."""
-        strict = ", as the official script scores" if self.strict_official else ""
+        """The rules in a sentence for a table."""
         if self.protocol == "cell":
             edge = "counted" if self.count_edge_cells else "not counted"
-            return f"Protocol cell{strict}: match from IoU {self.iou_threshold:g} on, cells at the edge {edge}."
-        values = sorted(set(self.tolerances().values()))
-        unit = "pixels" if self.protocol == "endoscopy" else "mm (pixels for photographs)"
-        several = f"{values[0]:g} to {values[-1]:g} {unit} by label" if len(values) > 1 else f"{values[0]:g} {unit}"
-        return f"Protocol {self.protocol}{strict}: NSD at a tolerance of {several}."
+            found = f"Protocol cell: match from IoU {self.iou_threshold:g} on, cells at the edge {edge}."
+        else:
+            found = rules_sentence(self.protocol, self.tolerance_mm)
+        return found + (" Scored as the official script does." if self.strict_official else "")
+
+
+def nsd_tolerances(protocol: str, tolerance_mm: float | Mapping[str, float]) -> list[float] | Mapping[str, float]:
+    """Return the tolerances of a protocol: one for all labels, one for each, or none.
+
+    Args:
+        protocol: its name.
+        tolerance_mm: tolerance of the generic protocol, mm.
+    """
+    match protocol:
+        case "abdomen":
+            return [tolerance for _, tolerance in ABDOMEN_ORGANS]
+        case "endoscopy":
+            return [ENDOSCOPY_TOLERANCE_PX]
+        case "cell":
+            return []
+    return tolerance_mm if isinstance(tolerance_mm, Mapping) else [tolerance_mm]
+
+
+def rules_sentence(protocol: str, tolerance_mm: float | Mapping[str, float]) -> str:
+    """Return the protocol and the tolerance of its NSD in a sentence for a table.
+
+    Args:
+        protocol: its name.
+        tolerance_mm: tolerance of the generic protocol, mm.
+
+    >>> print(rules_sentence("generic", 2.0), rules_sentence("abdomen", 2.0), rules_sentence("cell", 2.0))
+    Protocol generic: NSD at 2 mm. Protocol abdomen: NSD at 2 to 7 mm by label. Protocol cell.
+    """
+    found = nsd_tolerances(protocol, tolerance_mm)
+    values = sorted(set(found.values() if isinstance(found, Mapping) else found))
+    if not values:
+        return f"Protocol {protocol}."
+    unit = "pixels" if protocol == "endoscopy" else "mm"
+    several = f"{values[0]:g} to {values[-1]:g} {unit} by label" if len(values) > 1 else f"{values[0]:g} {unit}"
+    return f"Protocol {protocol}: NSD at {several}."
 
 
 def score_case(

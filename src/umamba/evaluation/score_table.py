@@ -3,7 +3,7 @@
 import pandas
 from rich.table import Table
 
-from umamba.evaluation.score import TITLES, WITH_MISSES, Rules, metrics_of
+from umamba.evaluation.score import TITLES, WITH_MISSES, metrics_of
 from umamba.evaluation.statistics import mean_label
 from umamba.io.escape import rich_text
 
@@ -14,7 +14,7 @@ MISSES_RULE = (
 
 
 def score_table(
-    scores: pandas.DataFrame, title: str | None = None, rules: Rules | None = None, expected: int | None = None
+    scores: pandas.DataFrame, title: str | None = None, rules: str | None = None, expected: int | None = None
 ) -> Table:
     """Return the printable table of scores: mean ± standard deviation over the cases for each label.
 
@@ -25,7 +25,7 @@ def score_table(
     Args:
         scores: columns case, label and metrics.
         title: what was scored, such as "Test images"; the number of cases is added.
-        rules: the rules of the scores, which the caption names; None: no caption.
+        rules: sentence on the rules of the scores (`Rules.sentence`), which becomes the caption; None: no caption.
         expected: number of cases that should have been scored; None: those of the table.
     """
     metrics = metrics_of(scores)
@@ -33,7 +33,7 @@ def score_table(
     counted = f"{number} cases" if expected in (None, number) else f"{number} of {expected} cases"
     table = Table(title=rich_text(f"{title}: {counted}" if title else f"Scores of {counted}"))
     if rules is not None:
-        table.caption = rich_text(" ".join([rules.sentence, *([MISSES_RULE] if WITH_MISSES in metrics else [])]))
+        table.caption = rich_text(" ".join([rules, *([MISSES_RULE] if WITH_MISSES in metrics else [])]))
     for column in ("label", "cases", *(TITLES[metric] for metric in metrics)):
         table.add_column(column, justify="left" if column == "label" else "right")
     if not metrics:
