@@ -87,7 +87,7 @@ def test_latex_holds_no_command_of_the_name(name: str) -> None:
 def test_markdown_by_hand() -> None:
     assert escape.markdown("a|b") == r"a\|b"
     assert escape.markdown("<img src=x>") == "&lt;img src=x&gt;"
-    assert escape.markdown("![x](http://y)") == r"!\[x\](http\://y)"
+    assert escape.markdown("![x](http://y)") == r"!\[x\](http://y)"
     assert escape.markdown("# x\n# y") == r"\# x\\n\# y"
 
 
