@@ -269,7 +269,7 @@ def test_neither_map_has_the_label_and_a_false_one_counts(tmp_path: Path) -> Non
         assert found["dsc"] == found["nsd"] == 0
 
 
-HOSTILE = ("NA", "[/red]", "$x$", "mean", "=1+1", "a, b", 'the "left"', "cafe\u0301")
+HOSTILE = ("NA", "[/red]", "$\\frac$", "mean", "=1+1", "a, b", 'the "left"', "cafe\u0301")
 
 
 def test_any_name_of_a_label_or_case_is_scored_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -291,7 +291,7 @@ def test_labels_get_the_papers_names(name: str, expected: str) -> None:
 
 
 LABELS = ("NA", "nan", "=1+1", "a|b", "<b>", "L", "l", "average", "50%_$", "caf\u00e9")
-DATASET, METHOD = '<i>&"x', "#m_1 {x}|\\input"
+DATASET, METHOD = '<i>&"x', "#m_1 {x}|\\input $\\frac$"
 
 
 def hostile_study(tmp_path: Path) -> list[PlannedRun]:
@@ -302,6 +302,7 @@ def hostile_study(tmp_path: Path) -> list[PlannedRun]:
         folder.path.mkdir(parents=True)
         scoring = {"protocol": "generic", "tolerance_mm": 1.5}
         folder.status_file.write_text(json.dumps({"state": "finished", "max_epochs": 1, "scoring": scoring}))
+        folder.metrics.write_text("epoch,train/loss\n0,1.0\n")
         rows = [(name, label, index / 10) for index, label in enumerate(LABELS) for name in ("001", "1e3", case)]
         rows = [row for row in rows if row[:2] != ("001", "L")]
         write_scores(folder.scores, pandas.DataFrame(rows, columns=["case", "label", "dsc"]))
@@ -344,7 +345,7 @@ def test_any_name_is_text_in_markdown_and_latex(tmp_path: Path) -> None:
     assert r"a\|b" in markdown
     assert "<b>" not in markdown
     assert "test images" in markdown
-    assert r"\#m\_1 \{x\}\textbar{}\textbackslash{}input" in latex
+    assert r"\#m\_1 \{x\}\textbar{}\textbackslash{}input \$\textbackslash{}frac\$" in latex
     assert r"50\%\_\$" in latex
     body = [line for line in latex.splitlines() if line.endswith(r"\\") and not line.startswith("%")]
     assert {line.count(" & ") for line in body} == {1, 2}
