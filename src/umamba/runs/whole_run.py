@@ -16,7 +16,7 @@ from umamba.evaluation.score import TITLES, metrics_of
 from umamba.io import atomic_path
 from umamba.io.voice import shown
 from umamba.records import RunFolder
-from umamba.records.tables import read_scores
+from umamba.records.tables import read_curves, read_scores
 from umamba.runs.fit import check_fold, check_network, checkpoint_record, fit
 from umamba.runs.preparation import PreparedDataset, plan_of, preprocess
 from umamba.runs.score import check_scoring, draw_cases, predict_and_score
@@ -52,7 +52,7 @@ class RunResult:
     @property
     def metrics(self) -> pandas.DataFrame:
         """The curves of training: one row for each epoch, with train/loss, val/loss, val/patch_dice and others."""
-        return pandas.read_csv(self.folder.metrics)
+        return read_curves(self.folder.metrics)
 
 
 def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
