@@ -101,6 +101,7 @@ NNUNET_AUGMENTATION: dict[str, Any] = {
     "gamma_negated": {"p": 0.1, "exponent": [0.7, 1.5]},
     "gamma": {"p": 0.3, "exponent": [0.7, 1.5]},
     "mirror": {"p": 0.5, "axes": None},
+    "extra": [],
 }
 
 
@@ -112,7 +113,7 @@ def without(*kinds: str) -> dict[str, Any]:
 AUGMENTATIONS = {
     "nnunet": NNUNET_AUGMENTATION,
     "light": without("rotation", "scaling", "blur", "contrast", "low_resolution", "gamma_negated"),
-    "none": without(*(name for name in NNUNET_AUGMENTATION if name != "device")),
+    "none": without(*(name for name in NNUNET_AUGMENTATION if name not in ("device", "extra"))),
 }
 TRAINER: dict[str, Any] = {
     "accelerator": "auto",

@@ -49,6 +49,7 @@ def example(record: type[Settings], folder: Path) -> Settings:
     """Return a record with its required keys given."""
     values: dict[str, Any] = dict.fromkeys(EXISTING, str(folder))
     values |= {"candidates": [str(folder)], "archive": "amos", "study": "folds", "root": "there", "output": "out"}
+    values |= {"name": "RandomBlur"}
     values |= {"dataset": {"root": "there"}}
     required = [each.name for each in fields(record) if each.default is MISSING and each.default_factory is MISSING]
     return parse(record, {name: values[name] for name in required})

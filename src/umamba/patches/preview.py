@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from umamba.io import atomic_path
 from umamba.labels import LabelSet, colours
-from umamba.patches.augmentation import read_size, training_transforms
+from umamba.patches.augmentation import read_margin, read_size, training_transforms
 from umamba.patches.dataset import PatchDataset, make_subject
 from umamba.patches.sampling import as_3d
 from umamba.patches.seeding import seeded_torch
@@ -43,7 +43,7 @@ def draw_preview(
 
     Args:
         store: the preprocessed cases.
-        configuration: the plan's configuration; patch size and masked channels are read.
+        configuration: the plan's configuration; patch size, spacing and masked channels are read.
         labels: values and names of the labels, which also determine the colours.
         augmentation: kinds, probabilities and ranges.
         path: the file to write, ending in .png.
@@ -61,6 +61,7 @@ def draw_preview(
         labels,
         tio.Compose([]),
         read_size=read_size(augmentation, patch_size),
+        margin=read_margin(augmentation, patch_size, configuration.spacing),
         patch_size=as_3d(patch_size),
         dim=len(patch_size),
         batch_size=1,
@@ -69,7 +70,7 @@ def draw_preview(
         seed=seed,
         stream="preview",
     )
-    transforms = training_transforms(augmentation, patch_size, configuration.use_mask_for_norm)
+    transforms = training_transforms(augmentation, patch_size, configuration.use_mask_for_norm, configuration.spacing)
     figure = Figure(figsize=(2.2 * columns, 2.2 * rows + 0.6), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)

@@ -16,7 +16,7 @@ from umamba.settings.architecture import (
     UNetSettings,
     read_architecture,
 )
-from umamba.settings.augmentation import AugmentationSettings
+from umamba.settings.augmentation import AugmentationSettings, ExtraTransform
 from umamba.settings.commands import (
     ConvertSettings,
     EvaluateSettings,
@@ -52,6 +52,7 @@ __all__ = [
     "DescribeSettings",
     "EvaluateSettings",
     "ExportSettings",
+    "ExtraTransform",
     "FindBestSettings",
     "InvalidSettings",
     "LoggerSettings",

@@ -180,6 +180,8 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
         if is_dataclass(candidate):
             value = limits.null if value is None and limits.null is not None else value
             return value if isinstance(value, candidate) else _parsed(candidate, value, path, problems)  # type: ignore[arg-type]
+        if _record_of(candidate) is not None and isinstance(value, list | tuple):
+            return tuple(_records(value, _record_of(candidate), path, problems))
         converted = _converted(value, candidate, limits)
         if converted is not _NO:
             if limits.existing:
@@ -192,6 +194,18 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
     else:
         problems.append(f"{path}={shown(value)}: must be {described(kind, limits)}.")
     return value
+
+
+def _record_of(kind: Any) -> Any:
+    """Return the record of a list of records; None for other types."""
+    entries = typing.get_args(kind) if typing.get_origin(kind) is tuple else ()
+    return entries[0] if len(entries) == 2 and is_dataclass(entries[0]) and entries[1] is Ellipsis else None
+
+
+def _records(values: Sequence[Any], record: Any, path: str, problems: list[str]) -> Iterator[Any]:
+    """Yield the records of a list; each mistake is added to the problems."""
+    for index, value in enumerate(values):
+        yield value if isinstance(value, record) else _parsed(record, value, f"{path}[{index}]", problems)
 
 
 def _listed(value: Any) -> Sequence[Any]:
