@@ -1,6 +1,6 @@
 """TorchIO's own transforms in the chain of a patch (`augmentation.extra`), and the voxels around a patch they need.
 
-A transform gets the patch as TorchIO reads an image from a file: axes (C, X, Y, Z) and the plan's spacing in mm. Degrees
+A transform gets the patch as TorchIO reads an image from a file: axes (C, X, Y, Z), the plan's spacing in mm. Degrees
 and millimetres therefore mean what TorchIO documents, and a 2D patch is a 2D image. A transform that moves voxels gets
 a larger region, from which the patch is cut afterwards; so no voxel of the patch comes from beyond the region.
 """
