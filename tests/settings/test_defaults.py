@@ -39,6 +39,7 @@ NNUNET_RECIPE: dict[str, Any] = {
     },
     "schedule": {"name": "poly", "exponent": 0.9, "minimum": 0.0},
     "loss": {
+        "name": None,
         "dice_weight": 1.0,
         "cross_entropy_weight": 1.0,
         "class_weights": None,
@@ -344,7 +345,7 @@ def test_any_dataset_needs_its_root() -> None:
 def test_prepare_and_describe_add_keys_of_their_own() -> None:
     prepare = {"explain": False, "nnunet_plans": None, "preview": False}
     assert composed(PrepareSettings, "dataset=phantom") == {**TRAIN, **prepare}
-    describe = {"checkpoint": None, "num_classes": None}
+    describe = {"checkpoint": None, "num_classes": None, "trust": []}
     assert composed(DescribeSettings, "dataset=phantom") == {**TRAIN, **describe}
 
 
@@ -359,6 +360,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "overwrite": False,
         "workers": 2,
         "device": "auto",
+        "trust": [],
         "checkpoint": here,
         "input": here,
         "output": "out",
@@ -368,6 +370,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
     assert composed(FindBestSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
         **sliding,
         "device": "auto",
+        "trust": [],
         "candidates": [here],
         "raw_dataset": here,
         "output": "out",

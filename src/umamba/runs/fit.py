@@ -20,7 +20,7 @@ from umamba.settings import TrainSettings
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.checkpoints import newest_readable
 from umamba.training.learning_rate import found_learning_rate
-from umamba.training.losses import DiceCrossEntropy
+from umamba.training.losses import build_loss
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged
 from umamba.training.pretrained import load_pretrained
@@ -77,7 +77,7 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
     """
     classes = planned.labels.num_classes
     build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
-    DiceCrossEntropy(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
+    build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
     if settings.augmentation.extra:
         check_on_patch(settings.augmentation, planned.configuration.patch_size, planned.configuration.spacing)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from umamba.io.errors import UserError
+from umamba.settings.entry_points import installed
 from umamba.settings.fields import Key
 from umamba.settings.wording import (
     alternatives,
@@ -221,9 +222,12 @@ def _variant(value: Any, kind: Any, variants: Mapping[str, type[Any]], path: str
         problems.append(f"{path}: {type(value).__name__} is no {kind.__name__}. Give a record that inherits it.")
         return None
     name = value.get("name") if isinstance(value, Mapping) else value
-    record = variants.get(str(name)) or (variants.get("") if ":" in str(name) else None)
+    own = variants.get("")  # of functions in the user's own packages
+    offered = installed(own.entry_points) if own is not None and str(name) not in variants else {}
+    record = variants.get(str(name)) or (own if ":" in str(name) or name in offered else None)
     if record is None:
-        problems.append(wrong_choice(f"{path}.name", shown(name), [known for known in variants if known]))
+        known = [known for known in variants if known]
+        problems.append(wrong_choice(f"{path}.name", shown(name), [*known, *offered]))
         return None
     return _parsed(record, value, path, problems)
 
