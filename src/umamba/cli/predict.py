@@ -23,6 +23,7 @@ def main(settings: PredictSettings) -> None:
         device=settings.device,
         precision=settings.precision,
         post_processing=PostProcessing.read(settings.post_processing) if settings.post_processing else None,
+        trust=settings.trust,
     )
     paths = predictor.predict(settings.input, settings.output, settings)
     log.info("Segmentations in %s: %d", settings.output, len(paths))
