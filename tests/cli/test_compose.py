@@ -82,6 +82,7 @@ def test_help_names_every_key_with_its_sentence(name: str) -> None:
     text = command_help(COMMANDS[name])
     assert COMMANDS[name].sentence in text
     record = COMMANDS[name].record
+    assert ("--config-dir FOLDER" in text) == (record is not None)
     for entry in fields(getattr(settings, record)) if record else ():
         assert entry.name in text, entry.name
 

@@ -151,7 +151,7 @@ def test_overrides_within_overrides_and_options_of_sbatch() -> None:
         ("train data/Dataset004_X fold=1", "umamba train fold=1 dataset.root=data/Dataset004_X"),
         ("train --smoke dataset=phantom", "umamba train dataset=phantom smoke=true"),
         ("report", "umamba report study=..."),
-        ("train -m fold=0,1", "umamba train fold=0,1 dataset.root=..."),
+        ("train -m fold=0,1", "umamba train fold=0,1 dataset.root=... -m"),
     ],
 )
 def test_the_right_command_is_shown(line: str, usage: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,8 +63,8 @@ def checked_arguments(name: str, record: Any, arguments: Sequence[str]) -> list[
         else:
             kept.append(word)
     if problems:
-        overrides = [argument for argument in kept if "=" in argument]
-        raise UserError(_usage(InvalidSettings(problems), name, record, [*overrides, *corrected], words))
+        usage = _usage(name, record, [*kept, *corrected, *options], words)
+        raise UserError(f"{InvalidSettings(problems)}\n{usage}")
     return [*kept, *options]
 
 
@@ -77,8 +77,10 @@ def with_usage(error: InvalidSettings, name: str, record: Any, arguments: Sequen
         record: its settings record.
         arguments: the arguments, as typed.
     """
-    overrides = [argument for argument in arguments if "=" in argument]
-    return UserError(_usage(error, name, record, overrides, ())) if missing_keys(record, overrides) else error
+    missing = missing_keys(record, arguments)
+    if any(f"{key}=..." in str(error) for key in missing):
+        return UserError(f"{error}\n{_usage(name, record, arguments, ())}")
+    return error
 
 
 def missing_keys(record: Any, overrides: Sequence[str]) -> list[str]:
@@ -88,18 +90,19 @@ def missing_keys(record: Any, overrides: Sequence[str]) -> list[str]:
         record: the settings record of the command.
         overrides: the overrides, as typed.
     """
-    given = {override.lstrip("+").split("=")[0] for override in overrides}
+    given = {override.lstrip("+").split("=")[0] for override in overrides if "=" in override}
     if "experiment" in given:
         return []
     return [key for key in required_keys(record) if not given & {key, key.split(".")[0]}]
 
 
-def _usage(error: InvalidSettings, name: str, record: Any, overrides: Sequence[str], words: Sequence[str]) -> str:
-    """Return the message with the right command; words without a key become the values of the missing keys."""
-    missing = missing_keys(record, overrides)
+def _usage(name: str, record: Any, arguments: Sequence[str], words: Sequence[str]) -> str:
+    """Return the right command; words without a key become the values of the missing keys."""
+    missing = missing_keys(record, arguments)
     values = [*words, *["..."] * len(missing)]
     filled = [f"{key}={value}" for key, value in zip(missing, values, strict=False)]
-    return f"{error}\nUsage: umamba {name} {shlex.join([*overrides, *filled])}".rstrip()
+    first = next((index for index, text in enumerate(arguments) if text.startswith("-")), len(arguments))
+    return f"Usage: {shlex.join(['umamba', name, *arguments[:first], *filled, *arguments[first:]])}"
 
 
 def _meant(option: str, record: Any) -> str | None:
