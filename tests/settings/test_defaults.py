@@ -350,7 +350,7 @@ def test_any_dataset_needs_its_root() -> None:
 def test_prepare_and_describe_add_keys_of_their_own() -> None:
     prepare = {"explain": False, "nnunet_plans": None, "preview": False}
     assert composed(PrepareSettings, "dataset=phantom") == {**TRAIN, **prepare}
-    describe = {"checkpoint": None, "num_classes": None, "trust": []}
+    describe: dict[str, Any] = {"checkpoint": None, "num_classes": None, "trust": []}
     assert composed(DescribeSettings, "dataset=phantom") == {**TRAIN, **describe}
 
 
