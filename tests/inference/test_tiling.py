@@ -210,7 +210,7 @@ def test_bfloat16_runs_close_to_float32(make_model: Callable[..., Model]) -> Non
 @pytest.mark.parametrize("slices", [1, 3])
 @pytest.mark.parametrize("share", [None, 1.0, 0.0])
 def test_slices_far_apart(make_model: Callable[..., Model], slices: int, share: float | None) -> None:
-    """Slices of 80 mm on a grid of 2 mm: most rows of the grid are not wanted, and tiles that end before are left out."""
+    """Slices of 80 mm on a grid of 2 mm: most rows of the grid are not wanted; tiles that end before are left out."""
     grid, crop = (40 * slices, 9, 7), (slices, 9, 7)
     image = torch.randn(1, *grid, generator=torch.Generator().manual_seed(0))
     recorder = Recorder()
