@@ -35,7 +35,8 @@ class CaseProgress:
             clock: returns seconds.
         """
         console = console or Console()
-        self._lines, self._clock, self._said = shown and not console.is_terminal, clock, clock()
+        live = console.is_terminal and not console.is_dumb_terminal
+        self._lines, self._clock, self._said = shown and not live, clock, clock()
         self._count, self._done, self._of = cases, 0, ""
         text = TextColumn("Predicting {task.fields[cases]}")
         columns = (text, BarColumn(bar_width=20), TextColumn("{task.fields[tiles]}"), TimeRemainingColumn())
