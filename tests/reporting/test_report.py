@@ -16,11 +16,9 @@ import pytest
 from scipy.stats import wilcoxon
 
 from umamba.evaluation.statistics import holm
-from umamba.io import Geometry
 from umamba.records import RunFolder
 from umamba.reporting import gather, numbers, write_report
 from umamba.reporting.compare import best_two, spread_sentences
-from umamba.reporting.gallery import _flips
 from umamba.reporting.results import label_name
 from umamba.sweeps import PlannedRun
 
@@ -231,17 +229,6 @@ def test_a_label_of_no_case_is_not_missing_and_overrides_are_named(
     assert parser.cells["toy", "unet", "average", "f1"].startswith("missing")  # it was not scored by F1
     for name in ("index.html", "tables.md", "tables.tex"):
         assert "Made with +smoke=true: small runs on phantoms" in (tmp_path / "report" / name).read_text()
-
-
-def test_slices_are_turned_to_the_patients_front_and_right() -> None:
-    plane = np.arange(6).reshape(2, 3)
-    for direction, expected in (
-        ((1, 0, 0, 0, 1, 0, 0, 0, 1), plane),
-        ((-1, 0, 0, 0, -1, 0, 0, 0, 1), plane[::-1, ::-1]),
-        ((1, 0, 0, -1), plane[::-1]),
-    ):
-        geometry = Geometry((1, 1, 1), (0,) * 3, direction, (1, 2, 3), len(direction) == 4)
-        assert np.array_equal(plane[_flips(geometry)], expected)
 
 
 def browsed(page: Path, folder: Path) -> tuple[str, int]:

@@ -208,7 +208,7 @@ def draw_overlays(
     Raises:
         UserError: a case has no image in the folder.
     """
-    from umamba.evaluation.overlay import overlay_figure
+    from umamba.evaluation.overlay import case_figure, write_overlay
 
     found = _files(images, "images")
     for rank, case in worst_median_best(scores).items():
@@ -218,7 +218,7 @@ def draw_overlays(
         image = read_image([path])
         prediction, truth = (read_label(file).array[0] for file in pairs[case])
         target = folder / f"{rank}_{case}.png"
-        overlay_figure(image.array, truth, prediction, image.geometry.spacing, labels, target)
+        write_overlay(case_figure(image, truth, prediction, labels, scores, case), target)
 
 
 def comparison_table(comparison: pandas.DataFrame) -> Table:

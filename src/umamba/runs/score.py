@@ -8,7 +8,7 @@ import pandas
 
 from umamba.datasets import RawCase
 from umamba.evaluation import Rules, score_folder, score_table, worst_median_best
-from umamba.evaluation.overlay import overlay_figure
+from umamba.evaluation.overlay import case_figure, write_overlay
 from umamba.inference import Predictor
 from umamba.io import UserError, read_image, read_label
 from umamba.io.voice import showing
@@ -178,22 +178,16 @@ def draw_cases(prepared: PreparedDataset, scores: pandas.DataFrame, folder: RunF
         The PNG files of the drawn cases, with the keys worst, median and best; a case without a label is left out.
     """
     known = {case.case_id: case for case in prepared.dataset.test}
+    truths = references(prepared.dataset.test, "cell" if "f1" in scores.columns else "generic")
     pictures = {}
     for rank, case_id in worst_median_best(scores).items():
-        case = known[case_id]
-        if case.label is None:
+        if case_id not in truths:
             continue
         pictures[rank] = folder.overlays / f"{rank}_{case_id}.png"
-        image, truth = read_image(case.images), read_label(case.label)
+        image, truth = read_image(known[case_id].images), read_label(truths[case_id])
         prediction = read_label(folder.predictions / f"{case_id}{prepared.dataset.file_ending}")
-        overlay_figure(
-            image.array,
-            truth.array[0],
-            prediction.array[0],
-            image.geometry.spacing,
-            prepared.labels,
-            pictures[rank],
-        )
+        figure = case_figure(image, truth.array[0], prediction.array[0], prepared.labels, scores, case_id)
+        write_overlay(figure, pictures[rank])
     return pictures
 
 

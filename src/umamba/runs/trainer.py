@@ -94,7 +94,7 @@ def build_trainer(
         *([EMAWeightAveraging(device=_device(settings), decay=decay)] if decay is not None else []),
         SkipNonFinite(folder.nonfinite, settings.seed),
         PeakMemory(),
-        ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every),
+        ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every, prepared.store.letters),
         *progress_callbacks(bar),
         TimeBudget(settings.trainer.max_seconds),
         metrics,
