@@ -83,9 +83,9 @@ def test_volumes_by_hand(make_model: Callable[..., Model], tmp_path: Path) -> No
     predictor.predict(tmp_path / "in", output, WHOLE, progress=False)
     expected = [
         {"case": "001", "label": "NA", "voxels": "4", "ml": "0.012"},
-        {"case": "001", "label": "=1+1", "voxels": "2", "ml": "0.006"},
+        {"case": "001", "label": "'=1+1", "voxels": "2", "ml": "0.006"},
         {"case": "1e3", "label": "NA", "voxels": "0", "ml": "0"},
-        {"case": "1e3", "label": "=1+1", "voxels": "0", "ml": "0"},
+        {"case": "1e3", "label": "'=1+1", "voxels": "0", "ml": "0"},
     ]
     assert table(output / "volumes.csv") == expected
     (output / "volumes.csv").unlink()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from umamba.io import atomic_path, storage_errors
+from umamba.io.escape import printable
 from umamba.labels import LabelSet, colours
 
 
@@ -18,7 +19,7 @@ class Entry:
 
     Attributes:
         value: the value.
-        name: its name, without line breaks.
+        name: its name, without line breaks and characters that cannot be seen.
         colour: red, green and blue from 0 to 255.
     """
 
@@ -47,7 +48,7 @@ def label_entries(labels: LabelSet) -> list[Entry]:
         if value in (0, labels.ignore) or not members:
             continue
         painters = [index for index in members if labels.region_order and labels.region_order[index] == value]
-        name = " + ".join(" ".join(labels.names[index].split()) for index in members)
+        name = " + ".join(printable(" ".join(labels.names[index].split())) for index in members)
         entries.append(Entry(value, name or f"label {value}", table[(painters or members)[-1]]))
     return entries
 

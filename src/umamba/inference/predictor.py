@@ -26,7 +26,7 @@ from umamba.inference.model import Model, choose_device
 from umamba.inference.outputs import FORMS, Outputs
 from umamba.inference.postprocessing import PostProcessing
 from umamba.inference.prepared_image import paint, prepare_image
-from umamba.inference.problems import Problems
+from umamba.inference.problems import Problems, UnsegmentedCases
 from umamba.inference.volumes import write_volumes
 from umamba.io import Image, UserError, exclusive, storage_errors
 from umamba.io.voice import shown
@@ -255,7 +255,7 @@ class Predictor:
             segmentations = [(case.case_id, own.segmentation) for case, own in zip(cases, files, strict=True)]
             write_volumes(outputs.volumes, segmentations, volumes, self.labels, problems)
         if problems.reasons:
-            raise UserError(
+            raise UnsegmentedCases(
                 f"{len(problems.reasons)} of {len(cases) + len(unusable)} images could not be segmented, the others "
                 f"are in {folder}:\n" + "\n".join(f"{case}: {problem}" for case, problem in problems.reasons.items())
             )

@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
+class UnsegmentedCases(UserError):
+    """Some images could not be segmented; the others are."""
+
+
 class Problems:
     """Reasons by case, in the order in which they were found.
 

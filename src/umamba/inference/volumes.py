@@ -9,6 +9,7 @@ import numpy as np
 
 from umamba.inference.problems import Problems
 from umamba.io import Geometry, atomic_path, read_label, storage_errors
+from umamba.io.escape import from_cell, to_cell
 from umamba.labels import LabelSet
 
 _COLUMNS = ("case", "label", "voxels", "ml")
@@ -71,7 +72,8 @@ def read_volumes(path: Path) -> dict[str, list[dict[str, str]]]:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) == _COLUMNS:
                 for row in reader:
-                    rows.setdefault(row["case"], []).append(row)
+                    own = {**row, "case": from_cell(row["case"]), "label": from_cell(row["label"])}
+                    rows.setdefault(own["case"], []).append(own)
     except (OSError, UnicodeDecodeError, csv.Error):
         return {}
     return rows
@@ -118,4 +120,4 @@ def write_volumes(
     ):
         writer = csv.DictWriter(file_out, _COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "case": to_cell(row["case"]), "label": to_cell(row["label"])} for row in rows)
