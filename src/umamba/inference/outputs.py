@@ -39,11 +39,6 @@ class CaseFiles:
         """Return whether all wanted files exist."""
         return all(path.exists() for path in self.paths)
 
-    def remove(self) -> None:
-        """Delete the files that exist."""
-        for path in self.paths:
-            path.unlink(missing_ok=True)
-
 
 @dataclass(frozen=True)
 class Outputs:
@@ -79,12 +74,24 @@ class Outputs:
             case_id: name of the case.
             settings: which files are wanted.
         """
+        return self._case(case_id, settings.probabilities, settings.instances is not None, settings.export)
+
+    def remove(self, case_id: str) -> None:
+        """Delete all files of a case.
+
+        Args:
+            case_id: name of the case.
+        """
+        for path in (*self._case(case_id, True, True, tuple(FORMS)).paths, self.preview(case_id)):
+            path.unlink(missing_ok=True)
+
+    def _case(self, case_id: str, probabilities: bool, instances: bool, forms: Sequence[str]) -> CaseFiles:
         name = case_id if self.only is None else self.only
         return CaseFiles(
             self.folder / f"{name}{self.ending}",
-            self.folder / f"{name}.npz" if settings.probabilities else None,
-            self.folder / f"{name}_label.tiff" if settings.instances is not None else None,
-            tuple((form, self._beside(name, form, FORMS[form])) for form in settings.export),
+            self.folder / f"{name}.npz" if probabilities else None,
+            self.folder / f"{name}_label.tiff" if instances else None,
+            tuple((form, self._beside(name, form, FORMS[form])) for form in forms),
         )
 
     def preview(self, case_id: str) -> Path:

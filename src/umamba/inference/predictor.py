@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from umamba.inference.label_files import write_label_files
 from umamba.inference.likeness import refuse_flat_image
 from umamba.inference.memory import measure_limit
 from umamba.inference.model import Model, choose_device
-from umamba.inference.outputs import FORMS, Outputs
+from umamba.inference.outputs import Outputs
 from umamba.inference.postprocessing import PostProcessing
 from umamba.inference.prepared_image import paint, prepare_image
-from umamba.inference.problems import Problems, UnsegmentedCases
+from umamba.inference.problems import Problems
 from umamba.inference.volumes import write_volumes
 from umamba.io import Image, UserError, exclusive, storage_errors
 from umamba.io.voice import shown
@@ -227,16 +227,16 @@ class Predictor:
         folder = outputs.folder
         problems = Problems(outputs.tracebacks)
         problems.reasons.update(unusable)
+        if unusable and not cases:
+            raise problems.error(len(unusable), folder)
         with ExitStack() as stack:
             stack.enter_context(shown(progress))
             with storage_errors(folder):
                 stack.enter_context(exclusive(outputs.lock, f"the predictions in {folder}"))
                 outputs.remove_stale(files)
                 if settings.overwrite:
-                    everything = replace(settings, probabilities=True, instances="components", export=tuple(FORMS))
                     for case in cases:
-                        outputs.case(case.case_id, everything).remove()
-                        outputs.preview(case.case_id).unlink(missing_ok=True)
+                        outputs.remove(case.case_id)
                     for path in (outputs.record, outputs.volumes, outputs.itksnap_labels, outputs.slicer_labels):
                         path.unlink(missing_ok=True)
                 outputs.claim(self._record(settings), files)
@@ -255,10 +255,7 @@ class Predictor:
             segmentations = [(case.case_id, own.segmentation) for case, own in zip(cases, files, strict=True)]
             write_volumes(outputs.volumes, segmentations, volumes, self.labels, problems)
         if problems.reasons:
-            raise UnsegmentedCases(
-                f"{len(problems.reasons)} of {len(cases) + len(unusable)} images could not be segmented, the others "
-                f"are in {folder}:\n" + "\n".join(f"{case}: {problem}" for case, problem in problems.reasons.items())
-            )
+            raise problems.error(len(cases) + len(unusable), folder)
         return [own.segmentation for own in files]
 
     def _check_instances(self, method: str | None) -> None:

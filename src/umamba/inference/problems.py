@@ -56,6 +56,18 @@ class Problems:
         except Exception as error:
             self.reasons[case_id] = self._reason(case_id, error)
 
+    def error(self, total: int, folder: Path) -> UnsegmentedCases:
+        """Return the error that names all cases with their reasons.
+
+        Args:
+            total: number of all cases.
+            folder: where the segmentations of the others are.
+        """
+        count = len(self.reasons)
+        others = "" if count >= total else f", the others are in {folder}"
+        reasons = "\n".join(f"{case}: {reason}" for case, reason in self.reasons.items())
+        return UnsegmentedCases(f"{count} of {total} images could not be segmented{others}:\n{reasons}")
+
     def _reason(self, case_id: str, error: Exception) -> str:
         if _is_memory(error):
             if torch.cuda.is_available():
