@@ -90,6 +90,7 @@ class Predictor:
         device: str = "auto",
         precision: str = "auto",
         post_processing: PostProcessing | None = None,
+        trust: str | Sequence[str] = (),
     ) -> "Predictor":
         """Build the network of a checkpoint, or those of several; nothing else is needed.
 
@@ -100,17 +101,19 @@ class Predictor:
             device: auto (CUDA where there is a GPU, else the CPU), cpu, cuda, cuda:1, ...
             precision: Lightning's name, 32-true, bf16-mixed or 16-mixed; auto: what the device computes fast.
             post_processing: applied to every segmentation; None: nothing.
+            trust: packages whose functions may build a network, such as "mypackage"; this project's need no trust.
 
         Raises:
-            UserError: a file is no such checkpoint, or its weights do not fit the network that it names; the networks
-                do not fit together; the device or precision cannot be used.
+            UserError: a file is no such checkpoint, or its weights do not fit the network that it names, or that
+                network is built by code that is not trusted; the networks do not fit together; the device or precision
+                cannot be used.
         """
         paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
         if not paths:
             raise UserError("checkpoint: none is given. Give one, or several as checkpoint=[a.ckpt,b.ckpt].")
         chosen = choose_device(device)
         files = find_checkpoints([Path(path) for path in paths])
-        models = tuple(Model.from_checkpoint(path, chosen, precision) for path in files)
+        models = tuple(Model.from_checkpoint(path, chosen, precision, trust) for path in files)
         return cls(models, post_processing or PostProcessing())
 
     @property

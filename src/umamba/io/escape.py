@@ -27,7 +27,7 @@ _LATEX = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
 }
-_MARKDOWN = re.compile(r"([\\`*_\[\]|~$#:@]|^[-+]|(?<=^\d)[.)])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~$#]|^[-+]|(?<=^\d)[.)])")
 # Controls; line and paragraph separators; marks that change the direction of the text around them; surrogates.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # A spreadsheet takes a cell that begins with one of these for a formula, even in quotes.

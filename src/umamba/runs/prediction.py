@@ -32,6 +32,7 @@ def predict(settings: PredictSettings) -> list[Path]:
         device=settings.device,
         precision=settings.precision,
         post_processing=PostProcessing.read(settings.post_processing) if settings.post_processing else None,
+        trust=settings.trust,
     )
     outputs = Outputs.at(settings.output, predictor.file_ending)
     try:

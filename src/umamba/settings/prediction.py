@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from umamba.settings.architecture import TrustSettings
 from umamba.settings.fields import key
 from umamba.settings.recipe import Precision
 from umamba.settings.validate import Settings
@@ -70,7 +71,7 @@ class DeviceSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(PredictionSettings, DeviceSettings):
+class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
     """All keys of `umamba predict`."""
 
     checkpoint: Path | tuple[Path, ...] = key(
@@ -111,7 +112,7 @@ class PredictSettings(PredictionSettings, DeviceSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindBestSettings(SlidingWindowSettings, DeviceSettings):
+class FindBestSettings(SlidingWindowSettings, DeviceSettings, TrustSettings):
     """All keys of `umamba find-best`."""
 
     candidates: tuple[Path, ...] = key(
