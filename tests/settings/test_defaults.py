@@ -362,6 +362,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "max_memory_gb": None,
         "probabilities": False,
         "instances": None,
+        "export": [],
         "overwrite": False,
         "workers": 2,
         "device": "auto",
@@ -369,6 +370,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "checkpoint": here,
         "input": here,
         "output": "out",
+        "previews": 8,
         "post_processing": None,
         "precision": "auto",
     }
