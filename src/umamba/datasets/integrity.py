@@ -20,14 +20,12 @@ from umamba.io import (
     geometry_difference,
     read_image,
     read_label,
-    stored_axes,
-    stored_spacing,
 )
+from umamba.io.nifti import header_warnings
 from umamba.labels import LabelSet
 
 # Origins further apart than this cause a warning. The rounding of float32 headers is smaller.
 _ORIGIN_TOLERANCE_MM = 1e-2
-_ORTHONORMAL_TOLERANCE = 1e-3
 
 Report = Callable[[Path, Severity, str], None]
 
@@ -64,12 +62,12 @@ def inspect_case(dataset: RawDataset, case: RawCase) -> Inspection:
         part = _decode(path, False, report)
         if part is not None:
             parts.append((path, part))
-            _check_geometry(path, part.geometry, report)
+            _report_header(path, report)
             _check_intensities(path, part.array, report)
     image = _join(case, parts, len(dataset.channel_names), report) if len(parts) == len(case.images) else None
     label = None if case.label is None else _decode(case.label, True, report)
     if case.label is not None and label is not None:
-        _check_geometry(case.label, label.geometry, report)
+        _report_header(case.label, report)
         if parts:
             _check_same_grid(case.label, label.geometry, parts[0][0], parts[0][1].geometry, report)
         _check_label_values(case.label, label.array, dataset.labels, report)
@@ -84,25 +82,9 @@ def _decode(path: Path, is_label: bool, report: Report) -> Image | None:
         return None
 
 
-def _check_geometry(path: Path, geometry: Geometry, report: Report) -> None:
-    """Check spacing and axes, as stored in the file and as ITK reports them, because ITK silently repairs some."""
-    for spacing in (stored_spacing(path), geometry.spacing):
-        if spacing is not None and not all(np.isfinite(value) and value > 0 for value in spacing):
-            values = ", ".join(f"{value:g}" for value in spacing)
-            report(path, "error", f"spacing ({values}) mm: every entry must be positive. Correct the header.")
-            break
-    size = len(geometry.origin_xyz)
-    if not _orthonormal(np.reshape(geometry.direction_xyz, (size, size))):
-        report(path, "error", "direction: the axes are not perpendicular unit vectors. Resample to an orthogonal grid.")
-    axes = stored_axes(path)
-    if axes is not None and not _orthonormal(axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12)):
-        message = "direction: the axes of the sform are not perpendicular, so the qform is used. Check which is right."
+def _report_header(path: Path, report: Report) -> None:
+    for message in header_warnings(path):
         report(path, "warning", message)
-
-
-def _orthonormal(axes: np.ndarray) -> bool:
-    """Return whether the columns are perpendicular unit vectors."""
-    return np.allclose(axes.T @ axes, np.eye(len(axes)), rtol=0, atol=_ORTHONORMAL_TOLERANCE)
 
 
 def _check_intensities(path: Path, array: np.ndarray, report: Report) -> None:

@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from umamba.io.decode import stored_axes, stored_spacing
     from umamba.io.dicom import holds_dicom
     from umamba.io.errors import StorageError, UserError
     from umamba.io.files import (
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 # The module that defines each name. No name equals a module's, because the module would hide it once it is loaded.
 _MODULES = {
-    "decode": ("stored_axes", "stored_spacing"),
     "dicom": ("holds_dicom",),
     "errors": ("StorageError", "UserError"),
     "files": (
@@ -68,8 +66,6 @@ __all__ = [
     "read_label",
     "remove_stale",
     "storage_errors",
-    "stored_axes",
-    "stored_spacing",
     "supported_endings",
     "voxel_count",
     "write_json",
