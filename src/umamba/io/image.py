@@ -20,7 +20,7 @@ from umamba.io.files import atomic_path, storage_errors
 from umamba.io.itk import one_at_a_time
 from umamba.io.nifti import ENDINGS as NIFTI_ENDINGS
 from umamba.io.nifti import SKEWED, read_header
-from umamba.io.orientation import Turn, is_orthonormal, turn_between, turn_to_ras
+from umamba.io.orientation import Turn, axis_letters, is_orthonormal, turn_between, turn_to_ras
 
 _MEDICAL = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 NATURAL_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
@@ -188,6 +188,18 @@ def turned_geometry(geometry: Geometry, turn: Turn) -> Geometry:
         shape=(geometry.shape[first], geometry.shape[second], geometry.shape[third]),
         is_2d=False,
     )
+
+
+def orientation_of(geometry: Geometry) -> str | None:
+    """Return the orientation in which an image is stored: the directions of its X, Y and Z axes, such as "RAS".
+
+    Args:
+        geometry: of the image.
+
+    Returns:
+        Three letters as nibabel and ITK-SNAP name them; None for a 2D image.
+    """
+    return None if geometry.is_2d else "".join(reversed(axis_letters(geometry.direction_xyz)))
 
 
 def ras_turn(geometry: Geometry) -> Turn:

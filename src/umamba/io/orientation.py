@@ -77,6 +77,9 @@ class Turn:
         return Turn((z, y, x), (self.flipped[z], self.flipped[y], self.flipped[x]))
 
 
+AS_STORED = Turn()
+
+
 def turn_to_ras(direction_xyz: Sequence[float]) -> Turn:
     """Return the turn after which the array axes (Z, Y, X) grow towards superior, anterior and right.
 
