@@ -92,7 +92,7 @@ def turn_to_ras(direction_xyz: Sequence[float]) -> Turn:
 
     axes = np.diag([-1.0, -1.0, 1.0]) @ np.reshape(direction_xyz, (3, 3))
     found = io_orientation(np.block([[axes, np.zeros((3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]]))
-    source = {int(patient): (axis, sign < 0) for axis, (patient, sign) in enumerate(found)}
+    source = {int(patient): (axis, bool(sign < 0)) for axis, (patient, sign) in enumerate(found)}
     (x, flip_x), (y, flip_y), (z, flip_z) = (source[patient] for patient in range(3))
     return Turn((2 - z, 2 - y, 2 - x), (flip_z, flip_y, flip_x))
 
