@@ -1,6 +1,7 @@
 """The listing of a raw dataset: what it finds, and that it reports everything that is missing at once."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -137,6 +138,26 @@ def test_table_is_sorted_and_bounded() -> None:
     assert lines[-1] == "+31 more"
     assert [line.split()[0] for line in lines[2:-1]] == [f"case{index:03d}" for index in range(100)]
     assert "[bad]" in lines[2]
+
+
+def test_what_is_no_file_is_a_finding(raw: Path) -> None:
+    for split, case_id in (("Tr", "a"), ("Ts", "c")):
+        path = raw / f"images{split}" / f"{case_id}_0001.nii.gz"
+        path.unlink()
+        path.symlink_to("/nowhere/annex/objects/x.nii.gz")
+    label = raw / "labelsTr" / "b.nii.gz"
+    label.unlink()
+    label.mkdir()
+    (raw / "imagesTr" / "b_0000.nii.gz").unlink()
+    os.mkfifo(raw / "imagesTr" / "b_0000.nii.gz")
+    dataset, findings = list_findings(raw)
+    said = {(finding.file, finding.severity): finding.message for finding in findings}
+    assert "no such file: the link leads to /nowhere/annex" in said["imagesTr/a_0001.nii.gz", "error"]
+    assert "no such file: the link leads to /nowhere/annex" in said["imagesTs/c_0001.nii.gz", "warning"]
+    assert "is a folder" in said["labelsTr/b.nii.gz", "error"]
+    assert "no regular file" in said["imagesTr/b_0000.nii.gz", "error"]
+    assert dataset is not None
+    assert (dataset.training, dataset.test) == ((), ())
 
 
 def test_hippocampus(shared_dir: Path) -> None:

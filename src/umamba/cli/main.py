@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from umamba import __version__
-from umamba.io.errors import UserError
+from umamba.io.errors import UserError, disk_error
 
 EXIT_USER_ERROR = 2
 _HELP = ("-h", "--help", "help")
@@ -152,6 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(name.replace("_", "-"), rest)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        full = disk_error(error)
+        if full is None:
+            raise
+        print(f"Error: {full}", file=sys.stderr)
         return EXIT_USER_ERROR
 
 

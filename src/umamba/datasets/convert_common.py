@@ -19,7 +19,7 @@ import SimpleITK as sitk
 
 from umamba.datasets.declared import dataset_json
 from umamba.datasets.nnunet_raw import FIRST_CHANNEL
-from umamba.io import UserError, atomic_path, exclusive, write_json
+from umamba.io import UserError, atomic_path, exclusive, make_folder, write_image, write_json
 from umamba.io.decode import decode
 from umamba.io.voice import tracked
 
@@ -105,7 +105,7 @@ def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path
     with exclusive(raw / f".{converter.folder}.lock", f"the conversion of {converter.folder}"):
         for case in cases:
             for kind in ("images", "labels", *(("instances",) if converter.instances else ())):
-                (target / f"{kind}{case.split}").mkdir(parents=True, exist_ok=True)
+                make_folder(target / f"{kind}{case.split}")
         written = _in_threads(partial(_write_case, converter, target), cases, workers, "Converting")
         done = len(cases) - sum(written)
         log.info("%s: %d cases converted, %d were converted before.", converter.folder, sum(written), done)
@@ -221,23 +221,19 @@ def _write_case(converter: Converter, target: Path, case: SourceCase) -> bool:
     label = target / f"labels{case.split}" / f"{case.case_id}{converter.file_ending}"
     was_missing = False
     if not image.exists():
-        _write(image, converter.read_image(case.image))
+        write_image(image, converter.read_image(case.image))
         was_missing = True
     if case.labels and not label.exists():
-        _write(label, converter.read_label(case.labels))
+        write_image(label, converter.read_label(case.labels))
         was_missing = True
     if converter.instances:
         for path in case.labels:
             copy = target / f"instances{case.split}" / f"{case.case_id}_label{path.suffix}"
             if not copy.exists():
+                content = path.read_bytes()
                 with atomic_path(copy) as temporary:
-                    temporary.write_bytes(path.read_bytes())
+                    temporary.write_bytes(content)
     return was_missing
-
-
-def _write(path: Path, image: sitk.Image) -> None:
-    with atomic_path(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
 
 
 def _in_threads(

@@ -10,9 +10,10 @@ relative to the dataset's folder.
 """
 
 import logging
+import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -161,15 +162,35 @@ def _declared_cases(root: Path, cases: Any, findings: list[Finding]) -> tuple[Ra
             continue
         images = tuple(root / image for image in entry["images"])
         case = RawCase(case_id, images, root / entry["label"])
-        missing = [path for path in (*images, root / entry["label"]) if not path.is_file()]
-        findings += [Finding(case_id, relative(path, root), "error", "no such file.") for path in missing]
+        unreadable = _unreadable(case_id, (*images, root / entry["label"]), root, "error")
+        findings += unreadable
         for path in images:
             if owner.setdefault(path, case_id) != case_id:
                 message = f"is also the image of case {owner[path]}; each case needs its own."
                 findings.append(Finding(case_id, relative(path, root), "error", message))
-        if not missing:
+        if not unreadable:
             complete.append(case)
     return tuple(complete)
+
+
+def _unreadable(case_id: str, paths: Iterable[Path], root: Path, severity: Severity) -> list[Finding]:
+    """Return a finding for each path that is no readable file: a dangling link, a folder, a device."""
+    found = []
+    for path in paths:
+        if path.is_symlink() and not os.path.exists(path):
+            message = f"no such file: the link leads to {os.readlink(path)}. Fetch that file, or remove the case."
+        elif os.path.isdir(path):
+            message = "is a folder, but must be a file."
+        elif not os.path.exists(path):
+            message = "no such file."
+        elif not os.path.isfile(path):
+            message = "is no regular file (a pipe or a device)."
+        elif not os.access(path, os.R_OK):
+            message = "cannot be read: permission denied."
+        else:
+            continue
+        found.append(Finding(case_id, relative(path, root), severity, message))
+    return found
 
 
 def _folder_cases(
@@ -193,7 +214,14 @@ def _folder_cases(
             file = f"{labels_folder.name}/{case_id}{file_ending}"
             findings.append(Finding(case_id, file, "error", "the label is missing; add it or remove the image."))
         images = {case_id: paths for case_id, paths in images.items() if case_id in labels}
-    return tuple(RawCase(case_id, images[case_id], labels.get(case_id)) for case_id in sorted(images))
+    cases = []
+    for case_id in sorted(images):
+        case = RawCase(case_id, images[case_id], labels.get(case_id))
+        unreadable = _unreadable(case_id, (*case.images, *([case.label] if case.label else [])), root, severity)
+        findings += unreadable
+        if not unreadable:
+            cases.append(case)
+    return tuple(cases)
 
 
 def _list_labels(folder: Path, file_ending: str) -> dict[str, Path]:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from umamba.io.files import (
         atomic_directory,
         atomic_path,
-        exclusive,
         file_digest,
+        make_folder,
         partial_path,
         read_json,
         remove_stale,
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
         voxel_count,
         write_segmentation,
     )
+    from umamba.io.locks import exclusive
     from umamba.io.versions import provenance
+    from umamba.io.write import write_image
 
 # The module that defines each name. No name equals a module's, because the module would hide it once it is loaded.
 _MODULES = {
@@ -39,14 +41,16 @@ _MODULES = {
     "dicom": ("holds_dicom",),
     "errors": ("StorageError", "UserError"),
     "files": (
-        *("atomic_directory", "atomic_path", "exclusive", "file_digest", "partial_path", "read_json", "remove_stale"),
+        *("atomic_directory", "atomic_path", "file_digest", "make_folder", "partial_path", "read_json", "remove_stale"),
         *("storage_errors", "write_json"),
     ),
     "image": (
         *("Geometry", "Image", "geometry_difference", "read_image", "read_label", "supported_endings", "voxel_count"),
         "write_segmentation",
     ),
+    "locks": ("exclusive",),
     "versions": ("provenance",),
+    "write": ("write_image",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -61,6 +65,7 @@ __all__ = [
     "file_digest",
     "geometry_difference",
     "holds_dicom",
+    "make_folder",
     "partial_path",
     "provenance",
     "read_image",
@@ -72,6 +77,7 @@ __all__ = [
     "stored_spacing",
     "supported_endings",
     "voxel_count",
+    "write_image",
     "write_json",
     "write_segmentation",
 ]

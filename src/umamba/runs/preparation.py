@@ -8,7 +8,7 @@ from umamba.datasets import RawDataset, dataset_digest, list_findings, read_data
 from umamba.datasets.numbered_instances import classes_of_instances, holds_instances
 from umamba.datasets.phantom import VOXEL_MM
 from umamba.datasets.phantom_archives import converted_phantom
-from umamba.io import UserError, exclusive, read_json, write_json
+from umamba.io import StorageError, UserError, exclusive, read_json, write_json
 from umamba.io.resources import available_cpus
 from umamba.labels import LabelSet
 from umamba.planning import (
@@ -71,7 +71,8 @@ def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[
     """Return the fingerprint and the content hash of a dataset, from a file if there is one for this content.
 
     The file is root/<dataset name>/fingerprint_<first 8 digits of the hash>.json. It is written if it does not exist.
-    Several processes may call this at once: one works while the others wait.
+    Several processes may call this at once: one works while the others wait. If the disk cannot be written, a file
+    that exists is used without the lock.
 
     Args:
         dataset: the raw dataset.
@@ -80,17 +81,29 @@ def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[
 
     Raises:
         UserError: all problems of the dataset, together.
+        StorageError: the file does not exist, and the disk cannot be written.
     """
     folder = root / dataset.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / ".fingerprint.lock", f"the fingerprint of {dataset.name}"):
-        digest = dataset_digest(dataset, folder / "files.json")
-        path = folder / f"fingerprint_{digest[:8]}.json"
-        if path.exists():
-            return Fingerprint.from_json(read_json(path)), digest
-        fingerprint = compute_fingerprint(dataset, workers)
-        write_json(path, fingerprint.to_json())
-    return fingerprint, digest
+    cache = folder / "files.json"
+    try:
+        with exclusive(folder / ".fingerprint.lock", f"the fingerprint of {dataset.name}"):
+            digest = dataset_digest(dataset, cache)
+            path = _fingerprint_file(folder, digest)
+            if path.exists():
+                return Fingerprint.from_json(read_json(path)), digest
+            fingerprint = compute_fingerprint(dataset, workers)
+            write_json(path, fingerprint.to_json())
+        return fingerprint, digest
+    except StorageError:
+        digest = dataset_digest(dataset, cache, update=False)
+        path = _fingerprint_file(folder, digest)
+        if not path.exists():
+            raise
+        return Fingerprint.from_json(read_json(path)), digest
+
+
+def _fingerprint_file(folder: Path, digest: str) -> Path:
+    return folder / f"fingerprint_{digest[:8]}.json"
 
 
 def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerprint) -> tuple[Plan, str]:
