@@ -160,6 +160,32 @@ def test_what_is_no_file_is_a_finding(raw: Path) -> None:
     assert (dataset.training, dataset.test) == ((), ())
 
 
+def test_groups(raw: Path) -> None:
+    assert read_dataset(raw).groups == {}
+    change(raw, groups={"a": "p1", "b": 7})
+    assert read_dataset(raw).groups == {"a": "p1", "b": "7"}
+    (raw / "groups.csv").write_text("case,group\na,p1\n")
+    assert errors(raw) == [("", "groups.csv")]  # both
+    change(raw, groups=None)
+    (raw / "groups.csv").write_text('\ufeffgroup,case,remark\n"Müller, 1",a,\n p2 ,b,x\n', encoding="utf-8")
+    assert read_dataset(raw).groups == {"a": "Müller, 1", "b": "p2"}
+    for content, words in (
+        ("a;p1\n", "must name|first line"),
+        ("case,group\na,\n", "line 2 has no case or no group"),
+        ("case,group\na,p1\na,p2\n", "in the groups p1 and p2"),
+    ):
+        (raw / "groups.csv").write_text(content)
+        with pytest.raises(UserError, match=words):
+            read_dataset(raw)
+    (raw / "groups.csv").write_text("case,group\nA,p1\nb,p1\n")
+    findings = list_findings(raw)[1]
+    assert [finding.severity for finding in findings] == ["warning"]
+    assert "names 1 cases that are no training cases: A" in findings[0].message
+    change(raw, groups=["a", "b"])
+    (raw / "groups.csv").unlink()
+    assert errors(raw) == [("", "dataset.json")]
+
+
 def test_hippocampus(shared_dir: Path) -> None:
     dataset = read_dataset(shared_dir / "data" / "Dataset004_Hippocampus")
     assert (len(dataset.training), len(dataset.test), dataset.num_training) == (100, 20, 100)

@@ -4,6 +4,7 @@
     NAME/imagesTr/CASE_0000.nii.gz        one file per channel, or one file with all channels if no case has more (RGB)
     NAME/labelsTr/CASE.nii.gz
     NAME/imagesTs, NAME/labelsTs          optional
+    NAME/groups.csv                       optional: case,group for each training case
 
 Instead, dataset.json may list the training cases: {"dataset": {CASE: {"images": [...], "label": ...}}}, with paths
 relative to the dataset's folder.
@@ -14,7 +15,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from umamba.datasets.declared import (
     repeated_keys,
 )
 from umamba.datasets.findings import Finding, findings_table
+from umamba.datasets.groups import read_groups
 from umamba.io import UserError, read_json
 from umamba.labels import LabelSet
 
@@ -65,6 +67,7 @@ class RawDataset:
         training: training cases, sorted by name.
         test: cases of imagesTs, sorted by name; `label` is None if labelsTs does not have the case.
         num_training: `numTraining` of dataset.json, or the number of training cases if it is not given.
+        groups: training case -> its group, such as its patient; see `umamba.datasets.groups`.
     """
 
     name: str
@@ -75,6 +78,7 @@ class RawDataset:
     training: tuple[RawCase, ...]
     test: tuple[RawCase, ...]
     num_training: int
+    groups: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def read_dataset(root: Path) -> RawDataset:
@@ -144,7 +148,9 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
         if case.case_id in known
     ]
     num_training = declared_training(declared, len(training), findings)
-    return RawDataset(root.name, root, channel_names, labels, file_ending, training, test, num_training), findings
+    groups = read_groups(root, declared, known, findings)
+    dataset = RawDataset(root.name, root, channel_names, labels, file_ending, training, test, num_training, groups)
+    return dataset, findings
 
 
 def _declared_cases(root: Path, cases: Any, findings: list[Finding]) -> tuple[RawCase, ...]:

@@ -76,7 +76,8 @@ def partial_path(path: Path) -> Path:
     Raises:
         StorageError: it cannot be created.
     """
-    temporary = _temporary_sibling(path, "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix)
+    two = path.name.lower().endswith(".gz")
+    temporary = _temporary_sibling(path, "".join(path.suffixes[-2:]) if two else path.suffix)
     with storage_errors(path):
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     return temporary

@@ -27,13 +27,18 @@ def write_image(path: Path, image: sitk.Image) -> None:
     if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():
         raise nonfinite_error(path, voxels.size - int(np.count_nonzero(np.isfinite(voxels))))
     with atomic_path(path) as temporary:
+        lower = temporary.with_name(temporary.name.lower())  # ITK knows only endings in lower case
         try:
             with one_at_a_time:
-                sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
+                sitk.WriteImage(image, os.fspath(lower), useCompression=True)
+            _check_written(lower, path, voxels)
+            os.replace(lower, temporary)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise StorageError(f"{path}: could not be written ({reason}). Check disk space and permissions.") from None
-        _check_written(temporary, path, voxels)
+        finally:
+            if lower != temporary:
+                lower.unlink(missing_ok=True)
 
 
 def _check_written(temporary: Path, path: Path, voxels: np.ndarray) -> None:

@@ -147,7 +147,7 @@ def validate(
     cases = {case.case_id: case for case in dataset.training}
     segmentations: dict[str, Path] = {}
     for fold in folds:
-        _, held_out = fold_cases(list(cases), fold, splits)
+        _, held_out = fold_cases(list(cases), fold, splits, dataset.groups)
         predictor = Predictor.from_checkpoint([checkpoints[fold] for checkpoints in members.values()], device)
         folder = output / name / f"fold_{fold}"
         predictor.predict_cases([cases[case] for case in held_out], folder, settings, progress=showing())
