@@ -160,6 +160,16 @@ def test_what_is_no_file_is_a_finding(raw: Path) -> None:
     assert (dataset.training, dataset.test) == ((), ())
 
 
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a/b", "..", "", "a\\b", "a\x00b", "y" * 300])
+def test_a_case_cannot_choose_another_folder(raw: Path, name: str) -> None:
+    change(raw, dataset={name: {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}})
+    dataset, findings = list_findings(raw)
+    assert dataset is not None
+    assert dataset.training == ()
+    assert {finding.file for finding in findings if finding.severity == "error"} == {"dataset.json"}
+    assert "Rename the case" in findings[0].message
+
+
 def test_groups(raw: Path) -> None:
     assert read_dataset(raw).groups == {}
     change(raw, groups={"a": "p1", "b": 7})

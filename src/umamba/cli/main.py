@@ -74,9 +74,13 @@ COMMANDS = {
     ),
     "convert": Command(
         "convert",
-        "Convert a public dataset to nnU-Net's raw layout after it was downloaded and unpacked.",
+        "Convert a public dataset, or your own in another layout, to nnU-Net's raw layout.",
         "ConvertSettings",
-        ("convert archive=flare source=FOLDER                    # flare, amos, endovis or cell",),
+        (
+            "convert archive=flare source=FOLDER                    # an unpacked download",
+            "convert archive=msd source=Task04_Hippocampus",
+            "convert archive=folders source=FOLDER name=Dataset500_Mine    # a folder for each patient",
+        ),
     ),
     "find-best": Command(
         "find_best",

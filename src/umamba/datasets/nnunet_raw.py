@@ -29,7 +29,8 @@ from umamba.datasets.declared import (
 )
 from umamba.datasets.findings import Finding, findings_table
 from umamba.datasets.groups import read_groups
-from umamba.io import UserError, read_json
+from umamba.datasets.missing_json import remedy
+from umamba.io import UserError, read_json, wrong_name
 from umamba.labels import LabelSet
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,8 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
     root = Path(root).absolute()
     findings: list[Finding] = []
     path = root / "dataset.json"
+    if not path.exists() and root.is_dir():
+        return None, [json_finding(remedy(root))]
     try:
         declared = read_json(path)
     except UserError as error:
@@ -166,6 +169,15 @@ def _declared_cases(root: Path, cases: Any, findings: list[Finding]) -> tuple[Ra
             message = 'dataset: the case must have "images" (a list of paths) and "label" (a path).'
             findings.append(Finding(case_id, "dataset.json", "error", message))
             continue
+        wrong = wrong_name(case_id)
+        if wrong:
+            message = f"dataset: the name of this case {wrong}, so no file can have it. Rename the case."
+            findings.append(Finding(case_id, "dataset.json", "error", message))
+            continue
+        if not _is_text(entry["images"]) or not isinstance(entry["label"], str):
+            message = "dataset: images must be a list of paths, and label a path."
+            findings.append(Finding(case_id, "dataset.json", "error", message))
+            continue
         images = tuple(root / image for image in entry["images"])
         case = RawCase(case_id, images, root / entry["label"])
         unreadable = _unreadable(case_id, (*images, root / entry["label"]), root, "error")
@@ -177,6 +189,10 @@ def _declared_cases(root: Path, cases: Any, findings: list[Finding]) -> tuple[Ra
         if not unreadable:
             complete.append(case)
     return tuple(complete)
+
+
+def _is_text(paths: Any) -> bool:
+    return isinstance(paths, list) and all(isinstance(path, str) for path in paths)
 
 
 def _unreadable(case_id: str, paths: Iterable[Path], root: Path, severity: Severity) -> list[Finding]:

@@ -69,7 +69,7 @@ def find_instances(root: Path) -> list[SourceCase]:
         root: the folder.
     """
     return [
-        SourceCase(image.stem, split, image, label_file(root / f"instances{split}", image.stem))
+        SourceCase(image.stem, split, (image,), label_file(root / f"instances{split}", image.stem))
         for split in SPLITS
         for image in sorted((root / f"images{split}").glob("*.*"))
         if image.suffix.lower() in ENDINGS

@@ -23,6 +23,7 @@ from umamba.inference.prepared_image import paint, prepare_image
 from umamba.io import (
     Image,
     UserError,
+    below,
     exclusive,
     read_json,
     remove_stale,
@@ -231,9 +232,9 @@ class Predictor:
 
     def _files(self, output: Path, case: RawCase, probabilities: bool, instances: bool) -> CaseFiles:
         return CaseFiles(
-            output / f"{case.case_id}{self.file_ending}",
-            output / f"{case.case_id}.npz" if probabilities else None,
-            output / f"{case.case_id}_label.tiff" if instances else None,
+            below(output, f"{case.case_id}{self.file_ending}"),
+            below(output, f"{case.case_id}.npz") if probabilities else None,
+            below(output, f"{case.case_id}_label.tiff") if instances else None,
         )
 
     def _check_instances(self, method: str | None) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from umamba.io.files import (
         atomic_directory,
         atomic_path,
+        below,
         file_digest,
         make_folder,
         partial_path,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         remove_stale,
         storage_errors,
         write_json,
+        wrong_name,
     )
     from umamba.io.image import (
         Geometry,
@@ -41,8 +43,8 @@ _MODULES = {
     "dicom": ("holds_dicom",),
     "errors": ("StorageError", "UserError"),
     "files": (
-        *("atomic_directory", "atomic_path", "file_digest", "make_folder", "partial_path", "read_json", "remove_stale"),
-        *("storage_errors", "write_json"),
+        *("atomic_directory", "atomic_path", "below", "file_digest", "make_folder", "partial_path", "read_json"),
+        *("remove_stale", "storage_errors", "write_json", "wrong_name"),
     ),
     "image": (
         *("Geometry", "Image", "geometry_difference", "read_image", "read_label", "supported_endings", "voxel_count"),
@@ -61,6 +63,7 @@ __all__ = [
     "UserError",
     "atomic_directory",
     "atomic_path",
+    "below",
     "exclusive",
     "file_digest",
     "geometry_difference",
@@ -80,6 +83,7 @@ __all__ = [
     "write_image",
     "write_json",
     "write_segmentation",
+    "wrong_name",
 ]
 
 

@@ -24,6 +24,7 @@ from umamba.io.errors import StorageError, UserError, storage_error
 
 log = logging.getLogger(__name__)
 
+_LONGEST_NAME = 200  # file systems have 255, of which temporary names need some
 _PARTIAL = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]+\.partial(?P<suffixes>\..+)?$")
 
 
@@ -62,6 +63,41 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def below(root: Path, *names: str) -> Path:
+    """Return a path below a folder whose names come from a file of somebody else; nothing else may be written there.
+
+    Args:
+        root: the folder.
+        names: names of the folders and the file below it, each a single one.
+
+    Raises:
+        UserError: a name is empty or too long, is "." or "..", or has a slash, a backslash or a control character.
+
+    >>> below(Path("out"), "Dataset001_A", "case 1.nii.gz").as_posix()
+    'out/Dataset001_A/case 1.nii.gz'
+    """
+    for name in names:
+        wrong = wrong_name(name)
+        if wrong:
+            raise UserError(f"{root}: {name!r} {wrong}, so it cannot be the name of a file or folder. Rename it.")
+    return Path(root).joinpath(*names)
+
+
+def wrong_name(name: str) -> str | None:
+    """Return why a text cannot be the name of a file or folder; None if it can.
+
+    Args:
+        name: the text.
+    """
+    if not isinstance(name, str) or not name.strip() or name in (".", ".."):
+        return "is no name"
+    if any(character in "/\\" or ord(character) < 32 or ord(character) == 127 for character in name):
+        return "has a slash, a backslash or a control character"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        return f"is longer than {_LONGEST_NAME} bytes"
+    return None
 
 
 def partial_path(path: Path) -> Path:
