@@ -39,7 +39,7 @@ def labels(*values: int) -> np.ndarray:
 
 def read(path: Path) -> np.ndarray:
     """Return an array (X, Y, Z), whose affine must be that of the source."""
-    image = nibabel.load(path)
+    image = nibabel.Nifti1Image.load(path)
     assert np.allclose(image.affine, AFFINE, atol=1e-5)
     return np.asarray(image.dataobj)
 
@@ -112,8 +112,8 @@ def test_total_segmentator(tmp_path: Path) -> None:
     dataset = read_dataset(convert_archive("totalsegmentator", source, tmp_path / "raw", 1, layout=two))
     assert dataset.labels.names == ("spleen", "aorta")
     assert dataset.training[0].label is not None
-    expected = np.select([masks["s0000"] == 3, masks["s0000"] == 1], [1, 2])
-    assert np.array_equal(read(dataset.training[0].label), expected)
+    parts = masks["s0000"]
+    assert np.array_equal(read(dataset.training[0].label), (parts == 3) + 2 * (parts == 1))
     with pytest.raises(UserError, match=r"heart is no structure.*aorta, liver, spleen"):
         convert_archive("totalsegmentator", source, tmp_path, 1, layout=Layout("X", labels=("heart",)))
 
@@ -173,13 +173,13 @@ def test_bids(tmp_path: Path) -> None:
     source, derived = tmp_path / "ds", tmp_path / "ds" / "derivatives" / "manual"
     images, truths = {}, {}
     for subject, session in (("01", "a"), ("01", "b"), ("02", "a"), ("03", "a")):
-        case = f"sub-{subject}_ses-{session}"
+        name = f"sub-{subject}_ses-{session}"
         folder = Path(f"sub-{subject}") / f"ses-{session}" / "anat"
         for kind in ("T1w", "FLAIR"):
-            images[case, kind] = nifti(source / folder / f"{case}_{kind}.nii.gz", volume())
+            images[name, kind] = nifti(source / folder / f"{name}_{kind}.nii.gz", volume())
         if subject != "03":
-            truths[case] = nifti(derived / folder / f"{case}_space-T1w_dseg.nii.gz", labels(7, 20))
-            nifti(derived / folder / f"{case}_label-lesion_mask.nii.gz", labels(1))
+            truths[name] = nifti(derived / folder / f"{name}_space-T1w_dseg.nii.gz", labels(7, 20))
+            nifti(derived / folder / f"{name}_label-lesion_mask.nii.gz", labels(1))
     (derived / "dseg.tsv").write_text(
         "index\tname\tabbreviation\n0\tbackground\tBG\n7\twhite matter\tWM\n20\tcsf\tCSF\n"
     )
@@ -196,9 +196,8 @@ def test_bids(tmp_path: Path) -> None:
         for kind, path in zip(("T1w", "FLAIR"), case.images, strict=True):
             assert np.array_equal(read(path), images[case.case_id, kind])
         assert case.label is not None
-        assert np.array_equal(
-            read(case.label), np.select([truths[case.case_id] == 7, truths[case.case_id] == 20], [1, 2])
-        )
+        truth = truths[case.case_id]
+        assert np.array_equal(read(case.label), (truth == 7) + 2 * (truth == 20))
 
 
 def test_nuclei(tmp_path: Path) -> None:

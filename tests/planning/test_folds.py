@@ -39,8 +39,8 @@ def test_a_group_is_in_one_fold() -> None:
     assert sorted(name for fold in folds for name in fold["val"]) == NAMES
     for fold in folds:
         assert sorted(fold["train"] + fold["val"]) == NAMES
-        train, val = ({PATIENTS.get(name, name) for name in fold[part]} for part in ("train", "val"))
-        assert not train & val
+        groups = [{PATIENTS.get(name, name) for name in fold[part]} for part in ("train", "val")]
+        assert not groups[0] & groups[1]
     assert sorted(len(fold["val"]) for fold in folds) == [4, 4, 5, 5, 5]
     assert fold_cases(NAMES, 1, groups=PATIENTS) == (folds[1]["train"], folds[1]["val"])
     train, val = fold_cases(NAMES, 9, groups=PATIENTS)  # 80:20

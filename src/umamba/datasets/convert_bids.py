@@ -40,7 +40,7 @@ def bids(source: Path, layout: Layout, workers: int) -> Converter:
     images, labels = _files(source, raw=True), _files(source, raw=False)
     kinds = Counter(kind for own in labels.values() for kind in own)
     label = layout.label or (next(iter(kinds)) if len(kinds) == 1 else None)
-    if label not in kinds:
+    if label is None or label not in kinds:
         listed = ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items())) or "none"
         raise UserError(f"source={source}: which label maps? Say label=KIND. Kinds below derivatives: {listed}.")
     labelled = [subject for subject, own in labels.items() if label in own]
