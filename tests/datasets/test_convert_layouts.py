@@ -39,7 +39,7 @@ def labels(*values: int) -> np.ndarray:
 
 def read(path: Path) -> np.ndarray:
     """Return an array (X, Y, Z), whose affine must be that of the source."""
-    image = nibabel.Nifti1Image.load(path)
+    image: nibabel.Nifti1Image = nibabel.load(path)  # type: ignore[assignment]
     assert np.allclose(image.affine, AFFINE, atol=1e-5)
     return np.asarray(image.dataobj)
 

@@ -35,6 +35,7 @@ from umamba.io import (
     write_json,
 )
 from umamba.labels import LabelSet
+from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
@@ -113,6 +114,18 @@ class CaseStore:
                 "prepare the dataset again."
             ) from error
         return StoredCase(case_id, image, label, voxels, properties)
+
+    def letters(self, case_id: str) -> tuple[str, str, str] | None:
+        """Return the anatomical directions in which a case's stored axes grow; None for a two-dimensional image.
+
+        Args:
+            case_id: name of the case.
+        """
+        letters = letters_of(self.load(case_id).properties.geometry)
+        if letters is None:
+            return None
+        first, second, third = (letters[axis] for axis in self.plan.transpose_forward)
+        return first, second, third
 
 
 def prepare_store(
