@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from umamba.io import UserError, provenance, read_json, write_json
+from umamba.io import UserError, exclusive, provenance, read_json, write_json
 from umamba.planning import planned_configuration
 from umamba.records.checkpoint import CheckpointRecord
 from umamba.settings import TrainSettings, plain, read_architecture
@@ -186,23 +184,14 @@ class RunFolder:
         Raises:
             UserError: another process uses the run folder.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"{self.path} is in use by another process. Wait for it, stop it, or choose another fold, seed or name."
-            ) from error
-        try:
+        busy = f"{self.path} is in use by another process. Wait for it, stop it, or choose another fold, seed or name."
+        with exclusive(self.path / ".lock", "the run", busy):
             yield
-        finally:
-            lock.release()
 
     def clear(self) -> None:
         """Delete the content of the folder except the lock."""
         for entry in self.path.iterdir():
-            if entry.name == ".lock":
+            if entry.name.startswith(".lock"):
                 continue
             if entry.is_dir():
                 shutil.rmtree(entry)
