@@ -101,7 +101,11 @@ class Results:
             dataset: the benchmark.
         """
         found = (state.run.folder.status().get("scoring") for state in self.states if state.run.dataset == dataset)
-        known = [record for record in found if isinstance(record, dict)]
+        known = [
+            record
+            for record in found
+            if isinstance(record, dict) and "protocol" in record and isinstance(record.get("tolerance_mm"), int | float)
+        ]
         sentences = list(
             dict.fromkeys(rules_sentence(str(record["protocol"]), record["tolerance_mm"]) for record in known)
         )
