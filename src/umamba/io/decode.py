@@ -18,8 +18,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from umamba.io.dicom import decode_dicom, is_dicom
 from umamba.io.errors import UserError
 from umamba.io.itk import one_at_a_time
+from umamba.io.raster import decode_raster
+from umamba.io.tiff import decode_tiff, is_tiff
+from umamba.io.tiff_spacing import TIFF_ENDINGS
 
 # Compressed bytes per read. Deflate expands at most about 1000 times, so decompression takes at most 64 MB.
 _CHUNK = 1 << 16
@@ -51,6 +55,13 @@ def decode(path: Path) -> sitk.Image:
         raise UserError(f"{path}: no such file. Check the name and the file ending.")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty. {_REMEDY}")
+    if is_dicom(path) or path.suffix.lower() == ".dcm":
+        return decode_dicom(path)
+    if path.name.lower().endswith(TIFF_ENDINGS) and is_tiff(path):
+        return decode_tiff(path)
+    picture = decode_raster(path)
+    if picture is not None:
+        return picture
     if path.name.lower().endswith((".gz", ".nii")):
         _check_stream(path)
     with one_at_a_time:

@@ -14,10 +14,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from umamba.io.decode import decode, nonfinite_error
-from umamba.io.dicom import decode_series, series_files
+from umamba.io.dicom import declared_voxels, decode_series, is_dicom
 from umamba.io.errors import StorageError, UserError
 from umamba.io.files import atomic_path, storage_errors
 from umamba.io.itk import one_at_a_time
+from umamba.io.tiff import declared_tiff_voxels, is_tiff, write_tiff
+from umamba.io.tiff_spacing import TIFF_ENDINGS, write_spacing
 
 _MEDICAL = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 NATURAL_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
@@ -162,15 +164,17 @@ def voxel_count(paths: Sequence[Path]) -> int:
     """
     total = 0
     for path in map(Path, paths):
-        slices = series_files(path) if path.is_dir() else [path]
+        if path.is_dir() or is_dicom(path) or is_tiff(path):
+            total += declared_tiff_voxels(path) if is_tiff(path) else declared_voxels(path)
+            continue
         reader = sitk.ImageFileReader()
-        reader.SetFileName(os.fspath(slices[0]) if slices else "")
+        reader.SetFileName(os.fspath(path))
         try:
             with one_at_a_time:
                 reader.ReadImageInformation()
         except RuntimeError:
             continue
-        total += math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * len(slices)
+        total += math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
     return total
 
 
@@ -199,7 +203,8 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
     """Write a label map atomically, in the smallest unsigned dtype that holds its labels.
 
     The file keeps the geometry as precisely as its format allows: MHA stores doubles, NRRD doubles up to the last bit,
-    NIfTI float32 spacing and offsets and a direction derived from float32, PNG and BMP no geometry.
+    NIfTI float32 spacing and offsets and a direction derived from float32, PNG and BMP no geometry; beside
+    a TIFF volume stands CASE.json with its spacing, as nnU-Net writes it.
 
     Args:
         path: the file to write; its ending chooses the format.
@@ -230,10 +235,15 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
     image.SetSpacing(tuple(reversed(geometry.spacing[1:] if geometry.is_2d else geometry.spacing)))
     image.SetOrigin(geometry.origin_xyz)
     image.SetDirection(geometry.direction_xyz)
+    if path.name.lower().endswith(TIFF_ENDINGS) and not geometry.is_2d:
+        write_spacing(path, geometry.spacing)
     with storage_errors(path), atomic_path(path) as temporary:
         try:
             with one_at_a_time:
-                sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
+                if path.name.lower().endswith(TIFF_ENDINGS):
+                    write_tiff(temporary, sitk.GetArrayViewFromImage(image))
+                else:
+                    sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
         except RuntimeError as error:
             raise StorageError(
                 f"{path}: could not be written ({_last_line(error)}). Check disk space and permissions."
