@@ -78,11 +78,22 @@ def series_files(folder: Path) -> list[Path]:
         UserError: the folder holds no series, or more than one, or a DICOM file that cannot be read.
     """
     series: dict[str, list[Path]] = {}
+    kinds: set[str] = set()
+    without_pixels: list[tuple[Path, str, str]] = []
     for path in sorted(folder.iterdir()):
-        if path.is_file() and _looks_like_dicom(path):
-            header = _read(path, with_pixels=False)
-            if "Rows" in header and header.file_meta.get("MediaStorageSOPClassUID") != _DIRECTORY:
-                series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(path)
+        if not path.is_file() or not _looks_like_dicom(path):
+            continue
+        header = _read(path, with_pixels=False)
+        kind = str(header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "")
+        uid = str(header.get("SeriesInstanceUID") or "")
+        if "Rows" in header:
+            series.setdefault(uid, []).append(path)
+            kinds.add(kind)
+        elif kind != _DIRECTORY:
+            without_pixels.append((path, kind, uid))
+    for path, kind, uid in without_pixels:
+        if not kind or not uid or kind in kinds or uid in series:
+            raise UserError(f"{path}: the DICOM file is truncated: it ends before its pixels. Export it again.")
     if len(series) != 1:
         what = "no DICOM series" if not series else f"{len(series)} DICOM series ({', '.join(sorted(series))})"
         raise UserError(f"{folder}: {what} in this folder. Give a folder with the files of one series.")

@@ -237,8 +237,8 @@ def _by_itk(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
             array = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
     except RuntimeError:
         array = np.empty(0)
-    if series.dtype == bool:
-        array = array != 0  # ITK stretches bits to 0 and 255
+    if series.dtype == bool and array.shape == (*series.shape, 4):
+        array = array[..., 0] != 0  # ITK makes colours of bits: 0 and 255
     if array.shape != series.shape or array.dtype != series.dtype.newbyteorder("="):
         name = getattr(series.keyframe.compression, "name", str(series.keyframe.compression))
         raise UserError(
