@@ -220,6 +220,9 @@ def test_a_segmentation_keeps_its_spacing(tmp_path: Path) -> None:
     write_segmentation(tmp_path / "flat.tif", label[:1], read_image([write_grey(tmp_path / "grey.tif")]).geometry)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "flat.tif"), label[0])
     assert sorted(os.listdir(tmp_path)) == ["a.json", "a.tif", "flat.tif", "grey.tif"]
+    slice_ = Geometry((5.0, 0.5, 0.25), geometry.origin_xyz, geometry.direction_xyz, (1, 24, 40), False)
+    write_segmentation(tmp_path / "one.tif", label[:1], slice_)
+    assert read_label(tmp_path / "one.tif").geometry == slice_
 
 
 def write_grey(path: Path) -> Path:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,7 +14,7 @@ from umamba.inference.canvas import Canvas
 from umamba.inference.memory import MemoryLimit
 from umamba.inference.model import Model
 from umamba.inference.postprocessing import PostProcessing
-from umamba.inference.prepared_image import PreparedImage, paint, prepare_image
+from umamba.inference.prepared_image import PreparedImage, paint, prepare_image, warn_of_orientation
 from umamba.inference.probabilities import ProbabilitiesFile
 from umamba.io import Geometry, StorageError, UserError, read_image, voxel_count, write_segmentation
 from umamba.labels.instance_maps import numbered_instances
@@ -61,6 +61,7 @@ class CaseQueue:
         settings: how images are segmented and how many threads read and write.
         limit: of the memory.
         progress: show a progress bar.
+        orientations: of the images so far, see `warn_of_orientation`.
     """
 
     models: Sequence[Model]
@@ -68,6 +69,7 @@ class CaseQueue:
     settings: PredictionSettings
     limit: MemoryLimit
     progress: bool
+    orientations: set[str] = field(default_factory=set)
 
     def run(self, cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> dict[str, str]:
         """Segment the cases.
@@ -115,7 +117,8 @@ class CaseQueue:
         return self.limit.cases_at_once(self.settings.workers, largest)
 
     def _read(self, case: RawCase) -> PreparedImage:
-        return prepare_image(read_image(case.images, time_is_channels=True), self.models)
+        turn_channels = self.models[0].plan.reader is not None
+        return prepare_image(read_image(case.images, time_is_channels=True, turn_channels=turn_channels), self.models)
 
     def _segment(
         self,
@@ -126,6 +129,7 @@ class CaseQueue:
     ) -> "Future[None]":
         """Run the networks; return the future of resampling and writing."""
         labels, placement, geometry = self.models[0].labels, prepared.placement, prepared.geometry
+        warn_of_orientation(files.segmentation.name, geometry, self.models, self.orientations)
         with ExitStack() as stack:
             probabilities = None
             if files.probabilities is not None:

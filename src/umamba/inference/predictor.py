@@ -19,7 +19,7 @@ from umamba.inference.cases import list_cases
 from umamba.inference.memory import measure_limit
 from umamba.inference.model import Model, choose_device
 from umamba.inference.postprocessing import PostProcessing
-from umamba.inference.prepared_image import paint, prepare_image
+from umamba.inference.prepared_image import paint, prepare_image, warn_of_orientation
 from umamba.io import (
     Image,
     UserError,
@@ -141,6 +141,7 @@ class Predictor:
         """
         limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
         prepared = prepare_image(image, self.models)
+        warn_of_orientation("The image", prepared.geometry, self.models, set())
         canvas = Canvas(prepared.placement, self.labels)
         paint(prepared, canvas, settings, limit, lambda done, total: None)()
         return self.post_processing.apply(canvas.segmentation)

@@ -42,6 +42,8 @@ def is_dicom(path: Path) -> bool:
     Args:
         path: the file. If it cannot be read, the answer is False.
     """
+    if not path.is_file():  # a pipe would wait for its writer
+        return False
     try:
         with open(path, "rb") as stream:
             return stream.read(132)[128:] == b"DICM"

@@ -40,6 +40,8 @@ def is_tiff(path: Path) -> bool:
     Args:
         path: the file. If it cannot be read, the answer is False.
     """
+    if not path.is_file():  # a pipe would wait for its writer
+        return False
     try:
         with open(path, "rb") as stream:
             return stream.read(4) in _MARKS

@@ -186,6 +186,7 @@ def store_key(digest: str, plan: Plan, configuration: Configuration, labels: Lab
         "use_mask_for_norm": configuration.use_mask_for_norm,
         "intensity": [asdict(channel) for channel in plan.intensity],
         "labels": labels.to_json(),
+        **({} if plan.reader is None else {"reader": plan.reader}),
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
@@ -198,7 +199,12 @@ def _prepare_case(
         if case.label is None:
             raise UserError("has no label file. Add it to labelsTr.")
         image, label, properties = preprocess_case(
-            read_image(case.images), read_label(case.label), plan, configuration, labels, case.case_id
+            read_image(case.images, turn_channels=plan.reader is not None),
+            read_label(case.label),
+            plan,
+            configuration,
+            labels,
+            case.case_id,
         )
     except UserError as error:
         return f"{case.images[0].name}: {error}"
