@@ -15,9 +15,10 @@ import struct
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -26,7 +27,7 @@ import skimage.io
 import tifffile
 from PIL import Image as pillow
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from umamba.io import UserError, read_image
 
@@ -37,6 +38,7 @@ CONTAINERS = (
 )
 TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8", "f2", "b1")
 GEOMETRIES = ("unit", "uneven", "tiny", "flipped", "oblique")
+Order = Literal["<", ">"]
 DAMAGES = ("none", "none", "none", "cut-30", "cut-90", "cut-1", "lie", "appended")
 
 
@@ -94,7 +96,8 @@ def generate(folder: Path, count: int, seed: int) -> list[Sample]:
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         container = CONTAINERS[index % len(CONTAINERS)]
-        kind, order = str(rng.choice(TYPES)), str(rng.choice(["<", ">"]))
+        kind = str(rng.choice(TYPES))
+        order: Order = "<" if rng.choice(["<", ">"]) == "<" else ">"
         geometry, damage = str(rng.choice(GEOMETRIES)), str(rng.choice(DAMAGES))
         name = f"{index:03d}-{container}-{kind}-{'little' if order == '<' else 'big'}-{geometry}-{damage}"
         target = folder / name
@@ -129,7 +132,7 @@ def outcome(sample: Sample) -> str:
 
 
 def _nifti(
-    rng: np.random.Generator, folder: Path, container: str, kind: str, order: str, geometry: Geometry
+    rng: np.random.Generator, folder: Path, container: str, kind: str, order: Order, geometry: Geometry
 ) -> tuple[Path, np.ndarray, Geometry | None]:
     kind = {"f2": "f4", "b1": "u1"}.get(kind, kind)
     affine = np.eye(4)
@@ -146,14 +149,14 @@ def _nifti(
         image = type(image)(voxels * 0.5 - 3.0, affine, image.header)
         image.header.set_data_dtype(np.dtype(kind).newbyteorder(order))
     nib.save(image, folder / name)
-    read = nib.load(folder / name)
+    read: Any = nib.load(folder / name)
     spacing = tuple(float(value) for value in read.header.get_zooms()[:3])[::-1]
     assert np.allclose(spacing, geometry.spacing, rtol=1e-4)
     return folder / name, np.asarray(read.dataobj).T[None], geometry
 
 
 def _nrrd(
-    rng: np.random.Generator, folder: Path, container: str, kind: str, order: str, geometry: Geometry
+    rng: np.random.Generator, folder: Path, container: str, kind: str, order: Order, geometry: Geometry
 ) -> tuple[Path, np.ndarray, Geometry | None]:
     names = {"u1": "uchar", "i1": "signed char", "u2": "ushort", "i2": "short", "u4": "uint", "i4": "int"}
     kind = {"f2": "f4", "b1": "u1"}.get(kind, kind)
@@ -174,7 +177,7 @@ def _nrrd(
 
 
 def _mha(
-    rng: np.random.Generator, folder: Path, container: str, kind: str, order: str, geometry: Geometry
+    rng: np.random.Generator, folder: Path, container: str, kind: str, order: Order, geometry: Geometry
 ) -> tuple[Path, np.ndarray, Geometry | None]:
     names = {"u1": "MET_UCHAR", "i1": "MET_CHAR", "u2": "MET_USHORT", "i2": "MET_SHORT", "u4": "MET_UINT"}
     kind = {"f2": "f4", "b1": "u1"}.get(kind, kind)
@@ -199,14 +202,14 @@ def _mha(
 
 
 def _tiff(
-    rng: np.random.Generator, folder: Path, container: str, kind: str, order: str, geometry: Geometry
+    rng: np.random.Generator, folder: Path, container: str, kind: str, order: Order, geometry: Geometry
 ) -> tuple[Path, np.ndarray, Geometry | None]:
     path = folder / "a_0000.tif"
     flat = container == "tif-2d"
     colours = flat and rng.random() < 0.3 and kind in ("u1", "u2")
     shape = (32, 48) if container == "tif-tiles" else SHAPE[1:] if flat else SHAPE
     shape = (*shape, 3) if colours else shape
-    options: dict[str, object] = {"photometric": "rgb" if colours else "minisblack"}
+    options: dict[str, Any] = {"photometric": "rgb" if colours else "minisblack"}
     if container == "tif-zlib":
         options |= {"compression": "zlib", "predictor": bool(kind[0] in "ui" and rng.random() < 0.5)}
     elif container == "tif-tiles":
@@ -218,7 +221,7 @@ def _tiff(
         options |= {"metadata": None}
     voxels = numbers(rng, kind, shape)
     tifffile.imwrite(path, voxels, byteorder=order, bigtiff=bool(not options.get("imagej") and rng.random() < 0.3),
-                     resolution=(300, 300), **options)  # type: ignore[arg-type]  # fmt: skip
+                     resolution=(300, 300), **options)  # fmt: skip
     read = tifffile.imread(path)
     expected = np.moveaxis(read, -1, 0)[:, None] if colours else read.reshape(1, -1, *read.shape[-2:])
     if flat or container == "tif-tiles":
@@ -232,7 +235,7 @@ def _tiff(
 
 
 def _picture(
-    rng: np.random.Generator, folder: Path, container: str, kind: str, order: str, geometry: Geometry
+    rng: np.random.Generator, folder: Path, container: str, kind: str, order: Order, geometry: Geometry
 ) -> tuple[Path, np.ndarray, Geometry | None]:
     path = folder / f"a.{container[:3]}"
     if container == "png-bits":
@@ -244,7 +247,8 @@ def _picture(
         elif mode.startswith("P"):
             picture = picture.convert("P")
             picture.putpalette(rng.integers(0, 256, 768, np.uint8).tobytes())
-        picture.save(path, **({"transparency": 3} if mode.endswith("transparent") else {}))
+        options: dict[str, Any] = {"transparency": 3} if mode.endswith("transparent") else {}
+        picture.save(path, **options)
     else:
         wide = container == "png" and kind[1] != "1"
         colours = not wide and rng.random() < 0.4
@@ -255,7 +259,7 @@ def _picture(
 
 
 def _dicom(
-    rng: np.random.Generator, folder: Path, container: str, kind: str, order: str, geometry: Geometry
+    rng: np.random.Generator, folder: Path, container: str, kind: str, order: Order, geometry: Geometry
 ) -> tuple[Path, np.ndarray, Geometry | None]:
     """A series or an enhanced file with a slope of its own for each slice, slices in any order."""
     kind = kind if kind in ("u1", "u2", "i2") else "u2"
@@ -291,13 +295,14 @@ def _dicom(
     return folder, expected, geometry
 
 
-def _words(values: object) -> list[str]:
-    return [f"{float(value):.10g}"[:16] for value in values]  # type: ignore[attr-defined]
+def _words(values: Sequence[float] | np.ndarray) -> list[str]:
+    return [f"{float(value):.10g}"[:16] for value in values]
 
 
-def _dicom_header(path: Path, syntax: str, dtype: np.dtype, inverted: bool) -> FileDataset:
+def _dicom_header(path: Path, syntax: UID, dtype: np.dtype, inverted: bool) -> FileDataset:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{path.stem}"
+    meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.2")
+    meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.{path.stem}")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
     little = syntax != ExplicitVRBigEndian
     implicit = syntax == ImplicitVRLittleEndian
@@ -332,7 +337,7 @@ def _describe_frames(
     header.PerFrameFunctionalGroupsSequence = groups
 
 
-_Writer = Callable[[np.random.Generator, Path, str, str, str, Geometry], tuple[Path, np.ndarray, Geometry | None]]
+_Writer = Callable[[np.random.Generator, Path, str, str, Order, Geometry], tuple[Path, np.ndarray, Geometry | None]]
 _WRITERS: dict[str, _Writer] = {
     **dict.fromkeys(("nii", "nii.gz", "nii2"), _nifti),
     **dict.fromkeys(("nrrd", "nrrd-gzip"), _nrrd),
@@ -383,11 +388,10 @@ def _lie(content: bytes, container: str) -> bytes | None:
         header = content[12:16] + struct.pack(">II", 7, 50000) + content[24:29]
         return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
     if container.startswith("tif") and content[2:4] in (b"*\0", b"\0*"):
-        order = content[:2] == b"II"
-        length = struct.pack("<HHI" if order else ">HHI", 257, 3, 1)  # ImageLength, a short
-        at = content.find(length)
+        order = "<" if content[:2] == b"II" else ">"
+        at = content.find(struct.pack(f"{order}HHI", 257, 3, 1))  # ImageLength, a short
         if at > 0:
-            return content[: at + 8] + struct.pack("<H" if order else ">H", 60000) + content[at + 10 :]
+            return content[: at + 8] + struct.pack(f"{order}H", 60000) + content[at + 10 :]
     return None
 
 
@@ -399,9 +403,9 @@ def main() -> None:
     for sample in generate(folder, count, seed):
         found = outcome(sample)
         word = found.split(":")[0]
-        wrong = word in ("different", "traceback")
-        if wrong or (word == "refused" and not sample.damaged):
-            print(f"{'FAULT' if wrong else 'note '} {sample.name}: {found}")
+        fault = word in ("different", "traceback")
+        if fault or (word == "refused" and not sample.damaged):
+            print(f"{'FAULT' if fault else 'note '} {sample.name}: {found}")
         table[sample.name.split("-")[1], ("damaged " if sample.damaged else "whole ") + word] += 1
     for (container, word), number in sorted(table.items()):
         print(f"{container:8} {word:20} {number}")

@@ -13,11 +13,13 @@ from PIL import Image as pillow
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
     RLELossless,
+    generate_uid,
 )
 
 from umamba.io import UserError, read_image
@@ -30,7 +32,8 @@ VOLUME = np.random.default_rng(0).integers(0, 2000, (6, 5, 7)).astype(np.uint16)
 
 def header(path: Path, shape: tuple[int, int] = (5, 7), sop_class: str = CT, **changes: Any) -> FileDataset:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, f"1.2.3.{abs(hash(path.name))}"
+    meta.MediaStorageSOPClassUID = UID(sop_class)
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset(str(path), {}, b"\0" * 128, meta, is_implicit_VR=False, is_little_endian=True)
     dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
@@ -71,7 +74,7 @@ def write_enhanced(path: Path, order: list[int], scales: dict[int, tuple[float, 
         values.RescaleSlope, values.RescaleIntercept = scales.get(z, (1, -1024))
         group.PlanePositionSequence, group.PixelValueTransformationSequence = [position], [values]
         groups.append(group)
-    usual = {
+    usual: dict[str, Any] = {
         "NumberOfFrames": len(order),
         "SharedFunctionalGroupsSequence": [shared],
         "PerFrameFunctionalGroupsSequence": groups,
@@ -222,13 +225,13 @@ def compressed(folder: Path, voxels: np.ndarray, syntax: str) -> list[bytes]:
     ("syntax", "kind"), [(JPEG2000Lossless, np.uint16), (JPEGLosslessSV1, np.uint16), (JPEGLosslessSV1, np.int16)]
 )
 def test_compressed_frames(tmp_path: Path, syntax: str, kind: type) -> None:
-    voxels = (VOLUME.astype(int) - (500 if kind is np.int16 else 0)).astype(kind)
+    voxels: np.ndarray = (VOLUME.astype(int) - (500 if kind is np.int16 else 0)).astype(kind)
     frames = compressed(tmp_path, voxels, syntax)
     path = tmp_path / "enhanced" / "a.dcm"
     write_enhanced(path, [5, 4, 3, 2, 1, 0], {3: (2.5, 7.0)}, PixelRepresentation=int(kind is np.int16))
     dataset = pydicom.dcmread(path)
     dataset.PhotometricInterpretation = "MONOCHROME1"
-    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
     dataset.PixelData = encapsulate(frames[::-1])
     dataset["PixelData"].is_undefined_length = True
     dataset.save_as(path)
@@ -264,7 +267,7 @@ def test_run_lengths_and_deflate(tmp_path: Path) -> None:
 def test_unknown_compression_is_one_sentence(tmp_path: Path) -> None:
     path = write_slice(tmp_path, 0)
     dataset = pydicom.dcmread(path)
-    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"
+    dataset.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.102")
     dataset.PixelData = encapsulate([b"\0\0\0\1" * 20])
     dataset["PixelData"].is_undefined_length = True
     dataset.save_as(path)
@@ -288,7 +291,7 @@ def test_series_of_other_kinds(tmp_path: Path) -> None:
         write_slice(tmp_path / "mixed", z, ImageOrientationPatient=[0, 1, 0, 0, 0, 1] if z == 3 else STRAIGHT)
         write_slice(tmp_path / "spacing", z, PixelSpacing=[0.9, 0.8] if z == 3 else [0.9, 0.7])
         write_slice(tmp_path / "two", z, SeriesInstanceUID="1.2.5" if z == 3 else "1.2.4")
-        write_slice(tmp_path / "nowhere", z, **({"ImagePositionPatient": None} if z == 3 else {}))
+        write_slice(tmp_path / "nowhere", z, ImagePositionPatient=None if z == 3 else [10, -20, 30 + 2 * z])
         write_slice(tmp_path / "slope", z, RescaleSlope=0 if z == 3 else 1, RescaleIntercept=0)
         if z != 3:
             write_slice(tmp_path / "size", z)
@@ -349,7 +352,7 @@ def test_tables_and_colours(tmp_path: Path) -> None:
     write_slice(tmp_path, 0, "table.dcm", PixelData=plane.tobytes(), ModalityLUTSequence=[table])
     np.testing.assert_array_equal(read_image([tmp_path / "table.dcm"]).array[0, 0], np.array([7, 5, 300, 1])[plane])
     colours = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    eight = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    eight: dict[str, Any] = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
     write_slice(
         *(tmp_path, 0, "rgb.dcm"), **eight, SamplesPerPixel=3, PlanarConfiguration=0, PhotometricInterpretation="RGB",
         PixelData=colours.tobytes() + b"\0",

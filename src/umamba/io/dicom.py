@@ -7,6 +7,7 @@ The values are those of the file times the slope of each frame, plus its interce
 
 import locale
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -86,8 +87,9 @@ def series_files(folder: Path) -> list[Path]:
         if not path.is_file() or not _looks_like_dicom(path):
             continue
         header = _read(path, with_pixels=False)
-        kind = str(header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "")
-        uid = str(header.get("SeriesInstanceUID") or "")
+        with _readable(path):
+            kind = str(header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "")
+            uid = str(header.get("SeriesInstanceUID") or "")
         if "Rows" in header:
             series.setdefault(uid, []).append(path)
             kinds.add(kind)
@@ -111,11 +113,13 @@ def declared_voxels(path: Path) -> int:
     files = [path]
     if path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.is_file() and _looks_like_dicom(file)]
+    if not files:
+        return 0
     try:
-        return (
-            int(np.prod(declared_shape(_read(files[0], with_pixels=False)), dtype=object)) * len(files) if files else 0
-        )
-    except (UserError, ValueError):
+        header = _read(files[0], with_pixels=False)
+        with _readable(files[0]):
+            return math.prod(declared_shape(header)) * len(files)
+    except UserError:
         return 0
 
 
@@ -163,9 +167,9 @@ def _decode(source: Path, files: Sequence[Path]) -> sitk.Image:
                 "many frames alone."
             )
     if len({plane.shape for plane in values}) > 1:
-        first, other = next((a, b) for a, b in pairwise(values) if a.shape != b.shape)
+        sizes = next((a.shape[:2], b.shape[:2]) for a, b in pairwise(values) if a.shape != b.shape)
         raise UserError(
-            f"{source}: the slices differ in size: {first.shape[:2]} and {other.shape[:2]} pixels (Y, X). Leave only "
+            f"{source}: the slices differ in size: {sizes[0]} and {sizes[1]} pixels (Y, X). Leave only "
             "the slices of one volume in the folder."
         )
     if inverted:
@@ -195,7 +199,8 @@ def _read(path: Path, with_pixels: bool) -> FileDataset:
             check_deflated(path)
         dataset = pydicom.dcmread(os.fspath(path), stop_before_pixels=not with_pixels, force=True)
         if "TransferSyntaxUID" not in dataset.file_meta:  # pydicom has found out the encoding by itself
-            dataset.file_meta.TransferSyntaxUID = _UNCOMPRESSED[dataset.original_encoding]
+            implicit, little = dataset.original_encoding
+            dataset.file_meta.TransferSyntaxUID = _UNCOMPRESSED[bool(implicit), bool(little)]
         return dataset
 
 

@@ -28,7 +28,7 @@ _DESCRIPTION = (
     *("Rows", "Columns", "SamplesPerPixel", "PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit"),
     *("PixelRepresentation", "NumberOfFrames"),
 )
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
 _MOST_EXPANDED = 10_000  # decoded bytes for each compressed one; constant images in JPEG 2000 come near it
 _ALWAYS_ALLOWED = 1 << 26  # decoded bytes that need no such check
 
@@ -127,7 +127,7 @@ def real_values(stored: np.ndarray, scales: Sequence[tuple[float, float]], table
     if all(scale == (1.0, 0.0) for scale in scales):
         return stored
     whole = np.issubdtype(stored.dtype, np.integer) and all(number.is_integer() for scale in scales for number in scale)
-    dtype = np.dtype(np.float64)
+    dtype: np.dtype = np.dtype(np.float64)
     if whole:
         ends = [
             int(slope) * int(end) + int(intercept)
@@ -226,7 +226,7 @@ def _by_itk(dataset: Dataset, syntax: UID, photometric: str) -> np.ndarray:
     copy["PixelData"].is_undefined_length = True
     copy.file_meta = FileMetaDataset()
     copy.file_meta.TransferSyntaxUID = syntax
-    copy.file_meta.MediaStorageSOPClassUID, copy.file_meta.MediaStorageSOPInstanceUID = _SECONDARY_CAPTURE, "1.2.3"
+    copy.file_meta.MediaStorageSOPClassUID, copy.file_meta.MediaStorageSOPInstanceUID = _SECONDARY_CAPTURE, UID("1.2.3")
     with TemporaryDirectory(prefix="umamba-dicom-") as folder:
         name = os.path.join(folder, "pixels.dcm")
         copy.save_as(name, enforce_file_format=True)

@@ -112,9 +112,8 @@ def _by_pillow(path: Path) -> sitk.Image:
         with one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
             with pillow.open(path) as picture:
-                if picture.mode == "P":
-                    picture = picture.convert(picture.palette.mode if picture.palette else "RGB")
-                array = np.array(picture)
+                palette = picture.palette if picture.mode == "P" else None
+                array = np.array(picture if palette is None else picture.convert(palette.mode))
     except Exception as error:  # Pillow lets errors of struct and zlib through
         raise UserError(f"{path}: cannot be decoded ({error}). {_REMEDY}") from None
     if array.dtype == bool:

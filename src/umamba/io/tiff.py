@@ -156,8 +156,15 @@ def _check_series(tiff: tifffile.TiffFile, pages: int) -> None:
         raise ValueError(f"it holds {len(planes)} images of different kinds ({shapes}); store one in each file")
     if sum(planes) != pages and not (len(planes) == 1 and pages == 1 and first.dataoffset is not None):
         raise ValueError(f"it declares {sum(planes)} pages and holds {pages}")
-    if any(page is None for page in first.pages):
+    _pages(first)
+
+
+def _pages(series: tifffile.TiffPageSeries) -> list[tifffile.TiffPage | tifffile.TiffFrame]:
+    """Return the pages of an image; raise ValueError if one of them is missing."""
+    pages = [page for page in series.pages if page is not None]
+    if len(pages) != len(series.pages):
         raise ValueError("pages are missing")
+    return pages
 
 
 def _decodable(page: tifffile.TiffPage) -> bool:
@@ -179,7 +186,7 @@ def _check_bytes(path: Path, series: tifffile.TiffPageSeries, page: tifffile.Tif
         return
     compressed = 0
     segment = math.prod(page.chunks) * page.bitspersample // 8  # decoded bytes of a strip or tile
-    for each in series.pages:
+    for each in _pages(series):
         count = math.prod(page.chunked)
         if len(each.dataoffsets) < count or len(each.databytecounts) < count:
             raise ValueError(f"a page declares {count} strips or tiles and lists {len(each.dataoffsets)}")
@@ -230,7 +237,7 @@ def _by_itk(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
     reader.SetFileName(os.fspath(path))
     if series.nbytes > max(_ALWAYS_ALLOWED, _MOST_EXPANDED * path.stat().st_size):
         raise ValueError(f"it declares {series.nbytes} bytes of voxels in a file of {path.stat().st_size}")
-    for page in series.pages:
+    for page in _pages(series):
         ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=False))
         if max(ends, default=0) > path.stat().st_size:
             raise ValueError("strips of voxels are not in the file")
