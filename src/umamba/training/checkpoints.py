@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from umamba.io import UserError, atomic_path
 from umamba.records import RunFolder
+from umamba.records.replacement import settle
 from umamba.records.run_folder import LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
@@ -69,12 +70,19 @@ class SaveCheckpoints(Callback):
         self.best: float | None = None
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save after the epoch's validation (Lightning validates before this hook)."""
+        """Save after the epoch's validation (Lightning validates before this hook).
+
+        A run that ends before its last epoch is noted before its checkpoint, so that a continued run trains no further.
+        """
         score = pl_module.ema_patch_dice
         if isinstance(score, float) and (self.best is None or score > self.best):
             self.best = score
             trainer.save_checkpoint(self.folder.best)
+        if trainer.should_stop and trainer.is_global_zero:
+            self.folder.set_status(ended_after=trainer.current_epoch + 1)
         trainer.save_checkpoint(self.folder.last)
+        if trainer.is_global_zero:
+            settle(self.folder)  # the run that restart=true replaces is deleted now
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far."""
