@@ -12,7 +12,7 @@ from umamba.evaluation.overlay import overlay_figure
 from umamba.inference import Predictor
 from umamba.io import UserError, read_image, read_label
 from umamba.io.voice import showing
-from umamba.planning import fold_cases
+from umamba.planning import fold_cases, number_of_folds
 from umamba.records import RunFolder
 from umamba.records.tables import read_scores, write_scores
 from umamba.runs.fit import splits_file
@@ -76,7 +76,7 @@ def predict_and_score(
         log.info("Validation cases of fold %s, whole:", settings.fold)
         if validation is not None:
             log.info(score_table(validation))
-        pool_folds(folder)
+        pool_folds(folder, number_of_folds(splits_file(settings, prepared)))
     test = prepared.dataset.test
     if not test:
         log.info("No test images (imagesTs): nothing to predict.")
@@ -197,11 +197,13 @@ def draw_cases(prepared: PreparedDataset, scores: pandas.DataFrame, folder: RunF
     return pictures
 
 
-def pool_folds(folder: RunFolder) -> pandas.DataFrame | None:
+def pool_folds(folder: RunFolder, num_folds: int) -> pandas.DataFrame | None:
     """Write and report the validation scores of all folds of this experiment and seed that have been scored.
 
     Args:
         folder: the run folder of one fold. The table is written to its `cross_validation_scores`.
+        num_folds: folds of the split. Random splits, which have higher numbers, share cases with the folds and are
+            left out, because a case counts once.
 
     Returns:
         The scores with a further column `fold`; None if fewer than two folds have scores.
@@ -209,9 +211,9 @@ def pool_folds(folder: RunFolder) -> pandas.DataFrame | None:
     tables = [
         read_scores(other.validation_scores).assign(fold=other.fold)
         for other in folder.other_folds()
-        if other.validation_scores.exists()
+        if other.validation_scores.exists() and other.fold.isdigit() and int(other.fold) < num_folds
     ]
-    if len(tables) < 2:
+    if len(tables) < 2 or folder.fold not in {str(fold) for fold in range(num_folds)}:
         return None
     pooled = pandas.concat(tables, ignore_index=True)
     write_scores(folder.cross_validation_scores, pooled)

@@ -21,7 +21,7 @@ from umamba.inference import PostProcessing, Predictor
 from umamba.io import UserError, read_label, write_json
 from umamba.io.voice import showing
 from umamba.labels import LabelSet
-from umamba.planning import fold_cases
+from umamba.planning import fold_cases, number_of_folds
 from umamba.settings import FindBestSettings, PredictionSettings
 
 
@@ -56,13 +56,14 @@ def mean_score(scores: Mapping[str, float]) -> float:
     return float(np.nanmean(list(scores.values())))
 
 
-def fold_checkpoints(candidate: Path, checkpoint: str, seed: int) -> dict[int, Path]:
+def fold_checkpoints(candidate: Path, checkpoint: str, seed: int, num_folds: int) -> dict[int, Path]:
     """Return the checkpoint of each trained fold of runs/<experiment>/<configuration>.
 
     Args:
         candidate: that folder.
         checkpoint: which checkpoint of each fold: last or best.
         seed: seed of the runs.
+        num_folds: folds of the split; random splits, which have higher numbers, are left out.
 
     Returns:
         Fold -> checkpoint file.
@@ -74,6 +75,7 @@ def fold_checkpoints(candidate: Path, checkpoint: str, seed: int) -> dict[int, P
         int(path.parents[2].name.removeprefix("fold_")): path
         for path in sorted(Path(candidate).glob(f"fold_[0-9]*/seed_{seed}/checkpoints/{checkpoint}.ckpt"))
     }
+    found = {fold: path for fold, path in found.items() if fold < num_folds}
     if not found:
         raise UserError(
             f"candidates: no fold_<k>/seed_{seed}/checkpoints/{checkpoint}.ckpt in {candidate}. Give folders "
@@ -227,7 +229,10 @@ def find_best(settings: FindBestSettings) -> Selection:
     dataset = read_dataset(settings.raw_dataset)
     own = dataset.root / "splits_final.json"
     splits = settings.splits or (own if own.exists() else None)
-    members = {_name(path): fold_checkpoints(path, settings.checkpoint, settings.seed) for path in settings.candidates}
+    count = number_of_folds(splits)
+    members = {
+        _name(path): fold_checkpoints(path, settings.checkpoint, settings.seed, count) for path in settings.candidates
+    }
     if len({tuple(sorted(folds)) for folds in members.values()}) != 1:
         found = "; ".join(f"{name} has {', '.join(map(str, sorted(folds)))}" for name, folds in members.items())
         raise UserError(f"candidates: not the same folds are trained: {found}. Train those that are missing.")

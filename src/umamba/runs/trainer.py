@@ -153,7 +153,6 @@ def build_trainer(
         ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every),
         *progress_callbacks(bar),
         TimeBudget(settings.trainer.max_seconds),
-        # Before the checkpoints, which hold their state after the epoch.
         *asked,
         AskedPatience(asked),
         metrics,
@@ -173,6 +172,7 @@ def build_trainer(
             "callbacks": callbacks,
             "logger": loggers or False,
             "plugins": [AtomicCheckpointIO()],
+            "enable_checkpointing": True,  # because SaveCheckpoints is one of Lightning's Checkpoint callbacks
             "default_root_dir": folder.path,
         },
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from umamba.io import UserError, atomic_path
@@ -58,8 +58,10 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             raise cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0]) from error
 
 
-class SaveCheckpoints(Callback):
+class SaveCheckpoints(Checkpoint):
     """Saves `last.ckpt` after every epoch, and `best.ckpt` when the smoothed patch Dice reaches a new maximum.
+
+    Lightning calls its `Checkpoint` callbacks last, so that the files hold what early stopping decided in the epoch.
 
     Args:
         folder: the run folder.
