@@ -232,8 +232,16 @@ def experiment_name(settings: TrainSettings) -> str:
     Args:
         settings: the settings of a run.
     """
-    name = settings.name or f"{settings.dataset.root.name}_{settings.architecture.name}"
-    return f"{DRY_RUN}{name}" if settings.trainer.dry_run else name
+    return f"{DRY_RUN}{base_name(settings)}" if settings.trainer.dry_run else base_name(settings)
+
+
+def base_name(settings: TrainSettings) -> str:
+    """Return `name`, or <dataset>_<architecture>.
+
+    Args:
+        settings: the settings of a run.
+    """
+    return settings.name or f"{settings.dataset.root.name}_{settings.architecture.name}"
 
 
 def experiment_folder(settings: TrainSettings) -> Path:

@@ -180,7 +180,8 @@ def attempt(
         log.info("Activation checkpointing: %d stages keep their inputs only.", checkpoint_stages(module.network))
     if settings.trainer.compile:
         module.network.compile(dynamic=False)  # patches have one size; symbolic sizes make Inductor fail
-    if resume and folder.status().get("ended_after") == resume[1]:
+    status = folder.status()
+    if resume and status.get("ended_after") == resume[1] and status.get("max_epochs") == settings.trainer.max_epochs:
         log.info("Training ended after epoch %d, as trainer.max_time or the early stopping says.", resume[1])
         return trainer.loggers
     try:
