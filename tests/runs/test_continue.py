@@ -4,16 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 import torch
 
 from umamba.io import UserError
 from umamba.records import RunFolder
-from umamba.records.tables import read_metrics, read_scores, write_scores
+from umamba.records.tables import read_metrics
 from umamba.runs import PreparedDataset, run
 from umamba.runs import whole_run as whole_run_module
-from umamba.runs.score import pool_folds
 from umamba.runs.trainer import SEVERAL, build_trainer
 from umamba.settings import TrainSettings
 from umamba.training.module import SegmentationModule
@@ -176,21 +174,3 @@ def test_several_devices_choose_their_strategy(make_settings: Make, prepared: Pr
     assert kinds["1"][0] == "SingleDeviceStrategy"
     assert kinds["2"] == ("DDPStrategy", {"find_unused_parameters": True})
     assert SEVERAL.startswith("ddp")
-
-
-def test_a_random_split_is_not_pooled_with_the_folds(tmp_path: Path) -> None:
-    """Fold 7 of a five-fold split is a random one; case b of it is also held out by fold 1."""
-    for fold, cases in {0: ["a"], 1: ["b"], 7: ["b"]}.items():
-        folder = RunFolder(tmp_path / f"fold_{fold}" / "seed_0")
-        folder.path.mkdir(parents=True)
-        write_scores(folder.validation_scores, pandas.DataFrame({"case": cases, "label": "x", "dsc": 0.5}))
-    first, random = (RunFolder(tmp_path / f"fold_{fold}" / "seed_0") for fold in (0, 7))
-    assert pool_folds(random, 5) is None
-    assert not first.cross_validation_scores.exists()
-    pooled = pool_folds(first, 5)
-    assert pooled is not None
-    assert list(zip(pooled["case"], pooled["fold"], strict=True)) == [("a", "0"), ("b", "1")]
-    assert list(read_scores(first.cross_validation_scores)["case"]) == ["a", "b"]
-    eight = pool_folds(random, 8)  # a splits file of eight folds
-    assert eight is not None
-    assert len(eight) == 3

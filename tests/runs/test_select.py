@@ -153,8 +153,7 @@ def test_the_best_is_found_and_predicts(project_dir: Path, raw: Path, tmp_path: 
 
 
 def test_the_function_returns_what_it_found(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Fold 7 is a random split, whose cases are also those of other folds; it is left out.
-    candidate = run_folder(tmp_path / "runs", "one", 0, folds=(0, 1, 7))
+    candidate = run_folder(tmp_path / "runs", "one", 0)
     settings = FindBestSettings(candidates=(candidate,), raw_dataset=raw, output=tmp_path / "best", device="cpu")
     selection = find_best(settings)
     assert [each.name for each in selection.ranked] == ["one.3d_fullres"]
@@ -172,9 +171,21 @@ def test_other_folds_are_named(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not the same folds.*one\.3d_fullres has 0, 1; two\.3d_fullres has 0"):
         find_best(settings)
     with pytest.raises(UserError, match="no fold_"):
-        fold_checkpoints(tmp_path, "last", 0, 5)
+        fold_checkpoints(tmp_path, "last", 0)
 
 
 def test_candidates_are_checked_when_the_settings_are_made(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"candidates=\[\]: give at least one folder"):
         FindBestSettings(candidates=(), raw_dataset=raw, output=tmp_path / "best")
+
+
+def test_a_random_split_beyond_the_folds_is_left_out(
+    raw: Path, tmp_path: Path, messages: pytest.LogCaptureFixture
+) -> None:
+    candidate = run_folder(tmp_path / "runs", "one", 0, folds=(0, 1, 7))
+    settings = FindBestSettings(candidates=(candidate,), raw_dataset=raw, output=tmp_path / "best", device="cpu")
+    selection = find_best(settings)
+    assert [path.parents[2].name for path in selection.best.checkpoints] == ["fold_0", "fold_1"]
+    assert "fold 7 validates cases of other folds" in messages.text
+    held_out = [case for fold in split_folds([f"case{index}" for index in range(6)])[:2] for case in fold["val"]]
+    assert sorted(selection.best.segmentations) == sorted(held_out)

@@ -202,12 +202,17 @@ PHANTOM: dict[str, Any] = {
 }
 WANDB: dict[str, Any] = {
     "wandb": True,
+    "tensorboard": False,
+    "mlflow": False,
     "project": "umamba",
     "entity": None,
     "panels_every": 10,
     "upload_model": False,
+    "alert": False,
+    "notify": None,
 }
-LOGGERS = {"wandb": WANDB, "csv": {**WANDB, "wandb": False}}
+CSV = {**WANDB, "wandb": False}
+LOGGERS = {"wandb": WANDB, "csv": CSV, "tensorboard": {**CSV, "tensorboard": True}, "mlflow": {**CSV, "mlflow": True}}
 PATHS = {"raw": "data/raw", "preprocessed": "data/preprocessed", "runs": "runs"}
 TRAIN: dict[str, Any] = {
     "dataset": {

@@ -2,7 +2,7 @@
 
 from umamba.planning.crop import nonzero_box
 from umamba.planning.fingerprint import Fingerprint, compute_fingerprint
-from umamba.planning.folds import fold_cases, number_of_folds, split_folds
+from umamba.planning.folds import fold_cases, split_folds
 from umamba.planning.nnunet_files import foreign_settings, parse_nnunet_plans, read_nnunet_plans, to_nnunet_plans
 from umamba.planning.paper import PaperSetting, assumed_fingerprint, paper_setting, planned_configuration
 from umamba.planning.plan import Configuration, Intensity, Plan
@@ -20,7 +20,6 @@ __all__ = [
     "fold_cases",
     "foreign_settings",
     "nonzero_box",
-    "number_of_folds",
     "paper_setting",
     "parse_nnunet_plans",
     "plan_dataset",

@@ -56,15 +56,6 @@ def split_folds(case_ids: Sequence[str], num_folds: int = NUM_FOLDS, seed: int =
     return folds
 
 
-def number_of_folds(splits_file: Path | None = None) -> int:
-    """Return the number of folds that hold out each case once; higher numbers are random splits.
-
-    Args:
-        splits_file: a file like nnU-Net's splits_final.json; None: the folds of `split_folds`.
-    """
-    return NUM_FOLDS if splits_file is None else len(read_json(Path(splits_file)))
-
-
 def fold_cases(
     case_ids: Sequence[str], fold: int | Literal["all"], splits_file: Path | None = None
 ) -> tuple[list[str], list[str]]:

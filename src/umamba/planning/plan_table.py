@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from umamba.io.escape import rich_text
 from umamba.planning.plan import Configuration, Plan
 
 
@@ -14,10 +15,10 @@ def plan_table(plan: Plan) -> Table:
     Args:
         plan: the plan.
     """
-    table = Table(title=f"Plan of {plan.dataset_name} by the rules {plan.rules}", title_justify="left")
+    table = Table(title=rich_text(f"Plan of {plan.dataset_name} by the rules {plan.rules}"), title_justify="left")
     table.add_column("")
     for name in plan.configurations:
-        table.add_column(name)
+        table.add_column(rich_text(name))
     rows = [_rows(configuration) for configuration in plan.configurations.values()]
     for label in rows[0]:
         table.add_row(label, *(column[label] for column in rows))
