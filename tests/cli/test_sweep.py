@@ -2,10 +2,16 @@
 
 import csv
 import os
+import random
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from umamba.cli import sweep as sweep_module
 from umamba.cli.main import EXIT_USER_ERROR, main
@@ -111,3 +117,53 @@ def test_a_command_with_an_option_and_without_a_sweep_ends_as_ever(fixed: list[s
         return 7
 
     assert through_hydra(train, TrainSettings, [*fixed[1:], "--run"]) == 7
+
+
+GRID = ["recipe.optimizer.lr=0.1,0.01", "augmentation=none,light", "architecture=unet,umamba_bot"]
+
+
+@pytest.mark.slow
+def test_eight_runs_have_eight_folders_and_weights_and_one_table_however_often_they_are_killed(
+    small_settings: list[str], tmp_path: Path, project_dir: Path
+) -> None:
+    plain = [text for text in small_settings if text.split("=")[0] not in ("architecture", "augmentation")]
+
+    def command(name: str) -> list[str]:
+        data = [f"paths.raw={tmp_path / 'raw'}", f"paths.preprocessed={tmp_path / 'preprocessed'}"]
+        own = ["name=grid", f"paths.runs={tmp_path / name}", "trainer.deterministic=true"]
+        return [sys.executable, str(project_dir / "train.py"), "-m", *plain, *data, *own, *GRID]
+
+    def run(name: str) -> list[dict[str, str]]:
+        done = subprocess.run(command(name), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "8 finished" in done.stdout
+        return table(tmp_path / name / "sweep_grid.csv")
+
+    def kill_after(name: str, finished: int) -> None:
+        process = subprocess.Popen(
+            command(name), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        limit = time.monotonic() + 300
+        while len(list((tmp_path / name).glob("*/*/*/*/validation.csv"))) < finished and time.monotonic() < limit:
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.05)
+        time.sleep(random.Random(finished).uniform(0, 1))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+    whole = run("whole")
+    assert len(whole) == len({row["folder"] for row in whole}) == 8
+    weights: list[dict[str, Any]] = [
+        torch.load(RunFolder(tmp_path / "whole" / row["folder"]).last, weights_only=True)["state_dict"] for row in whole
+    ]
+    for index, ours in enumerate(weights):
+        for theirs in weights[:index]:
+            same = ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+            assert not same, index
+    kill_after("killed", 2)
+    kill_after("killed", 5)
+    assert run("killed") == whole
+    assert run("killed") == whole, "nothing is trained again, and the table is the same"
+    ours = torch.load(RunFolder(tmp_path / "killed" / whole[-1]["folder"]).last, weights_only=True)["state_dict"]
+    assert all(torch.equal(ours[key], tensor) for key, tensor in weights[-1].items())
+    assert not list((tmp_path / "killed").glob(".sweep*"))

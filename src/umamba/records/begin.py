@@ -1,7 +1,7 @@
 """Start or continue a run in its folder: refuse another run's folder, and record every continuation.
 
 `config.yaml` holds the settings with which the run began. Each later process that continues it adds an entry to
-`continuations` in run.json: when, after which epoch, by which command and revision, and what differs from config.yaml.
+`continuations` in run.json: when, after which epoch, by which revision, and what differs from config.yaml.
 """
 
 import json
@@ -143,9 +143,9 @@ def _write_config(folder: RunFolder, asked: Mapping[str, Any]) -> None:
 
 
 def _now() -> dict[str, Any]:
-    """Return when, where and by what a process continues a run."""
+    """Return when and by which version a process continues a run."""
     facts = provenance()
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{name: facts[name] for name in ("command", "hostname", "umamba", "git")},
+        **{name: facts[name] for name in ("umamba", "git", "system")},
     }
