@@ -45,6 +45,10 @@ class SmallConfiguration:
     batch_size: int = 3
     use_mask_for_norm: tuple[bool, ...] = (False,)
 
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        return (1.0,) * len(self.patch_size)
+
 
 def make_store(shapes: Sequence[tuple[int, ...]], channels: int = 1) -> MemoryStore:
     """Return cases with two cubes of foreground; no image voxel is 0, and a corner's label is -1."""
@@ -90,7 +94,11 @@ def store_type() -> type[MemoryStore]:
 @pytest.fixture
 def often() -> AugmentationSettings:
     """Return nnU-Net's augmentation with every kind applied to half of the patches."""
-    kinds = {name: replace(kind, p=0.5) for name, kind in vars(AugmentationSettings()).items() if name != "device"}
+    kinds = {
+        name: replace(kind, p=0.5)
+        for name, kind in vars(AugmentationSettings()).items()
+        if name not in ("device", "extra")
+    }
     return AugmentationSettings(**kinds)
 
 

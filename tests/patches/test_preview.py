@@ -19,7 +19,7 @@ class Configuration:
     """The part of a plan's configuration that the preview reads."""
 
     def __init__(self, patch_size: tuple[int, ...], channels: int) -> None:
-        self.patch_size = patch_size
+        self.patch_size, self.spacing = patch_size, (1.0,) * len(patch_size)
         self.use_mask_for_norm = (False,) * channels
         self.spacing = (1.0,) * len(patch_size)
 

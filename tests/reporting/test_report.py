@@ -296,7 +296,7 @@ DATASET, METHOD = '<i>&"x', "#m_1 {x}|\\input $\\frac$"
 
 def hostile_study(tmp_path: Path) -> list[PlannedRun]:
     """Write two runs whose dataset, method, labels and cases have names that mean something to the report's formats."""
-    runs = []
+    runs: list[PlannedRun] = []
     for method, case in (("unet", "cafe\u0301"), (METHOD, "caf\u00e9")):
         folder = RunFolder(tmp_path / "runs" / f"{len(runs)}")
         folder.path.mkdir(parents=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import os
 import shutil
 import sys
@@ -21,11 +20,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from umamba.cli.compose import as_forced, config_name, search_path, settings_from, settings_of, sweep_problems
+from umamba.cli.compose import config_name, settings_from, sweep_problems
+from umamba.cli.hydra_options import hydra_arguments, objective, shown_settings
+from umamba.cli.searched import SEARCH_PATH
 from umamba.cli.share import share
 from umamba.cli.sweep_table import Outcome, collect_outcomes, outcome_table, write_outcome, write_table
 from umamba.io.errors import UserError
-from umamba.settings import InvalidSettings, Settings, TrainSettings, plain
+from umamba.settings import InvalidSettings, Settings, TrainSettings
 from umamba.settings.training import is_folder_name
 
 log = logging.getLogger(__name__)
@@ -54,11 +55,12 @@ def through_hydra(function: Callable[[Any], int | None], record: type[Settings],
         UserError: the overrides have a mistake, or the command without a sweep ends with one.
     """
     overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
-    if "--cfg" in arguments or "-c" in arguments:
-        print(OmegaConf.to_yaml(OmegaConf.create(plain(settings_of(record, overrides)))), end="")
+    if any(arguments[index : index + 2] in (["--cfg", "job"], ["-c", "job"]) for index in range(len(arguments))):
+        print(shown_settings(record, arguments), end="")
         return 0
-    forced = [*(as_forced(argument) for argument in arguments), *search_path()]
-    if not any(option in arguments for option in _SWEEP):
+    sweep = any(option in arguments for option in _SWEEP)
+    forced = hydra_arguments(record, arguments, sweep)
+    if not sweep:
         codes: list[int] = []
         _run_hydra(lambda config: codes.append(int(function(_checked(record, config)) or 0)), record, forced)
         return max(codes, default=0)
@@ -132,23 +134,6 @@ def _outcome(
     return Outcome(number, "", "finished", objective(settings), str(_folder(settings)))
 
 
-def objective(settings: TrainSettings) -> float:
-    """Return the number that a sweeper such as Optuna optimises: the mean score of a run's validation cases.
-
-    Args:
-        settings: the settings of a run that ended.
-    """
-    from umamba.records import RunFolder
-    from umamba.records.tables import main_score, read_metrics, read_scores
-
-    folder = RunFolder(settings.paths.runs / _folder(settings))
-    score = main_score(read_scores(folder.validation_scores))
-    if not math.isnan(score):
-        return score
-    dice = [float(row["val/ema_patch_dice"]) for row in read_metrics(folder.metrics) if row.get("val/ema_patch_dice")]
-    return max(dice, default=math.nan)
-
-
 def _folder(settings: TrainSettings) -> Path:
     """Return the run folder, relative to the folder of runs."""
     from umamba.records import RunFolder
@@ -196,10 +181,11 @@ def _fixed(forced: Sequence[str]) -> dict[str, str]:
 
 def _runs_folder(record: type[Settings], forced: Sequence[str], fixed: dict[str, str]) -> tuple[Path, str | None]:
     """Return the folder of runs, and the name that all runs of a sweep have in common."""
+    own = [text for key, text in fixed.items() if key == SEARCH_PATH or not key.startswith("hydra")]
     deleted = [text for text in forced if text.startswith("~")]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(share("configs")), version_base="1.3"):
-        config = compose(config_name(record), [*fixed.values(), *deleted])
+        config = compose(config_name(record), [*own, *deleted])
     GlobalHydra.instance().clear()
     name = OmegaConf.select(config, "name")
     return Path(str(OmegaConf.select(config, "paths.runs"))), None if name is None else str(name)

@@ -13,7 +13,7 @@ from umamba.io.escape import mathtext
 from umamba.labels import LabelSet
 from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_labels
 from umamba.labels.view import View, largest_slice, plane_size
-from umamba.patches.augmentation import read_size, training_transforms
+from umamba.patches.augmentation import read_margin, read_size, training_transforms
 from umamba.patches.dataset import PatchDataset, make_subject
 from umamba.patches.sampling import as_3d
 from umamba.patches.seeding import seeded_torch
@@ -42,7 +42,7 @@ def draw_preview(
 
     Args:
         store: the preprocessed cases.
-        configuration: the plan's configuration; patch size and masked channels are read.
+        configuration: the plan's configuration; patch size, spacing and masked channels are read.
         labels: values and names of the labels, which also determine the colours.
         augmentation: kinds, probabilities and ranges.
         path: the file to write, ending in .png.
@@ -60,6 +60,7 @@ def draw_preview(
         labels,
         tio.Compose([]),
         read_size=read_size(augmentation, patch_size),
+        margin=read_margin(augmentation, patch_size, configuration.spacing),
         patch_size=as_3d(patch_size),
         dim=len(patch_size),
         batch_size=1,
@@ -68,7 +69,7 @@ def draw_preview(
         seed=seed,
         stream="preview",
     )
-    transforms = training_transforms(augmentation, patch_size, configuration.use_mask_for_norm)
+    transforms = training_transforms(augmentation, patch_size, configuration.use_mask_for_norm, configuration.spacing)
     figure = new_figure(2.2 * columns, 2.2 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False)
     spacing = (1.0,) * (3 - len(patch_size)) + tuple(configuration.spacing)

@@ -19,6 +19,7 @@ from umamba.records.tables import read_scores, write_scores
 from umamba.runs.fit import splits_file
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.settings import PredictionSettings, TrainSettings
+from umamba.settings.entry_points import module_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def predict_and_score(
     held_out = validation_cases(settings, prepared) if settings.predict.validation else []
     rules, validation = scoring_rules(settings, prepared), None
     if held_out:
-        predictor = Predictor.from_checkpoint(checkpoint)
+        predictor = Predictor.from_checkpoint(checkpoint, trust=module_of(settings.architecture.name))
         validation = score_cases(
             predictor, held_out, folder.validation, folder.validation_scores, rules, settings.predict.prediction
         )
@@ -81,7 +82,7 @@ def predict_and_score(
     if not test:
         log.info("No test images (imagesTs): nothing to predict.")
         return validation, None
-    predictor = Predictor.from_checkpoint(checkpoint)
+    predictor = Predictor.from_checkpoint(checkpoint, trust=module_of(settings.architecture.name))
     scores = score_cases(predictor, test, folder.predictions, folder.scores, rules, settings.predict.prediction)
     if scores is None:
         log.info("The test images have no labels (labelsTs): predicted, not scored.")

@@ -136,6 +136,7 @@ def validate(
     *,
     device: str,
     settings: PredictionSettings,
+    trust: str | Sequence[str] = (),
 ) -> Validated:
     """Predict the validation cases of every fold with that fold's networks, and score them.
 
@@ -146,6 +147,7 @@ def validate(
         output: folder of the segmentations.
         device: auto, cpu, cuda, ...
         settings: how cases are segmented.
+        trust: packages whose functions may build the networks.
     """
     name = "+".join(members)
     folds = sorted(next(iter(members.values())))
@@ -153,7 +155,9 @@ def validate(
     segmentations: dict[str, Path] = {}
     for fold in folds:
         _, held_out = fold_cases(list(cases), fold, splits)
-        predictor = Predictor.from_checkpoint([checkpoints[fold] for checkpoints in members.values()], device)
+        predictor = Predictor.from_checkpoint(
+            [checkpoints[fold] for checkpoints in members.values()], device, trust=trust
+        )
         folder = output / name / f"fold_{fold}"
         predictor.predict_cases([cases[case] for case in held_out], folder, settings, progress=showing())
         segmentations |= {case: folder / f"{case}{predictor.file_ending}" for case in held_out}
@@ -241,7 +245,10 @@ def find_best(settings: FindBestSettings) -> Selection:
     if settings.pairs:
         tried += [{one: members[one], two: members[two]} for one, two in itertools.combinations(members, 2)]
     prediction, output = settings.prediction, settings.output
-    validated = [validate(each, dataset, splits, output, device=settings.device, settings=prediction) for each in tried]
+    validated = [
+        validate(each, dataset, splits, output, device=settings.device, settings=prediction, trust=settings.trust)
+        for each in tried
+    ]
     ranked = tuple(sorted(validated, key=lambda each: -each.mean))
     best = ranked[0]
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, UMambaBotSettings
+from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, TrustSettings, UMambaBotSettings
 from umamba.settings.augmentation import AugmentationSettings
 from umamba.settings.dataset import DatasetSettings, PathsSettings
 from umamba.settings.fields import key
@@ -193,7 +193,7 @@ class PrepareSettings(TrainSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescribeSettings(TrainSettings):
+class DescribeSettings(TrainSettings, TrustSettings):
     """All keys of `umamba describe`."""
 
     checkpoint: Path | None = key(None, "Describe the network of this checkpoint instead.", existing=True)

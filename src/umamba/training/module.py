@@ -13,7 +13,7 @@ from umamba.networks import build_network
 from umamba.records import CheckpointRecord
 from umamba.records.checkpoint import store_record, stored_patch_dice
 from umamba.settings import RecipeSettings
-from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy
+from umamba.training.losses import DeepSupervisionLoss, build_loss
 from umamba.training.patch_dice import PatchDice
 from umamba.training.schedules import build_optimizer, learning_rate_factor
 
@@ -42,9 +42,7 @@ class SegmentationModule(lightning.LightningModule):
         )
         self.learning_rate = self.recipe.optimizer.lr
         self.record = record
-        self.loss = DeepSupervisionLoss(
-            DiceCrossEntropy(record.labels, record.configuration.batch_dice, self.recipe.loss)
-        )
+        self.loss = DeepSupervisionLoss(build_loss(record.labels, record.configuration.batch_dice, self.recipe.loss))
         self.checked = "val" if held_out else "seen"  # one of _VALIDATED
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.patch_dice = PatchDice(record.labels)
