@@ -10,14 +10,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from umamba import settings
 from umamba.cli.compose import sweep_problems
 from umamba.cli.main import COMMANDS
 from umamba.cli.slurm import VERBS
 from umamba.datasets.convert_endovis import endovis
+from umamba.datasets.phantom_2d import write_picture
 from umamba.datasets.phantom_archives import WRITERS
+from umamba.io import write_image, write_json
 from umamba.settings import SlurmSettings, TrainSettings
 from umamba.sweeps import list_studies
 
@@ -163,6 +167,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     for archive, write in WRITERS.items():
         write(folder / archive, 5, 2, 0)
+    write_layouts(folder)
     said = run(folder, ["train", "-m", "experiment=flare_unet", "fold=0,1", "smoke=true", *SHORT])
     assert "Run folder" in said
     run(folder, ["train", "experiment=cell_unet", "fold=0", "smoke=true", *SHORT])
@@ -170,6 +175,39 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name, *rest = filled(text.split(), folder)
         run(folder, [name, *rest[:-1], "output=nnunet" if name == "export" else "output=segmentations"])
     return folder
+
+
+def write_layouts(folder: Path) -> None:
+    """Write a case or two in each layout that convert reads, under the names that the docs give."""
+    rng = np.random.default_rng(0)
+    image, label = rng.normal(size=(4, 5, 6)).astype(np.float32), rng.integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    brain = "sub-01/anat/sub-01"
+    volumes = {
+        "Task04_Hippocampus/imagesTr/a": image,
+        "Task04_Hippocampus/labelsTr/a": label,
+        "totalsegmentator/s1/ct": image,
+        "totalsegmentator/s1/segmentations/liver": (label == 1).astype(np.uint8),
+        "totalsegmentator/s1/segmentations/spleen": (label == 2).astype(np.uint8),
+        f"bids/{brain}_T1w": image,
+        f"bids/{brain}_FLAIR": image,
+        f"bids/derivatives/manual/{brain}_dseg": label,
+        "folders/p1/p1_t1ce": image,
+        "folders/p1/p1_flair": image,
+        "folders/p1/p1_seg": label,
+        "Dataset500_Mine/imagesTr/a_0000": image,
+        "Dataset500_Mine/labelsTr/a": label,
+    }
+    for name, array in volumes.items():
+        write_image(folder / f"{name}.nii.gz", sitk.GetImageFromArray(array))
+    facts = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
+        "training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}],
+    }
+    write_json(folder / "Task04_Hippocampus" / "dataset.json", facts)
+    nucleus = folder / "nuclei" / "stage1_train" / "ab"
+    write_picture(nucleus / "images" / "ab.png", rng.integers(0, 256, (32, 32, 3)).astype(np.uint8))
+    write_picture(nucleus / "masks" / "1.png", np.pad(np.full((9, 9), 255, np.uint8), 8))
 
 
 def run(folder: Path, rest: list[str]) -> str:
