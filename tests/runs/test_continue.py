@@ -84,7 +84,7 @@ def test_a_mistake_in_prediction_settings_does_not_show_old_scores(
     train("trainer.max_epochs=1")
     predicted = []
 
-    def predict(settings: TrainSettings, *_: object) -> tuple[None, None]:
+    def predict(settings: TrainSettings, *_: Any) -> tuple[None, None]:
         predicted.append(settings.predict.tta)
         return None, None
 
