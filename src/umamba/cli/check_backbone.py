@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from omegaconf import OmegaConf
 from rich.table import Table
