@@ -35,6 +35,9 @@ class MemoryStore:
         self.loads.append(case_id)
         return self.cases[case_id]
 
+    def letters(self, case_id: str) -> tuple[str, str, str] | None:
+        return ("S", "P", "L") if self.cases[case_id].image.shape[1] > 1 else None
+
 
 @dataclass
 class SmallConfiguration:

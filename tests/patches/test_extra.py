@@ -64,7 +64,7 @@ def test_the_source_shows_the_arguments_that_python_sees() -> None:
 
 
 def test_wrong_transforms_are_refused_together_without_torchio() -> None:
-    wrong = [
+    wrong: list[dict[str, Any]] = [
         {"name": "RandomMotion", "degres": 5},
         {"name": "RandomMotoin"},
         {"name": "Crop", "cropping": 3},

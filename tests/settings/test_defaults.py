@@ -204,12 +204,17 @@ PHANTOM: dict[str, Any] = {
 }
 WANDB: dict[str, Any] = {
     "wandb": True,
+    "tensorboard": False,
+    "mlflow": False,
     "project": "umamba",
     "entity": None,
     "panels_every": 10,
     "upload_model": False,
+    "alert": False,
+    "notify": None,
 }
-LOGGERS = {"wandb": WANDB, "csv": {**WANDB, "wandb": False}}
+CSV = {**WANDB, "wandb": False}
+LOGGERS = {"wandb": WANDB, "csv": CSV, "tensorboard": {**CSV, "tensorboard": True}, "mlflow": {**CSV, "mlflow": True}}
 PATHS = {"raw": "data/raw", "preprocessed": "data/preprocessed", "runs": "runs"}
 TRAIN: dict[str, Any] = {
     "dataset": {
@@ -345,7 +350,7 @@ def test_any_dataset_needs_its_root() -> None:
 def test_prepare_and_describe_add_keys_of_their_own() -> None:
     prepare = {"explain": False, "nnunet_plans": None, "preview": False}
     assert composed(PrepareSettings, "dataset=phantom") == {**TRAIN, **prepare}
-    describe = {"checkpoint": None, "num_classes": None, "trust": []}
+    describe: dict[str, Any] = {"checkpoint": None, "num_classes": None, "trust": []}
     assert composed(DescribeSettings, "dataset=phantom") == {**TRAIN, **describe}
 
 
@@ -357,6 +362,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "max_memory_gb": None,
         "probabilities": False,
         "instances": None,
+        "export": [],
         "overwrite": False,
         "workers": 2,
         "device": "auto",
@@ -364,6 +370,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "checkpoint": here,
         "input": here,
         "output": "out",
+        "previews": 8,
         "post_processing": None,
         "precision": "auto",
     }

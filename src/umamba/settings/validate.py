@@ -20,6 +20,8 @@ from umamba.settings.wording import (
     is_choice,
     is_literal,
     join,
+    no_such_file,
+    not_given,
     shown,
     unknown_name,
     wrong_choice,
@@ -140,6 +142,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
     open_field = getattr(record, "open_field", "")
     arguments: dict[str, Any] = {}
     wrong: set[str] = set()
+    absent: list[str] = []
     for entry in fields(record):
         path = join(section, entry.name)
         if entry.name == open_field:
@@ -147,12 +150,14 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
         value = given.pop(entry.name, REQUIRED)
         if isinstance(value, str) and value == REQUIRED:
             if entry.name in _required(record):
-                problems.append(f"A required value is not given: {path}. Add it to the command: {path}=...")
+                absent.append(path)
             continue
         so_far = len(problems)
         arguments[entry.name] = _checked(value, *declared[entry.name], path, problems)
         if len(problems) > so_far:
             wrong.add(entry.name)
+    if absent:
+        problems.append(not_given(absent))
     if open_field:
         arguments[open_field] = given
     else:
@@ -187,7 +192,7 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
         if converted is not _NO:
             if limits.existing:
                 files = [entry for entry in _listed(converted) if isinstance(entry, Path) and not entry.exists()]
-                problems += [f"{path}={file}: there is no such file or folder. Check the path." for file in files]
+                problems += [no_such_file(path, file) for file in files]
             return converted
     if is_choice(kind):
         choices = [shown(choice) for entry in kinds for choice in typing.get_args(entry) or (None,)]

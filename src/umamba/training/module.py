@@ -17,6 +17,8 @@ from umamba.training.losses import DeepSupervisionLoss, build_loss
 from umamba.training.patch_dice import PatchDice
 from umamba.training.schedules import build_optimizer, learning_rate_factor
 
+_VALIDATED = ("val/", "seen/")  # prefixes of the metrics of validation
+
 
 class SegmentationModule(lightning.LightningModule):
     """Trains any backbone on patches (paper section 3.2; nnU-Net's training loop).
@@ -41,7 +43,7 @@ class SegmentationModule(lightning.LightningModule):
         self.learning_rate = self.recipe.optimizer.lr
         self.record = record
         self.loss = DeepSupervisionLoss(build_loss(record.labels, record.configuration.batch_dice, self.recipe.loss))
-        self.checked = "val" if held_out else "seen"
+        self.checked = "val" if held_out else "seen"  # one of _VALIDATED
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.patch_dice = PatchDice(record.labels)
         self.ema_patch_dice: float | None = None
@@ -55,10 +57,15 @@ class SegmentationModule(lightning.LightningModule):
         return build_optimizer(self.parameters(), self.recipe.optimizer)
 
     def on_train_epoch_start(self) -> None:
-        """Compute the learning rate from the epoch's number alone, so that a resumed run needs no scheduler state.
+        """Forget the last validation, and compute the learning rate from the epoch's number alone.
 
-        During a search for the learning rate, Lightning's tuner sets it instead.
+        Lightning keeps the values of a validation until the next one, so that an epoch without validation would get
+        them again. The learning rate needs no state in a resumed run; during a search for it, Lightning's tuner sets
+        it instead.
         """
+        values = self.trainer.callback_metrics
+        for name in [name for name in values if name.startswith(_VALIDATED)]:
+            del values[name]
         if self.trainer.lr_scheduler_configs:
             return
         epochs = self.trainer.max_epochs
