@@ -1,5 +1,6 @@
 """Sources of images: datasets in nnU-Net's raw layout with their checks, converters of public archives, phantoms."""
 
+from umamba.datasets.declared import READERS, REORIENTING_READER
 from umamba.datasets.digest import dataset_digest
 from umamba.datasets.findings import Finding, findings_table
 from umamba.datasets.integrity import Inspection, inspect_case
@@ -18,6 +19,8 @@ from umamba.datasets.phantom_2d import write_phantom_2d
 __all__ = [
     "CHANNEL_NAME",
     "FIRST_CHANNEL",
+    "READERS",
+    "REORIENTING_READER",
     "Finding",
     "Inspection",
     "RawCase",

@@ -21,6 +21,7 @@ from umamba.datasets.declared import (
     declared_channels,
     declared_ending,
     declared_labels,
+    declared_reader,
     declared_training,
     json_finding,
     repeated_keys,
@@ -64,6 +65,7 @@ class RawDataset:
         training: training cases, sorted by name.
         test: cases of imagesTs, sorted by name; `label` is None if labelsTs does not have the case.
         num_training: `numTraining` of dataset.json, or the number of training cases if it is not given.
+        reader: `REORIENTING_READER` if dataset.json asks for it: images and labels are turned to RAS. Otherwise None.
     """
 
     name: str
@@ -74,6 +76,7 @@ class RawDataset:
     training: tuple[RawCase, ...]
     test: tuple[RawCase, ...]
     num_training: int
+    reader: str | None = None
 
 
 def read_dataset(root: Path) -> RawDataset:
@@ -126,6 +129,7 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
     channel_names = declared_channels(declared, findings)
     labels = declared_labels(declared, findings)
     file_ending = declared_ending(declared, findings)
+    reader = declared_reader(declared, findings)
     if channel_names is None or labels is None or file_ending is None:
         return None, findings
     if "dataset" in declared:
@@ -143,7 +147,8 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
         if case.case_id in known
     ]
     num_training = declared_training(declared, len(training), findings)
-    return RawDataset(root.name, root, channel_names, labels, file_ending, training, test, num_training), findings
+    dataset = RawDataset(root.name, root, channel_names, labels, file_ending, training, test, num_training, reader)
+    return dataset, findings
 
 
 def _declared_cases(root: Path, cases: Any, findings: list[Finding]) -> tuple[RawCase, ...]:

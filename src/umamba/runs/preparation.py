@@ -70,7 +70,8 @@ class PreparedDataset(PlannedDataset):
 def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[Fingerprint, str]:
     """Return the fingerprint and the content hash of a dataset, from a file if there is one for this content.
 
-    The file is root/<dataset name>/fingerprint_<first 8 digits of the hash>.json. It is written if it does not exist.
+    The file is root/<dataset name>/fingerprint_<first 8 digits of the hash>.json, with `_ras` behind the digits for a
+    dataset whose images are turned. It is written if it does not exist.
     Several processes may call this at once: one works while the others wait.
 
     Args:
@@ -85,7 +86,7 @@ def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".fingerprint.lock", f"the fingerprint of {dataset.name}"):
         digest = dataset_digest(dataset, folder / "files.json")
-        path = folder / f"fingerprint_{digest[:8]}.json"
+        path = folder / f"fingerprint_{digest[:8]}{'' if dataset.reader is None else '_ras'}.json"
         if path.exists():
             return Fingerprint.from_json(read_json(path)), digest
         fingerprint = compute_fingerprint(dataset, workers)
@@ -117,7 +118,7 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
             raise UserError(
                 f"plan.from_file={wanted.from_file}: made for {found} channel(s), {dataset.name} has {expected}."
             )
-        return plan, configuration
+        return replace(plan, orientations=fingerprint.orientations), configuration
     notes: tuple[str, ...] = ()
     if wanted.paper:
         row = paper_setting(dataset.name, wanted.configuration)
@@ -133,6 +134,7 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
         gpu_memory_gb=settings.planner.gpu_memory_gb,
         overrides={configuration: pinned} if pinned else {},
     )
+    plan = replace(plan, reader=dataset.reader, orientations=fingerprint.orientations)
     return replace(plan, decisions=(*notes, *plan.decisions)), configuration
 
 
