@@ -34,6 +34,11 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("slurm dry-run table4_2d slurm.extra=[account]", ("slurm.extra", "--account=NAME")),
     ("slurm dry-run table4_2d trainer.max_epoch=1", ("trainer.max_epochs",)),
     ("study tabel4_2d", ("tabel4_2d", "table4_2d")),
+    ("check-backbone", ("give one backbone", "mypackage.module:build")),
+    ("check-backbone unett", ("architecture.name=unett", "Did you mean unet")),
+    ("check-backbone unetr feature=3", ("architecture.feature", "Did you mean 'architecture.feature_size'")),
+    ("check-backbone mypackage.module:build", ("there is no module mypackage", "PYTHONPATH")),
+    ("check-backbone unet --dims=3", ("--dim=2 or --dim=3",)),
     ("completion fish", ("completion fish", "bash")),
     ("doctor now", ("doctor takes no arguments",)),
     # Groups.
