@@ -242,6 +242,7 @@ TRAIN: dict[str, Any] = {
         "num_workers": None,
         "prefetch_factor": 2,
         "prepare_workers": None,
+        "check_store": True,
         "iterations_per_epoch": 250,
         "val_iterations": 50,
         "validate_cases_every": 50,
