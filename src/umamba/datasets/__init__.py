@@ -1,5 +1,6 @@
 """Sources of images: datasets in nnU-Net's raw layout with their checks, converters of public archives, phantoms."""
 
+from umamba.datasets.declared import READERS, REORIENTING_READER
 from umamba.datasets.digest import dataset_digest
 from umamba.datasets.findings import Finding, findings_table
 from umamba.datasets.integrity import Inspection, inspect_case
@@ -19,6 +20,8 @@ from umamba.datasets.twins import same_images, voxel_digest
 __all__ = [
     "CHANNEL_NAME",
     "FIRST_CHANNEL",
+    "READERS",
+    "REORIENTING_READER",
     "Finding",
     "Inspection",
     "RawCase",

@@ -23,6 +23,7 @@ from umamba.datasets.declared import (
     declared_channels,
     declared_ending,
     declared_labels,
+    declared_reader,
     declared_training,
     json_finding,
     repeated_keys,
@@ -68,6 +69,7 @@ class RawDataset:
         training: training cases, sorted by name.
         test: cases of imagesTs, sorted by name; `label` is None if labelsTs does not have the case.
         num_training: `numTraining` of dataset.json, or the number of training cases if it is not given.
+        reader: `REORIENTING_READER` if dataset.json asks for it: images and labels are turned to RAS. Otherwise None.
         groups: training case -> its group, such as its patient; see `umamba.datasets.groups`.
     """
 
@@ -79,6 +81,7 @@ class RawDataset:
     training: tuple[RawCase, ...]
     test: tuple[RawCase, ...]
     num_training: int
+    reader: str | None = None
     groups: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
@@ -134,6 +137,7 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
     channel_names = declared_channels(declared, findings)
     labels = declared_labels(declared, findings)
     file_ending = declared_ending(declared, findings)
+    reader = declared_reader(declared, findings)
     if channel_names is None or labels is None or file_ending is None:
         return None, findings
     if "dataset" in declared:
@@ -152,7 +156,9 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
     ]
     num_training = declared_training(declared, len(training), findings)
     groups = read_groups(root, declared, known, findings)
-    dataset = RawDataset(root.name, root, channel_names, labels, file_ending, training, test, num_training, groups)
+    dataset = RawDataset(
+        root.name, root, channel_names, labels, file_ending, training, test, num_training, reader, groups
+    )
     return dataset, findings
 
 

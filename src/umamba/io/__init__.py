@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from umamba.io.decode import stored_axes, stored_spacing
     from umamba.io.dicom import holds_dicom
     from umamba.io.errors import StorageError, UserError
     from umamba.io.files import (
@@ -27,19 +26,22 @@ if TYPE_CHECKING:
         Geometry,
         Image,
         geometry_difference,
+        orientation_of,
+        ras_turn,
         read_image,
         read_label,
         supported_endings,
+        turned,
         voxel_count,
         write_segmentation,
     )
     from umamba.io.locks import exclusive
+    from umamba.io.orientation import Turn
     from umamba.io.versions import provenance
     from umamba.io.write import write_image
 
 # The module that defines each name. No name equals a module's, because the module would hide it once it is loaded.
 _MODULES = {
-    "decode": ("stored_axes", "stored_spacing"),
     "dicom": ("holds_dicom",),
     "errors": ("StorageError", "UserError"),
     "files": (
@@ -48,9 +50,10 @@ _MODULES = {
     ),
     "image": (
         *("Geometry", "Image", "geometry_difference", "read_image", "read_label", "supported_endings", "voxel_count"),
-        "write_segmentation",
+        *("orientation_of", "ras_turn", "turned", "write_segmentation"),
     ),
     "locks": ("exclusive",),
+    "orientation": ("Turn",),
     "versions": ("provenance",),
     "write": ("write_image",),
 }
@@ -60,6 +63,7 @@ __all__ = [
     "Geometry",
     "Image",
     "StorageError",
+    "Turn",
     "UserError",
     "atomic_directory",
     "atomic_path",
@@ -69,16 +73,17 @@ __all__ = [
     "geometry_difference",
     "holds_dicom",
     "make_folder",
+    "orientation_of",
     "partial_path",
     "provenance",
+    "ras_turn",
     "read_image",
     "read_json",
     "read_label",
     "remove_stale",
     "storage_errors",
-    "stored_axes",
-    "stored_spacing",
     "supported_endings",
+    "turned",
     "voxel_count",
     "write_image",
     "write_json",

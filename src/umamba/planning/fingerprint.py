@@ -5,14 +5,16 @@ once and checked at the same time.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from umamba.datasets import (
+    REORIENTING_READER,
     Finding,
     RawCase,
     RawDataset,
@@ -44,15 +46,18 @@ class Fingerprint:
         shapes_after_crop: size of each case in voxels after the crop to the nonzero region.
         intensity: foreground intensities of each channel.
         median_relative_size_after_cropping: median over the cases of the voxels after the crop / before it.
+        orientations: in which the images are stored, such as "RAS", the most frequent first; empty for 2D images and in
+            files of earlier versions. They are not compared.
     """
 
     spacings: tuple[tuple[float, float, float], ...]
     shapes_after_crop: tuple[tuple[int, int, int], ...]
     intensity: tuple[Intensity, ...]
     median_relative_size_after_cropping: float
+    orientations: tuple[str, ...] = field(default=(), compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of nnU-Net's dataset_fingerprint.json."""
+        """Return the content of nnU-Net's dataset_fingerprint.json, and the orientations if they are known."""
         return {
             "spacings": [list(spacing) for spacing in self.spacings],
             "shapes_after_crop": [list(shape) for shape in self.shapes_after_crop],
@@ -60,6 +65,7 @@ class Fingerprint:
                 str(index): asdict(channel) for index, channel in enumerate(self.intensity)
             },
             "median_relative_size_after_cropping": self.median_relative_size_after_cropping,
+            **({"orientations": list(self.orientations)} if self.orientations else {}),
         }
 
     @classmethod
@@ -81,6 +87,7 @@ def _fingerprint(obj: Mapping[str, Any]) -> Fingerprint:
         shapes_after_crop=tuple(axis3(shape) for shape in obj["shapes_after_crop"]),
         intensity=read_intensities(obj["foreground_intensity_properties_per_channel"]),
         median_relative_size_after_cropping=float(obj["median_relative_size_after_cropping"]),
+        orientations=tuple(str(name) for name in obj.get("orientations", ())),
     )
 
 
@@ -116,6 +123,7 @@ class CaseStatistics:
         shape_after_crop: (Z, Y, X) in voxels; None if the case has errors.
         relative_size: voxels after the crop / before it.
         draws: one entry per channel; empty if the case has errors or no foreground.
+        orientation: in which the image is stored, such as "RAS"; None for 2D images and if the case has errors.
         content: hash of the image's voxels; empty if it cannot be decoded.
     """
 
@@ -124,6 +132,7 @@ class CaseStatistics:
     shape_after_crop: tuple[int, int, int] | None = None
     relative_size: float = 1.0
     draws: tuple[Draws, ...] = ()
+    orientation: str | None = None
     content: str = ""
 
 
@@ -166,6 +175,16 @@ def inspect_dataset(dataset: RawDataset, workers: int) -> tuple[Fingerprint, tup
         raise UserError(f"{dataset.root}: the dataset has errors and cannot be used.\n{table}")
     if decoded:
         log.warning("%s:\n%s", dataset.root, findings_table(decoded))
+    counts = Counter(case.orientation for case in statistics if case.orientation is not None)
+    if len(counts) > 1 and dataset.reader is None:
+        log.warning(
+            "%s: the training images are stored in different orientations: %s. The network would learn mirrored and "
+            'turned anatomy side by side and confuse left and right. Set "overwrite_image_reader_writer": "%s" in '
+            "dataset.json, which turns all of them to RAS.",
+            dataset.root,
+            ", ".join(f"{name} ({count})" for name, count in counts.most_common()),
+            REORIENTING_READER,
+        )
     return pooled_fingerprint(dataset.root.name, statistics), tuple(decoded)
 
 
@@ -193,6 +212,7 @@ def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseS
         axis3(foreground.shape),
         foreground.size / label.array.size,
         tuple(draw_intensities(cropped[:, foreground], num_draws)),
+        inspection.orientation,
         content,
     )
 
@@ -242,6 +262,12 @@ def pooled_fingerprint(name: str, statistics: Sequence[CaseStatistics]) -> Finge
         shapes_after_crop=tuple(case.shape_after_crop for case in statistics if case.shape_after_crop is not None),
         intensity=tuple(intensity_of(channel) for channel in zip(*drawn, strict=True)),
         median_relative_size_after_cropping=float(np.median([case.relative_size for case in statistics])),
+        orientations=tuple(
+            name
+            for name, _ in Counter(
+                case.orientation for case in statistics if case.orientation is not None
+            ).most_common()
+        ),
     )
 
 

@@ -34,6 +34,7 @@ from umamba.io import (
     remove_stale,
     write_json,
 )
+from umamba.io.orientation import AS_STORED
 from umamba.labels import LabelSet
 from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
@@ -121,9 +122,12 @@ class CaseStore:
         Args:
             case_id: name of the case.
         """
-        letters = letters_of(self.load(case_id).properties.geometry)
+        properties = self.load(case_id).properties
+        letters = letters_of(properties.geometry)
         if letters is None:
             return None
+        if properties.turn != AS_STORED:  # nnU-Net's NibabelIOWithReorient
+            letters = ("S", "A", "R")
         first, second, third = (letters[axis] for axis in self.plan.transpose_forward)
         return first, second, third
 
@@ -211,6 +215,7 @@ def store_key(digest: str, plan: Plan, configuration: Configuration, labels: Lab
         "use_mask_for_norm": configuration.use_mask_for_norm,
         "intensity": [asdict(channel) for channel in plan.intensity],
         "labels": labels.to_json(),
+        **({} if plan.reader is None else {"reader": plan.reader}),
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
@@ -223,7 +228,12 @@ def _prepare_case(
         if case.label is None:
             raise UserError("has no label file. Add it to labelsTr.")
         image, label, properties = preprocess_case(
-            read_image(case.images), read_label(case.label), plan, configuration, labels, case.case_id
+            read_image(case.images, turn_channels=plan.reader is not None),
+            read_label(case.label),
+            plan,
+            configuration,
+            labels,
+            case.case_id,
         )
     except StorageError:
         raise

@@ -82,8 +82,9 @@ class PreparedDataset(PlannedDataset):
 def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[Fingerprint, str]:
     """Return the fingerprint and the content hash of a dataset, from a file if there is one for this content.
 
-    The file is root/<dataset name>/fingerprint_<first 8 digits of the hash>.json. It is written if it does not exist,
-    with the warnings about the images beside it (`findings_file`).
+    The file is root/<dataset name>/fingerprint_<first 8 digits of the hash>.json, with `_ras` behind the digits for a
+    dataset whose images are turned. It is written if it does not exist, with the warnings about the images beside it
+    (`findings_file`).
     Several processes may call this at once: one works while the others wait. If the disk cannot be written, a file
     that exists is used without the lock.
 
@@ -101,7 +102,7 @@ def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[
     try:
         with exclusive(folder / ".fingerprint.lock", f"the fingerprint of {dataset.name}"):
             digest = dataset_digest(dataset, cache)
-            path = _fingerprint_file(folder, digest)
+            path = _fingerprint_file(folder, digest, dataset.reader)
             if path.exists():
                 return Fingerprint.from_json(read_json(path)), digest
             fingerprint, findings = inspect_dataset(dataset, workers)
@@ -110,14 +111,14 @@ def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[
         return fingerprint, digest
     except StorageError:
         digest = dataset_digest(dataset, cache, update=False)
-        path = _fingerprint_file(folder, digest)
+        path = _fingerprint_file(folder, digest, dataset.reader)
         if not path.exists():
             raise
         return Fingerprint.from_json(read_json(path)), digest
 
 
-def _fingerprint_file(folder: Path, digest: str) -> Path:
-    return folder / f"fingerprint_{digest[:8]}.json"
+def _fingerprint_file(folder: Path, digest: str, reader: str | None) -> Path:
+    return folder / f"fingerprint_{digest[:8]}{'' if reader is None else '_ras'}.json"
 
 
 def findings_file(folder: Path, digest: str) -> Path:
@@ -164,7 +165,7 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
             raise UserError(
                 f"plan.from_file={wanted.from_file}: made for {found} channel(s), {dataset.name} has {expected}."
             )
-        return plan, configuration
+        return replace(plan, orientations=fingerprint.orientations), configuration
     notes: tuple[str, ...] = ()
     if wanted.paper:
         row = paper_setting(dataset.name, wanted.configuration)
@@ -180,6 +181,7 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
         gpu_memory_gb=settings.planner.gpu_memory_gb,
         overrides={configuration: pinned} if pinned else {},
     )
+    plan = replace(plan, reader=dataset.reader, orientations=fingerprint.orientations)
     return replace(plan, decisions=(*notes, *plan.decisions)), configuration
 
 
