@@ -17,7 +17,7 @@ def main(settings: FindBestSettings) -> None:
     Raises:
         UserError: the candidates differ in their trained folds, or a candidate has no trained fold.
     """
-    from umamba.cli.words import override_of
+    from umamba.cli.words import quoted
     from umamba.runs.select import find_best, mean_score, ranking_table
 
     found = find_best(settings)
@@ -25,8 +25,7 @@ def main(settings: FindBestSettings) -> None:
     steps = ", then of ".join(str(list(values)) for values in found.post_processing.steps)
     kept = f"keep the largest component of labels {steps}" if steps else "none improves the DSC"
     log.info("Post-processing: %s; DSC %.4f before, %.4f after", kept, found.best.mean, mean_score(found.scores))
-    given = [
-        override_of("checkpoint", found.best.checkpoints),
-        override_of("post_processing", settings.output / "post_processing.json"),
-    ]
+    paths = [str(path) for path in found.best.checkpoints]
+    listed = ",".join(quoted(path) if set(path) & set(",[]{}'\"") else path for path in paths)
+    given = [f"checkpoint=[{listed}]", f"post_processing={settings.output / 'post_processing.json'}"]
     log.info("To predict with it:\npython predict.py %s input=IMAGES output=DIR", shlex.join(given))
