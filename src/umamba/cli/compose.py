@@ -94,8 +94,8 @@ def check_without_data(settings: Settings) -> None:
         settings: the settings of any command; only those of training are checked.
 
     Raises:
-        UserError: plan.paper for a dataset that the paper's Table 2 does not have, or a wrong option of a backbone
-            that the user added.
+        UserError: plan.paper for a dataset that the paper's Table 2 does not have, a wrong option of a backbone or
+            loss of the user's own, or a value that a transform of TorchIO refuses.
     """
     if not isinstance(settings, TrainSettings):
         return
@@ -107,6 +107,14 @@ def check_without_data(settings: Settings) -> None:
         from umamba.networks.build import custom_settings
 
         custom_settings(settings.architecture)
+    if settings.recipe.loss.name is not None:
+        from umamba.training.losses import own_loss_options
+
+        own_loss_options(settings.recipe.loss)
+    if settings.augmentation.extra:
+        from umamba.patches.extra import check_arguments
+
+        check_arguments(settings.augmentation)
 
 
 def config_name(record: type[Settings]) -> str:

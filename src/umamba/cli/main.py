@@ -94,6 +94,15 @@ COMMANDS = {
             "describe checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt",
         ),
     ),
+    "check-backbone": Command(
+        "check_backbone",
+        "Check a backbone, such as your own: 2D, 3D, odd sizes, gradients, autocast, compile, weights, memory.",
+        None,
+        (
+            "check-backbone mypackage.networks:build width=16",
+            "check-backbone umamba_enc --dim=3",
+        ),
+    ),
     "export": Command(
         "export",
         "Export a trained U-Net (unet, resenc_unet) to a folder that nnU-Net predicts with.",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from umamba.io.errors import UserError
+from umamba.settings.entry_points import installed
 from umamba.settings.fields import Key
 from umamba.settings.wording import (
     alternatives,
@@ -185,6 +186,8 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
         if is_dataclass(candidate):
             value = limits.null if value is None and limits.null is not None else value
             return value if isinstance(value, candidate) else _parsed(candidate, value, path, problems)  # type: ignore[arg-type]
+        if _record_of(candidate) is not None and isinstance(value, list | tuple):
+            return tuple(_records(value, _record_of(candidate), path, problems))
         converted = _converted(value, candidate, limits)
         if converted is not _NO:
             if limits.existing:
@@ -197,6 +200,18 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
     else:
         problems.append(f"{path}={shown(value)}: must be {described(kind, limits)}.")
     return value
+
+
+def _record_of(kind: Any) -> Any:
+    """Return the record of a list of records; None for other types."""
+    entries = typing.get_args(kind) if typing.get_origin(kind) is tuple else ()
+    return entries[0] if len(entries) == 2 and is_dataclass(entries[0]) and entries[1] is Ellipsis else None
+
+
+def _records(values: Sequence[Any], record: Any, path: str, problems: list[str]) -> Iterator[Any]:
+    """Yield the records of a list; each mistake is added to the problems."""
+    for index, value in enumerate(values):
+        yield value if isinstance(value, record) else _parsed(record, value, f"{path}[{index}]", problems)
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -212,9 +227,12 @@ def _variant(value: Any, kind: Any, variants: Mapping[str, type[Any]], path: str
         problems.append(f"{path}: {type(value).__name__} is no {kind.__name__}. Give a record that inherits it.")
         return None
     name = value.get("name") if isinstance(value, Mapping) else value
-    record = variants.get(str(name)) or (variants.get("") if ":" in str(name) else None)
+    own = variants.get("")  # of functions in the user's own packages
+    offered = installed(own.entry_points) if own is not None and str(name) not in variants else {}
+    record = variants.get(str(name)) or (own if ":" in str(name) or name in offered else None)
     if record is None:
-        problems.append(wrong_choice(f"{path}.name", shown(name), [known for known in variants if known]))
+        known = [known for known in variants if known]
+        problems.append(wrong_choice(f"{path}.name", shown(name), [*known, *offered]))
         return None
     return _parsed(record, value, path, problems)
 

@@ -125,6 +125,8 @@ def _plural(kind: Any, limits: Key) -> str:
         choices = typing.get_args(kind)
         what = "numbers" if all(isinstance(choice, int) for choice in choices) else "names"
         return f"{what} out of {', '.join(map(str, choices))}"
+    if is_dataclass(kind):
+        return "groups of keys"
     numbers = {int: f"whole numbers{_range(limits)}", float: f"numbers{_range(limits)}"}
     return {**numbers, bool: "true or false", Path: "paths"}.get(kind, "names")
 
