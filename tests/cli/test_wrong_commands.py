@@ -36,6 +36,8 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("study tabel4_2d", ("tabel4_2d", "table4_2d")),
     ("completion fish", ("completion fish", "bash")),
     ("doctor now", ("doctor takes no arguments",)),
+    ("check-backbone", ("give one backbone",)),
+    ("check-backbone unet --dmi=2", ("--dim=2",)),
     # Groups.
     ("train dataset=phantoms", ("dataset=phantoms", "Did you mean phantom")),
     (f"train {PHANTOM} architecture=umambabot", ("architecture=umambabot", "Did you mean umamba_bot", "swinunetr")),
