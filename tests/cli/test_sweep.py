@@ -64,15 +64,15 @@ def test_a_sweep_goes_on_and_names_what_failed(
         if settings.recipe.optimizer.lr == 0.1:
             raise RuntimeError("CUDA out of memory [1/2]")
 
-    assert through_hydra(train, TrainSettings, [*fixed, "recipe.optimizer.lr=0.1,-1,0.01"]) == EXIT_FAILED
+    assert through_hydra(train, TrainSettings, [*fixed, "recipe.optimizer.lr=-1,0.1,0.01"]) == EXIT_FAILED
     rows = table(tmp_path / "runs" / "sweep_s.csv")
     assert [(row["run"], row["state"], row["score"]) for row in rows] == [
-        ("recipe.optimizer.lr=0.1", "failed", ""),
         ("recipe.optimizer.lr=-1", "refused", ""),
+        ("recipe.optimizer.lr=0.1", "failed", ""),
         ("recipe.optimizer.lr=0.01", "finished", "0.01"),
     ]
-    assert rows[0]["reason"] == "RuntimeError: CUDA out of memory [1/2]"
-    assert "recipe.optimizer.lr=-1: must be a number from 0 on" in rows[1]["reason"]
+    assert "recipe.optimizer.lr=-1: must be a number from 0 on" in rows[0]["reason"]
+    assert rows[1]["reason"] == "RuntimeError: CUDA out of memory [1/2]"
     assert rows[2]["folder"] == "s__optimizer.lr-0.01/3d_fullres/fold_0/seed_0"
     assert "Traceback" in messages.text, "of the error that is no user's mistake"
     assert not list((tmp_path / "runs").glob(".sweep*"))

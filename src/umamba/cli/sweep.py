@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from umamba.cli.compose import config_name, settings_from, sweep_problems
 from umamba.cli.hydra_options import hydra_arguments, objective, shown_settings
+from umamba.cli.searched import SEARCH_PATH
 from umamba.cli.share import share
 from umamba.cli.sweep_table import Outcome, collect_outcomes, outcome_table, write_outcome, write_table
 from umamba.io.errors import UserError
@@ -180,10 +181,11 @@ def _fixed(forced: Sequence[str]) -> dict[str, str]:
 
 def _runs_folder(record: type[Settings], forced: Sequence[str], fixed: dict[str, str]) -> tuple[Path, str | None]:
     """Return the folder of runs, and the name that all runs of a sweep have in common."""
+    own = [text for key, text in fixed.items() if key == SEARCH_PATH or not key.startswith("hydra")]
     deleted = [text for text in forced if text.startswith("~")]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(share("configs")), version_base="1.3"):
-        config = compose(config_name(record), [*fixed.values(), *deleted])
+        config = compose(config_name(record), [*own, *deleted])
     GlobalHydra.instance().clear()
     name = OmegaConf.select(config, "name")
     return Path(str(OmegaConf.select(config, "paths.runs"))), None if name is None else str(name)

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from umamba.datasets import RawCase
 from umamba.inference.canvas import Canvas
@@ -14,7 +14,7 @@ from umamba.inference.memory import MemoryLimit
 from umamba.inference.model import Model
 from umamba.inference.outputs import CaseFiles
 from umamba.inference.postprocessing import PostProcessing
-from umamba.inference.prepared_image import PreparedImage, paint, prepare_image
+from umamba.inference.prepared_image import PreparedImage, paint, prepare_image, warn_of_orientation
 from umamba.inference.probabilities import ProbabilitiesFile
 from umamba.inference.problems import Problems
 from umamba.inference.progress import CaseProgress
@@ -37,6 +37,7 @@ class CaseQueue:
         limit: of the memory.
         progress: show a progress bar.
         problems: receives the reason for each case that cannot be segmented.
+        orientations: of the images so far, see `warn_of_orientation`.
     """
 
     models: Sequence[Model]
@@ -45,6 +46,7 @@ class CaseQueue:
     limit: MemoryLimit
     progress: bool
     problems: Problems
+    orientations: set[str] = field(default_factory=set)
 
     def run(self, cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> dict[str, list[dict[str, str]]]:
         """Segment the cases. Whatever ends a case is one of `problems`, and the others are segmented.
@@ -98,7 +100,8 @@ class CaseQueue:
         return self.limit.cases_at_once(self.settings.workers, largest)
 
     def _read(self, case: RawCase) -> Read:
-        image = read_image(case.images, time_is_channels=True)
+        turn_channels = self.models[0].plan.reader is not None
+        image = read_image(case.images, time_is_channels=True, turn_channels=turn_channels)
         refuse_flat_image(image, self.models)
         check_image_exports(self.settings.export, image.geometry)
         prepared = prepare_image(image, self.models)
@@ -117,6 +120,7 @@ class CaseQueue:
         prepared, differences = read()
         unlike.add(case.case_id, differences)
         labels, placement, geometry = self.models[0].labels, prepared.placement, prepared.geometry
+        warn_of_orientation(files.segmentation.name, geometry, self.models, self.orientations)
         with ExitStack() as stack:
             probabilities = None
             if files.probabilities is not None:

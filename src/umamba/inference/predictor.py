@@ -25,7 +25,7 @@ from umamba.inference.memory import measure_limit
 from umamba.inference.model import Model, choose_device
 from umamba.inference.outputs import Outputs
 from umamba.inference.postprocessing import PostProcessing
-from umamba.inference.prepared_image import paint, prepare_image
+from umamba.inference.prepared_image import paint, prepare_image, warn_of_orientation
 from umamba.inference.problems import Problems
 from umamba.inference.volumes import write_volumes
 from umamba.io import Image, UserError, exclusive, storage_errors
@@ -147,6 +147,7 @@ class Predictor:
         refuse_flat_image(image, self.models)
         limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
         prepared = prepare_image(image, self.models)
+        warn_of_orientation("The image", prepared.geometry, self.models, set())
         canvas = Canvas(prepared.placement, self.labels)
         paint(prepared, canvas, settings, limit, lambda done, total: None)()
         return self.post_processing.apply(canvas.segmentation)

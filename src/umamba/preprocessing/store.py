@@ -22,7 +22,19 @@ import blosc2
 import numpy as np
 
 from umamba.datasets import RawCase, RawDataset, over_cases
-from umamba.io import UserError, atomic_path, exclusive, read_image, read_json, read_label, remove_stale, write_json
+from umamba.io import (
+    StorageError,
+    UserError,
+    atomic_path,
+    exclusive,
+    make_folder,
+    read_image,
+    read_json,
+    read_label,
+    remove_stale,
+    write_json,
+)
+from umamba.io.orientation import AS_STORED
 from umamba.labels import LabelSet
 from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
@@ -110,9 +122,12 @@ class CaseStore:
         Args:
             case_id: name of the case.
         """
-        letters = letters_of(self.load(case_id).properties.geometry)
+        properties = self.load(case_id).properties
+        letters = letters_of(properties.geometry)
         if letters is None:
             return None
+        if properties.turn != AS_STORED:  # nnU-Net's NibabelIOWithReorient
+            letters = ("S", "A", "R")
         first, second, third = (letters[axis] for axis in self.plan.transpose_forward)
         return first, second, third
 
@@ -135,6 +150,7 @@ def prepare_store(
 
     Raises:
         UserError: with a list of all cases that cannot be preprocessed.
+        StorageError: the disk cannot be written; the cases that are complete are kept.
     """
     configuration = plan.configuration(configuration_name)
     folder = root / dataset.name / f"{configuration_name}_{store_key(digest, plan, configuration, dataset.labels)}"
@@ -144,7 +160,7 @@ def prepare_store(
     with exclusive(folder.parent / f".{folder.name}.lock", f"the preprocessed cases in {folder}"):
         if (folder / _STORE).exists():
             return store
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         remove_stale(folder)
         missing = [case for case in dataset.training if not _file(folder, case.case_id, "image").exists()]
         prepare = partial(_prepare_case, folder=folder, plan=plan, configuration=configuration, labels=dataset.labels)
@@ -199,6 +215,7 @@ def store_key(digest: str, plan: Plan, configuration: Configuration, labels: Lab
         "use_mask_for_norm": configuration.use_mask_for_norm,
         "intensity": [asdict(channel) for channel in plan.intensity],
         "labels": labels.to_json(),
+        **({} if plan.reader is None else {"reader": plan.reader}),
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
@@ -211,8 +228,15 @@ def _prepare_case(
         if case.label is None:
             raise UserError("has no label file. Add it to labelsTr.")
         image, label, properties = preprocess_case(
-            read_image(case.images), read_label(case.label), plan, configuration, labels, case.case_id
+            read_image(case.images, turn_channels=plan.reader is not None),
+            read_label(case.label),
+            plan,
+            configuration,
+            labels,
+            case.case_id,
         )
+    except StorageError:
+        raise
     except UserError as error:
         return f"{case.images[0].name}: {error}"
     assert label is not None

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from umamba.io import UserError, atomic_path, provenance, write_json
+from umamba.io import UserError, provenance, write_json
+from umamba.records.config_file import read_config, write_config
 from umamba.records.identity import (
     differences,
     early_stopping,
@@ -85,7 +84,7 @@ def begin(
                 ", ".join(missing),
             )
         if not folder.config.exists():
-            _write_config(folder, asked)
+            write_config(folder.config, asked)
         changed = _changes(folder, asked)
         if changed:
             log.info("Continuing with other settings than config.yaml has (noted in run.json): %s", "; ".join(changed))
@@ -96,7 +95,7 @@ def begin(
     else:
         if identity_differences(status.get("identity", {}), identity):
             status = {name: value for name, value in status.items() if name not in _OF_A_RUN}
-        _write_config(folder, asked)
+        write_config(folder.config, asked)
     status.setdefault("provenance", provenance())
     write_json(folder.status_file, {**status, "state": "training", "identity": dict(identity), **stop})
     write_json(folder.plan, identity["plan"])
@@ -129,17 +128,11 @@ def _former_identity(folder: RunFolder, settings: TrainSettings, processes: int)
 
 def _changes(folder: RunFolder, asked: Mapping[str, Any]) -> list[str]:
     """Return what differs from config.yaml."""
-    try:
-        first: Any = OmegaConf.to_container(OmegaConf.load(folder.config))
-    except (OSError, ValueError) as error:
-        return [f"config.yaml cannot be read: {str(error).splitlines()[0]}"]
-    first = {name: value for name, value in dict(first).items() if name not in _OF_A_COMMAND}
+    first = read_config(folder.config)
+    if first is None:
+        return ["config.yaml cannot be read"]
+    first = {name: value for name, value in first.items() if name not in _OF_A_COMMAND}
     return differences("", first, json.loads(json.dumps(asked)))
-
-
-def _write_config(folder: RunFolder, asked: Mapping[str, Any]) -> None:
-    with atomic_path(folder.config) as temporary:
-        OmegaConf.save(OmegaConf.create(json.loads(json.dumps(asked))), temporary)
 
 
 def _now() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class CheckpointRecord:
             "format": FORMAT,
             **self.identity(),
             "file_ending": self.file_ending,
+            "orientations": list(self.plan.orientations),
             "recipe": {} if self.recipe is None else plain(self.recipe),
             "mirror_axes": self.mirror_axes,
             "provenance": dict(self.provenance),
@@ -124,7 +125,9 @@ class CheckpointRecord:
             raise UserError(f"the checkpoint lacks {', '.join(missing)}.")
         axes, scores = content.get("mirror_axes"), content.get("scores") or {}
         return cls(
-            plan=Plan.from_json(content["plan"]),
+            plan=replace(
+                Plan.from_json(content["plan"]), orientations=tuple(map(str, content.get("orientations", ())))
+            ),
             configuration_name=str(content["configuration"]),
             architecture=read_architecture(content["architecture"]),
             labels=LabelSet.from_json(content["labels"]),

@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from umamba.io import UserError
+from umamba.records.config_file import read_config
 from umamba.settings import (
     AugmentationSettings,
     DataSettings,
@@ -105,9 +104,10 @@ def former_settings(config: Path, settings: TrainSettings) -> TrainSettings | No
         settings: the settings of the present command; what the file does not hold is taken from them.
 
     Returns:
-        The settings; None: there is no such file, or this version does not know its keys.
+        The settings; None: the file is missing or damaged, or this version does not know its keys.
     """
-    if not config.exists():
+    content = read_config(config)
+    if content is None:
         return None
     groups: dict[str, type[Settings]] = {
         "recipe": RecipeSettings,
@@ -117,7 +117,6 @@ def former_settings(config: Path, settings: TrainSettings) -> TrainSettings | No
         "predict": AfterTrainingSettings,
     }
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(config))
         values: dict[str, Any] = {name: parse(kind, content[name]) for name, kind in groups.items() if name in content}
         values |= {name: content[name] for name in ("fold", "seed") if name in content}
         scored = {name: content["dataset"][name] for name in ("protocol", "tolerance_mm") if name in content["dataset"]}

@@ -12,7 +12,11 @@ from umamba.records.run_folder import RunFolder
 
 _ASIDE = ".replaced"  # holds a whole former run
 _MOVING = ".replaced.moving"  # holds a part of it, while it moves there or back
-_STAYS = (".lock", "task.json", _ASIDE, _MOVING)  # task.json belongs to the process that runs the training
+_STAYS = (
+    ".lock",
+    "task.json",
+    _ASIDE,
+)  # how their names begin; task.json belongs to the process that runs the training
 
 
 @contextmanager
@@ -56,7 +60,7 @@ def settle(folder: RunFolder) -> None:
 
 def _entries(path: Path) -> list[Path]:
     """Return the content of a run folder that belongs to the run."""
-    return [entry for entry in path.iterdir() if entry.name not in _STAYS]
+    return [entry for entry in path.iterdir() if not entry.name.startswith(_STAYS)]
 
 
 def _move(source: Path, entries: list[Path], target: Path) -> None:

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from umamba.io import UserError, read_json, write_json
+from umamba.io import exclusive, read_json, write_json
 from umamba.planning import planned_configuration
 from umamba.settings import TrainSettings
 
@@ -186,18 +184,9 @@ class RunFolder:
         Raises:
             UserError: another process uses the run folder.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"{self.path} is in use by another process. Wait for it, stop it, or choose another fold, seed or name."
-            ) from error
-        try:
+        busy = f"{self.path} is in use by another process. Wait for it, stop it, or choose another fold, seed or name."
+        with exclusive(self.path / ".lock", "the run", busy):
             yield
-        finally:
-            lock.release()
 
     def saved(self) -> bool:
         """Return whether the run has a checkpoint of its last or previous epoch."""

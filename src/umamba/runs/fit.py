@@ -111,7 +111,12 @@ def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
     Raises:
         UserError: there is no such fold, or too few cases to split.
     """
-    fold_cases([case.case_id for case in planned.dataset.training], settings.fold, splits_file(settings, planned))
+    fold_cases(
+        [case.case_id for case in planned.dataset.training],
+        settings.fold,
+        splits_file(settings, planned),
+        planned.dataset.groups,
+    )
 
 
 def fit(
@@ -151,7 +156,9 @@ def attempt(
     settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, record: CheckpointRecord
 ) -> list[Logger]:
     """Train once, with the arguments and result of `fit`; raise `Diverged` if gradients stay non-finite."""
-    train_cases, val_cases = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
+    train_cases, val_cases = fold_cases(
+        prepared.store.case_ids, settings.fold, splits_file(settings, prepared), prepared.dataset.groups
+    )
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     held_out = set(val_cases).isdisjoint(train_cases)
     module = SegmentationModule(record, held_out)

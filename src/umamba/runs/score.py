@@ -96,7 +96,9 @@ def validation_cases(settings: TrainSettings, prepared: PreparedDataset) -> list
         settings: `fold` and `paths.preprocessed` (which may hold a splits file) are read.
         prepared: the dataset and its preprocessed cases.
     """
-    train, val = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
+    train, val = fold_cases(
+        prepared.store.case_ids, settings.fold, splits_file(settings, prepared), prepared.dataset.groups
+    )
     held_out = set(val) - set(train)
     return [case for case in prepared.dataset.training if case.case_id in held_out]
 

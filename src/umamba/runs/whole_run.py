@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas
 from lightning.pytorch.loggers import Logger
 
-from umamba.evaluation import score_table, worst_median_best
+from umamba.evaluation import worst_median_best
 from umamba.evaluation.overlay import case_score
 from umamba.evaluation.score import TITLES, metrics_of
 from umamba.io import UserError
@@ -21,7 +21,7 @@ from umamba.records.replacement import replacing
 from umamba.records.tables import read_curves, read_scores
 from umamba.runs.fit import check_fold, check_network, checkpoint_record, fit, run_identity
 from umamba.runs.preparation import PreparedDataset, plan_of, preprocess
-from umamba.runs.score import check_scoring, draw_cases, predict_and_score
+from umamba.runs.score import check_scoring, draw_cases, predict_and_score, table_of_test_images
 from umamba.runs.smoke import smoke_test
 from umamba.runs.trainer import check_trainer, is_first_process, processes
 from umamba.settings import TrainSettings
@@ -145,18 +145,21 @@ def _after_training(
         log_scores(loggers, "test", scores, metrics_of(scores))
         captions = {rank: f"{case}, {case_score(scores, case)}" for rank, case in worst_median_best(scores).items()}
         log_pictures(loggers, "test", draw_cases(prepared, scores, folder), captions)
-        log.info(score_table(scores))
+        log.info(table_of_test_images(scores, settings))
     folder.set_status(state="finished", scoring=scoring_settings(settings))
     return RunResult(folder, validation, scores)
 
 
 def _outcome(result: RunResult) -> str:
-    """Return the mean scores of a run in a sentence."""
+    """Return the mean scores of a run in a sentence: over labels, then over cases, as in the tables."""
     tables = {"Test images": result.scores, "Validation": result.validation}
-    parts = [
-        f"{name}: " + ", ".join(f"{TITLES[metric]} {table[metric].mean():.3f}" for metric in metrics_of(table))
+    means = {
+        name: table.groupby("case")[metrics_of(table)].mean().mean()
         for name, table in tables.items()
         if table is not None
+    }
+    parts = [
+        f"{name}: " + ", ".join(f"{TITLES[m]} {value:.3f}" for m, value in mean.items()) for name, mean in means.items()
     ]
     return ". ".join(parts) or "No case has a reference, so nothing was scored"
 
@@ -195,7 +198,7 @@ def _as_it_is(folder: RunFolder, settings: TrainSettings) -> RunResult:
     )
     result = finished(folder)
     if result.scores is not None:
-        log.info(score_table(result.scores))
+        log.info(table_of_test_images(result.scores, settings))
     return result
 
 

@@ -127,7 +127,7 @@ def state_table(states: Sequence[RunState], title: str) -> Table:
         state: sum(entry.state == state for entry in states) for state in ("done", "running", "pending", "failed")
     }
     table = Table(title=rich_text(title), caption=", ".join(f"{count} {state}" for state, count in counts.items()))
-    for column in ("run", "fold", "seed", "state", "epoch", "left", "score", "remark"):
+    for column in ("run", "fold", "seed", "state", "epoch", "left", "test score", "remark"):
         table.add_column(column, overflow="fold")
     for entry in states:
         run = entry.run
