@@ -83,11 +83,12 @@ def test_a_mistake_in_prediction_settings_does_not_show_old_scores(
 ) -> None:
     train("trainer.max_epochs=1")
     predicted = []
-    monkeypatch.setattr(
-        whole_run_module,
-        "predict_and_score",
-        lambda settings, *_: (predicted.append(settings.predict.tta), None)[1:] * 2,
-    )
+
+    def predict(settings: TrainSettings, *_: Any) -> tuple[None, None]:
+        predicted.append(settings.predict.tta)
+        return None, None
+
+    monkeypatch.setattr(whole_run_module, "predict_and_score", predict)
     train("trainer.max_epochs=1", "predict.tta=true")
     train("trainer.max_epochs=1", "predict.tta=true")
     assert predicted == [True], "again with the other settings, once"
