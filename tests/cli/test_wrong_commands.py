@@ -41,6 +41,8 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("check-backbone unet --dims=3", ("--dim=2 or --dim=3",)),
     ("completion fish", ("completion fish", "bash")),
     ("doctor now", ("doctor takes no arguments",)),
+    ("check-backbone", ("give one backbone",)),
+    ("check-backbone unet --dmi=2", ("--dim=2",)),
     # Groups.
     ("train dataset=phantoms", ("dataset=phantoms", "Did you mean phantom")),
     (f"train {PHANTOM} architecture=umambabot", ("architecture=umambabot", "Did you mean umamba_bot", "swinunetr")),
