@@ -245,12 +245,11 @@ def test_flipped_bits_are_found_or_harmless(tmp_path: Path) -> None:
         path.write_bytes(content)
         try:
             loaded = load_safely(path)
-        except UserError as error:
-            assert "flipped.ckpt" in str(error)
+        except UserError:
             found += 1
-            continue
-        assert loaded["epoch"] == 3
-        assert all(torch.equal(loaded["state_dict"][name], tensor) for name, tensor in state.items())
-        harmless += 1
+        else:
+            harmless += 1
+            assert loaded["epoch"] == 3
+            assert all(torch.equal(loaded["state_dict"][name], tensor) for name, tensor in state.items())
     assert found + harmless == 300
     assert found > 250

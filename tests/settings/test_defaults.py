@@ -138,6 +138,7 @@ TRAINER: dict[str, Any] = {
     "enable_model_summary": False,
     "enable_checkpointing": False,
     "enable_progress_bar": True,
+    "callbacks": [],
 }
 TRAINERS = {
     "default": TRAINER,
