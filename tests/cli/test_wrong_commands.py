@@ -44,7 +44,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     (f"train {PHANTOM} plan=3d_full", ("plan=3d_full", "Did you mean 3d_fullres")),
     (f"train {PHANTOM} planner=resenc", ("planner=resenc", "resenc_m")),
     (f"train {PHANTOM} trainer=dpp", ("trainer=dpp", "Did you mean ddp")),
-    (f"train {PHANTOM} logger=tensorboard", ("logger=tensorboard", "wandb")),
+    (f"train {PHANTOM} logger=comet", ("logger=comet", "wandb")),
     ("train experiment=flare", ("experiment=flare", "flare_umamba_enc")),
     (f"train {PHANTOM} architecure=unet", ("architecure", "Did you mean 'architecture'")),
     ("train -m experiment=glob(flair_*)", ("experiment=glob(flair_*)", "matches no option", "flare_unet")),

@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 
 from umamba.cli.compose import settings_of
@@ -27,7 +29,7 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
     for line in study.runs:
         settings = _settings(study, (*line, *overrides))
         if settings.name is None:
-            raise UserError(f"study={study.name}: give the run '{' '.join(line)}' a name: name=...")
+            raise UserError(f"study={study.name}: give the run '{shlex.join(line)}' a name: name=...")
         dataset, method = dataset_and_method(line, settings)
         if settings.smoke:
             settings = smoke_test(settings)
@@ -78,9 +80,21 @@ def preparation(settings: TrainSettings) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
+def absent_datasets(runs: Sequence[PlannedRun]) -> list[str]:
+    """Return a sentence for each dataset of the runs that is not there; phantoms are made when they are needed.
+
+    Args:
+        runs: the runs.
+    """
+    one_each = {run.preparation: run for run in runs}.values()
+    found = [settings_of(TrainSettings, run.overrides) for run in one_each]
+    sentences = [None if settings.smoke else settings.dataset.absent() for settings in found]
+    return list(dict.fromkeys(sentence for sentence in sentences if sentence))
+
+
 def _settings(study: StudyFile, overrides: tuple[str, ...]) -> TrainSettings:
     """Compose a run; a mistake names the study and the run."""
     try:
         return settings_of(TrainSettings, overrides)
     except UserError as error:
-        raise UserError(f"study={study.name}, run '{' '.join(overrides)}': {error}") from error
+        raise UserError(f"study={study.name}, run '{shlex.join(overrides)}': {error}") from error

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from umamba.cli.compose import as_forced, config_name, search_path, settings_from, settings_of, sweep_problems
+from umamba.cli.compose import config_name, settings_from, sweep_problems
+from umamba.cli.hydra_options import hydra_arguments, objective, shown_settings
 from umamba.cli.share import share
 from umamba.io.errors import UserError
-from umamba.settings import InvalidSettings, Settings, TrainSettings, plain
+from umamba.settings import InvalidSettings, Settings, TrainSettings
 
 _SWEEP = ("-m", "--multirun")
 
@@ -30,17 +31,18 @@ def through_hydra(function: Callable[[Any], int | None], record: type[Settings],
         UserError: the overrides have a mistake, or a run ends with one; the later runs of the sweep then do not start.
     """
     overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
-    if "--cfg" in arguments or "-c" in arguments:
-        print(OmegaConf.to_yaml(OmegaConf.create(plain(settings_of(record, overrides)))), end="")
+    if any(arguments[index : index + 2] in (["--cfg", "job"], ["-c", "job"]) for index in range(len(arguments))):
+        print(shown_settings(record, arguments), end="")
         return 0
-    if any(option in arguments for option in _SWEEP):
+    sweep = any(option in arguments for option in _SWEEP)
+    if sweep:
         problems = sweep_problems(record, overrides)
         if problems:
             raise InvalidSettings(problems)
     codes: list[int] = []
     mistakes: list[UserError] = []
 
-    def task(config: DictConfig) -> None:
+    def task(config: DictConfig) -> float | None:
         try:
             problems: list[str] = []
             settings = settings_from(record, config, problems)
@@ -49,12 +51,13 @@ def through_hydra(function: Callable[[Any], int | None], record: type[Settings],
             if isinstance(settings, TrainSettings):
                 _refuse_several_processes(settings)
             codes.append(int(function(settings) or 0))
+            return objective(settings) if isinstance(settings, TrainSettings) else None
         except UserError as error:
             mistakes.append(error)
             raise SystemExit(2) from None
 
     command_line = sys.argv
-    sys.argv = [command_line[0], *(as_forced(argument) for argument in arguments), *search_path()]
+    sys.argv = [command_line[0], *hydra_arguments(record, arguments, sweep)]
     try:
         hydra.main(version_base="1.3", config_path=str(share("configs")), config_name=config_name(record))(task)()
     except SystemExit:

@@ -36,7 +36,7 @@ def export_to_nnunet(checkpoint: Path, output: Path, fold: int | str = 0) -> Pat
     Raises:
         UserError: the architecture is none of nnU-Net's, the fold exists already, or the folder has another plan.
     """
-    read = read_checkpoint(checkpoint)
+    read = read_checkpoint(checkpoint, trust=None)
     record, name = read.record, read.record.architecture.name
     if name not in _RESIDUAL:
         raise UserError(

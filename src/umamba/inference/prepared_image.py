@@ -66,7 +66,7 @@ def prepare_image(image: Image, models: Sequence[Model]) -> PreparedImage:
         data, _, properties = preprocess_case(image, None, model.plan, model.configuration, model.labels)
         grid = torch.from_numpy(data).permute(0, *(axis + 1 for axis in model.plan.transpose_backward))
         placement = Placement.of(properties, model.plan)
-        maps = grid_maps(grid.shape[1:], placement, properties.spacing, model.plan, model.configuration)
+        maps = grid_maps(grid.shape[1:], placement, properties.seen_geometry.spacing, model.plan, model.configuration)
         views.append(View(model, grid, maps))
     return PreparedImage(tuple(views), placement, image.geometry)
 

@@ -24,6 +24,7 @@ import numpy as np
 from umamba.datasets import RawCase, RawDataset, over_cases
 from umamba.io import UserError, atomic_path, exclusive, read_image, read_json, read_label, remove_stale, write_json
 from umamba.labels import LabelSet
+from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
@@ -102,6 +103,18 @@ class CaseStore:
                 "prepare the dataset again."
             ) from error
         return StoredCase(case_id, image, label, voxels, properties)
+
+    def letters(self, case_id: str) -> tuple[str, str, str] | None:
+        """Return the anatomical directions in which a case's stored axes grow; None for a two-dimensional image.
+
+        Args:
+            case_id: name of the case.
+        """
+        letters = letters_of(self.load(case_id).properties.seen_geometry)
+        if letters is None:
+            return None
+        first, second, third = (letters[axis] for axis in self.plan.transpose_forward)
+        return first, second, third
 
 
 def prepare_store(

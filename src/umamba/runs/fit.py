@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from umamba.io import UserError, provenance
 from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
+from umamba.patches.extra import check_on_patch
 from umamba.planning import fold_cases
 from umamba.records import CheckpointRecord, RunFolder
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
@@ -19,7 +20,7 @@ from umamba.settings import TrainSettings
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.checkpoints import newest_readable
 from umamba.training.learning_rate import found_learning_rate
-from umamba.training.losses import DiceCrossEntropy
+from umamba.training.losses import build_loss
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged
 from umamba.training.pretrained import load_pretrained
@@ -71,11 +72,14 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
         planned: the dataset with its plan.
 
     Raises:
-        UserError: the architecture cannot be built at this plan, or the loss does not fit the labels.
+        UserError: the architecture cannot be built at this plan, the loss does not fit the labels, or a transform of
+            TorchIO does not fit the patch.
     """
     classes = planned.labels.num_classes
     build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
-    DiceCrossEntropy(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
+    build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
+    if settings.augmentation.extra:
+        check_on_patch(settings.augmentation, planned.configuration.patch_size, planned.configuration.spacing)
 
 
 def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:

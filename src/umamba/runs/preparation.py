@@ -221,7 +221,7 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
     dataset = listed_dataset(root, workers)
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     plan, configuration = make_plan(settings, dataset, fingerprint)
-    log.info(plan_table(plan))
+    log.info(plan_table(plan, configuration))
     if explain:
         log.info("\n".join(["Decisions", *(f"  {decision}" for decision in plan.decisions)]))
     if nnunet_plans is not None:

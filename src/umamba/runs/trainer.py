@@ -1,6 +1,7 @@
 """Build Lightning's Trainer and the datamodule of a run from its settings."""
 
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from umamba.inference import choose_precision
+from umamba.inference import choose_precision, tile_window
+from umamba.inference.tiling import tile_starts
 from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
 from umamba.io.voice import showing
@@ -25,13 +27,13 @@ from umamba.sweeps.preflight import MOST_WORKERS
 from umamba.training.case_validation import CaseValidation
 from umamba.training.checkpoints import AtomicCheckpointIO, SaveCheckpoints
 from umamba.training.curves import ProgressPicture
-from umamba.training.loggers import wandb_logger
+from umamba.training.loggers import build_loggers, check_loggers
 from umamba.training.metrics_csv import MetricsCsv
 from umamba.training.nonfinite import SkipNonFinite
 from umamba.training.panels import ValidationPanels
 from umamba.training.peak_memory import PeakMemory
 from umamba.training.profiling import build_profiler
-from umamba.training.progress import progress_callbacks
+from umamba.training.progress import EpochLines
 from umamba.training.stopping import LeaveOnSignal, TimeBudget
 
 # Lightning warnings that are expected here.
@@ -62,8 +64,9 @@ def check_trainer(settings: TrainSettings) -> None:
         settings: the settings of the run.
 
     Raises:
-        UserError: Lightning's Trainer refuses its arguments on this machine.
+        UserError: Lightning's Trainer refuses its arguments on this machine, or a logger is not installed.
     """
+    check_loggers(settings.logger)
     with expected_warnings():
         _trainer(settings, {"precision": _precision(settings, None), "enable_progress_bar": False, "logger": False})
 
@@ -94,29 +97,45 @@ def build_trainer(
         *([EMAWeightAveraging(device=_device(settings), decay=decay)] if decay is not None else []),
         SkipNonFinite(folder.nonfinite, settings.seed),
         PeakMemory(),
-        ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every),
-        *progress_callbacks(bar),
+        ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every, prepared.store.letters),
+        EpochLines(bar, _steps_after(settings, prepared, val_cases), every),
         TimeBudget(settings.trainer.max_seconds),
         metrics,
         ProgressPicture(folder.curves, metrics),
         SaveCheckpoints(folder),
     ]
     loggers: list[Logger] = []
-    if settings.logger.wandb and is_first_process():
-        shown_settings = {**plain(settings), "plan_json": prepared.plan.to_json(), "provenance": provenance()}
-        loggers.append(wandb_logger(folder, settings.logger.project, settings.logger.entity, shown_settings))
+    if is_first_process():
+        config = {**plain(settings), "plan_json": prepared.plan.to_json(), "provenance": provenance()}
+        tags = (prepared.dataset.name, settings.architecture.name, prepared.configuration.name)
+        loggers = build_loggers(folder, settings.logger, tags, config)
     return _trainer(
         settings,
         {
             "precision": _precision(settings, folder),
             "profiler": build_profiler(settings.trainer.profiler, folder.path),
-            "enable_progress_bar": bar,
+            "enable_progress_bar": False,  # EpochLines shows its own, which knows the whole run
             "callbacks": callbacks,
             "logger": loggers or False,
             "plugins": [AtomicCheckpointIO()],
             "default_root_dir": folder.path,
         },
     )
+
+
+def _steps_after(settings: TrainSettings, prepared: PreparedDataset, val_cases: list[str]) -> float:
+    """Return how many validation steps of work the prediction after training needs, from the sizes of some cases."""
+    configuration, store = prepared.configuration, prepared.store
+    some = (val_cases or list(store.case_ids))[:10]
+    shapes = [store.load(case).image.shape[1:] for case in some]
+    step, window = settings.predict.tile_step_size, tile_window(configuration)
+    tiles = [
+        math.prod(len(tile_starts(max(length, size), size, step)) for length, size in zip(shape, window, strict=True))
+        for shape in shapes
+    ]
+    flips = 2 ** len(settings.augmentation.mirrored_axes(configuration.dim)) if settings.predict.tta else 1
+    cases = (len(val_cases) if settings.predict.validation else 0) + len(prepared.dataset.test)
+    return cases * flips * sum(tiles) / max(1, len(tiles)) / configuration.batch_size
 
 
 def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: list[str]) -> CaseValidation:

@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
+from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
-from umamba.evaluation import score_table
+from umamba.evaluation import score_table, worst_median_best
+from umamba.evaluation.overlay import case_score
+from umamba.evaluation.score import TITLES, metrics_of
 from umamba.io import atomic_path
 from umamba.io.voice import shown
 from umamba.records import RunFolder
-from umamba.records.tables import read_scores
+from umamba.records.tables import read_curves, read_scores
 from umamba.runs.fit import check_fold, check_network, checkpoint_record, fit
 from umamba.runs.preparation import PreparedDataset, plan_of, preprocess
 from umamba.runs.score import check_scoring, draw_cases, predict_and_score
 from umamba.runs.smoke import smoke_test
 from umamba.runs.trainer import check_trainer, is_first_process
 from umamba.settings import TrainSettings, plain
-from umamba.training.loggers import log_pictures, upload_model
+from umamba.training.loggers import close_loggers, log_pictures, log_scores, upload_model
+from umamba.training.notice import send_notice
 from umamba.training.stopping import LeaveOnSignal
 
 log = logging.getLogger(__name__)
@@ -48,7 +52,7 @@ class RunResult:
     @property
     def metrics(self) -> pandas.DataFrame:
         """The curves of training: one row for each epoch, with train/loss, val/loss, val/patch_dice and others."""
-        return pandas.read_csv(self.folder.metrics)
+        return read_curves(self.folder.metrics)
 
 
 def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
@@ -107,19 +111,50 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -
             folder.begin(record, max_epochs, max_seconds)
             with atomic_path(folder.config) as temporary:
                 OmegaConf.save(OmegaConf.create(json.loads(json.dumps(plain(settings)))), temporary)
-        loggers = fit(settings, prepared, folder, record)
-        if not first:
-            return RunResult(folder, None, None)
-        if settings.logger.upload_model:
-            upload_model(loggers, folder)
-        folder.set_status(state="predicting")
-        validation, scores = predict_and_score(settings, prepared, folder)
-        if scores is not None:
-            log_pictures(loggers, "test", draw_cases(prepared, scores, folder))
-            log.info(score_table(scores))
-        folder.set_status(state="finished")
+        try:
+            loggers = fit(settings, prepared, folder, record)
+            if not first:
+                return RunResult(folder, None, None)
+            result = _after_training(settings, prepared, folder, loggers)
+        except Exception as error:
+            if first:
+                send_notice(settings.logger, "failed", folder.path, str(error).strip().split("\n")[0])
+            raise
         log.info("Run folder: %s", folder.path)
-        return RunResult(folder, validation, scores)
+        send_notice(settings.logger, "finished", folder.path, _outcome(result))
+        close_loggers(loggers)
+        return result
+
+
+def _after_training(
+    settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, loggers: list[Logger]
+) -> RunResult:
+    """Predict, score and draw what the trained network segments; send scores and pictures to the loggers."""
+    if settings.logger.upload_model:
+        upload_model(loggers, folder)
+    folder.set_status(state="predicting")
+    validation, scores = predict_and_score(settings, prepared, folder)
+    log_pictures(loggers, "training", {"progress": folder.curves})
+    if validation is not None:
+        log_scores(loggers, "validation", validation, metrics_of(validation))
+    if scores is not None:
+        log_scores(loggers, "test", scores, metrics_of(scores))
+        captions = {rank: f"{case}, {case_score(scores, case)}" for rank, case in worst_median_best(scores).items()}
+        log_pictures(loggers, "test", draw_cases(prepared, scores, folder), captions)
+        log.info(score_table(scores))
+    folder.set_status(state="finished")
+    return RunResult(folder, validation, scores)
+
+
+def _outcome(result: RunResult) -> str:
+    """Return the mean scores of a run in a sentence."""
+    tables = {"Test images": result.scores, "Validation": result.validation}
+    parts = [
+        f"{name}: " + ", ".join(f"{TITLES[metric]} {table[metric].mean():.3f}" for metric in metrics_of(table))
+        for name, table in tables.items()
+        if table is not None
+    ]
+    return ". ".join(parts) or "No case has a reference, so nothing was scored"
 
 
 def finished(folder: RunFolder) -> RunResult:

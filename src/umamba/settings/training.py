@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, UMambaBotSettings
+from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, TrustSettings, UMambaBotSettings
 from umamba.settings.augmentation import AugmentationSettings
 from umamba.settings.dataset import DatasetSettings, PathsSettings
 from umamba.settings.fields import key
@@ -56,16 +56,25 @@ class LoggerSettings(Settings):
     """Loggers of curves and pictures; metrics.csv is always written."""
 
     section: ClassVar[str] = "logger"
-    wandb: bool = key(True, "Log to Weights & Biases (W&B); without an account or key it logs offline.")
-    project: str = key("umamba", "W&B project.")
+    wandb: bool = key(True, "Log to Weights & Biases (W&B); without an account, key or network it logs offline.")
+    tensorboard: bool = key(False, "Log to TensorBoard, into the folder tensorboard of the run.")
+    mlflow: bool = key(
+        False, "Log to MLflow: to MLFLOW_TRACKING_URI, or without it into the file mlflow.db of the run."
+    )
+    project: str = key("umamba", "W&B project, and experiment of MLflow.")
     entity: str | None = key(None, "W&B entity; null: the account's default.")
     panels_every: int = key(10, "Epochs between overlays of validation patches; 0: none.", low=0)
     upload_model: bool = key(False, "Upload the last checkpoint to W&B as an artifact after training.")
+    alert: bool = key(False, "Send W&B's alert (e-mail, Slack) when the run has ended or failed.")
+    notify: str | None = key(
+        None, "Command that is run when the run has ended or failed; its last argument is the message. null: none."
+    )
 
     def conflicts(self) -> Iterator[str]:
-        """Yield an upload to W&B without W&B."""
-        if self.upload_model and not self.wandb:
-            yield "logger.upload_model=true: needs W&B. Give logger=wandb, or logger.upload_model=false."
+        """Yield what needs W&B without W&B."""
+        for name in ("upload_model", "alert"):
+            if getattr(self, name) and not self.wandb:
+                yield f"logger.{name}=true: needs W&B. Give logger=wandb, or logger.{name}=false."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +174,7 @@ class PrepareSettings(TrainSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescribeSettings(TrainSettings):
+class DescribeSettings(TrainSettings, TrustSettings):
     """All keys of `umamba describe`."""
 
     checkpoint: Path | None = key(None, "Describe the network of this checkpoint instead.", existing=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from umamba.io import UserError, read_json
+from umamba.io.escape import rich_text
 from umamba.records import RunFolder
 from umamba.records.tables import main_score, read_metrics, read_scores, seconds_per_epoch
 
@@ -118,20 +119,20 @@ def state_table(states: Sequence[RunState], title: str) -> Table:
     counts = {
         state: sum(entry.state == state for entry in states) for state in ("done", "running", "pending", "failed")
     }
-    table = Table(title=title, caption=", ".join(f"{count} {state}" for state, count in counts.items()))
+    table = Table(title=rich_text(title), caption=", ".join(f"{count} {state}" for state, count in counts.items()))
     for column in ("run", "fold", "seed", "state", "epoch", "left", "score", "remark"):
         table.add_column(column, overflow="fold")
     for entry in states:
         run = entry.run
         table.add_row(
-            f"{run.dataset} {run.method}",
+            rich_text(f"{run.dataset} {run.method}"),
             str(run.fold),
             str(run.seed),
             entry.state,
             f"{entry.epochs}/{run.max_epochs}",
             duration(entry.eta_s) if entry.state == "running" and entry.eta_s is not None else "",
             "" if math.isnan(entry.score) else f"{entry.score:.4f}",
-            entry.reason,
+            rich_text(entry.reason),
         )
     return table
 
