@@ -115,6 +115,7 @@ def test_fingerprint_and_stored_cases(tmp_path: Path, make_plan: Maker) -> None:
         one, other = (store.load(case_id) for store in stores)
         np.testing.assert_array_equal(other.image[:], one.image[:])
         np.testing.assert_array_equal(other.label[:], one.label[:])
+        assert stores[1].letters(case_id) == stores[0].letters(case_id) == ("S", "A", "R")
 
 
 def test_a_fingerprint_of_images_as_stored_is_not_used(tmp_path: Path) -> None:

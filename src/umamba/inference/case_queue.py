@@ -105,7 +105,7 @@ class CaseQueue:
         image = read_image(case.images, time_is_channels=True, turn_channels=turn_channels)
         refuse_flat_image(image, self.models)
         check_image_exports(self.settings.export, image.geometry)
-        prepared = prepare_image(image, self.models)
+        prepared = prepare_image(image, self.models, case.case_id)
         turn = prepared.placement.turn
         seen = image if turn == AS_STORED else turned(image, turn)
         return prepared, unlike_training(seen, prepared.placement.crop, self.models[0])

@@ -29,7 +29,9 @@ def check_regular(path: Path) -> None:
     """
     if not path.is_file():
         if path.is_symlink() and not path.exists():
-            raise UserError(f"{path}: no such file, only a link to one that does not exist. Copy the file itself there.")
+            raise UserError(
+                f"{path}: no such file, only a link to one that does not exist. Copy the file itself there."
+            )
         if path.exists():
             raise UserError(f"{path}: is no regular file but a folder, pipe or device. Give an image file.")
         raise UserError(f"{path}: no such file. Check the name and the file ending.")

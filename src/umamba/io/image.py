@@ -262,6 +262,27 @@ def _turned_like(part: Image, first: Image) -> Image:
     return Image(np.ascontiguousarray(image.array), image.geometry)
 
 
+def oriented_like(image: Image, other: Geometry) -> Image:
+    """Turn an image to the orientation of another, if both then lie at the same place of the patient.
+
+    An image whose header has merely lost its direction would lie elsewhere after the turn, so it is not turned.
+
+    Args:
+        image: the image.
+        other: geometry of the other.
+
+    Returns:
+        The turned image, or the image itself if it has that orientation already or does not belong there.
+    """
+    own = image.geometry
+    if orientation_of(own) == orientation_of(other) or own.is_2d or other.is_2d:
+        return image
+    found = turned(image, turn_between(own.direction_xyz, other.direction_xyz))
+    apart = float(np.linalg.norm(np.subtract(found.geometry.origin_xyz, other.origin_xyz)))
+    same = geometry_difference(found.geometry, other) is None and apart < min(other.spacing) / 10
+    return Image(np.ascontiguousarray(found.array), found.geometry) if same else image
+
+
 def voxel_count(paths: Sequence[Path]) -> int:
     """Return how many voxels an image has over all its channels, read from the headers of its files.
 
