@@ -19,6 +19,9 @@ def dataset_digest(dataset: RawDataset, cache: Path | None) -> str:
 
     Returns:
         A BLAKE2b-128 hash in hexadecimal.
+
+    Raises:
+        UserError: a path is a folder, pipe or device.
     """
     paths = [dataset.root / "dataset.json"]
     for case in dataset.training:
@@ -37,6 +40,8 @@ def dataset_digest(dataset: RawDataset, cache: Path | None) -> str:
 
 def _entry(path: Path, known: Any) -> list[Any]:
     """Return [size, mtime_ns, hash] of a file; reuse the known hash if size and time are unchanged."""
+    if path.exists() and not path.is_file():  # reading a pipe would never end
+        raise UserError(f"{path}: is no regular file but a folder, pipe or device. Remove it, or put the file there.")
     status = path.stat()
     if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns]:
         return known
