@@ -5,7 +5,7 @@ be there: deflate shrinks data at most about 1030 times.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,6 +53,23 @@ def check_room(path: Path, needed: int) -> None:
         raise UserError(
             f"{path}: its header declares {needed / 2**30:.4g} GiB of voxels, more than the "
             f"{memory_bytes() / 2**30:.3g} GiB of memory here. Check the header, or crop or resample the image."
+        )
+
+
+def check_spacing(path: Path, spacing: Sequence[float]) -> None:
+    """Refuse a spacing that no image has, because it makes ITK's arithmetic fail.
+
+    Args:
+        path: the file, for the message.
+        spacing: in mm.
+
+    Raises:
+        UserError: an entry is not a number, not positive, below 1e-9 or above 1e9 mm.
+    """
+    if not all(1e-9 <= value <= 1e9 for value in spacing):  # false for NaN, too
+        listed = ", ".join(f"{value:.6g}" for value in spacing)
+        raise UserError(
+            f"{path}: spacing ({listed}) mm: every entry must be positive, from 1e-9 to 1e9. Correct the header."
         )
 
 

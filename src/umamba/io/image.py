@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from umamba.io.bounds import check_spacing
 from umamba.io.decode import decode, nonfinite_error
 from umamba.io.dicom import decode_series, series_files
 from umamba.io.errors import StorageError, UserError
@@ -118,9 +119,7 @@ def _check_values(path: Path, array: np.ndarray) -> None:
 
 def _check_geometry(path: Path, geometry: Geometry) -> None:
     """Raise UserError if the spacing is not positive, or the axes are not perpendicular."""
-    if not all(math.isfinite(value) and value > 0 for value in geometry.spacing):
-        values = ", ".join(f"{value:g}" for value in geometry.spacing)
-        raise UserError(f"{path}: spacing ({values}) mm: every entry must be positive. Correct the header.")
+    check_spacing(path, geometry.spacing[1:] if geometry.is_2d else geometry.spacing)
     size = len(geometry.origin_xyz)
     if not is_orthonormal(np.reshape(geometry.direction_xyz, (size, size))):
         raise UserError(f"{path}: direction: the axes are not perpendicular unit vectors. {SKEWED}")
