@@ -187,7 +187,7 @@ def test_hydra_gets_the_users_words(own_groups: Path) -> None:
     given = ["hydra.job.name=umamba-train", "dataset=phantom", "paths.runs=run (1)", "hydra/sweeper=optuna", "-m"]
     assert hydra_arguments(TrainSettings, given, sweep=True) == [
         *("hydra.job.name=umamba-train", "dataset=phantom", "++paths.runs='run (1)'", "hydra/sweeper=optuna"),
-        *("hydra.sweeper.direction=maximize", "-m"),
+        *("hydra.sweeper.direction=maximize", "hydra.sweeper.max_failure_rate=1.0", "-m"),
     ]
     searched = hydra_arguments(TrainSettings, [*given[:2], f"hydra.searchpath=['{own_groups}']"], sweep=False)
     assert searched[-1] == f"hydra.searchpath=['file://{own_groups}']"

@@ -48,3 +48,12 @@ def test_a_pipe_is_refused_and_not_read(raw: Path) -> None:
     os.mkfifo(raw / "labelsTr" / "b.nii.gz")
     with pytest.raises(UserError, match=r"b\.nii\.gz: is no regular file"):
         dataset_digest(dataset, None)
+
+
+def test_files_that_vanish_are_named_together(raw: Path) -> None:
+    dataset = read_dataset(raw)
+    (raw / "imagesTr" / "a_0000.nii.gz").unlink()
+    (raw / "labelsTr" / "b.nii.gz").unlink()
+    (raw / "labelsTr" / "b.nii.gz").mkdir()
+    with pytest.raises(UserError, match=r"a_0000\.nii\.gz: No such file(.|\n)*b\.nii\.gz: Is a directory"):
+        dataset_digest(dataset, None)

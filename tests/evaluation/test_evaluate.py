@@ -335,3 +335,13 @@ def test_an_unforeseen_error_of_one_case_leaves_the_others_scored(
     table, problems = score.score_pairs(pairs, Rules(GENERIC), workers=1)
     assert table["case"].nunique() == 7
     assert problems == [f"{two_methods['near'] / 'case3.nii.gz'}: could not be scored (MemoryError: 3 GB)."]
+
+
+def test_a_missing_image_leaves_all_methods_scored(two_methods: dict[str, Path], tmp_path: Path) -> None:
+    write(tmp_path / "images" / "other_0000.nii.gz", np.zeros((8, 24, 24), dtype=np.uint8))
+    truth, output = tmp_path / "data" / "truth", tmp_path / "out"
+    found = evaluate_folders(two_methods, truth, output, Rules(GENERIC), tmp_path / "images", workers=1)
+    assert list(found.scores) == ["near", "far"]
+    assert len(found.problems) == 2
+    assert all("contains no image of case" in problem for problem in found.problems)
+    assert (output / "comparison.csv").exists()

@@ -22,6 +22,7 @@ def test_folders_of_runs_folds_and_experiments(tmp_path: Path, caplog: pytest.Lo
     caplog.set_level(logging.INFO, "umamba")
     experiment = tmp_path / "runs" / "A"
     folds = [run(experiment / "3d_fullres" / f"fold_{fold}" / "seed_0") for fold in range(3)]
+    run(experiment / "3d_fullres" / ".fold_9.aside" / "seed_0")
     assert find_checkpoints([folds[1]]) == [folds[1]]
     assert find_checkpoints([folds[1].parents[1], folds[2].parent]) == [folds[1], folds[2]]
     assert find_checkpoints([experiment / "3d_fullres" / "fold_0"]) == [folds[0]]

@@ -19,19 +19,10 @@ from umamba.io import UserError, orientation_of, read_image
 COUNT = 300
 KINDS = ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "f4", "f8")
 # Offsets of a NIfTI-1 header whose numbers decide how the file is read, and how they are packed
-FIELDS = (
-    (0, "i"),
-    (40, "h"),
-    (42, "h"),
-    (46, "h"),
-    (70, "h"),
-    (76, "f"),
-    (80, "f"),
-    (108, "f"),
-    (112, "f"),
-    (116, "f"),
+FIELDS: tuple[tuple[int, str], ...] = (
+    *((0, "i"), (40, "h"), (42, "h"), (46, "h"), (70, "h"), (76, "f"), (80, "f"), (108, "f"), (112, "f")),
+    *((116, "f"), (252, "h"), (254, "h"), (256, "f"), (280, "f"), (296, "f"), (344, "i")),
 )
-FIELDS += ((252, "h"), (254, "h"), (256, "f"), (280, "f"), (296, "f"), (344, "i"))
 VALUES = (0, -1, 1, 2, 7, 300, 32767, 1e-3, 1e9, -1e30, float("nan"), float("inf"))
 WORDS = (b"30", b"-1", b"0", b"nan", b"99999999999", b"../x.raw", b"%d", b"True", b"")
 

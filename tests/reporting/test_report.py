@@ -337,6 +337,16 @@ def test_any_name_stands_in_every_table_as_it_is(tmp_path: Path) -> None:
     assert "NSD at 1.5 mm" in page.read_text()
 
 
+def test_a_case_has_one_spelling_in_all_runs(tmp_path: Path) -> None:
+    runs = hostile_study(tmp_path)
+    scores = gather("s", "", runs, None).scores
+    assert scores["case"].unique().tolist() == ["001", "1e3", "cafe\u0301"]
+    assert set(scores.groupby("case")["method"].nunique()) == {2}
+    rows = [(name, "a", 1.0) for name in ("caf\u00e9", "cafe\u0301")]  # one run has both: two cases
+    write_scores(runs[1].folder.scores, pandas.DataFrame(rows, columns=["case", "label", "dsc"]))
+    assert gather("s", "", runs, None).scores["case"].nunique() == 4
+
+
 def test_any_name_is_text_in_markdown_and_latex(tmp_path: Path) -> None:
     write_report(gather("<s>", "A & B?", hostile_study(tmp_path), None), tmp_path / "report")
     markdown, latex = ((tmp_path / "report" / name).read_text() for name in ("tables.md", "tables.tex"))

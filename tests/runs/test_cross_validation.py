@@ -1,15 +1,19 @@
 """Validation scores: every case counts once, tables name their split and rules, and no epoch repeats old values."""
 
+import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas
 import pytest
 
+from umamba.io.voice import shown
 from umamba.planning import split_folds
 from umamba.records import RunFolder
-from umamba.records.tables import read_metrics, read_scores, write_scores
+from umamba.records.tables import main_score, read_metrics, read_scores, write_scores
 from umamba.runs.score import pool_folds, table_of_test_images
+from umamba.runs.whole_run import RunResult, _outcome
 from umamba.settings import TrainSettings
 
 
@@ -50,6 +54,25 @@ def test_tables_of_test_images_name_split_and_tolerance(make_settings: Callable[
     )
     assert str(table.title) == "Test images: 1 cases"
     assert str(table.caption) == "Protocol generic: NSD at 1.5 mm."
+
+
+def test_the_mean_of_a_notice_is_that_of_the_tables(tmp_path: Path) -> None:
+    rows = [("x", "a", 0.2), ("x", "b", 0.4), ("y", "a", 1.0), ("y", "b", math.nan)]
+    scores = pandas.DataFrame(rows, columns=["case", "label", "dsc"])
+    assert _outcome(RunResult(RunFolder(tmp_path), None, scores)) == "Test images: DSC 0.650"
+    assert main_score(scores) == pytest.approx(0.65)
+
+
+def test_names_that_are_markup_end_no_run(
+    make_settings: Callable[..., TrainSettings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("[/case]", label, 0.5) for label in ("[/red]", "[bold", ":smile:", "\x1b[2J")]
+    scores = pandas.DataFrame(rows, columns=["case", "label", "dsc"])
+    with shown():
+        logging.getLogger("umamba.test").info(table_of_test_images(scores, make_settings()))
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("[/red]", "[bold", ":smile:", r"\x1b[2J"))
+    assert "\x1b" not in said
 
 
 def test_epochs_without_validation_have_no_values_of_validation(small_fit: Callable[..., RunFolder]) -> None:

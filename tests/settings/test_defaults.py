@@ -410,6 +410,10 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
     assert composed(ConvertSettings, "archive=flare", f"source={here}") == {
         "archive": "flare",
         "source": here,
+        "name": None,
+        "channels": [],
+        "label": None,
+        "labels": [],
         "crop": False,
         "videos": "separate",
         "workers": None,

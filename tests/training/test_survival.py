@@ -179,6 +179,7 @@ class DeadlyStore:
     def __init__(self, store: CaseStore, case_id: str, error: Exception | None = None) -> None:
         self.store, self.deadly, self.error = store, case_id, error
         self.case_ids, self.parent = store.case_ids, os.getpid()
+        self.letters = store.letters
 
     def load(self, case_id: str) -> Any:
         if case_id == self.deadly and os.getpid() != self.parent:

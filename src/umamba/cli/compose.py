@@ -33,6 +33,7 @@ from umamba.settings.training import NO_DATASET
 from umamba.settings.wording import unknown_name, wrong_choice
 
 Record = TypeVar("Record", bound=Settings)
+_TRIED = 20  # runs of a sweep that are composed to find one that can start
 # Base configs: train.yaml chooses an option of each group; command.yaml only has the paths, for the other commands.
 TRAIN, COMMAND = "train", "command"
 
@@ -199,7 +200,9 @@ def search_path(folders: Sequence[Path]) -> list[str]:
 
 
 def sweep_problems(record: type[Settings], overrides: Sequence[str]) -> list[str]:
-    """Check the overrides of a sweep, whose values may be lists: every choice of a group, and the whole first run.
+    """Check the overrides of a sweep, whose values may be lists: each option of a group, and whether any run can start.
+
+    A run that cannot start is refused when its turn comes, if others can.
 
     Args:
         record: the settings record of the command.
@@ -210,10 +213,19 @@ def sweep_problems(record: type[Settings], overrides: Sequence[str]) -> list[str
     """
     problems, texts = _checked(record, overrides, sweep=True)
     folders = config_folders(overrides)
-    config = _composed(record, [_first_choice(text, folders) for text in texts], folders, problems)
-    if config is not None:
-        settings_from(record, config, problems)
-    return problems
+    choices = [_each_choice(text, folders) for text in texts]
+    first: list[str] = []
+    for index in range(min(_TRIED, max(map(len, choices), default=1))):
+        found: list[str] = []
+        config = _composed(record, [each[index % len(each)] for each in choices], folders, found)
+        if config is not None:
+            settings_from(record, config, found)
+        if not found:
+            return problems
+        if found == first:  # the mistake is none of the values that vary
+            break
+        first = first or found
+    return problems + first
 
 
 def _checked(record: type[Settings], overrides: Sequence[str], sweep: bool) -> tuple[list[str], list[str]]:
@@ -273,15 +285,15 @@ def _choices(override: Override, folders: Sequence[Path]) -> list[Any]:
     return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [value]
 
 
-def _first_choice(text: str, folders: Sequence[Path]) -> str:
-    """Return the override of a sweep's first run; of an interval, its beginning."""
+def _each_choice(text: str, folders: Sequence[Path]) -> list[str]:
+    """Return the override for each of its values; of an interval, its beginning."""
     override = OverridesParser.create().parse_override(text)
     value = override.value()
     if isinstance(value, IntervalSweep):
-        return f"{override.get_key_element()}={value.start}"
+        return [f"{override.get_key_element()}={value.start}"]
     if not override.is_discrete_sweep():
-        return text
-    return f"{override.get_key_element()}={_choices(override, folders)[0]}"
+        return [text]
+    return [f"{override.get_key_element()}={choice}" for choice in _choices(override, folders)]
 
 
 def _composed(

@@ -13,6 +13,7 @@ from umamba.io.errors import UserError
 from umamba.settings import Settings, TrainSettings, plain
 
 _OPTUNA, _DIRECTION = "hydra/sweeper=optuna", "hydra.sweeper.direction"
+_FAILURES = "hydra.sweeper.max_failure_rate"
 _JOB_NAME = "hydra.job.name="
 _NO_ROOT = "dataset.root"
 
@@ -34,6 +35,8 @@ def hydra_arguments(record: type[Settings], arguments: Sequence[str], sweep: boo
     found, after = found[:options], found[options:]
     if _OPTUNA in kept and not any(text.lstrip("+").startswith(_DIRECTION) for text in kept):
         found.append(f"{_DIRECTION}=maximize")  # Optuna's own default would look for the lowest score
+    if _OPTUNA in kept and not any(text.lstrip("+").startswith(_FAILURES) for text in kept):
+        found.append(f"{_FAILURES}=1.0")  # a trial that fails does not end the search
     return [*found, *search_path(folders), *after]  # Hydra wants its options at the end
 
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from umamba import __version__
-from umamba.io.errors import UserError
+from umamba.io.errors import UserError, disk_error
 
 EXIT_USER_ERROR = 2
 _HELP = ("-h", "--help", "help")
@@ -74,9 +74,13 @@ COMMANDS = {
     ),
     "convert": Command(
         "convert",
-        "Convert a public dataset to nnU-Net's raw layout after it was downloaded and unpacked.",
+        "Convert a public dataset, or your own in another layout, to nnU-Net's raw layout.",
         "ConvertSettings",
-        ("convert archive=flare source=FOLDER                    # flare, amos, endovis or cell",),
+        (
+            "convert archive=flare source=FOLDER                    # an unpacked download",
+            "convert archive=msd source=Task04_Hippocampus",
+            "convert archive=folders source=FOLDER name=Dataset500_Mine    # a folder for each patient",
+        ),
     ),
     "find-best": Command(
         "find_best",
@@ -161,6 +165,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(name.replace("_", "-"), rest)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        full = disk_error(error)
+        if full is None:
+            raise
+        print(f"Error: {full}", file=sys.stderr)
         return EXIT_USER_ERROR
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from umamba.cli.compose import settings_of
 from umamba.io.errors import UserError
 from umamba.records import RunFolder
+from umamba.records.identity import learnt_settings
 from umamba.runs.smoke import smoke_test
 from umamba.settings import TrainSettings, plain
 from umamba.sweeps import PlannedRun, StudyFile
@@ -35,6 +36,8 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
             settings = smoke_test(settings)
         for fold, seed in itertools.product(study.folds, study.seeds):
             one = replace(settings, fold=fold, seed=seed)
+            known = learnt_settings(one)
+            del known["batches_per_step"]  # the cluster decides how many processes train
             runs.append(
                 PlannedRun(
                     overrides=(*line, *overrides, f"fold={fold}", f"seed={seed}"),
@@ -46,6 +49,7 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
                     max_epochs=one.trainer.max_epochs,
                     batches=one.train_batches + one.val_batches,
                     preparation=preparation(one),
+                    learnt=known,
                 )
             )
     folders = [run.folder.path for run in runs]

@@ -128,7 +128,10 @@ def evaluate_folders(
         _write_tables(table, pairs, rules, target)
         log.info(score_table(table, method, rules.sentence, expected=len(pairs) + len(missing)))
         if images is not None and rules.protocol != "cell":
-            draw_overlays(table, pairs, images, rules.labels, target / "overlays")
+            try:
+                draw_overlays(table, pairs, images, rules.labels, target / "overlays")
+            except UserError as error:  # without pictures the scores are as good
+                problems.append(str(error))
     metrics = metrics_of(next(iter(scores.values())))
     _draw_scores(scores, metrics, output)
     comparison = None

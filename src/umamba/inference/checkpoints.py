@@ -51,7 +51,9 @@ def _in_folder(folder: Path) -> list[Path]:
         return official
     found: list[Path] = []
     for depth in range(1, _DEPTH + 1):
-        found += folder.glob("*/" * depth + f"checkpoints/{LAST}")
+        files = folder.glob("*/" * depth + f"checkpoints/{LAST}")
+        # Hidden folders hold what is moved aside.
+        found += [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     if not found:
         raise UserError(
             f"checkpoint={folder}: no checkpoints/{LAST} and no {FILE_NAME} in this folder. Give a checkpoint file, "

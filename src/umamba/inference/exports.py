@@ -1,7 +1,6 @@
 """Further forms of a segmentation for other programs (key `export`): a Slicer segmentation, outlines, a 16-bit map."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from skimage.segmentation import find_boundaries
 from umamba.inference.label_files import label_entries
 from umamba.inference.model import Model
 from umamba.inference.outlines import polygons
-from umamba.io import Geometry, StorageError, UserError, atomic_path, read_image, storage_errors
-from umamba.io.itk import one_at_a_time
+from umamba.io import Geometry, UserError, atomic_path, read_image, storage_errors, write_image
 from umamba.labels import LabelSet, colours
 
 _FLAT = ("geojson", "outlines", "map16")  # forms of two-dimensional images
@@ -83,7 +81,7 @@ def write_exports(
     """
     for form, path in exports:
         if form == "seg_nrrd":
-            _write(path, slicer_segmentation(segmentation, geometry, labels))
+            write_image(path, slicer_segmentation(segmentation, geometry, labels))
         elif form == "geojson":
             content = json.dumps(outline_features(segmentation[0], None if instances is None else instances[0], labels))
             with storage_errors(path), atomic_path(path) as temporary:
@@ -91,7 +89,7 @@ def write_exports(
         elif form == "outlines":
             image = read_image(images, time_is_channels=True).array[:, 0]
             drawn = draw_outlines(image, segmentation[0], None if instances is None else instances[0], labels)
-            _write(path, sitk.GetImageFromArray(drawn, isVector=True))
+            write_image(path, sitk.GetImageFromArray(drawn, isVector=True))
         elif form == "map16":
             numbers = segmentation[0] if instances is None else instances[0]
             if numbers.max(initial=0) > _MOST:
@@ -99,7 +97,7 @@ def write_exports(
                     f"export=[map16]: the map would hold {numbers.max()} cells, a 16-bit file at most {_MOST}. Leave "
                     "map16 away; NAME_label.tiff holds them."
                 )
-            _write(path, sitk.GetImageFromArray(numbers.astype(np.uint16)))
+            write_image(path, sitk.GetImageFromArray(numbers.astype(np.uint16)))
 
 
 def slicer_segmentation(segmentation: np.ndarray, geometry: Geometry, labels: LabelSet) -> sitk.Image:
@@ -207,13 +205,3 @@ def draw_outlines(
         edge = find_boundaries(instances, mode="inner")
         drawn[edge] = colours(_CELL_COLOURS)[(instances[edge] - 1) % _CELL_COLOURS]
     return drawn
-
-
-def _write(path: Path, image: sitk.Image) -> None:
-    with storage_errors(path), atomic_path(path) as temporary:
-        try:
-            with one_at_a_time:
-                sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise StorageError(f"{path}: could not be written ({reason}). Check disk space and permissions.") from None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umamba.io import UserError, read_json, remove_stale, supported_endings, write_json
+from umamba.io import UserError, below, read_json, remove_stale, supported_endings, write_json
 from umamba.settings import PredictionSettings
 
 # Form of `export` -> ending of its files.
@@ -88,9 +88,9 @@ class Outputs:
     def _case(self, case_id: str, probabilities: bool, instances: bool, forms: Sequence[str]) -> CaseFiles:
         name = case_id if self.only is None else self.only
         return CaseFiles(
-            self.folder / f"{name}{self.ending}",
-            self.folder / f"{name}.npz" if probabilities else None,
-            self.folder / f"{name}_label.tiff" if instances else None,
+            below(self.folder, f"{name}{self.ending}"),
+            below(self.folder, f"{name}.npz") if probabilities else None,
+            below(self.folder, f"{name}_label.tiff") if instances else None,
             tuple((form, self._beside(name, form, FORMS[form])) for form in forms),
         )
 
@@ -104,7 +104,8 @@ class Outputs:
 
     def _beside(self, name: str, form: str, ending: str) -> Path:
         """Return a further file of a case; a folder holds those of one form, so that they are no cases."""
-        return self.folder / form / f"{name}{ending}" if self.only is None else self.folder / f"{name}_{form}{ending}"
+        names = (form, f"{name}{ending}") if self.only is None else (f"{name}_{form}{ending}",)
+        return below(self.folder, *names)
 
     def _common(self, name: str, hidden: bool = False) -> Path:
         dot = "." if hidden else ""

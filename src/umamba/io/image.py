@@ -15,13 +15,16 @@ import SimpleITK as sitk
 
 from umamba.io.bounds import check_spacing
 from umamba.io.decode import decode, nonfinite_error
-from umamba.io.dicom import decode_series, series_files
-from umamba.io.errors import StorageError, UserError
-from umamba.io.files import atomic_path, storage_errors
+from umamba.io.dicom import declared_voxels, decode_series, is_dicom
+from umamba.io.errors import UserError
+from umamba.io.files import storage_errors
 from umamba.io.itk import one_at_a_time
 from umamba.io.nifti import ENDINGS as NIFTI_ENDINGS
 from umamba.io.nifti import SKEWED, read_header
 from umamba.io.orientation import Turn, axis_letters, is_orthonormal, turn_between, turn_to_ras
+from umamba.io.tiff import declared_tiff_voxels, is_tiff
+from umamba.io.tiff_spacing import TIFF_ENDINGS, write_spacing
+from umamba.io.write import write_image
 
 _MEDICAL = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 NATURAL_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
@@ -290,6 +293,9 @@ def voxel_count(paths: Sequence[Path]) -> int:
     """
     total = 0
     for path in map(Path, paths):
+        if path.is_dir() or is_dicom(path) or is_tiff(path):
+            total += declared_tiff_voxels(path) if is_tiff(path) else declared_voxels(path)
+            continue
         if path.name.lower().endswith(NIFTI_ENDINGS):
             try:
                 header = read_header(path)
@@ -297,15 +303,14 @@ def voxel_count(paths: Sequence[Path]) -> int:
                 continue
             total += math.prod(header.shape_xyz) * header.components
             continue
-        slices = series_files(path) if path.is_dir() else [path]
         reader = sitk.ImageFileReader()
-        reader.SetFileName(os.fspath(slices[0]) if slices else "")
+        reader.SetFileName(os.fspath(path))
         try:
             with one_at_a_time:
                 reader.ReadImageInformation()
         except RuntimeError:
             continue
-        total += math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * len(slices)
+        total += math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
     return total
 
 
@@ -334,7 +339,8 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
     """Write a label map atomically, in the smallest unsigned dtype that holds its labels.
 
     The file keeps the geometry as precisely as its format allows: MHA stores doubles, NRRD doubles up to the last bit,
-    NIfTI float32 spacing and offsets and a direction derived from float32, PNG and BMP no geometry.
+    NIfTI float32 spacing and offsets and a direction derived from float32, PNG and BMP no geometry. Beside a TIFF
+    volume stands CASE.json with its spacing, as nnU-Net writes it.
 
     Args:
         path: the file to write; its ending chooses the format.
@@ -366,33 +372,7 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
     image.SetSpacing(tuple(reversed(geometry.spacing[1:] if geometry.is_2d else geometry.spacing)))
     image.SetOrigin(geometry.origin_xyz)
     image.SetDirection(geometry.direction_xyz)
-    with storage_errors(path), atomic_path(path) as temporary:
-        # ITK writes lower-case endings only, and other systems' datasets may have .NII.GZ.
-        lower = temporary.with_name(temporary.name[: -len(ending)] + ending.lower())
-        try:
-            with one_at_a_time:
-                sitk.WriteImage(image, os.fspath(lower), useCompression=True)
-            _check_written(lower, path, image)
-            os.replace(lower, temporary)
-        except RuntimeError as error:
-            raise StorageError(
-                f"{path}: could not be written ({_last_line(error)}). Check disk space and permissions."
-            ) from None
-        finally:
-            if lower != temporary:
-                lower.unlink(missing_ok=True)
-
-
-def _check_written(temporary: Path, path: Path, image: sitk.Image) -> None:
-    """Read the file back; raise StorageError if it differs, because ITK does not report a full disk."""
-    try:
-        written = decode(temporary)
-    except UserError as error:
-        reason = str(error).partition(": ")[2].partition(". ")[0]
-        raise StorageError(f"{path}: could not be written ({reason}). Check the free disk space.") from None
-    if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)):
-        raise StorageError(f"{path}: could not be written: the file read back differs. Check the free disk space.")
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+    if path.name.lower().endswith(TIFF_ENDINGS) and not geometry.is_2d:
+        with storage_errors(path):
+            write_spacing(path, geometry.spacing)
+    write_image(path, image)

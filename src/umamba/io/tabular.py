@@ -67,9 +67,18 @@ def write_table(path: Path, table: pandas.DataFrame) -> None:
         path: the file; its folder is made if it does not exist.
         table: columns of numbers and of text.
     """
-    rows = zip(*(_cells(table[column]) for column in table.columns), strict=True)
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        file.writelines(map(_line, [[to_cell(str(column)) for column in table.columns], *rows]))
+        file.write(table_text(table))
+
+
+def table_text(table: pandas.DataFrame) -> str:
+    """Return a table as CSV, as `write_table` writes it.
+
+    Args:
+        table: columns of numbers and of text.
+    """
+    rows = zip(*(_cells(table[column]) for column in table.columns), strict=True)
+    return "".join(map(_line, [[to_cell(str(column)) for column in table.columns], *rows]))
 
 
 def _line(cells: Iterable[object]) -> str:

@@ -22,7 +22,18 @@ import blosc2
 import numpy as np
 
 from umamba.datasets import RawCase, RawDataset, over_cases
-from umamba.io import UserError, atomic_path, exclusive, read_image, read_json, read_label, remove_stale, write_json
+from umamba.io import (
+    StorageError,
+    UserError,
+    atomic_path,
+    exclusive,
+    make_folder,
+    read_image,
+    read_json,
+    read_label,
+    remove_stale,
+    write_json,
+)
 from umamba.labels import LabelSet
 from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
@@ -135,6 +146,7 @@ def prepare_store(
 
     Raises:
         UserError: with a list of all cases that cannot be preprocessed.
+        StorageError: the disk cannot be written; the cases that are complete are kept.
     """
     configuration = plan.configuration(configuration_name)
     folder = root / dataset.name / f"{configuration_name}_{store_key(digest, plan, configuration, dataset.labels)}"
@@ -144,7 +156,7 @@ def prepare_store(
     with exclusive(folder.parent / f".{folder.name}.lock", f"the preprocessed cases in {folder}"):
         if (folder / _STORE).exists():
             return store
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         remove_stale(folder)
         missing = [case for case in dataset.training if not _file(folder, case.case_id, "image").exists()]
         prepare = partial(_prepare_case, folder=folder, plan=plan, configuration=configuration, labels=dataset.labels)
@@ -219,6 +231,8 @@ def _prepare_case(
             labels,
             case.case_id,
         )
+    except StorageError:
+        raise
     except UserError as error:
         return f"{case.images[0].name}: {error}"
     assert label is not None

@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,11 @@ class Results:
             dataset: the benchmark.
         """
         found = (state.run.folder.status().get("scoring") for state in self.states if state.run.dataset == dataset)
-        known = [record for record in found if isinstance(record, dict)]
+        known = [
+            record
+            for record in found
+            if isinstance(record, dict) and "protocol" in record and isinstance(record.get("tolerance_mm"), int | float)
+        ]
         sentences = list(
             dict.fromkeys(rules_sentence(str(record["protocol"]), record["tolerance_mm"]) for record in known)
         )
@@ -151,7 +156,7 @@ def gather(
         name=name,
         question=question,
         states=states,
-        scores=pandas.DataFrame(rows, columns=list(SCORE_COLUMNS)),
+        scores=_spelled_alike(pandas.DataFrame(rows, columns=list(SCORE_COLUMNS))),
         curves={folder: curve for folder, curve in curves.items() if len(curve)},
         published=printed,
         overrides=tuple(overrides),
@@ -169,22 +174,29 @@ def run_scores(run: PlannedRun, printed: Collection[str] = ()) -> list[tuple[Any
         Rows (SCORE_COLUMNS); none if the run has no scores.csv, for example because its test images have no labels.
     """
     table = read_scores(run.folder.scores)
-    labels, cases = label_names(table["label"].unique(), printed), _composed(table["case"].unique())
+    labels = label_names(table["label"].unique(), printed)
     rows: list[tuple[Any, ...]] = []
     for values in table.to_dict("records"):
         for metric in METRICS:
             value = float(values.get(metric, math.nan))
             if not math.isnan(value):
-                own = (cases[values["case"]], labels[values["label"]])
-                rows.append((run.dataset, run.method, str(run.fold), run.seed, *own, metric, value))
+                label = labels[values["label"]]
+                rows.append((run.dataset, run.method, str(run.fold), run.seed, values["case"], label, metric, value))
     return rows
 
 
-def _composed(names: Iterable[str]) -> dict[str, str]:
-    """Return names in composed form (NFC), in which those of other runs are compared; names that differ stay so."""
-    names = list(names)
-    composed = [unicodedata.normalize("NFC", name) for name in names]
-    return dict(zip(names, composed if len(set(composed)) == len(names) else names, strict=True))
+def _spelled_alike(scores: pandas.DataFrame) -> pandas.DataFrame:
+    """Give a case one spelling in all runs of a dataset, where they differ by the Unicode form (NFC, NFD) of its name.
+
+    Runs on macOS and Linux may differ so. If one run has two cases of one form, all names stay as they are.
+    """
+    if scores.empty:
+        return scores
+    forms = scores["case"].map(partial(unicodedata.normalize, "NFC"))
+    each = scores.assign(form=forms).groupby(["dataset", "method", "fold", "seed"])[["case", "form"]].nunique()
+    if (each["case"] != each["form"]).any():
+        return scores
+    return scores.assign(case=scores.groupby([scores["dataset"], forms])["case"].transform("first"))
 
 
 def label_names(labels: Iterable[str], printed: Collection[str] = ()) -> dict[str, str]:

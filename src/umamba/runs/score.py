@@ -11,6 +11,7 @@ from umamba.datasets import RawCase
 from umamba.evaluation import Rules, rules_sentence, score_folder, score_table, worst_median_best
 from umamba.evaluation.overlay import case_figure, write_overlay
 from umamba.inference import Predictor
+from umamba.inference.problems import UnsegmentedCases
 from umamba.io import UserError, oriented_like, read_image, read_label
 from umamba.io.voice import showing
 from umamba.planning import fold_cases
@@ -96,7 +97,9 @@ def validation_cases(settings: TrainSettings, prepared: PreparedDataset) -> list
         settings: `fold` and `paths.preprocessed` (which may hold a splits file) are read.
         prepared: the dataset and its preprocessed cases.
     """
-    train, val = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
+    train, val = fold_cases(
+        prepared.store.case_ids, settings.fold, splits_file(settings, prepared), prepared.dataset.groups
+    )
     held_out = set(val) - set(train)
     return [case for case in prepared.dataset.training if case.case_id in held_out]
 
@@ -120,10 +123,16 @@ def score_cases(
         settings: how cases are segmented.
 
     Returns:
-        A table with the columns case, label and metrics; None if no case has a reference.
+        A table with the columns case, label and metrics; None if no case has a reference. An image that cannot be
+        segmented is named in a warning and has no scores.
     """
-    predictor.predict_cases(cases, predictions, settings, progress=showing())
     truths = references(cases, rules.protocol)
+    try:
+        predictor.predict_cases(cases, predictions, settings, progress=showing())
+    except UnsegmentedCases as error:
+        log.warning("%s\nThe scores are those of the other images.", error)
+        written = {case.case_id for case in cases if (predictions / f"{case.case_id}{predictor.file_ending}").exists()}
+        truths = {case_id: file for case_id, file in truths.items() if case_id in written}
     if not truths:
         return None
     table = score_folder(predictions, truths, rules, predictor.file_ending)

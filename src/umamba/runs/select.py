@@ -155,7 +155,7 @@ def validate(
     cases = {case.case_id: case for case in dataset.training}
     segmentations: dict[str, Path] = {}
     for fold in folds:
-        _, held_out = fold_cases(list(cases), fold, splits)
+        _, held_out = fold_cases(list(cases), fold, splits, dataset.groups)
         predictor = Predictor.from_checkpoint(
             [checkpoints[fold] for checkpoints in members.values()], device, trust=trust
         )
@@ -272,7 +272,7 @@ def _once(checkpoints: Mapping[int, Path], dataset: RawDataset, splits: Path | N
     kept: dict[int, Path] = {}
     counted: set[str] = set()
     for fold, path in sorted(checkpoints.items()):
-        held_out = set(fold_cases([case.case_id for case in dataset.training], fold, splits)[1])
+        held_out = set(fold_cases([case.case_id for case in dataset.training], fold, splits, dataset.groups)[1])
         if held_out & counted:
             log.warning("%s is left out: fold %d validates cases of other folds, which would count twice.", path, fold)
             continue

@@ -35,6 +35,7 @@ from umamba.training.peak_memory import PeakMemory
 from umamba.training.profiling import build_profiler
 from umamba.training.progress import EpochLines
 from umamba.training.stopping import LeaveOnSignal, TimeBudget
+from umamba.training.user_callbacks import AskedPatience, user_callbacks
 
 # Lightning warnings that are expected here.
 EXPECTED = (
@@ -49,7 +50,10 @@ EXPECTED = (
 _OWN = {
     *("limit_train_batches", "limit_val_batches", "max_time", "find_lr"),
     *("compile", "activation_checkpointing", "ddp_batch", "precision", "profiler", "enable_progress_bar", "further"),
+    *("callbacks", "strategy"),
 }
+# Strategy of several devices. The lowest deep-supervision head takes no part in the loss: its gradients are missing.
+SEVERAL = "ddp_find_unused_parameters_true"
 
 
 def is_first_process() -> bool:
@@ -58,17 +62,68 @@ def is_first_process() -> bool:
 
 
 def check_trainer(settings: TrainSettings) -> None:
-    """Build Lightning's Trainer once, so that a missing device is refused before any work.
+    """Build Lightning's Trainer and the user's callbacks once, so that what they refuse is known before any work.
 
     Args:
         settings: the settings of the run.
 
     Raises:
-        UserError: Lightning's Trainer refuses its arguments on this machine, or a logger is not installed.
+        UserError: this machine lacks the device, a callback cannot be made, a logger is not installed, or Lightning's
+            Trainer refuses its arguments.
     """
+    check_devices(settings)
+    user_callbacks(settings.trainer.callbacks)
     check_loggers(settings.logger)
     with expected_warnings():
         _trainer(settings, {"precision": _precision(settings, None), "enable_progress_bar": False, "logger": False})
+
+
+def check_devices(settings: TrainSettings) -> None:
+    """Refuse devices that this machine does not have.
+
+    Args:
+        settings: the settings of the run.
+
+    Raises:
+        UserError: the message names the key and what can be given instead.
+    """
+    accelerator, devices = settings.trainer.accelerator, settings.trainer.devices
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    missing = {"gpu": not cuda and not mps, "cuda": not cuda, "mps": not mps}
+    if missing.get(accelerator):
+        what = "an Apple GPU (MPS)" if accelerator == "mps" else "a CUDA device"
+        raise UserError(
+            f"trainer.accelerator={accelerator}: PyTorch {torch.__version__} does not see {what} on this machine. Give "
+            "trainer.accelerator=auto or cpu; `umamba doctor` says what is missing."
+        )
+    if _device(settings).type == "cuda" and devices != "auto":
+        count = torch.cuda.device_count()
+        last = devices - 1 if isinstance(devices, int) else max(devices)
+        if last >= count:
+            given = devices if isinstance(devices, int) else str(list(devices)).replace(" ", "")
+            raise UserError(
+                f"trainer.devices={given}: this machine has {count} CUDA device(s), counted from 0. Give at most "
+                f"{count}, or auto for all."
+            )
+    if _device(settings).type == "cpu" and isinstance(devices, tuple):
+        raise UserError(
+            f"trainer.devices={str(list(devices)).replace(' ', '')}: processors have no index. Give their number, such "
+            f"as trainer.devices={len(devices)}."
+        )
+
+
+def processes(settings: TrainSettings) -> int:
+    """Return the number of processes that train the run together.
+
+    Args:
+        settings: the settings of the run.
+    """
+    devices = settings.trainer.devices
+    if devices == "auto":
+        count = torch.cuda.device_count() if _device(settings).type == "cuda" else 1
+    else:
+        count = devices if isinstance(devices, int) else len(devices)
+    return count * settings.trainer.num_nodes
 
 
 def build_trainer(
@@ -90,6 +145,7 @@ def build_trainer(
     decay = settings.recipe.weight_averaging
     metrics = MetricsCsv(folder.metrics)
     every, shown = settings.data.validate_cases_every, val_cases[: settings.data.validation_cases]
+    asked = user_callbacks(settings.trainer.callbacks)
     callbacks: list[Callback] = [
         LeaveOnSignal(folder.path),
         # Before weight averaging, which removes the averaged weights from the network in the same hook.
@@ -100,6 +156,8 @@ def build_trainer(
         ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every, prepared.store.letters),
         EpochLines(bar, _steps_after(settings, prepared, val_cases), every),
         TimeBudget(settings.trainer.max_seconds),
+        *asked,
+        AskedPatience(asked),
         metrics,
         ProgressPicture(folder.curves, metrics),
         SaveCheckpoints(folder),
@@ -118,6 +176,7 @@ def build_trainer(
             "callbacks": callbacks,
             "logger": loggers or False,
             "plugins": [AtomicCheckpointIO()],
+            "enable_checkpointing": True,  # because SaveCheckpoints is one of Lightning's Checkpoint callbacks
             "default_root_dir": folder.path,
         },
     )
@@ -155,6 +214,9 @@ def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning
     own = {name: value for name, value in vars(settings.trainer).items() if name not in _OWN}
     devices = settings.trainer.devices
     own["devices"] = list(devices) if isinstance(devices, tuple) else devices
+    own["strategy"] = settings.trainer.strategy
+    if own["strategy"] == "auto" and processes(settings) > 1:
+        own["strategy"] = SEVERAL
     given = {**own, **settings.trainer.further, **arguments, "gradient_clip_val": settings.recipe.gradient_clip_norm}
     try:
         return lightning.Trainer(**given)  # type: ignore[arg-type]

@@ -121,6 +121,8 @@ def _described(kind: Any, limits: Key) -> str:
 def _plural(kind: Any, limits: Key) -> str:
     if typing.get_origin(kind) is tuple:
         return f"lists of {_plural(typing.get_args(kind)[0], limits)}"
+    if typing.get_origin(kind) in (Mapping, dict) or kind is Mapping:
+        return "groups of keys"
     if is_literal(kind):
         choices = typing.get_args(kind)
         what = "numbers" if all(isinstance(choice, int) for choice in choices) else "names"

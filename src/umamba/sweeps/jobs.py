@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umamba.io import UserError, read_json, write_json
+from umamba.io import UserError, make_folder, read_json, write_json
 from umamba.records import RunFolder
 from umamba.settings import SlurmSettings
 from umamba.sweeps.ledger import PlannedRun
@@ -157,7 +157,7 @@ def submit(jobs: Sequence[Submission]) -> list[dict[str, str]]:
     Raises:
         UserError: sbatch is not installed, or refuses a job; jobs that could not be cancelled are named.
     """
-    (jobs[0].list_file.parent / "logs").mkdir(parents=True, exist_ok=True)
+    make_folder(jobs[0].list_file.parent / "logs")
     taken: list[str] = []
     arrays: list[str] = []
     numbers: list[dict[str, str]] = []

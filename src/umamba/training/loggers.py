@@ -18,6 +18,8 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from matplotlib.image import imread
 
 from umamba.io import UserError
+from umamba.io.escape import markdown
+from umamba.io.tabular import table_text
 from umamba.records import RunFolder
 from umamba.settings import LoggerSettings
 
@@ -285,10 +287,11 @@ def _log_scores(inner: Logger, split: str, means: dict[str, float], scores: pand
         return
     inner.log_metrics(known)
     if isinstance(inner, TensorBoardLogger):
-        inner.experiment.add_text(f"{split}/cases", scores.to_markdown(index=False) if len(scores) <= 200 else "")
+        named = scores.assign(**{column: scores[column].map(markdown) for column in ("case", "label")})
+        inner.experiment.add_text(f"{split}/cases", named.to_markdown(index=False) if len(scores) <= 200 else "")
         inner.experiment.flush()
     elif isinstance(inner, MLFlowLogger):
-        inner.experiment.log_text(inner.run_id, scores.to_csv(index=False), f"{split}.csv")
+        inner.experiment.log_text(inner.run_id, table_text(scores), f"{split}.csv")
 
 
 def upload_model(loggers: Sequence[Logger], folder: RunFolder) -> None:
