@@ -51,6 +51,8 @@ def dataset_digest(dataset: RawDataset, cache: Path | None, update: bool = True)
 def _entry(path: Path, known: Any) -> list[Any] | str:
     """Return [size, mtime_ns, hash] of a file, or why it cannot be read; reuse the hash if size and time are known."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return f"  {path}: is no regular file but a pipe or a device"  # reading it might never end
         status = path.stat()
         if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns]:
             return known

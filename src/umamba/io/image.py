@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from umamba.io.bounds import check_spacing
 from umamba.io.decode import decode, nonfinite_error
 from umamba.io.dicom import declared_voxels, decode_series, is_dicom
 from umamba.io.errors import UserError
@@ -121,9 +122,7 @@ def _check_values(path: Path, array: np.ndarray) -> None:
 
 def _check_geometry(path: Path, geometry: Geometry) -> None:
     """Raise UserError if the spacing is not positive, or the axes are not perpendicular."""
-    if not all(math.isfinite(value) and value > 0 for value in geometry.spacing):
-        values = ", ".join(f"{value:g}" for value in geometry.spacing)
-        raise UserError(f"{path}: spacing ({values}) mm: every entry must be positive. Correct the header.")
+    check_spacing(path, geometry.spacing[1:] if geometry.is_2d else geometry.spacing)
     size = len(geometry.origin_xyz)
     if not is_orthonormal(np.reshape(geometry.direction_xyz, (size, size))):
         raise UserError(f"{path}: direction: the axes are not perpendicular unit vectors. {SKEWED}")
@@ -263,6 +262,27 @@ def _turned_like(part: Image, first: Image) -> Image:
         return part
     image = turned(part, turn_between(part.geometry.direction_xyz, first.geometry.direction_xyz))
     return Image(np.ascontiguousarray(image.array), image.geometry)
+
+
+def oriented_like(image: Image, other: Geometry) -> Image:
+    """Turn an image to the orientation of another, if both then lie at the same place of the patient.
+
+    An image whose header has merely lost its direction would lie elsewhere after the turn, so it is not turned.
+
+    Args:
+        image: the image.
+        other: geometry of the other.
+
+    Returns:
+        The turned image, or the image itself if it has that orientation already or does not belong there.
+    """
+    own = image.geometry
+    if orientation_of(own) == orientation_of(other) or own.is_2d or other.is_2d:
+        return image
+    found = turned(image, turn_between(own.direction_xyz, other.direction_xyz))
+    apart = float(np.linalg.norm(np.subtract(found.geometry.origin_xyz, other.origin_xyz)))
+    same = geometry_difference(found.geometry, other) is None and apart < min(other.spacing) / 10
+    return Image(np.ascontiguousarray(found.array), found.geometry) if same else image
 
 
 def voxel_count(paths: Sequence[Path]) -> int:

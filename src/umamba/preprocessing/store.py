@@ -36,7 +36,6 @@ from umamba.io import (
     write_json,
 )
 from umamba.io.checksums import checksums
-from umamba.io.orientation import AS_STORED
 from umamba.labels import LabelSet
 from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
@@ -126,12 +125,9 @@ class CaseStore:
         Args:
             case_id: name of the case.
         """
-        properties = self.load(case_id).properties
-        letters = letters_of(properties.geometry)
+        letters = letters_of(self.load(case_id).properties.seen_geometry)
         if letters is None:
             return None
-        if properties.turn != AS_STORED:  # nnU-Net's NibabelIOWithReorient
-            letters = ("S", "A", "R")
         first, second, third = (letters[axis] for axis in self.plan.transpose_forward)
         return first, second, third
 

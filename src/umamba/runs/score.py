@@ -12,7 +12,7 @@ from umamba.evaluation import Rules, rules_sentence, score_folder, score_table, 
 from umamba.evaluation.overlay import case_figure, write_overlay
 from umamba.inference import Predictor
 from umamba.inference.problems import UnsegmentedCases
-from umamba.io import UserError, read_image, read_label
+from umamba.io import UserError, oriented_like, read_image, read_label
 from umamba.io.voice import showing
 from umamba.planning import fold_cases
 from umamba.records import RunFolder
@@ -194,7 +194,8 @@ def draw_cases(prepared: PreparedDataset, scores: pandas.DataFrame, folder: RunF
         if case_id not in truths:
             continue
         pictures[rank] = folder.overlays / f"{rank}_{case_id}.png"
-        image, truth = read_image(known[case_id].images), read_label(truths[case_id])
+        image = read_image(known[case_id].images, turn_channels=prepared.plan.reader is not None)
+        truth = oriented_like(read_label(truths[case_id]), image.geometry)
         prediction = read_label(folder.predictions / f"{case_id}{prepared.dataset.file_ending}")
         figure = case_figure(image, truth.array[0], prediction.array[0], prepared.labels, scores, case_id)
         write_overlay(figure, pictures[rank])
