@@ -35,6 +35,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def loaded(path: Path) -> Any:
+    """Read a file with nibabel."""
+    return nibabel.load(path)
+
+
 def model(make_model: Callable[..., Any], seed: int = 0, **changes: Any) -> Model:
     """Return a model of one convolution, which sees the difference between an image and its mirror image."""
     torch.manual_seed(seed)
@@ -53,10 +58,10 @@ def test_segmentations_are_equal_in_the_patient(
     Predictor(tuple(models)).predict(images, tmp_path / "out", settings, progress=False)
     plain = tuple(replace(made, plan=replace(made.plan, reader=None)) for made in models)
     (expected,) = Predictor(plain).predict(images / "RAS.nii.gz", tmp_path / "plain", settings, progress=False)
-    reference = nibabel.load(expected)
+    reference = loaded(expected)
     assert len(np.unique(reference.get_fdata())) == 3
     for order in ORDERS:
-        found, source = nibabel.load(tmp_path / "out" / f"{order}.nii.gz"), nibabel.load(images / f"{order}.nii.gz")
+        found, source = loaded(tmp_path / "out" / f"{order}.nii.gz"), loaded(images / f"{order}.nii.gz")
         np.testing.assert_allclose(found.affine, source.affine, atol=1e-5)
         canonical = nibabel.as_closest_canonical(found)
         np.testing.assert_array_equal(canonical.get_fdata(), reference.get_fdata())

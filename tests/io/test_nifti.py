@@ -3,6 +3,7 @@
 import gzip
 import struct
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -26,6 +27,11 @@ def saved(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE, version: i
     return path
 
 
+def loaded(path: Path) -> Any:
+    """Read a file with nibabel."""
+    return nibabel.load(path)
+
+
 def changed(path: Path, at: int, form: str, *values: float) -> Path:
     """Overwrite numbers in the header of an uncompressed file."""
     content = bytearray(path.read_bytes())
@@ -35,7 +41,7 @@ def changed(path: Path, at: int, form: str, *values: float) -> Path:
 
 
 def agrees_with_nibabel(path: Path) -> None:
-    expected, image = nibabel.load(path), read_image([path])
+    expected, image = loaded(path), read_image([path])
     np.testing.assert_allclose(image.array[0], expected.get_fdata().transpose(2, 1, 0), rtol=1e-6)
     spacing = np.array(image.geometry.spacing[::-1])
     np.testing.assert_allclose(spacing, expected.header.get_zooms()[:3], rtol=1e-6)
@@ -47,7 +53,7 @@ def agrees_with_nibabel(path: Path) -> None:
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("dtype", NUMBERS)
-def test_values_and_geometry_are_nibabel_s(tmp_path: Path, dtype: type, order: str, version: int) -> None:
+def test_values_and_geometry_are_nibabel_s(tmp_path: Path, dtype: Any, order: str, version: int) -> None:
     array = np.random.default_rng(0).integers(0, 120, (4, 3, 2)).astype(dtype)
     path = saved(tmp_path / "a.nii", array, version=version, order=order)
     agrees_with_nibabel(path)
@@ -69,7 +75,7 @@ def test_scaled_integers(tmp_path: Path, ending: str, slope: float, intercept: f
     factor, summand = (slope, intercept) if slope and np.isfinite(slope) else (1, 0)
     expected = array.transpose(2, 1, 0) * float(factor) + summand
     np.testing.assert_array_equal(read_image([path]).array[0], expected)
-    np.testing.assert_array_equal(nibabel.load(path).get_fdata().transpose(2, 1, 0), expected)
+    np.testing.assert_array_equal(loaded(path).get_fdata().transpose(2, 1, 0), expected)
 
 
 def test_content_that_the_ending_denies(tmp_path: Path) -> None:
@@ -195,7 +201,7 @@ def test_gzip_bomb_behind_the_last_voxel(tmp_path: Path) -> None:
     ],
 )
 def test_headers_that_describe_no_image(
-    tmp_path: Path, at: int, form: str, values: tuple, word: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, at: int, form: str, values: tuple[Any, ...], word: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = saved(tmp_path / "a.nii", np.zeros((4, 3, 2), np.int16))
     changed(path, 112, "<2f", 2, 1)
@@ -206,7 +212,7 @@ def test_headers_that_describe_no_image(
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64])
-def test_values_beyond_float32(tmp_path: Path, dtype: type) -> None:
+def test_values_beyond_float32(tmp_path: Path, dtype: Any) -> None:
     array = np.zeros((4, 3, 2), dtype)
     array[1, 1, 1] = 3e18
     with pytest.raises(UserError, match="1 voxels are beyond"):

@@ -24,7 +24,7 @@ def test_letters_equal_nibabels(order: tuple[int, ...], signs: tuple[int, ...]) 
     affine = np.eye(4)
     affine[:3, :3] = rotation[:, order] * np.array(signs)
     direction_xyz = np.diag([-1, -1, 1]) @ affine[:3, :3]
-    assert axis_letters(direction_xyz.ravel()) == nibabel.aff2axcodes(affine)[::-1]
+    assert axis_letters(direction_xyz.ravel().tolist()) == nibabel.aff2axcodes(affine)[::-1]
 
 
 ORIENTATIONS = [

@@ -16,6 +16,7 @@ from umamba.io import UserError, read_image, read_label
 from umamba.labels import LabelSet
 from umamba.planning import (
     Fingerprint,
+    Intensity,
     Plan,
     compute_fingerprint,
     foreign_settings,

@@ -49,8 +49,10 @@ def example(record: type[Settings], folder: Path) -> Settings:
     """Return a record with its required keys given."""
     values: dict[str, Any] = dict.fromkeys(EXISTING, str(folder))
     values |= {"candidates": [str(folder)], "archive": "amos", "study": "folds", "root": "there", "output": "out"}
-    values |= {"dataset": {"root": "there"}}
-    required = [each.name for each in fields(record) if each.default is MISSING and each.default_factory is MISSING]
+    own = record.__name__ == "CustomArchitectureSettings"
+    values |= {"name": "mypackage:build" if own else "RandomBlur", "dataset": {"root": "there"}}
+    required = ["name"] * own
+    required += [each.name for each in fields(record) if each.default is MISSING and each.default_factory is MISSING]
     return parse(record, {name: values[name] for name in required})
 
 

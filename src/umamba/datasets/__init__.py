@@ -15,6 +15,7 @@ from umamba.datasets.nnunet_raw import (
 from umamba.datasets.parallel import over_cases
 from umamba.datasets.phantom import write_phantom
 from umamba.datasets.phantom_2d import write_phantom_2d
+from umamba.datasets.twins import same_images, voxel_digest
 
 __all__ = [
     "CHANNEL_NAME",
@@ -31,6 +32,8 @@ __all__ = [
     "list_findings",
     "over_cases",
     "read_dataset",
+    "same_images",
+    "voxel_digest",
     "write_phantom",
     "write_phantom_2d",
 ]

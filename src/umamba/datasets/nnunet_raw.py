@@ -4,16 +4,18 @@
     NAME/imagesTr/CASE_0000.nii.gz        one file per channel, or one file with all channels if no case has more (RGB)
     NAME/labelsTr/CASE.nii.gz
     NAME/imagesTs, NAME/labelsTs          optional
+    NAME/groups.csv                       optional: case,group for each training case
 
 Instead, dataset.json may list the training cases: {"dataset": {CASE: {"images": [...], "label": ...}}}, with paths
 relative to the dataset's folder.
 """
 
 import logging
+import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +29,9 @@ from umamba.datasets.declared import (
     repeated_keys,
 )
 from umamba.datasets.findings import Finding, findings_table
-from umamba.io import UserError, read_json
+from umamba.datasets.groups import read_groups
+from umamba.datasets.missing_json import remedy
+from umamba.io import UserError, read_json, wrong_name
 from umamba.io.tiff_spacing import TIFF_ENDINGS
 from umamba.labels import LabelSet
 
@@ -67,6 +71,7 @@ class RawDataset:
         test: cases of imagesTs, sorted by name; `label` is None if labelsTs does not have the case.
         num_training: `numTraining` of dataset.json, or the number of training cases if it is not given.
         reader: `REORIENTING_READER` if dataset.json asks for it: images and labels are turned to RAS. Otherwise None.
+        groups: training case -> its group, such as its patient; see `umamba.datasets.groups`.
     """
 
     name: str
@@ -78,6 +83,7 @@ class RawDataset:
     test: tuple[RawCase, ...]
     num_training: int
     reader: str | None = None
+    groups: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def read_dataset(root: Path) -> RawDataset:
@@ -120,6 +126,8 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
     root = Path(root).absolute()
     findings: list[Finding] = []
     path = root / "dataset.json"
+    if not path.exists() and root.is_dir():
+        return None, [json_finding(remedy(root))]
     try:
         declared = read_json(path)
     except UserError as error:
@@ -148,7 +156,10 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
         if case.case_id in known
     ]
     num_training = declared_training(declared, len(training), findings)
-    dataset = RawDataset(root.name, root, channel_names, labels, file_ending, training, test, num_training, reader)
+    groups = read_groups(root, declared, known, findings)
+    dataset = RawDataset(
+        root.name, root, channel_names, labels, file_ending, training, test, num_training, reader, groups
+    )
     return dataset, findings
 
 
@@ -165,17 +176,50 @@ def _declared_cases(root: Path, cases: Any, findings: list[Finding]) -> tuple[Ra
             message = 'dataset: the case must have "images" (a list of paths) and "label" (a path).'
             findings.append(Finding(case_id, "dataset.json", "error", message))
             continue
+        wrong = wrong_name(case_id)
+        if wrong:
+            message = f"dataset: the name of this case {wrong}, so no file can have it. Rename the case."
+            findings.append(Finding(case_id, "dataset.json", "error", message))
+            continue
+        if not _is_text(entry["images"]) or not isinstance(entry["label"], str):
+            message = "dataset: images must be a list of paths, and label a path."
+            findings.append(Finding(case_id, "dataset.json", "error", message))
+            continue
         images = tuple(root / image for image in entry["images"])
         case = RawCase(case_id, images, root / entry["label"])
-        missing = [path for path in (*images, root / entry["label"]) if not path.is_file()]
-        findings += [Finding(case_id, relative(path, root), "error", "no such file.") for path in missing]
+        unreadable = _unreadable(case_id, (*images, root / entry["label"]), root, "error")
+        findings += unreadable
         for path in images:
             if owner.setdefault(path, case_id) != case_id:
                 message = f"is also the image of case {owner[path]}; each case needs its own."
                 findings.append(Finding(case_id, relative(path, root), "error", message))
-        if not missing:
+        if not unreadable:
             complete.append(case)
     return tuple(complete)
+
+
+def _is_text(paths: Any) -> bool:
+    return isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+
+
+def _unreadable(case_id: str, paths: Iterable[Path], root: Path, severity: Severity) -> list[Finding]:
+    """Return a finding for each path that is no readable file: a dangling link, a folder, a device."""
+    found = []
+    for path in paths:
+        if path.is_symlink() and not os.path.exists(path):
+            message = f"no such file: the link leads to {os.readlink(path)}. Fetch that file, or remove the case."
+        elif os.path.isdir(path):
+            message = "is a folder, but must be a file."
+        elif not os.path.exists(path):
+            message = "no such file."
+        elif not os.path.isfile(path):
+            message = "is no regular file (a pipe or a device)."
+        elif not os.access(path, os.R_OK):
+            message = "cannot be read: permission denied."
+        else:
+            continue
+        found.append(Finding(case_id, relative(path, root), severity, message))
+    return found
 
 
 def _folder_cases(
@@ -199,7 +243,14 @@ def _folder_cases(
             file = f"{labels_folder.name}/{case_id}{file_ending}"
             findings.append(Finding(case_id, file, "error", "the label is missing; add it or remove the image."))
         images = {case_id: paths for case_id, paths in images.items() if case_id in labels}
-    return tuple(RawCase(case_id, images[case_id], labels.get(case_id)) for case_id in sorted(images))
+    cases = []
+    for case_id in sorted(images):
+        case = RawCase(case_id, images[case_id], labels.get(case_id))
+        unreadable = _unreadable(case_id, (*case.images, *([case.label] if case.label else [])), root, severity)
+        findings += unreadable
+        if not unreadable:
+            cases.append(case)
+    return tuple(cases)
 
 
 def _list_labels(folder: Path, file_ending: str) -> dict[str, Path]:

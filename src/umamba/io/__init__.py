@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from umamba.io.files import (
         atomic_directory,
         atomic_path,
-        exclusive,
+        below,
         file_digest,
+        make_folder,
         partial_path,
         read_json,
         remove_stale,
         storage_errors,
         write_json,
+        wrong_name,
     )
     from umamba.io.image import (
         Geometry,
@@ -33,23 +35,27 @@ if TYPE_CHECKING:
         voxel_count,
         write_segmentation,
     )
+    from umamba.io.locks import exclusive
     from umamba.io.orientation import Turn
     from umamba.io.versions import provenance
+    from umamba.io.write import write_image
 
 # The module that defines each name. No name equals a module's, because the module would hide it once it is loaded.
 _MODULES = {
     "dicom": ("holds_dicom",),
     "errors": ("StorageError", "UserError"),
     "files": (
-        *("atomic_directory", "atomic_path", "exclusive", "file_digest", "partial_path", "read_json", "remove_stale"),
-        *("storage_errors", "write_json"),
+        *("atomic_directory", "atomic_path", "below", "file_digest", "make_folder", "partial_path", "read_json"),
+        *("remove_stale", "storage_errors", "write_json", "wrong_name"),
     ),
     "image": (
         *("Geometry", "Image", "geometry_difference", "read_image", "read_label", "supported_endings", "voxel_count"),
         *("orientation_of", "ras_turn", "turned", "write_segmentation"),
     ),
+    "locks": ("exclusive",),
     "orientation": ("Turn",),
     "versions": ("provenance",),
+    "write": ("write_image",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -61,10 +67,12 @@ __all__ = [
     "UserError",
     "atomic_directory",
     "atomic_path",
+    "below",
     "exclusive",
     "file_digest",
     "geometry_difference",
     "holds_dicom",
+    "make_folder",
     "orientation_of",
     "partial_path",
     "provenance",
@@ -77,8 +85,10 @@ __all__ = [
     "supported_endings",
     "turned",
     "voxel_count",
+    "write_image",
     "write_json",
     "write_segmentation",
+    "wrong_name",
 ]
 
 

@@ -15,14 +15,15 @@ import SimpleITK as sitk
 
 from umamba.io.decode import decode, nonfinite_error
 from umamba.io.dicom import declared_voxels, decode_series, is_dicom
-from umamba.io.errors import StorageError, UserError
-from umamba.io.files import atomic_path, storage_errors
+from umamba.io.errors import UserError
+from umamba.io.files import storage_errors
 from umamba.io.itk import one_at_a_time
 from umamba.io.nifti import ENDINGS as NIFTI_ENDINGS
 from umamba.io.nifti import SKEWED, read_header
 from umamba.io.orientation import Turn, axis_letters, is_orthonormal, turn_between, turn_to_ras
-from umamba.io.tiff import declared_tiff_voxels, is_tiff, write_tiff
+from umamba.io.tiff import declared_tiff_voxels, is_tiff
 from umamba.io.tiff_spacing import TIFF_ENDINGS, write_spacing
+from umamba.io.write import write_image
 
 _MEDICAL = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 NATURAL_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
@@ -351,39 +352,7 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
     image.SetSpacing(tuple(reversed(geometry.spacing[1:] if geometry.is_2d else geometry.spacing)))
     image.SetOrigin(geometry.origin_xyz)
     image.SetDirection(geometry.direction_xyz)
-    with storage_errors(path), atomic_path(path) as temporary:
-        if path.name.lower().endswith(TIFF_ENDINGS) and not geometry.is_2d:
+    if path.name.lower().endswith(TIFF_ENDINGS) and not geometry.is_2d:
+        with storage_errors(path):
             write_spacing(path, geometry.spacing)
-        # ITK writes lower-case endings only, and other systems' datasets may have .NII.GZ.
-        lower = temporary.with_name(temporary.name[: -len(ending)] + ending.lower())
-        try:
-            with one_at_a_time:
-                if path.name.lower().endswith(TIFF_ENDINGS):
-                    write_tiff(lower, sitk.GetArrayViewFromImage(image))
-                else:
-                    sitk.WriteImage(image, os.fspath(lower), useCompression=True)
-            _check_written(lower, path, image)
-            os.replace(lower, temporary)
-        except RuntimeError as error:
-            raise StorageError(
-                f"{path}: could not be written ({_last_line(error)}). Check disk space and permissions."
-            ) from None
-        finally:
-            if lower != temporary:
-                lower.unlink(missing_ok=True)
-
-
-def _check_written(temporary: Path, path: Path, image: sitk.Image) -> None:
-    """Read the file back; raise StorageError if it differs, because ITK does not report a full disk."""
-    try:
-        written = decode(temporary)
-    except UserError as error:
-        reason = str(error).partition(": ")[2].partition(". ")[0]
-        raise StorageError(f"{path}: could not be written ({reason}). Check the free disk space.") from None
-    found, wanted = sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)
-    if found.size != wanted.size or not np.array_equal(found.reshape(wanted.shape), wanted):
-        raise StorageError(f"{path}: could not be written: the file read back differs. Check the free disk space.")
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+    write_image(path, image)

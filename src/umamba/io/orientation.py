@@ -68,7 +68,8 @@ class Turn:
         """
         lead = array.ndim - 3
         moved = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
-        return moved[(..., *(slice(None, None, -1 if flip else 1) for flip in self.flipped))]
+        z, y, x = (slice(None, None, -1 if flip else 1) for flip in self.flipped)
+        return moved[..., z, y, x]
 
     @property
     def back(self) -> "Turn":

@@ -22,6 +22,8 @@ from umamba.datasets import (
     inspect_case,
     list_findings,
     over_cases,
+    same_images,
+    voxel_digest,
 )
 from umamba.io import UserError
 from umamba.planning.crop import nonzero_box
@@ -122,6 +124,7 @@ class CaseStatistics:
         relative_size: voxels after the crop / before it.
         draws: one entry per channel; empty if the case has errors or no foreground.
         orientation: in which the image is stored, such as "RAS"; None for 2D images and if the case has errors.
+        content: hash of the image's voxels; empty if it cannot be decoded.
     """
 
     findings: tuple[Finding, ...]
@@ -130,10 +133,11 @@ class CaseStatistics:
     relative_size: float = 1.0
     draws: tuple[Draws, ...] = ()
     orientation: str | None = None
+    content: str = ""
 
 
 def compute_fingerprint(dataset: RawDataset, workers: int) -> Fingerprint:
-    """Decode and check every training case of a dataset and compute the statistics.
+    """Return the fingerprint alone; see `inspect_dataset`.
 
     Args:
         dataset: the dataset.
@@ -142,12 +146,30 @@ def compute_fingerprint(dataset: RawDataset, workers: int) -> Fingerprint:
     Raises:
         UserError: with a table of all problems of the dataset, including those of its listing.
     """
+    return inspect_dataset(dataset, workers)[0]
+
+
+def inspect_dataset(dataset: RawDataset, workers: int) -> tuple[Fingerprint, tuple[Finding, ...]]:
+    """Decode and check every training case of a dataset and compute the statistics.
+
+    Args:
+        dataset: the dataset.
+        workers: worker processes; 0 or 1 works in this process.
+
+    Returns:
+        The fingerprint, and the warnings about the decoded images, which are also logged.
+
+    Raises:
+        UserError: with a table of all problems of the dataset, including those of its listing.
+    """
     _, findings = list_findings(dataset.root)
     num_draws = _TOTAL_DRAWS // max(1, len(dataset.training))
     # The workers need only labels and channels. Without its cases the dataset is small to pickle.
-    inspect = partial(case_statistics, replace(dataset, training=(), test=()), num_draws=num_draws)
+    inspect = partial(case_statistics, replace(dataset, training=(), test=(), groups={}), num_draws=num_draws)
     statistics = over_cases(inspect, dataset.training, workers, f"Fingerprint of {dataset.name}")
     decoded = [finding for case in statistics for finding in case.findings]
+    cases = zip(dataset.training, statistics, strict=True)
+    decoded += same_images(dataset, {case.case_id: found.content for case, found in cases if found.content})
     if any(finding.severity == "error" for finding in [*findings, *decoded]):
         table = findings_table([*findings, *decoded])
         raise UserError(f"{dataset.root}: the dataset has errors and cannot be used.\n{table}")
@@ -163,7 +185,7 @@ def compute_fingerprint(dataset: RawDataset, workers: int) -> Fingerprint:
             ", ".join(f"{name} ({count})" for name, count in counts.most_common()),
             REORIENTING_READER,
         )
-    return pooled_fingerprint(dataset.root.name, statistics)
+    return pooled_fingerprint(dataset.root.name, statistics), tuple(decoded)
 
 
 def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseStatistics:
@@ -178,8 +200,9 @@ def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseS
     """
     inspection = inspect_case(dataset, case)
     image, label = inspection.image, inspection.label
+    content = "" if image is None else voxel_digest(image.array)
     if image is None or label is None or any(finding.severity == "error" for finding in inspection.findings):
-        return CaseStatistics(inspection.findings)
+        return CaseStatistics(inspection.findings, content=content)
     _, box = nonzero_box(image.array)
     cropped = image.array[(slice(None), *box)]
     foreground = label.array[(0, *box)] > 0
@@ -190,6 +213,7 @@ def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseS
         foreground.size / label.array.size,
         tuple(draw_intensities(cropped[:, foreground], num_draws)),
         inspection.orientation,
+        content,
     )
 
 

@@ -157,8 +157,9 @@ def _warn_of_constant(case_id: str, number: int, voxels: np.ndarray, scheme: str
     low, high = voxels.min(), voxels.max()
     if low == high:
         return
-    clipped = scheme == "CTNormalization" and intensity is not None
-    limits = f" The plan clips to {intensity.percentile_00_5:g} to {intensity.percentile_99_5:g}." if clipped else ""
+    limits = ""
+    if scheme == "CTNormalization" and intensity is not None:
+        limits = f" The plan clips to {intensity.percentile_00_5:g} to {intensity.percentile_99_5:g}."
     log.warning(
         "%s, channel %d: %s makes all voxels equal, although the file has %g to %g; the network sees nothing of it.%s "
         "Compare the units of this file with those of the training images, or choose another plan.normalization.",

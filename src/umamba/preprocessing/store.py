@@ -22,8 +22,21 @@ import blosc2
 import numpy as np
 
 from umamba.datasets import RawCase, RawDataset, over_cases
-from umamba.io import UserError, atomic_path, exclusive, read_image, read_json, read_label, remove_stale, write_json
+from umamba.io import (
+    StorageError,
+    UserError,
+    atomic_path,
+    exclusive,
+    make_folder,
+    read_image,
+    read_json,
+    read_label,
+    remove_stale,
+    write_json,
+)
+from umamba.io.orientation import AS_STORED
 from umamba.labels import LabelSet
+from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
@@ -103,6 +116,21 @@ class CaseStore:
             ) from error
         return StoredCase(case_id, image, label, voxels, properties)
 
+    def letters(self, case_id: str) -> tuple[str, str, str] | None:
+        """Return the anatomical directions in which a case's stored axes grow; None for a two-dimensional image.
+
+        Args:
+            case_id: name of the case.
+        """
+        properties = self.load(case_id).properties
+        letters = letters_of(properties.geometry)
+        if letters is None:
+            return None
+        if properties.turn != AS_STORED:  # nnU-Net's NibabelIOWithReorient
+            letters = ("S", "A", "R")
+        first, second, third = (letters[axis] for axis in self.plan.transpose_forward)
+        return first, second, third
+
 
 def prepare_store(
     dataset: RawDataset, digest: str, plan: Plan, configuration_name: str, root: Path, workers: int
@@ -122,6 +150,7 @@ def prepare_store(
 
     Raises:
         UserError: with a list of all cases that cannot be preprocessed.
+        StorageError: the disk cannot be written; the cases that are complete are kept.
     """
     configuration = plan.configuration(configuration_name)
     folder = root / dataset.name / f"{configuration_name}_{store_key(digest, plan, configuration, dataset.labels)}"
@@ -131,7 +160,7 @@ def prepare_store(
     with exclusive(folder.parent / f".{folder.name}.lock", f"the preprocessed cases in {folder}"):
         if (folder / _STORE).exists():
             return store
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         remove_stale(folder)
         missing = [case for case in dataset.training if not _file(folder, case.case_id, "image").exists()]
         prepare = partial(_prepare_case, folder=folder, plan=plan, configuration=configuration, labels=dataset.labels)
@@ -206,6 +235,8 @@ def _prepare_case(
             labels,
             case.case_id,
         )
+    except StorageError:
+        raise
     except UserError as error:
         return f"{case.images[0].name}: {error}"
     assert label is not None
