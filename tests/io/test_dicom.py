@@ -240,11 +240,30 @@ def test_compressed_frames(tmp_path: Path, syntax: str, kind: type) -> None:
     np.testing.assert_array_equal(read_image([path.parent]).array[0], expected)
     dataset.Rows = 9
     dataset.save_as(path)
-    assert "frame 1 is 5 x 7 pixels, its header declares 9 x 7" in refusal(path)
+    assert "frame 1 is 5 x 7 pixels of 1 x 16 bits, its header declares 9 x 7 of 1 x 16" in refusal(path)
     dataset.Rows, dataset.PixelData = 5, encapsulate(frames[:4])
     dataset["PixelData"].is_undefined_length = True
     dataset.save_as(path)
     assert "compressed frames" in refusal(path) or "not a readable" in refusal(path)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1])
+def test_damaged_compressed_frames_end_no_process(tmp_path: Path, syntax: str) -> None:
+    """GDCM writes beyond its memory where the header of a JPEG stream lies about its size or depth."""
+    path = tmp_path / "a.dcm"
+    write_enhanced(path, list(range(6)), {})
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.PixelData = encapsulate(compressed(tmp_path, VOLUME, syntax))
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+    content = path.read_bytes()
+    start = content.find(b"\xff\x4f\xff\x51" if syntax == JPEG2000Lossless else b"\xff\xd8")
+    for at in range(start + 2, start + 60):
+        for value in (0, 163, 255):
+            path.write_bytes(content[:at] + bytes([value]) + content[at + 1 :])
+            with suppress(UserError):
+                assert read_image([path]).array.shape == (1, 6, 5, 7)
 
 
 def test_run_lengths_and_deflate(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import SimpleITK as sitk
 from pydicom.dataset import FileDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from umamba.io.bounds import check_room
 from umamba.io.dicom_frames import Frame, frames_of, stack
 from umamba.io.dicom_pixels import check_deflated, declared_shape, real_values, stored_values
 from umamba.io.errors import UserError
@@ -156,6 +157,8 @@ def _decode(source: Path, files: Sequence[Path]) -> sitk.Image:
     for path in files:
         dataset = _read(path, with_pixels=True)
         with _readable(path):
+            bits = max(8, int(dataset.get("BitsAllocated") or 8))
+            check_room(source, math.prod(declared_shape(dataset)) * bits // 8 * len(files))
             found = frames_of(path, dataset)
             table = dataset if dataset.get("ModalityLUTSequence") else None
             values.extend(real_values(stored_values(dataset), [frame.scale for frame in found], table))

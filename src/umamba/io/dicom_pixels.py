@@ -6,6 +6,7 @@ compared with the bytes of the file before memory is allocated: GDCM returns for
 """
 
 import os
+import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,30 +175,66 @@ def _check_compressed(dataset: Dataset, shape: tuple[int, ...], syntax: UID) -> 
     found = 0
     for frame in generate_frames(data, number_of_frames=frames):
         found += 1
-        size = None if syntax == RLELossless else _codestream_size(frame)
-        if size is not None and size != (rows, columns):
-            raise ValueError(
-                f"its frame {found} is {size[0]} x {size[1]} pixels, its header declares {rows} x {columns}"
-            )
+        if syntax != RLELossless:
+            _check_codestream(found, frame, (rows, columns, samples), int(dataset.get("BitsAllocated") or 8))
     if found != frames:
         raise ValueError(f"it holds {found} compressed frames, its header declares {frames}")
 
 
-def _codestream_size(frame: bytes) -> tuple[int, int] | None:
-    """Return rows and columns that a JPEG, JPEG-LS or JPEG 2000 stream states; None if it states none."""
-    if frame[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: the SIZ marker comes first
-        right, lower, left, upper = (int.from_bytes(frame[at : at + 4], "big") for at in (8, 12, 16, 20))
-        return lower - upper, right - left
+def _check_codestream(number: int, frame: bytes, declared: tuple[int, int, int], bits: int) -> None:
+    """Raise ValueError if a JPEG, JPEG-LS or JPEG 2000 stream has another size or bytes a pixel than the file declares.
+
+    GDCM's decoders trust these numbers and write beyond their memory where they are wrong.
+    """
+    if frame[:4] == b"\xff\x4f\xff\x51":
+        found = _jpeg_2000_size(frame)
+    elif frame[:2] == b"\xff\xd8":
+        found = _jpeg_size(frame)
+    else:
+        return
+    if found is None:
+        raise ValueError(f"the header of its compressed frame {number} is damaged")
+    rows, columns, samples, depth = found
+    if (rows, columns, samples) != declared or -(-depth // 8) * 8 != bits:
+        raise ValueError(
+            f"its frame {number} is {rows} x {columns} pixels of {samples} x {depth} bits, its header declares "
+            f"{declared[0]} x {declared[1]} of {declared[2]} x {bits}"
+        )
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int, int, int] | None:
+    """Return rows, columns, samples and bits of a JPEG or JPEG-LS stream; None if its frame header is damaged."""
     at = 2
-    while frame[:2] == b"\xff\xd8" and at + 9 <= len(frame) and frame[at] == 0xFF:
-        marker = frame[at + 1]
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
         if marker == 0xFF:  # a filling byte
             at += 1
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")
+            samples, factors = frame[at + 9], frame[at + 11 : at + 2 + length : 3]
+            lossless = marker in (0xC3, 0xC7, 0xCB, 0xCF, 0xF7)
+            allowed = (0x11,) if lossless else (0x11, 0x12, 0x21, 0x22, 0x41, 0x14)
+            if length != 8 + 3 * samples or not all(factor in allowed for factor in factors):
+                return None
+            rows, columns = (int.from_bytes(frame[start : start + 2], "big") for start in (at + 5, at + 7))
+            return rows, columns, samples, frame[at + 4]
         else:
-            at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+            at += 2 + length
     return None
+
+
+def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int, int] | None:
+    """Return rows, columns, samples and bits of a JPEG 2000 stream; None if its size marker is damaged."""
+    if len(frame) < 45:
+        return None
+    right, lower, left, upper, wide, high, first, top = struct.unpack(">8I", frame[8:40])
+    length, samples = int.from_bytes(frame[4:6], "big"), int.from_bytes(frame[40:42], "big")
+    parts = frame[42 : 4 + length]
+    steps = set(parts[1::3]) | set(parts[2::3])
+    if length != 38 + 3 * samples or len(parts) != 3 * samples or not samples or steps != {1} or not wide or not high:
+        return None
+    if first > left or top > upper or left >= right or upper >= lower or first + wide <= left or top + high <= upper:
+        return None
+    return lower - upper, right - left, samples, max((depth & 0x7F) + 1 for depth in parts[::3])
 
 
 def _significant(values: np.ndarray, dataset: Dataset) -> np.ndarray:

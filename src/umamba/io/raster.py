@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image as pillow
 
+from umamba.io.bounds import REMEDY, check_room
 from umamba.io.errors import UserError
 from umamba.io.itk import one_at_a_time
 
@@ -22,7 +23,6 @@ _SAMPLES = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}
 # Left, top, and steps across and down of the seven passes of an interlaced PNG file
 _INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _MOST_EXPANDED = 1100  # Deflate makes at most 1032 bytes of one
-_REMEDY = "Copy or export the file again, or remove the case from the dataset."
 
 
 def decode_raster(path: Path) -> sitk.Image | None:
@@ -56,11 +56,12 @@ def _png_needs_pillow(path: Path) -> bool:
     chunks = _chunks(path, content)
     header = chunks.get(b"IHDR", [])
     if not header or len(header[0]) != 13 or b"IDAT" not in chunks:
-        raise UserError(f"{path}: the file is damaged (no PNG header or no pixels). {_REMEDY}")
+        raise UserError(f"{path}: the file is damaged (no PNG header or no pixels). {REMEDY}")
     width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", header[0])
     bits = _SAMPLES.get(kind, 1) * depth
     if not width or not height or width * height * bits // 8 > max(1 << 26, _MOST_EXPANDED * len(content)):
-        raise UserError(f"{path}: declares {width} x {height} pixels in {len(content)} bytes. {_REMEDY}")
+        raise UserError(f"{path}: declares {width} x {height} pixels in {len(content)} bytes. {REMEDY}")
+    check_room(path, width * height * max(1, bits // 8))
     if b"acTL" in chunks:
         raise UserError(f"{path}: an animated PNG holds several frames. Store one frame in each file.")
     if kind == _GREY_ALPHA:
@@ -78,7 +79,7 @@ def _chunks(path: Path, content: bytes) -> dict[bytes, list[bytes]]:
     while b"IEND" not in chunks:
         length, name = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
         if at + 12 + length > len(content):
-            raise UserError(f"{path}: the file is truncated (its {len(content)} bytes hold no end of PNG). {_REMEDY}")
+            raise UserError(f"{path}: the file is truncated (its {len(content)} bytes hold no end of PNG). {REMEDY}")
         chunks.setdefault(name, []).append(content[at + 8 : at + 8 + length])
         at += 12 + length
     return chunks
@@ -100,10 +101,10 @@ def _check_inflated(path: Path, data: bytes, expected: int) -> None:
     try:
         found = len(inflate.decompress(data, expected))
     except zlib.error as error:
-        raise UserError(f"{path}: cannot be decoded ({error}). {_REMEDY}") from None
+        raise UserError(f"{path}: cannot be decoded ({error}). {REMEDY}") from None
     if found < expected:
         raise UserError(
-            f"{path}: the file is damaged ({found} bytes of pixels, its header declares {expected}). {_REMEDY}"
+            f"{path}: the file is damaged ({found} bytes of pixels, its header declares {expected}). {REMEDY}"
         )
 
 
@@ -115,7 +116,7 @@ def _by_pillow(path: Path) -> sitk.Image:
                 palette = picture.palette if picture.mode == "P" else None
                 array = np.array(picture if palette is None else picture.convert(palette.mode))
     except Exception as error:  # Pillow lets errors of struct and zlib through
-        raise UserError(f"{path}: cannot be decoded ({error}). {_REMEDY}") from None
+        raise UserError(f"{path}: cannot be decoded ({error}). {REMEDY}") from None
     if array.dtype == bool:
         array = array.astype(np.uint8)
     return sitk.GetImageFromArray(array, isVector=array.ndim == 3)

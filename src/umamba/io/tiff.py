@@ -17,12 +17,12 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 
+from umamba.io.bounds import REMEDY, check_room
 from umamba.io.errors import UserError
 from umamba.io.itk import one_at_a_time
 from umamba.io.tiff_spacing import read_spacing, spacing_file
 
 _MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_REMEDY = "Copy or export the file again, or remove the case from the dataset."
 _ALPHA = (1, 2)  # codes of ExtraSamples
 _MINISBLACK, _RGB, _YCBCR = 1, 2, 6
 _UNCOMPRESSED, _JPEG, _DEFLATE = 1, 7, (8, 32946)
@@ -68,6 +68,7 @@ def decode_tiff(path: Path) -> sitk.Image:
         series = tiff.series[0]
         page = series.keyframe
         _check_series(tiff, pages)
+        check_room(path, series.nbytes)
         if not _decodable(page):
             _check_itk(path, page)
             array = _by_itk(path, series)
@@ -116,7 +117,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # tifffile lets errors of struct, zlib and numpy through
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
-        raise UserError(f"{path}: cannot be decoded as TIFF ({reason}). {_REMEDY}") from None
+        raise UserError(f"{path}: cannot be decoded as TIFF ({reason}). {REMEDY}") from None
 
 
 def _pages_in_chain(path: Path) -> int:
@@ -131,7 +132,7 @@ def _pages_in_chain(path: Path) -> int:
         seen: set[int] = set()
         while offset:
             if offset in seen:
-                raise UserError(f"{path}: its pages refer to each other in a circle. {_REMEDY}")
+                raise UserError(f"{path}: its pages refer to each other in a circle. {REMEDY}")
             seen.add(offset)
             stream.seek(offset)
             head = stream.read(struct.calcsize(counted))
@@ -140,7 +141,7 @@ def _pages_in_chain(path: Path) -> int:
             if not 0 < tags <= _MOST_TAGS or after + struct.calcsize(pointer) > size:
                 raise UserError(
                     f"{path}: the file is truncated or damaged: its page {len(seen)}, stated at byte {offset}, is "
-                    f"not whole in its {size} bytes. {_REMEDY}"
+                    f"not whole in its {size} bytes. {REMEDY}"
                 )
             stream.seek(after)
             (offset,) = struct.unpack(pointer, stream.read(struct.calcsize(pointer)))
