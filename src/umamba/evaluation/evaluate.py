@@ -15,7 +15,7 @@ from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.score import TITLES, Rules, metrics_of, score_pairs, worst_median_best
 from umamba.evaluation.score_table import score_table
 from umamba.evaluation.statistics import compare_methods, summarize
-from umamba.io import UserError, oriented_like, read_image, read_json, read_label, supported_endings
+from umamba.io import UserError, below, oriented_like, read_image, read_json, read_label, supported_endings
 from umamba.io.escape import rich_text
 from umamba.io.tabular import write_table
 from umamba.io.voice import shown
@@ -117,6 +117,7 @@ def evaluate_folders(
     """
     scores: dict[str, pandas.DataFrame] = {}
     problems: list[str] = []
+    targets = {method: below(output, method) if len(predictions) > 1 else output for method in predictions}
     for method, folder in predictions.items():
         pairs, missing = find_pairs(folder, truth, rules)
         table, found = score_pairs(pairs, rules, workers)
@@ -124,16 +125,15 @@ def evaluate_folders(
         if table.empty:
             raise UserError("No case could be scored:\n" + "\n".join(problems))
         scores[method] = table
-        target = output / method if len(predictions) > 1 else output
-        _write_tables(table, pairs, rules, target)
+        _write_tables(table, pairs, rules, targets[method])
         log.info(score_table(table, method, rules.sentence, expected=len(pairs) + len(missing)))
-        if images is not None and rules.protocol != "cell":
+        if images is not None:
             try:
-                draw_overlays(table, pairs, images, rules.labels, target / "overlays")
+                draw_overlays(table, pairs, images, rules.labels, targets[method] / "overlays")
             except UserError as error:  # without pictures the scores are as good
                 problems.append(str(error))
     metrics = metrics_of(next(iter(scores.values())))
-    _draw_scores(scores, metrics, output)
+    _draw_scores(scores, metrics, output, targets)
     comparison = None
     if len(scores) > 1:
         comparison = compare_methods(scores, metrics)
@@ -308,7 +308,9 @@ def official_tables(
     }
 
 
-def _draw_scores(scores: Mapping[str, pandas.DataFrame], metrics: Sequence[str], output: Path) -> None:
+def _draw_scores(
+    scores: Mapping[str, pandas.DataFrame], metrics: Sequence[str], output: Path, targets: Mapping[str, Path]
+) -> None:
     from umamba.evaluation.plots import (
         bland_altman,
         box_plots,
@@ -317,7 +319,7 @@ def _draw_scores(scores: Mapping[str, pandas.DataFrame], metrics: Sequence[str],
     box_plots(scores, {metric: TITLES[metric] for metric in metrics}, output / "boxplots.png")
     for method, table in scores.items():
         if "volume_ml" in table.columns:
-            bland_altman(table, (output / method if len(scores) > 1 else output) / "volumes.png")
+            bland_altman(table, targets[method] / "volumes.png")
 
 
 def _tolerance(rules: Rules, label: str, metric: str) -> float:
