@@ -127,6 +127,7 @@ TRAINER: dict[str, Any] = {
     "find_lr": False,
     "profiler": None,
     "accumulate_grad_batches": 1,
+    "callbacks": [],
     "compile": False,
     "activation_checkpointing": False,
     "ddp_batch": "divide",
