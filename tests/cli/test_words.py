@@ -116,6 +116,16 @@ def test_the_quoting_that_a_message_shows_is_right(tmp_path: Path) -> None:
         assert argument == shlex.split(with_quotes(f"name={name}"))[0]
 
 
+def test_names_of_methods_that_hydra_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="letters of English"):
+        settings_of(EvaluateSettings, [f"predictions={{größe:{tmp_path}}}", f"truth={tmp_path}", "output=o"])
+
+
+def test_a_sweeper_that_is_not_installed() -> None:
+    (problem,) = sweep_problems(TrainSettings, ["dataset=phantom", "hydra/sweeper=nevergrad"])
+    assert "pip install 'umamba[sweepers]'" in problem
+
+
 def test_several_values_without_a_sweep_are_explained() -> None:
     with pytest.raises(InvalidSettings, match=r"fold=0,1: several values need a sweep, -m fold=0,1\."):
         settings_of(TrainSettings, ["dataset=phantom", "fold=0,1"])

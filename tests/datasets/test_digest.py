@@ -42,6 +42,14 @@ def test_cache(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(read) == 1 + 7
 
 
+def test_a_pipe_is_refused_and_not_read(raw: Path) -> None:
+    dataset = read_dataset(raw)
+    (raw / "labelsTr" / "b.nii.gz").unlink()
+    os.mkfifo(raw / "labelsTr" / "b.nii.gz")
+    with pytest.raises(UserError, match=r"b\.nii\.gz: is no regular file"):
+        dataset_digest(dataset, None)
+
+
 def test_files_that_vanish_are_named_together(raw: Path) -> None:
     dataset = read_dataset(raw)
     (raw / "imagesTr" / "a_0000.nii.gz").unlink()

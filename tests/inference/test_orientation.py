@@ -90,7 +90,7 @@ def test_other_orientations_are_named_once(
         Predictor((made,)).predict(images, tmp_path / "out", progress=False)
     (message,) = messages(caplog)
     assert named in message
-    assert message.split()[0] in {f"{order}.nii.gz" for order in ORDERS[1:]}
+    assert message.split()[0] in ORDERS[1:]
 
 
 @pytest.mark.parametrize("changes", [{"orientations": ("LPS", "RAS")}, {"reader": REORIENTING_READER}, {}])

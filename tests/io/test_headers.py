@@ -71,7 +71,7 @@ def test_pipes_devices_and_dangling_links(tmp_path: Path, ending: str) -> None:
     os.mkfifo(tmp_path / f"pipe{ending}")
     (tmp_path / f"device{ending}").symlink_to("/dev/zero")
     (tmp_path / f"gone{ending}").symlink_to(tmp_path / "nowhere")
-    for name, word in (("pipe", "no regular file"), ("device", "no regular file"), ("gone", "link to a file")):
+    for name, word in (("pipe", "no regular file"), ("device", "no regular file"), ("gone", "only a link")):
         with pytest.raises(UserError, match=word):
             read_image([tmp_path / f"{name}{ending}"])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from umamba.io import orientation_of, ras_turn, read_image, turned
+from umamba.io import orientation_of, oriented_like, ras_turn, read_image, turned
 from umamba.io.orientation import axis_letters
 
 
@@ -73,3 +73,14 @@ def test_channels_in_different_orientations(tmp_path: Path, letters: str) -> Non
     image = read_image([tmp_path / "a.nii", tmp_path / "b.nii"], turn_channels=True)
     np.testing.assert_array_equal(image.array[1], image.array[0])
     assert orientation_of(image.geometry) == "PSR"
+
+
+def test_only_images_of_the_same_place_are_turned_to_each_other(tmp_path: Path) -> None:
+    nibabel.save(stored("RAS"), tmp_path / "a.nii")
+    nibabel.save(stored("PSR"), tmp_path / "b.nii")
+    lost = nibabel.Nifti1Image(np.asarray(stored("RAS").dataobj), np.diag([-0.7, -0.9, 3, 1]))
+    nibabel.save(lost, tmp_path / "c.nii")  # LPS, with the voxels of the RAS file
+    first, second, other = (read_image([tmp_path / f"{name}.nii"]) for name in "abc")
+    np.testing.assert_array_equal(oriented_like(second, first.geometry).array, first.array)
+    assert oriented_like(other, first.geometry) is other
+    assert oriented_like(first, first.geometry) is first

@@ -240,6 +240,17 @@ def test_workers_epochs_and_resumes_make_no_difference(
     assert not torch.equal(without[0]["image"], expected[0]["image"])
 
 
+def test_the_generators_of_gpus_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchIO's noise calls torch.manual_seed, which would seed the generators that a network on a GPU draws from."""
+    events: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: "state")
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda state: events.append(state))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: events.append("seeded"))
+    apply({"name": "RandomNoise"}, np.zeros((3, 4, 5)))
+    assert events == ["seeded", "state"]
+
+
 def test_what_never_happens_changes_nothing(make_module: Make, store: Any, often: AugmentationSettings) -> None:
     never = with_extra({"name": "RandomBlur", "p": 0}, {"name": "RandomMotion", "p": 0}, base=often)
     with_them, without = (list(make_module(store, augmentation=each).train_dataloader()) for each in (never, often))

@@ -88,7 +88,7 @@ def test_all_orientations_become_ras(tmp_path: Path, make_plan: Maker, letters: 
     np.testing.assert_array_equal(found[1], expected[1])
     assert found[2].bbox == expected[2].bbox
     assert CaseProperties.from_json(json.loads(json.dumps(found[2].to_json()))) == found[2]
-    np.testing.assert_allclose(found[2].spacing, (3.0, 0.9, 0.7), rtol=1e-6)
+    np.testing.assert_allclose(found[2].seen_geometry.spacing, (3.0, 0.9, 0.7), rtol=1e-6)
 
 
 def test_fingerprint_and_stored_cases(tmp_path: Path, make_plan: Maker) -> None:
@@ -115,6 +115,7 @@ def test_fingerprint_and_stored_cases(tmp_path: Path, make_plan: Maker) -> None:
         one, other = (store.load(case_id) for store in stores)
         np.testing.assert_array_equal(other.image[:], one.image[:])
         np.testing.assert_array_equal(other.label[:], one.label[:])
+        assert stores[1].letters(case_id) == stores[0].letters(case_id) == ("S", "A", "R")
 
 
 def test_a_fingerprint_of_images_as_stored_is_not_used(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ TRAINER: dict[str, Any] = {
     "enable_model_summary": False,
     "enable_checkpointing": False,
     "enable_progress_bar": True,
+    "callbacks": [],
 }
 TRAINERS = {
     "default": TRAINER,
@@ -243,6 +244,7 @@ TRAIN: dict[str, Any] = {
         "num_workers": None,
         "prefetch_factor": 2,
         "prepare_workers": None,
+        "check_store": True,
         "iterations_per_epoch": 250,
         "val_iterations": 50,
         "validate_cases_every": 50,

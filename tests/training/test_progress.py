@@ -44,7 +44,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture, s
         **{"max_epochs": 1000, "num_training_batches": 5, "num_val_batches": [2], "is_global_zero": True},
         **{"current_epoch": 998, "callbacks": [], "callback_metrics": {}},
     )
-    module: Any = None
+    module: Any = SimpleNamespace(log=lambda *_, **__: None)
     callback.on_train_start(trainer, module)
     callback.on_train_epoch_start(trainer, module)
     for index in range(5):

@@ -3,6 +3,7 @@
 No other module uses Hydra's composition. This one imports nothing heavy, so that help and mistakes answer at once.
 """
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import fields
@@ -255,6 +256,8 @@ def _unread(record: type[Settings], text: str, folders: Sequence[Path]) -> str:
         return unknown_name(key, "", [entry.name for entry in fields(record)])
     if is_group(key, folders):
         return wrong_choice(key, value, options_of(key, folders))
+    if value.startswith("{") and not is_cut(value):
+        return f"{text}: cannot be read. Names before a colon may have letters of English, digits and - _ . only."
     if "," in value and not is_cut(value):
         values = ",".join(quoted(entry) for entry in split(value))
         return f"{text}: cannot be read. Put quotes around each value: {shlex.quote(f'{key}={values}')}"
@@ -314,4 +317,6 @@ def _plain_message(error: Exception) -> str:
     """Return Hydra's message without its search path and hints for developers."""
     dropped = ("Config search path", "HYDRA_FULL_ERROR", "\tprovider=")
     lines = [line for line in str(error).strip().splitlines() if line.strip() and not any(d in line for d in dropped)]
+    if re.search(r"hydra/(sweeper|launcher)", str(error)):
+        lines.append("Sweepers and launchers such as optuna and submitit_slurm: pip install 'umamba[sweepers]'")
     return "\n".join(lines) or type(error).__name__

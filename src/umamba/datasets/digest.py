@@ -7,10 +7,13 @@ from typing import Any
 
 from umamba.datasets.nnunet_raw import RawDataset, relative
 from umamba.io import UserError, file_digest, read_json, write_json
+from umamba.io.tiff_spacing import spacing_file
 
 
 def dataset_digest(dataset: RawDataset, cache: Path | None, update: bool = True) -> str:
     """Return the hash of dataset.json, of all training images and labels, and of their paths in the dataset.
+
+    CASE.json, which states the spacing of a TIFF volume, counts as a part of it.
 
     Args:
         dataset: the dataset.
@@ -28,6 +31,7 @@ def dataset_digest(dataset: RawDataset, cache: Path | None, update: bool = True)
     paths = [dataset.root / "dataset.json"]
     for case in dataset.training:
         paths += [*case.images, *([] if case.label is None else [case.label])]
+    paths += sorted({beside for beside in map(spacing_file, paths) if beside is not None})
     known = _read_cache(cache)
     with ThreadPoolExecutor(max_workers=4) as pool:
         found = list(pool.map(lambda path: _entry(path, known.get(str(path))), paths))
@@ -47,6 +51,8 @@ def dataset_digest(dataset: RawDataset, cache: Path | None, update: bool = True)
 def _entry(path: Path, known: Any) -> list[Any] | str:
     """Return [size, mtime_ns, hash] of a file, or why it cannot be read; reuse the hash if size and time are known."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return f"  {path}: is no regular file but a pipe or a device"  # reading it might never end
         status = path.stat()
         if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns]:
             return known

@@ -32,6 +32,7 @@ from umamba.datasets.findings import Finding, findings_table
 from umamba.datasets.groups import read_groups
 from umamba.datasets.missing_json import remedy
 from umamba.io import UserError, read_json, wrong_name
+from umamba.io.tiff_spacing import TIFF_ENDINGS
 from umamba.labels import LabelSet
 
 log = logging.getLogger(__name__)
@@ -268,8 +269,8 @@ def _list_channels(
     """
     channels: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+        if path.name.startswith(".") or (path.suffix == ".json" and file_ending.lower() in TIFF_ENDINGS):
+            continue  # the spacing of a TIFF volume stands in CASE.json beside it
         file = f"{folder.name}/{path.name}"
         match = CHANNEL_NAME.match(path.name.removesuffix(file_ending))
         if not path.name.endswith(file_ending):

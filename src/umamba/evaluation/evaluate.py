@@ -15,7 +15,7 @@ from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.score import TITLES, Rules, metrics_of, score_pairs, worst_median_best
 from umamba.evaluation.score_table import score_table
 from umamba.evaluation.statistics import compare_methods, summarize
-from umamba.io import UserError, read_image, read_json, read_label, supported_endings
+from umamba.io import UserError, oriented_like, read_image, read_json, read_label, supported_endings
 from umamba.io.escape import rich_text
 from umamba.io.tabular import write_table
 from umamba.io.voice import shown
@@ -249,7 +249,7 @@ def draw_overlays(
         if path is None:
             raise UserError(f"images={images}: contains no image of {case}. Give the folder of the images.")
         image = read_image([path])
-        prediction, truth = (read_label(file).array[0] for file in pairs[case])
+        prediction, truth = (oriented_like(read_label(file), image.geometry).array[0] for file in pairs[case])
         target = folder / f"{rank}_{case}.png"
         write_overlay(case_figure(image, truth, prediction, labels, scores, case), target)
 

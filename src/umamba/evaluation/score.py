@@ -27,7 +27,7 @@ from umamba.evaluation.objects import match_parts
 from umamba.evaluation.overlap import BoundingBox, common_box, dice, label_boxes
 from umamba.evaluation.protocols import ABDOMEN_ORGANS, ENDOSCOPY_TOLERANCE_PX, endoscopy_classes, score_abdomen
 from umamba.evaluation.surface import surface_dice, surface_distances
-from umamba.io import Geometry, Image, UserError, geometry_difference, read_label
+from umamba.io import Geometry, Image, UserError, geometry_difference, oriented_like, read_label
 from umamba.io.resources import available_cpus
 from umamba.io.tabular import write_table
 from umamba.io.voice import tracked
@@ -273,7 +273,8 @@ def score_files(prediction: Path, truth: Path, rules: Rules) -> Scores:
     Raises:
         UserError: a file cannot be read or contains undeclared values, or the grids differ; the file is named.
     """
-    predicted, true = read_label(prediction), read_label(truth)
+    predicted = read_label(prediction)
+    true = oriented_like(read_label(truth), predicted.geometry)
     difference = geometry_difference(true.geometry, predicted.geometry)
     if difference:
         raise UserError(

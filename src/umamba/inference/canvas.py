@@ -204,7 +204,7 @@ def logits_to_segmentation(
     backward = [0, *(axis + 1 for axis in plan.transpose_backward)]
     turned = torch.as_tensor(logits).permute(backward)
     placement = Placement.of(properties, plan)
-    maps = grid_maps(turned.shape[1:], placement, properties.spacing, plan, configuration)
+    maps = grid_maps(turned.shape[1:], placement, properties.seen_geometry.spacing, plan, configuration)
     canvas = Canvas(placement, labels)
     canvas.add(whole(placement.crop_shape), [Slab(turned, (0, 0), maps)])
     return canvas.segmentation

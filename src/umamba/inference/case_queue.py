@@ -19,7 +19,8 @@ from umamba.inference.probabilities import ProbabilitiesFile
 from umamba.inference.problems import Problems
 from umamba.inference.progress import CaseProgress
 from umamba.inference.volumes import volume_rows
-from umamba.io import Geometry, read_image, voxel_count, write_segmentation
+from umamba.io import Geometry, read_image, turned, voxel_count, write_segmentation
+from umamba.io.orientation import AS_STORED
 from umamba.labels.instance_maps import numbered_instances
 from umamba.settings import PredictionSettings
 
@@ -104,8 +105,10 @@ class CaseQueue:
         image = read_image(case.images, time_is_channels=True, turn_channels=turn_channels)
         refuse_flat_image(image, self.models)
         check_image_exports(self.settings.export, image.geometry)
-        prepared = prepare_image(image, self.models)
-        return prepared, unlike_training(image, prepared.placement.crop, self.models[0])
+        prepared = prepare_image(image, self.models, case.case_id)
+        turn = prepared.placement.turn
+        seen = image if turn == AS_STORED else turned(image, turn)
+        return prepared, unlike_training(seen, prepared.placement.crop, self.models[0])
 
     def _segment(
         self,
@@ -120,7 +123,7 @@ class CaseQueue:
         prepared, differences = read()
         unlike.add(case.case_id, differences)
         labels, placement, geometry = self.models[0].labels, prepared.placement, prepared.geometry
-        warn_of_orientation(files.segmentation.name, geometry, self.models, self.orientations)
+        warn_of_orientation(case.case_id, geometry, self.models, self.orientations)
         with ExitStack() as stack:
             probabilities = None
             if files.probabilities is not None:

@@ -33,12 +33,13 @@ class PreparedImage:
     geometry: Geometry
 
 
-def prepare_image(image: Image, models: Sequence[Model]) -> PreparedImage:
+def prepare_image(image: Image, models: Sequence[Model], name: str = "") -> PreparedImage:
     """Preprocess an image for each network; networks of the same plan share the result.
 
     Args:
         image: the image, (C, Z, Y, X).
         models: the networks.
+        name: of the image, for warnings.
 
     Raises:
         UserError: the image has another number of channels than the networks were trained with, cannot be normalised
@@ -63,10 +64,10 @@ def prepare_image(image: Image, models: Sequence[Model]) -> PreparedImage:
         if same is not None:
             views.append(replace(same, model=model))
             continue
-        data, _, properties = preprocess_case(image, None, model.plan, model.configuration, model.labels)
+        data, _, properties = preprocess_case(image, None, model.plan, model.configuration, model.labels, name)
         grid = torch.from_numpy(data).permute(0, *(axis + 1 for axis in model.plan.transpose_backward))
         placement = Placement.of(properties, model.plan)
-        maps = grid_maps(grid.shape[1:], placement, properties.spacing, model.plan, model.configuration)
+        maps = grid_maps(grid.shape[1:], placement, properties.seen_geometry.spacing, model.plan, model.configuration)
         views.append(View(model, grid, maps))
     return PreparedImage(tuple(views), placement, image.geometry)
 

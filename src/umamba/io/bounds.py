@@ -5,7 +5,7 @@ be there: deflate shrinks data at most about 1030 times.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,7 +29,9 @@ def check_regular(path: Path) -> None:
     """
     if not path.is_file():
         if path.is_symlink() and not path.exists():
-            raise UserError(f"{path}: is a link to a file that does not exist. Copy the file itself there.")
+            raise UserError(
+                f"{path}: no such file, only a link to one that does not exist. Copy the file itself there."
+            )
         if path.exists():
             raise UserError(f"{path}: is no regular file but a folder, pipe or device. Give an image file.")
         raise UserError(f"{path}: no such file. Check the name and the file ending.")
@@ -51,6 +53,23 @@ def check_room(path: Path, needed: int) -> None:
         raise UserError(
             f"{path}: its header declares {needed / 2**30:.4g} GiB of voxels, more than the "
             f"{memory_bytes() / 2**30:.3g} GiB of memory here. Check the header, or crop or resample the image."
+        )
+
+
+def check_spacing(path: Path, spacing: Sequence[float]) -> None:
+    """Refuse a spacing that no image has, because it makes ITK's arithmetic fail.
+
+    Args:
+        path: the file, for the message.
+        spacing: in mm.
+
+    Raises:
+        UserError: an entry is not a number, not positive, below 1e-9 or above 1e9 mm.
+    """
+    if not all(1e-9 <= value <= 1e9 for value in spacing):  # false for NaN, too
+        listed = ", ".join(f"{value:.6g}" for value in spacing)
+        raise UserError(
+            f"{path}: spacing ({listed}) mm: every entry must be positive, from 1e-9 to 1e9. Correct the header."
         )
 
 

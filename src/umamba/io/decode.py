@@ -1,6 +1,7 @@
 """Decode one image file of any format, without ITK's warnings, and refuse damaged files.
 
-NIfTI files are read by `nifti`. The others are read by SimpleITK, after `headers` has compared them with their header,
+NIfTI files are read by `nifti`, DICOM by `dicom`, TIFF by `tiff`, and by `raster` the pictures that ITK reads otherwise
+than scikit-image. The others are read by SimpleITK, after `headers` has compared them with their header,
 because ITK reads some truncated files without an error and takes memory for whatever size a header declares.
 """
 
@@ -12,11 +13,15 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from umamba.io.bounds import REMEDY, check_length, check_regular
+from umamba.io.dicom import decode_dicom, is_dicom
 from umamba.io.errors import UserError
 from umamba.io.headers import check_layout
 from umamba.io.itk import one_at_a_time
 from umamba.io.nifti import ENDINGS as NIFTI_ENDINGS
 from umamba.io.nifti import read_nifti
+from umamba.io.raster import decode_raster
+from umamba.io.tiff import decode_tiff, is_tiff
+from umamba.io.tiff_spacing import TIFF_ENDINGS
 
 _READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO", ".gipl": "GiplImageIO"}  # of any case of the ending
 # How the content of a format begins, and the ending that belongs to it
@@ -65,6 +70,13 @@ def decode(path: Path) -> sitk.Image:
     _check_ending(path)
     if path.name.lower().endswith(NIFTI_ENDINGS):
         return read_nifti(path)
+    if is_dicom(path) or path.suffix.lower() == ".dcm":
+        return decode_dicom(path)
+    if path.name.lower().endswith(TIFF_ENDINGS) and is_tiff(path):
+        return decode_tiff(path)
+    picture = decode_raster(path)
+    if picture is not None:
+        return picture
     numbers = check_layout(path)
     with one_at_a_time:
         image = _read(path, numbers)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from umamba.io.bounds import REMEDY, check_inflated, check_length, check_regular, check_room
+from umamba.io.bounds import REMEDY, check_inflated, check_length, check_regular, check_room, check_spacing
 from umamba.io.errors import UserError
 
 _MOST_HEADER_BYTES = 1 << 20
@@ -30,6 +30,12 @@ _NRRD_BYTES = {
     **dict.fromkeys(("int64", "int64_t", "ulonglong", "unsigned long long", "unsigned long long int"), 8),
     **dict.fromkeys(("uint64", "uint64_t", "double"), 8),
     "float": 4,
+}
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+# Keys whose values are one number for each axis, or a matrix
+_META_VECTORS = {
+    *("TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin", "CenterOfRotation"),
+    *("ElementSpacing", "ElementSize"),
 }
 _GIPL_BYTES = {1: 1, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}
 _GIPL_MAGIC = (719555000, 4026526128)
@@ -84,9 +90,7 @@ def check_layout(path: Path) -> int | None:
             layout = reader(path, stream)
     except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
         raise UserError(f"{path}: cannot be decoded (its header is damaged: {error}). {REMEDY}") from None
-    if not all(math.isfinite(value) and value > 0 for value in layout.spacing_xyz):
-        listed = ", ".join(f"{value:g}" for value in layout.spacing_xyz)
-        raise UserError(f"{path}: spacing ({listed}) mm: every entry must be positive. Correct the header.")
+    check_spacing(path, layout.spacing_xyz)
     _check_bytes(path, layout)
     return layout.numbers
 
@@ -125,6 +129,9 @@ def _meta(path: Path, stream: BinaryIO) -> Layout:
     sizes = [int(word) for word in entries["DimSize"].split()]
     if len(sizes) != int(entries["NDims"]) or min(sizes) < 1:
         raise ValueError(f"DimSize = {entries['DimSize']}")
+    for key in _META_VECTORS & set(entries):
+        if len([float(word) for word in entries[key].split()]) not in (len(sizes), len(sizes) ** 2):
+            raise ValueError(f"{key} = {entries[key]}")
     name = entries["ElementDataFile"]
     local = name.upper() == "LOCAL"
     file = path if local else _beside(path, name, "ElementDataFile")
@@ -133,6 +140,8 @@ def _meta(path: Path, stream: BinaryIO) -> Layout:
     encoding: Encoding = "deflated" if _true(entries, "CompressedData") else "raw"
     if not _true(entries, "BinaryData", default=True):
         encoding = "text"
+    if int(entries.get("CompressedDataSize", "1")) < 1:
+        raise ValueError(f"CompressedDataSize = {entries['CompressedDataSize']}")
     spacing = entries.get("ElementSpacing", entries.get("ElementSize", ""))
     return Layout(
         math.prod(sizes) * int(entries.get("ElementNumberOfChannels", "1")),
@@ -145,7 +154,10 @@ def _meta(path: Path, stream: BinaryIO) -> Layout:
 
 
 def _true(entries: Mapping[str, str], key: str, default: bool = False) -> bool:
-    return entries[key][:1].upper() in ("T", "1") if key in entries else default
+    word = entries.get(key, str(default)).lower()
+    if word not in _BOOLEANS:
+        raise ValueError(f"{key} = {entries[key]}")
+    return _BOOLEANS[word]
 
 
 def _nrrd(path: Path, stream: BinaryIO) -> Layout:

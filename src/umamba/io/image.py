@@ -13,13 +13,17 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from umamba.io.bounds import check_spacing
 from umamba.io.decode import decode, nonfinite_error
-from umamba.io.dicom import decode_series, series_files
+from umamba.io.dicom import declared_voxels, decode_series, is_dicom
 from umamba.io.errors import UserError
+from umamba.io.files import storage_errors
 from umamba.io.itk import one_at_a_time
 from umamba.io.nifti import ENDINGS as NIFTI_ENDINGS
 from umamba.io.nifti import SKEWED, read_header
 from umamba.io.orientation import Turn, axis_letters, is_orthonormal, turn_between, turn_to_ras
+from umamba.io.tiff import declared_tiff_voxels, is_tiff
+from umamba.io.tiff_spacing import TIFF_ENDINGS, write_spacing
 from umamba.io.write import write_image
 
 _MEDICAL = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
@@ -118,9 +122,7 @@ def _check_values(path: Path, array: np.ndarray) -> None:
 
 def _check_geometry(path: Path, geometry: Geometry) -> None:
     """Raise UserError if the spacing is not positive, or the axes are not perpendicular."""
-    if not all(math.isfinite(value) and value > 0 for value in geometry.spacing):
-        values = ", ".join(f"{value:g}" for value in geometry.spacing)
-        raise UserError(f"{path}: spacing ({values}) mm: every entry must be positive. Correct the header.")
+    check_spacing(path, geometry.spacing[1:] if geometry.is_2d else geometry.spacing)
     size = len(geometry.origin_xyz)
     if not is_orthonormal(np.reshape(geometry.direction_xyz, (size, size))):
         raise UserError(f"{path}: direction: the axes are not perpendicular unit vectors. {SKEWED}")
@@ -262,6 +264,27 @@ def _turned_like(part: Image, first: Image) -> Image:
     return Image(np.ascontiguousarray(image.array), image.geometry)
 
 
+def oriented_like(image: Image, other: Geometry) -> Image:
+    """Turn an image to the orientation of another, if both then lie at the same place of the patient.
+
+    An image whose header has merely lost its direction would lie elsewhere after the turn, so it is not turned.
+
+    Args:
+        image: the image.
+        other: geometry of the other.
+
+    Returns:
+        The turned image, or the image itself if it has that orientation already or does not belong there.
+    """
+    own = image.geometry
+    if orientation_of(own) == orientation_of(other) or own.is_2d or other.is_2d:
+        return image
+    found = turned(image, turn_between(own.direction_xyz, other.direction_xyz))
+    apart = float(np.linalg.norm(np.subtract(found.geometry.origin_xyz, other.origin_xyz)))
+    same = geometry_difference(found.geometry, other) is None and apart < min(other.spacing) / 10
+    return Image(np.ascontiguousarray(found.array), found.geometry) if same else image
+
+
 def voxel_count(paths: Sequence[Path]) -> int:
     """Return how many voxels an image has over all its channels, read from the headers of its files.
 
@@ -270,6 +293,9 @@ def voxel_count(paths: Sequence[Path]) -> int:
     """
     total = 0
     for path in map(Path, paths):
+        if path.is_dir() or is_dicom(path) or is_tiff(path):
+            total += declared_tiff_voxels(path) if is_tiff(path) else declared_voxels(path)
+            continue
         if path.name.lower().endswith(NIFTI_ENDINGS):
             try:
                 header = read_header(path)
@@ -277,15 +303,14 @@ def voxel_count(paths: Sequence[Path]) -> int:
                 continue
             total += math.prod(header.shape_xyz) * header.components
             continue
-        slices = series_files(path) if path.is_dir() else [path]
         reader = sitk.ImageFileReader()
-        reader.SetFileName(os.fspath(slices[0]) if slices else "")
+        reader.SetFileName(os.fspath(path))
         try:
             with one_at_a_time:
                 reader.ReadImageInformation()
         except RuntimeError:
             continue
-        total += math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * len(slices)
+        total += math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
     return total
 
 
@@ -314,7 +339,8 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
     """Write a label map atomically, in the smallest unsigned dtype that holds its labels.
 
     The file keeps the geometry as precisely as its format allows: MHA stores doubles, NRRD doubles up to the last bit,
-    NIfTI float32 spacing and offsets and a direction derived from float32, PNG and BMP no geometry.
+    NIfTI float32 spacing and offsets and a direction derived from float32, PNG and BMP no geometry. Beside a TIFF
+    volume stands CASE.json with its spacing, as nnU-Net writes it.
 
     Args:
         path: the file to write; its ending chooses the format.
@@ -346,4 +372,7 @@ def write_segmentation(path: Path, segmentation: np.ndarray, geometry: Geometry)
     image.SetSpacing(tuple(reversed(geometry.spacing[1:] if geometry.is_2d else geometry.spacing)))
     image.SetOrigin(geometry.origin_xyz)
     image.SetDirection(geometry.direction_xyz)
+    if path.name.lower().endswith(TIFF_ENDINGS) and not geometry.is_2d:
+        with storage_errors(path):
+            write_spacing(path, geometry.spacing)
     write_image(path, image)

@@ -19,6 +19,7 @@ from umamba.io.bounds import (
     check_length,
     check_regular,
     check_room,
+    check_spacing,
     check_trailing,
     chunks,
     inflated,
@@ -49,6 +50,7 @@ _VECTOR = 1007  # intent of a file whose fifth axis holds the components of a ve
 _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}  # metre, millimetre, micron; other values count as millimetres
 _TOLERANCE = 1e-3  # of directions, and relative of spacings, because headers round them
 _ORIGIN_TOLERANCE_MM = 1e-2
+_SMALLEST = 1e-30  # direction cosines below count as 0, because ITK's arithmetic fails with denormal numbers
 SKEWED = (
     "Resample the image to a straight grid, for example with nibabel.processing.resample_to_output (order=0 for label "
     "maps). If only the header is wrong, correct it (nibabel: image.set_sform)."
@@ -318,7 +320,8 @@ def _quaternion_form(quaternion: tuple[float, ...], pixdim: tuple[float, ...]) -
 def _directions(form: np.ndarray) -> np.ndarray:
     """Return the columns of a form as unit vectors."""
     axes = form[:, :3]
-    return np.asarray(axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12))
+    units = np.asarray(axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12))
+    return np.where(np.abs(units) < _SMALLEST, 0.0, units)
 
 
 def _differ(first: np.ndarray, second: np.ndarray, unit_mm: float) -> bool:
@@ -339,11 +342,7 @@ def _check(path: Path, header: NiftiHeader) -> None:
             f"{path}: a {len(header.shape_xyz)}D image of size {size}; images are 2D or 3D. Store one file per channel "
             "(NAME_0000, NAME_0001, ...)."
         )
-    if not all(math.isfinite(value) and value > 0 for value in header.stored_spacing_xyz):
-        raise UserError(
-            f"{path}: spacing ({_listed(header.stored_spacing_xyz)}) mm: every entry must be positive. Correct the "
-            "header."
-        )
+    check_spacing(path, header.stored_spacing_xyz)
     if header.sform_is_skewed() and header.qform is None:
         raise UserError(f"{path}: direction: the axes of the sform are not perpendicular (not orthonormal). {SKEWED}")
     origin, direction = header.position()

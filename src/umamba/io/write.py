@@ -10,6 +10,8 @@ from umamba.io.decode import decode, nonfinite_error
 from umamba.io.errors import StorageError, UserError
 from umamba.io.files import atomic_path
 from umamba.io.itk import one_at_a_time
+from umamba.io.tiff import write_tiff
+from umamba.io.tiff_spacing import TIFF_ENDINGS
 
 
 def write_image(path: Path, image: sitk.Image) -> None:
@@ -29,8 +31,11 @@ def write_image(path: Path, image: sitk.Image) -> None:
     with atomic_path(path) as temporary:
         lower = temporary.with_name(temporary.name.lower())  # ITK knows only endings in lower case
         try:
-            with one_at_a_time:
-                sitk.WriteImage(image, os.fspath(lower), useCompression=True)
+            if lower.name.endswith(TIFF_ENDINGS) and image.GetNumberOfComponentsPerPixel() == 1:
+                write_tiff(lower, voxels)
+            else:
+                with one_at_a_time:
+                    sitk.WriteImage(image, os.fspath(lower), useCompression=True)
             _check_written(lower, path, voxels)
             os.replace(lower, temporary)
         except RuntimeError as error:
@@ -48,7 +53,8 @@ def _check_written(temporary: Path, path: Path, voxels: np.ndarray) -> None:
     except UserError as error:
         reason = str(error).partition(": ")[2].partition(". ")[0]
         raise StorageError(f"{path}: could not be written ({reason}). Check the free disk space.") from None
-    if not np.array_equal(sitk.GetArrayViewFromImage(written), voxels):
+    found = sitk.GetArrayViewFromImage(written)
+    if found.size != voxels.size or not np.array_equal(found.reshape(voxels.shape), voxels):
         raise StorageError(f"{path}: could not be written: the file read back differs. Check the free disk space.")
     # A lost end need not hold voxels: the checksum of a compressed NRRD file. A disk that took the end takes a byte.
     size = temporary.stat().st_size

@@ -73,6 +73,7 @@ class ApplyTorchIO(tio.Transform):
             UserError: TorchIO cannot apply the transform to this patch.
         """
         image, label = (subject.get_image(name) for name in IMAGES)
+        _check_swap(self, image.spatial_shape)
         shown = label.data if self.moves else label.data.clamp(min=0)  # masks by label do not contain label -1
         given = tio.Subject(
             image=tio.ScalarImage(tensor=_swapped(image.data), affine=self.affine),
@@ -177,7 +178,6 @@ def check_on_patch(augmentation: "AugmentationSettings", patch_size: Sequence[in
         torch.default_generator.manual_seed(0)
         for place in ("before", "after"):
             for step in extra_transforms(augmentation, place, spacing):
-                _check_swap(step, size)
                 step.border(size)
                 step.transform.probability = 1
                 image, label = torch.randn(1, *size), torch.zeros(1, *size, dtype=torch.int16)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from umamba.io import Geometry, Image, Turn, UserError, ras_turn, turned
+from umamba.io.image import turned_geometry
 from umamba.io.orientation import AS_STORED
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Intensity, Plan, nonzero_box
@@ -47,10 +48,9 @@ class CaseProperties:
     turn: Turn = AS_STORED
 
     @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Spacing of the turned image (Z, Y, X) in mm."""
-        first, second, third = (self.geometry.spacing[axis] for axis in self.turn.axes)
-        return first, second, third
+    def seen_geometry(self) -> Geometry:
+        """Geometry of the turned image, which the network sees."""
+        return self.geometry if self.turn == AS_STORED else turned_geometry(self.geometry, self.turn)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold; `from_json` reads them back."""

@@ -11,6 +11,7 @@ one gets a new store beside the old.
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -34,12 +35,14 @@ from umamba.io import (
     remove_stale,
     write_json,
 )
-from umamba.io.orientation import AS_STORED
+from umamba.io.checksums import checksums
 from umamba.labels import LabelSet
 from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
+
+log = logging.getLogger(__name__)
 
 FORMAT = 3  # increase it whenever the same dataset and plan would give other files
 _STORE = "store.json"
@@ -122,23 +125,26 @@ class CaseStore:
         Args:
             case_id: name of the case.
         """
-        properties = self.load(case_id).properties
-        letters = letters_of(properties.geometry)
+        letters = letters_of(self.load(case_id).properties.seen_geometry)
         if letters is None:
             return None
-        if properties.turn != AS_STORED:  # nnU-Net's NibabelIOWithReorient
-            letters = ("S", "A", "R")
         first, second, third = (letters[axis] for axis in self.plan.transpose_forward)
         return first, second, third
 
 
 def prepare_store(
-    dataset: RawDataset, digest: str, plan: Plan, configuration_name: str, root: Path, workers: int
+    dataset: RawDataset,
+    digest: str,
+    plan: Plan,
+    configuration_name: str,
+    root: Path,
+    workers: int,
+    check: bool = True,
 ) -> CaseStore:
     """Preprocess the training cases of a dataset, unless their store exists.
 
-    Several processes may call this at once: one works while the others wait. Cases that an interrupted process has
-    finished are kept.
+    The files of a store are compared with their checksums, and damaged cases are prepared again. Several processes may
+    call this at once: one works while the others wait. Cases that an interrupted process has finished are kept.
 
     Args:
         dataset: the raw dataset.
@@ -147,6 +153,7 @@ def prepare_store(
         configuration_name: name of the plan's configuration.
         root: folder of all preprocessed datasets.
         workers: worker processes.
+        check: whether to compare the files of an existing store with their checksums. Stores of version 0.1 have none.
 
     Raises:
         UserError: with a list of all cases that cannot be preprocessed.
@@ -155,14 +162,23 @@ def prepare_store(
     configuration = plan.configuration(configuration_name)
     folder = root / dataset.name / f"{configuration_name}_{store_key(digest, plan, configuration, dataset.labels)}"
     store = CaseStore(folder, tuple(sorted(case.case_id for case in dataset.training)))
-    if (folder / _STORE).exists():
+    if (folder / _STORE).exists() and not (check and _damaged(store, workers)):
         return store
     with exclusive(folder.parent / f".{folder.name}.lock", f"the preprocessed cases in {folder}"):
         if (folder / _STORE).exists():
-            return store
-        make_folder(folder)
-        remove_stale(folder)
-        missing = [case for case in dataset.training if not _file(folder, case.case_id, "image").exists()]
+            damaged = _damaged(store, workers) if check else set()
+            if not damaged:
+                return store
+            log.warning("%s: damaged on the disk, and prepared again: %s", folder, ", ".join(sorted(damaged)))
+        else:
+            damaged = set()
+            make_folder(folder)
+            remove_stale(folder)
+        missing = [
+            case
+            for case in dataset.training
+            if case.case_id in damaged or not _file(folder, case.case_id, "image").exists()
+        ]
         prepare = partial(_prepare_case, folder=folder, plan=plan, configuration=configuration, labels=dataset.labels)
         title = f"Preprocessing {dataset.name} for {configuration_name}"
         problems = [problem for problem in over_cases(prepare, missing, workers, title) if problem]
@@ -175,9 +191,28 @@ def prepare_store(
             "plan": plan.to_json(),
             "labels": dataset.labels.to_json(),
             "cases": list(store.case_ids),
+            "checksums": _checksums(store, workers),
         }
         write_json(folder / _STORE, content)
     return store
+
+
+def _files(store: CaseStore) -> list[Path]:
+    return [_file(store.path, case_id, what) for case_id in store.case_ids for what in ("image", "label")]
+
+
+def _checksums(store: CaseStore, workers: int) -> dict[str, int | None]:
+    files = _files(store)
+    return {file.name: value for file, value in zip(files, checksums(files, workers), strict=True)}
+
+
+def _damaged(store: CaseStore, workers: int) -> set[str]:
+    """Return the cases whose files differ from their checksums; none for a store without checksums."""
+    expected = read_json(store.path / _STORE).get("checksums")
+    if not isinstance(expected, dict):
+        return set()
+    found = _checksums(store, workers)
+    return {name.rpartition(".")[0].rpartition(".")[0] for name in found if found[name] != expected.get(name)}
 
 
 def open_store(folder: Path) -> CaseStore:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from umamba.io import UserError
+from umamba.io.checksums import check_archive
 from umamba.labels import LabelSet
 from umamba.networks import official_state_dict
 from umamba.planning import Configuration, Plan
@@ -252,6 +253,7 @@ def load_safely(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file. {_ACCEPTED}")
     try:
+        check_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
             # torch warns about old pickle protocols, but such files are refused below or load without loss.
             warnings.filterwarnings("ignore", "Detected pickle protocol")

@@ -291,7 +291,9 @@ def preprocess(planned: PlannedDataset, settings: TrainSettings) -> PreparedData
     """
     workers = settings.data.prepare_workers or available_cpus()
     dataset, digest, plan, configuration = planned.dataset, planned.digest, planned.plan, planned.configuration
-    store = prepare_store(dataset, digest, plan, configuration.name, settings.paths.preprocessed, workers)
+    store = prepare_store(
+        dataset, digest, plan, configuration.name, settings.paths.preprocessed, workers, settings.data.check_store
+    )
     return PreparedDataset(dataset, digest, plan, configuration, planned.findings, store)
 
 

@@ -11,7 +11,8 @@ from umamba.datasets import RawCase
 from umamba.evaluation import Rules, rules_sentence, score_folder, score_table, worst_median_best
 from umamba.evaluation.overlay import case_figure, write_overlay
 from umamba.inference import Predictor
-from umamba.io import UserError, read_image, read_label
+from umamba.inference.problems import UnsegmentedCases
+from umamba.io import UserError, oriented_like, read_image, read_label
 from umamba.io.voice import showing
 from umamba.planning import fold_cases
 from umamba.records import RunFolder
@@ -122,10 +123,16 @@ def score_cases(
         settings: how cases are segmented.
 
     Returns:
-        A table with the columns case, label and metrics; None if no case has a reference.
+        A table with the columns case, label and metrics; None if no case has a reference. An image that cannot be
+        segmented is named in a warning and has no scores.
     """
-    predictor.predict_cases(cases, predictions, settings, progress=showing())
     truths = references(cases, rules.protocol)
+    try:
+        predictor.predict_cases(cases, predictions, settings, progress=showing())
+    except UnsegmentedCases as error:
+        log.warning("%s\nThe scores are those of the other images.", error)
+        written = {case.case_id for case in cases if (predictions / f"{case.case_id}{predictor.file_ending}").exists()}
+        truths = {case_id: file for case_id, file in truths.items() if case_id in written}
     if not truths:
         return None
     table = score_folder(predictions, truths, rules, predictor.file_ending)
@@ -187,7 +194,8 @@ def draw_cases(prepared: PreparedDataset, scores: pandas.DataFrame, folder: RunF
         if case_id not in truths:
             continue
         pictures[rank] = folder.overlays / f"{rank}_{case_id}.png"
-        image, truth = read_image(known[case_id].images), read_label(truths[case_id])
+        image = read_image(known[case_id].images, turn_channels=prepared.plan.reader is not None)
+        truth = oriented_like(read_label(truths[case_id]), image.geometry)
         prediction = read_label(folder.predictions / f"{case_id}{prepared.dataset.file_ending}")
         figure = case_figure(image, truth.array[0], prediction.array[0], prepared.labels, scores, case_id)
         write_overlay(figure, pictures[rank])

@@ -20,7 +20,7 @@ from umamba.datasets import RawDataset, read_dataset
 from umamba.evaluation import dice
 from umamba.evaluation.statistics import mean_label
 from umamba.inference import PostProcessing, Predictor
-from umamba.io import UserError, read_label, write_json
+from umamba.io import UserError, oriented_like, read_label, write_json
 from umamba.io.escape import rich_text
 from umamba.io.voice import showing
 from umamba.labels import LabelSet
@@ -111,8 +111,9 @@ def mean_dice(
     """
 
     def score(case: str) -> list[float]:
-        truth = read_label(truths[case]).array[0].astype(np.int64)
-        predicted = change(read_label(segmentations[case]).array[0]).astype(np.int64)
+        found = read_label(segmentations[case])
+        truth = oriented_like(read_label(truths[case]), found.geometry).array[0].astype(np.int64)
+        predicted = change(found.array[0]).astype(np.int64)
         if labels.ignore is not None:
             counted = truth != labels.ignore
             predicted, truth = predicted * counted, truth * counted

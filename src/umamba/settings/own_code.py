@@ -30,9 +30,7 @@ def own_function(name: str, key: str) -> Callable[..., Any]:
             if module.startswith("umamba."):
                 remedy = f"Write it as src/{module.replace('.', '/')}.py."
             else:
-                remedy = (
-                    f"Install its package (pip install -e FOLDER), or put its folder into PYTHONPATH, for {module}."
-                )
+                remedy = "Install its package (pip install -e FOLDER), or put its folder into PYTHONPATH."
             raise UserError(f"{key}={name}: there is no module {error.name}. {remedy}") from error
         raise UserError(f"{key}={name}: the module {module} cannot be imported ({error}).") from error
     if not callable(found):

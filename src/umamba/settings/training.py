@@ -39,6 +39,9 @@ class DataSettings(Settings):
     prepare_workers: int | None = key(
         None, "Processes that prepare the dataset; null: all CPUs of the allocation.", low=1
     )
+    check_store: bool = key(
+        True, "Compare the prepared files with their checksums when a run starts; damaged cases are prepared again."
+    )
     iterations_per_epoch: int = key(250, "Training batches of an epoch (trainer.limit_train_batches lowers it).", low=1)
     val_iterations: int = key(
         50, "Validation batches of an epoch (trainer.limit_val_batches lowers it); 0: none.", low=0

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from umamba.io import UserError, atomic_path
+from umamba.io.checksums import check_archive
 from umamba.records import RunFolder
 from umamba.records.replacement import settle
 from umamba.records.run_folder import LAST, PREVIOUS
@@ -114,6 +115,7 @@ def newest_readable(folder: RunFolder) -> tuple[Path, int] | None:
         if not path.exists():
             continue
         try:
+            check_archive(path)
             epochs = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]) + 1
         except Exception as error:  # torch raises many kinds of error for a damaged file
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:

@@ -29,11 +29,6 @@ class MetricsCsv(Callback):
         """Read the rows of the epochs before the one that starts."""
         self.rows = [row for row in read_metrics(self.path) if int(row["epoch"]) < trainer.current_epoch]
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Remove the values of the last validation, which Lightning would repeat in epochs without validation."""
-        for name in [name for name in trainer.callback_metrics if name.startswith(("val/", "seen/"))]:
-            trainer.callback_metrics.pop(name)
-
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Add the row of this epoch and write the file."""
         # Every rank reads the metrics, because computing them is a collective operation.

@@ -76,6 +76,11 @@ class EpochLines(Callback):
         if self.time_left is not None and (self.steps_seen > 1 or batch_idx + 1 == trainer.num_training_batches):
             self.time_left.step_s.append(now - self.mark)  # the first step also starts workers and allocates memory
         self.mark = now
+        if batch_idx + 1 == trainer.num_training_batches:
+            self.training_s = now - self.epoch_start
+            pl_module.log(
+                "time/iteration_s", self.training_s / (batch_idx + 1), on_step=False, on_epoch=True, batch_size=1
+            )
         due = now - self.said > (_REFRESH_S if self.progress is not None else _LINE_S)
         if trainer.is_global_zero and (due or (self.progress is None and self.steps_seen == 1)):
             self.said = now
@@ -104,13 +109,8 @@ class EpochLines(Callback):
         return duration(self.time_left.left(done, step, used, limit))
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Log the seconds per training step, without validation."""
-        if trainer.sanity_checking:
-            return
-        self.training_s = time.perf_counter() - self.epoch_start
-        steps = max(1, trainer.fit_loop.epoch_loop.batch_idx + 1)
-        pl_module.log("time/iteration_s", self.training_s / steps)
-        if self.progress is not None:
+        """Name the validation in the bar."""
+        if self.progress is not None and not trainer.sanity_checking:
             where = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self.progress.update(self.progress.task_ids[0], description=where, text="validation")
 
@@ -144,7 +144,7 @@ class EpochLines(Callback):
         if not trainer.is_global_zero or self.time_left is None:
             return
         now = time.perf_counter()
-        self.time_left.rest_s.append(now - self.epoch_start - self.training_s if self.training_s else 0.0)
+        self.time_left.rest_s.append(now - self.epoch_start - self.training_s)
         self.said = now
         checked = "val" if "val/loss" in metrics else "seen"
         skipped = metrics.get("train/skipped_steps", 0)
