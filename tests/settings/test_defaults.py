@@ -139,7 +139,6 @@ TRAINER: dict[str, Any] = {
     "enable_model_summary": False,
     "enable_checkpointing": False,
     "enable_progress_bar": True,
-    "callbacks": [],
 }
 TRAINERS = {
     "default": TRAINER,
