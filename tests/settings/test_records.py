@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import lightning.pytorch.callbacks
 import pytest
 
 import umamba.settings
@@ -30,7 +31,13 @@ from umamba.settings import (
     parse,
     plain,
 )
-from umamba.settings.lightning_arguments import RESERVED, trainer_arguments
+from umamba.settings.lightning_arguments import (
+    REFUSED_CALLBACKS,
+    RESERVED,
+    callback_arguments,
+    callback_modules,
+    trainer_arguments,
+)
 
 
 def records(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
@@ -134,7 +141,10 @@ def test_the_trainers_arguments_are_those_of_the_installed_lightning() -> None:
     found = trainer_arguments()
     signature = inspect.signature(lightning.Trainer)
     assert list(found) == list(signature.parameters)
-    assert set(RESERVED) - {"early_stopping"} <= set(found)
+    assert set(RESERVED) <= set(found)
+    assert set(REFUSED_CALLBACKS) <= set(callback_modules()) == {"Callback", *lightning.pytorch.callbacks.__all__}
+    parameters = inspect.signature(lightning.pytorch.callbacks.EarlyStopping).parameters
+    assert callback_arguments("EarlyStopping") == (tuple(parameters), ("monitor",))
     assert found["detect_anomaly"] == {bool}
     assert found["max_steps"] == {int}
     assert found["fast_dev_run"] == {int, bool}

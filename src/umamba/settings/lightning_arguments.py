@@ -7,13 +7,16 @@ from pathlib import Path
 
 # Arguments that this project sets itself, with the reason or the key to use instead.
 RESERVED = {
-    "early_stopping": "use trainer.callbacks=[{name: EarlyStopping, monitor: val/patch_dice, mode: max, patience: 50}]",
     "max_steps": "training is counted in epochs: use trainer.max_epochs and trainer.limit_train_batches",
     "min_steps": "training is counted in epochs: use trainer.max_epochs and trainer.limit_train_batches",
     "logger": "use the logger group (logger=wandb or logger=csv)",
     "plugins": "this project's own plugin writes checkpoints",
     "default_root_dir": "the run folder follows from paths.runs",
     "gradient_clip_val": "use recipe.gradient_clip_norm",
+}
+# What Lightning has under another name than users may expect, with the key to use.
+ELSEWHERE = {
+    "early_stopping": "use trainer.callbacks=[{name: EarlyStopping, monitor: val/patch_dice, mode: max, patience: 50}]",
 }
 # Lightning's callbacks that cannot be used here, with the reason or the key to use instead.
 _ABSTRACT = "it is made to be inherited; name a class of your own, module:Class"

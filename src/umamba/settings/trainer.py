@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from umamba.settings.fields import key
 from umamba.settings.lightning_arguments import (
+    ELSEWHERE,
     REFUSED_CALLBACKS,
     RESERVED,
     callback_arguments,
@@ -159,8 +160,8 @@ class TrainerSettings(Settings):
         """Yield further arguments that Lightning's Trainer does not have, or that this project sets itself."""
         known = trainer_arguments()
         for name, value in self.further.items():
-            if name in RESERVED:
-                yield f"trainer.{name}: cannot be set, {RESERVED[name]}."
+            if name in RESERVED or name in ELSEWHERE:
+                yield f"trainer.{name}: cannot be set, {RESERVED.get(name) or ELSEWHERE[name]}."
             elif name not in known:
                 own = set(vars(self)) - {"further"}
                 yield unknown_name(name, "trainer", own | set(known) - set(RESERVED))
