@@ -97,8 +97,12 @@ def test_cells_as_the_scripts_print_it(reference_dir: Path, tmp_path: Path, thre
         iou_threshold=threshold,
         count_edge_cells=edge,
     )
-    found = evaluate_folders({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    images = tmp_path / "images" if edge else None
+    for case in kept if edge else []:
+        write(tmp_path / "images" / f"{case}.png", np.zeros(arrays[f"{case}/gt"].shape, np.uint8))
+    found = evaluate_folders({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, images, workers=1)
     assert not found.problems
+    assert len(list((tmp_path / "out").glob("overlays/*.png"))) == (3 if edge else 0), "numbered cells are drawn"
     expected = expected[~expected["names"].str.contains("large")].reset_index(drop=True)
     assert len(expected) >= 8
     assert_same(tmp_path / "out" / f"cells-{threshold}.csv", expected)
