@@ -210,6 +210,7 @@ WANDB: dict[str, Any] = {
     "project": "umamba",
     "entity": None,
     "panels_every": 10,
+    "further": [],
     "upload_model": False,
     "alert": False,
     "notify": None,

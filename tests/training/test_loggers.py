@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas
@@ -155,6 +155,39 @@ def test_a_missing_package_is_named() -> None:
     if find_spec("mlflow") is None:
         with pytest.raises(UserError, match=r"logger\.mlflow=true: the package mlflow is not installed. Run `pip"):
             check_loggers(LoggerSettings(mlflow=True))
+
+
+class Remembering(Logger):
+    """A logger of the user's own package."""
+
+    name = version = None
+    seen: ClassVar[list[Any]] = []
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self.prefix = prefix
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Remember the names."""
+        self.seen.extend(f"{self.prefix}{name}" for name in metrics)
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Remember the seed."""
+        self.seen.append(params["seed"])
+
+
+def test_a_logger_of_the_users_own_and_one_of_lightnings(tmp_path: Path) -> None:
+    own = {"name": f"{__name__}:Remembering", "prefix": "my/"}
+    settings = LoggerSettings(wandb=False, further=(own, {"name": "CSVLogger", "save_dir": str(tmp_path / "logs")}))
+    check_loggers(settings)
+    loggers = build_loggers(RunFolder(tmp_path), settings, (), {"seed": 3})
+    log_scores(loggers, "test", SCORES, ["dsc"])
+    assert Remembering.seen[:2] == [3, "my/test/dsc"]
+    wrong = {"NoLogger": "no attribute", "CSVLogger": "refuses its arguments"}
+    wrong[f"{__name__}:Fit"] = "is no class that inherits"
+    for name, said in wrong.items():
+        with pytest.raises(UserError, match=rf"logger\.further\[0\].*{said}"):
+            check_loggers(LoggerSettings(wandb=False, further=({"name": name},)))
 
 
 def test_the_users_command_gets_the_notice(tmp_path: Path, messages: pytest.LogCaptureFixture) -> None:

@@ -1,9 +1,9 @@
 """Settings of `umamba train`, `prepare` and `describe`, with the groups `data`, `logger` and `predict`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, TrustSettings, UMambaBotSettings
 from umamba.settings.augmentation import AugmentationSettings
@@ -67,6 +67,11 @@ class LoggerSettings(Settings):
     project: str = key("umamba", "W&B project, and experiment of MLflow.")
     entity: str | None = key(None, "W&B entity; null: the account's default.")
     panels_every: int = key(10, "Epochs between overlays of validation patches; 0: none.", low=0)
+    further: tuple[Mapping[str, Any], ...] = key(
+        (),
+        "Further loggers: Lightning's by their name with their arguments, such as [{name: CometLogger}], or "
+        "classes of an installed package, [{name: 'module:Class'}].",
+    )
     upload_model: bool = key(False, "Upload the last checkpoint to W&B as an artifact after training.")
     alert: bool = key(False, "Send W&B's alert (e-mail, Slack) when the run has ended or failed.")
     notify: str | None = key(

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch.loggers
 import pandas
 from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -22,6 +23,7 @@ from umamba.io.escape import markdown
 from umamba.io.tabular import table_text
 from umamba.records import RunFolder
 from umamba.settings import LoggerSettings
+from umamba.training.user_classes import user_object
 
 log = logging.getLogger(__name__)
 
@@ -100,13 +102,13 @@ class EnduringLogger(Logger):
 
 
 def check_loggers(settings: LoggerSettings) -> None:
-    """Refuse a logger whose package is not installed.
+    """Refuse a logger whose package is not installed, or whose class does not exist or refuses its arguments.
 
     Args:
         settings: the `logger` group.
 
     Raises:
-        UserError: the package is named.
+        UserError: the package or the key is named.
     """
     for package in ("tensorboard", "mlflow"):
         if getattr(settings, package) and find_spec(package) is None:
@@ -114,6 +116,14 @@ def check_loggers(settings: LoggerSettings) -> None:
                 f"logger.{package}=true: the package {package} is not installed. Run `pip install {package}`, or give "
                 f"logger.{package}=false."
             )
+    _further(settings)
+
+
+def _further(settings: LoggerSettings) -> list[Logger]:
+    return [
+        user_object(f"logger.further[{index}]", entry, Logger, lightning.pytorch.loggers)  # type: ignore[type-abstract]
+        for index, entry in enumerate(settings.further)
+    ]
 
 
 def build_loggers(folder: RunFolder, settings: LoggerSettings, tags: Sequence[str], facts: Any) -> list[Logger]:
@@ -133,6 +143,7 @@ def build_loggers(folder: RunFolder, settings: LoggerSettings, tags: Sequence[st
         loggers.append(EnduringLogger(inner, "TensorBoard"))
     if settings.mlflow:
         loggers.append(_mlflow(folder, settings, tags))
+    loggers += [EnduringLogger(inner, type(inner).__name__) for inner in _further(settings)]
     for logger in loggers[1 if settings.wandb else 0 :]:  # W&B has the settings from its start
         logger.log_hyperparams(facts)
     return loggers

@@ -1,15 +1,13 @@
 """The callbacks that the user asks for (trainer.callbacks): Lightning's own, or classes of installed packages."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning
 import lightning.pytorch.callbacks
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from umamba.io import UserError
+from umamba.training.user_classes import user_object
 
 
 class AskedPatience(Callback):
@@ -41,24 +39,7 @@ def user_callbacks(entries: Sequence[Mapping[str, Any]]) -> list[Callback]:
     >>> made.mode
     'max'
     """
-    return [_made(f"trainer.callbacks[{index}]", dict(entry)) for index, entry in enumerate(entries)]
-
-
-def _made(where: str, arguments: dict[str, Any]) -> Callback:
-    name = str(arguments.pop("name"))
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        kind = getattr(lightning.pytorch.callbacks, name)
-    else:
-        try:
-            kind = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(
-                f"{where}.name={name}: {error}. Give MODULE:CLASS of a package that is installed here."
-            ) from error
-    if not (isinstance(kind, type) and issubclass(kind, Callback)):
-        raise UserError(f"{where}.name={name}: is no class that inherits lightning.pytorch.callbacks.Callback.")
-    try:
-        return kind(**arguments)
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(f"{where}: {name} refuses its arguments: {error}") from error
+    return [
+        user_object(f"trainer.callbacks[{index}]", entry, Callback, lightning.pytorch.callbacks)
+        for index, entry in enumerate(entries)
+    ]
