@@ -115,6 +115,10 @@ def test_tensorboard_gets_curves_scores_and_pictures(tmp_path: Path) -> None:
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(7, 0.5)]
     assert events.Scalars("test/y/dsc")[0].value == pytest.approx(0.6)
+    (table,) = events.Tensors("test/cases/text_summary")
+    lines = table.tensor_proto.string_val[0].decode().splitlines()
+    assert lines[0] == "| case | label | dsc | nsd |"
+    assert lines[3] == "| a | y | 0.6 | 1.0 |"
     image = events.Images("test/best")[0]
     assert (image.height, image.width) == (6, 5)
 

@@ -298,11 +298,17 @@ def _log_scores(inner: Logger, split: str, means: dict[str, float], scores: pand
         return
     inner.log_metrics(known)
     if isinstance(inner, TensorBoardLogger):
-        named = scores.assign(**{column: scores[column].map(markdown) for column in ("case", "label")})
-        inner.experiment.add_text(f"{split}/cases", named.to_markdown(index=False) if len(scores) <= 200 else "")
+        inner.experiment.add_text(f"{split}/cases", _as_markdown(scores))
         inner.experiment.flush()
     elif isinstance(inner, MLFlowLogger):
         inner.experiment.log_text(inner.run_id, table_text(scores), f"{split}.csv")
+
+
+def _as_markdown(table: pandas.DataFrame) -> str:
+    """Return the first 200 rows of a table in Markdown."""
+    rows = [table.columns, *table.head(200).itertuples(index=False)]
+    lines = ["| " + " | ".join(markdown(v) if isinstance(v, str) else str(v) for v in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(table.columns), *lines[1:]])
 
 
 def upload_model(loggers: Sequence[Logger], folder: RunFolder) -> None:
