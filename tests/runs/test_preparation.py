@@ -31,8 +31,8 @@ from umamba.settings import (
 )
 
 
-def write_raw(root: Path, channels: tuple[str, ...] = ("MRI",)) -> Path:
-    """Write a raw dataset of five cases of 12 x 40 x 36 voxels."""
+def write_raw(root: Path, channels: tuple[str, ...] = ("MRI",), cut: tuple[slice, ...] = ()) -> Path:
+    """Write a raw dataset of five cases of 12 x 40 x 36 voxels, or a part of them."""
     rng = np.random.default_rng(0)
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
@@ -43,7 +43,8 @@ def write_raw(root: Path, channels: tuple[str, ...] = ("MRI",)) -> Path:
             ("imagesTr", [f"{case_id}_{number:04d}" for number in range(len(channels))], rng.normal(size=label.shape)),
             ("labelsTr", [case_id], label),
         ):
-            image = sitk.GetImageFromArray(array.astype(np.float32 if folder == "imagesTr" else np.uint8))
+            array = array[cut].astype(np.float32 if folder == "imagesTr" else np.uint8)
+            image = sitk.GetImageFromArray(array)
             image.SetSpacing((1.0, 1.0, 2.5))
             for name in names:
                 sitk.WriteImage(image, str(root / folder / f"{name}.nii.gz"))
@@ -236,3 +237,15 @@ def test_the_reader_follows_the_file_ending(
 ) -> None:
     plan, _ = make_plan(settings, read_dataset(settings.dataset.root), statistics)
     assert to_nnunet_plans(plan, ending)["image_reader_writer"] == reader
+
+
+def test_slices_along_another_axis_are_no_lines(tmp_path: Path) -> None:
+    cut = (slice(None), slice(15, 16))  # one coronal slice in each file
+    root = write_raw(tmp_path / "Dataset001_Coronal", cut=cut)
+    settings = TrainSettings(
+        dataset=DatasetSettings(root=root),
+        paths=PathsSettings(preprocessed=tmp_path / "preprocessed", runs=tmp_path / "runs"),
+        plan=PlanSettings(configuration="2d"),
+    )
+    with pytest.raises(UserError, match=r"lines of 1 x \d+ voxels.*Store them as two-dimensional files"):
+        plan_of(settings)

@@ -268,6 +268,7 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
     dataset = listed_dataset(root, workers)
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     plan, configuration = make_plan(settings, dataset, fingerprint)
+    _refuse_lines(dataset, plan.configuration(configuration))
     log.info(plan_table(plan, configuration))
     if explain:
         log.info("\n".join(["Decisions", *(f"  {decision}" for decision in plan.decisions)]))
@@ -277,6 +278,24 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
     kept = _kept_findings(settings.paths.preprocessed / dataset.name, digest)
     findings = None if kept is None else (*list_findings(root)[1], *kept)
     return PlannedDataset(dataset, digest, plan, plan.configuration(configuration), findings)
+
+
+def _refuse_lines(dataset: RawDataset, configuration: Configuration) -> None:
+    """Refuse a 2D configuration whose patch is a line, because the images are slices along another axis of the file.
+
+    nnU-Net trains a network of lines on them without a word.
+
+    Raises:
+        UserError: the patch has one voxel along an axis.
+    """
+    if configuration.dim == 2 and min(configuration.patch_size) == 1:
+        patch = " x ".join(map(str, configuration.patch_size))
+        raise UserError(
+            f"{dataset.root}: plan.configuration={configuration.name} would train on lines of {patch} voxels, because "
+            "the images are single slices whose axis of one voxel is not the one that 2D plans cut along. Store them as "
+            "two-dimensional files, or turn their axes so that the axis of one voxel is the last one of the file "
+            "(X x Y x 1)."
+        )
 
 
 def preprocess(planned: PlannedDataset, settings: TrainSettings) -> PreparedDataset:
