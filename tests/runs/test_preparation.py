@@ -43,8 +43,8 @@ def write_raw(root: Path, channels: tuple[str, ...] = ("MRI",), cut: tuple[slice
             ("imagesTr", [f"{case_id}_{number:04d}" for number in range(len(channels))], rng.normal(size=label.shape)),
             ("labelsTr", [case_id], label),
         ):
-            array = array[cut].astype(np.float32 if folder == "imagesTr" else np.uint8)
-            image = sitk.GetImageFromArray(array)
+            part = array[cut].astype(np.float32 if folder == "imagesTr" else np.uint8)
+            image = sitk.GetImageFromArray(part)
             image.SetSpacing((1.0, 1.0, 2.5))
             for name in names:
                 sitk.WriteImage(image, str(root / folder / f"{name}.nii.gz"))

@@ -292,8 +292,8 @@ def _refuse_lines(dataset: RawDataset, configuration: Configuration) -> None:
         patch = " x ".join(map(str, configuration.patch_size))
         raise UserError(
             f"{dataset.root}: plan.configuration={configuration.name} would train on lines of {patch} voxels, because "
-            "the images are single slices whose axis of one voxel is not the one that 2D plans cut along. Store them as "
-            "two-dimensional files, or turn their axes so that the axis of one voxel is the last one of the file "
+            "the images are single slices whose axis of one voxel is not the one that 2D plans cut along. Store them "
+            "as two-dimensional files, or turn their axes so that the axis of one voxel is the last one of the file "
             "(X x Y x 1)."
         )
 
