@@ -240,7 +240,8 @@ def filled(rest: list[str], folder: Path) -> list[str]:
         short = [text for text in SHORT if text.split("=")[0] not in own and name == "train"]
         pretrained = next((folder / "runs").glob("smoke_flare_unet/*/fold_0/seed_0/checkpoints/last.ckpt"))
         kept = [f"pretrained={pretrained}" if text.startswith("pretrained=") else text for text in rest]
-        if name == "train" and "name" not in own:  # the pages name different runs of one dataset, which are not one run
+        if name == "train":  # the pages show different runs of one dataset and one name, which are not one run
+            kept = [text for text in kept if not text.startswith("name=")]
             kept.append(f"name=docs_{zlib.crc32(' '.join(rest).encode()):08x}")
         return [text.replace("=PATH", "=there") for text in kept] + short + ["smoke=true"] * ("smoke" not in own)
     if COMMANDS[name.replace("_", "-")].record is not None and name != "report":
