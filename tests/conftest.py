@@ -2,6 +2,9 @@
 
 import logging
 import os
+import re
+import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +69,67 @@ def shared_dir() -> Path:
     if not (folder / "reference").is_dir():
         pytest.skip("needs the shared reference folder beside the checkout")
     return folder
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the code blocks of a language, indentation of list items taken off."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    return ["\n".join(line.removeprefix(indent) for line in body.splitlines()) + "\n" for indent, body in found]
+
+
+def write_example(folder: Path) -> Path:
+    """Write the package into folder/mypackage as if it were installed, and the configs into folder/configs.
+
+    Args:
+        folder: where the user works.
+
+    Returns:
+        The folder that must be on the path of modules.
+    """
+    architecture, loss, transforms = (
+        (PROJECT / "docs" / f"own-{name}.md").read_text() for name in ("architecture", "loss", "transforms")
+    )
+    network, test = blocks(architecture, "python")
+    (project,) = blocks(architecture, "toml")
+    (of_network,), (of_augmentation,) = blocks(architecture, "yaml"), blocks(transforms, "yaml")
+    (losses,) = blocks(loss, "python")
+    entry_points = tomllib.loads(project)["project"]["entry-points"]
+    groups = [
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in names.items())
+        for group, names in entry_points.items()
+    ]
+    files = {
+        "mypackage/pyproject.toml": project,
+        "mypackage/mypackage/__init__.py": "",
+        "mypackage/mypackage/networks.py": network,
+        "mypackage/mypackage/losses.py": losses,
+        "mypackage/tests/test_networks.py": test,
+        "mypackage/mypackage-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: mypackage\nVersion: 1.0\n",
+        "mypackage/mypackage-1.0.dist-info/entry_points.txt": "\n".join(groups),
+        "configs/architecture/plain_net.yaml": of_network,
+        "configs/augmentation/mri.yaml": of_augmentation,
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder / "mypackage"
+
+
+@pytest.fixture(scope="session")
+def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the package and the configs of the documentation's worked examples."""
+    folder = tmp_path_factory.mktemp("example")
+    write_example(folder)
+    return folder
+
+
+@pytest.fixture
+def mypackage(example_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the folder of the example's package, which can be imported in this test."""
+    monkeypatch.syspath_prepend(example_folder / "mypackage")
+    yield example_folder / "mypackage"
+    for name in [name for name in sys.modules if name.split(".")[0] == "mypackage"]:
+        del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

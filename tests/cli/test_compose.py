@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from umamba import settings
-from umamba.cli.compose import as_forced, group_names, options_of, settings_of
+from umamba.cli.compose import as_forced, config_folders, group_names, options_of, settings_of
 from umamba.cli.help import command_help
-from umamba.cli.main import COMMANDS
+from umamba.cli.hydra_options import hydra_arguments
+from umamba.cli.main import COMMANDS, main
 from umamba.settings import TrainSettings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -47,9 +48,13 @@ def test_every_file_opens_with_a_sentence_and_repeats_no_default(path: Path) -> 
 def test_groups_and_options_are_found() -> None:
     assert {"dataset", "recipe", "experiment"} <= set(group_names())
     assert options_of("recipe") == ["nnunet", "segresnet", "swinunetr", "unetr"]
-    assert as_forced("recipe=unetr") == "recipe=unetr"
-    assert as_forced("recipe.name=x") == "++recipe.name=x"
-    assert as_forced("hydra.sweep.dir=x") == "hydra.sweep.dir=x"
+    for typed, forced in (
+        ("recipe=unetr", "recipe=unetr"),
+        ("recipe.precision=x", "++recipe.precision=x"),
+        ("name=x", "++name='x'"),
+        ("hydra.sweep.dir=x", "hydra.sweep.dir=x"),
+    ):
+        assert as_forced(TrainSettings, typed, config_folders()) == forced
 
 
 def test_recipes_set_their_precision_and_the_trainer_overrides_it() -> None:
@@ -77,6 +82,7 @@ def test_help_names_every_key_with_its_sentence(name: str) -> None:
     text = command_help(COMMANDS[name])
     assert COMMANDS[name].sentence in text
     record = COMMANDS[name].record
+    assert ("--config-dir FOLDER" in text) == (record is not None)
     for entry in fields(getattr(settings, record)) if record else ():
         assert entry.name in text, entry.name
 
@@ -127,3 +133,74 @@ def test_completion_knows_commands_groups_options_and_keys() -> None:
     assert candidates(["slurm", "dry"]) == ["dry-run"]
     assert "table4_2d" in candidates(["slurm", "submit", "table4"])
     assert candidates(["predict", "tile"]) == ["tile_step_size="]
+
+
+@pytest.fixture
+def own_groups(tmp_path: Path) -> Path:
+    """Write a folder of config groups: an option of a shipped group, a preset, and a new group."""
+    for group, name, text in (
+        ("recipe", "mine", "name: mine\noptimizer:\n  lr: 0.5\n"),
+        ("experiment", "ours", "# @package _global_\ndefaults:\n  - override /dataset: phantom\nname: ours\nseed: 7\n"),
+        ("lab", "night", "# @package _global_\ntrainer:\n  max_epochs: 3\n"),
+    ):
+        folder = tmp_path / "lab (é)" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text)
+    return tmp_path / "lab (é)"
+
+
+@pytest.mark.parametrize("form", ["--config-dir", "searchpath"])
+def test_own_config_groups_in_every_command(
+    own_groups: Path, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = (
+        ["--config-dir", str(own_groups)] if form == "--config-dir" else [f"hydra.searchpath=['file://{own_groups}']"]
+    )
+    own = ["experiment=ours", "recipe=mine", "lab=night"]
+    assert main(["train", *given, *own, "--cfg", "job"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["name"], shown["seed"], shown["recipe"]["optimizer"]["lr"]) == ("ours", 7, 0.5)
+    assert shown["trainer"]["max_epochs"] == 3
+    for command in ("train", "prepare", "describe"):  # a mistyped key and option are still named
+        assert main([command, *given, "experiment=ours", "sed=2", "recipe=mien"]) == 2
+        said = capsys.readouterr().err
+        assert "Did you mean 'seed'" in said
+        assert "Did you mean mine" in said
+    (tmp_path / "study").mkdir()
+    study = "question: Q\nruns: [experiment=ours lab=night]\nfolds: [0]\nseeds: [0]\n"
+    (tmp_path / "study" / "sweep.yaml").write_text(study)
+    assert main(["study", str(tmp_path / "study"), *given]) == 0
+    assert "0/3" in capsys.readouterr().out
+    monkeypatch.setenv("PATH", str(tmp_path))  # no SLURM here
+    assert main(["slurm", "dry-run", str(tmp_path / "study"), *given, "slurm.gpus=0", "paths.runs=R"]) == 0
+
+
+def test_a_package_holds_config_groups(own_groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(own_groups.parent))
+    own_groups.rename(own_groups.with_name("labconfigs"))
+    made = settings_of(TrainSettings, ["hydra.searchpath=[pkg://labconfigs]", "experiment=ours", "recipe=mine"])
+    assert (made.name, made.recipe.optimizer.lr) == ("ours", 0.5)
+
+
+def test_hydra_gets_the_users_words(own_groups: Path) -> None:
+    given = ["hydra.job.name=umamba-train", "dataset=phantom", "paths.runs=run (1)", "hydra/sweeper=optuna", "-m"]
+    assert hydra_arguments(TrainSettings, given, sweep=True) == [
+        *("hydra.job.name=umamba-train", "dataset=phantom", "++paths.runs='run (1)'", "hydra/sweeper=optuna"),
+        *("hydra.sweeper.direction=maximize", "hydra.sweeper.max_failure_rate=1.0", "-m"),
+    ]
+    searched = hydra_arguments(TrainSettings, [*given[:2], f"hydra.searchpath=['{own_groups}']"], sweep=False)
+    assert searched[-1] == f"hydra.searchpath=['file://{own_groups}']"
+    named = hydra_arguments(TrainSettings, [given[0], "hydra.job.name=mine"], sweep=False)
+    assert named == ["hydra.job.name=mine"]
+
+
+def test_hydras_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "dataset=phantom", "--cfg", "hydra", "--package", "hydra.job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["name"] == "umamba-train"
+    assert main(["train", "--cfg=job", "-p", "recipe.optimizer.lr"]) == 0
+    assert capsys.readouterr().out == "0.01\n"
+    assert main(["train", "--cfg", "job"]) == 0  # the dataset is the only value that a training asks for
+    assert yaml.safe_load(capsys.readouterr().out)["dataset"]["root"] == "???"
+    assert main(["train", "--cfg", "job", "-p", "recpie"]) == 2
+    assert "recpie" in capsys.readouterr().err

@@ -1,8 +1,5 @@
 """describe.py: a plan from the paper's table, a plans file, a dataset or a checkpoint; and what is missing, named."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,14 +18,29 @@ def asked(*overrides: str) -> DescribeSettings:
     return settings_of(DescribeSettings, overrides)
 
 
-def test_an_experiment_without_its_dataset(project_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(project_dir / "describe.py"), "experiment=flare_umamba_enc", f"paths.raw={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
-    assert done.returncode == 0, done.stderr
-    assert "42,842,798" in done.stdout
-    assert "1,720,320 x 32" in done.stdout
-    assert "spacing of 2.5 x 0.8 x 0.8 mm" in done.stdout
-    assert "Here: 2 2 2 1 1 1 and 2 2 2 1 1." in done.stdout
+@pytest.mark.parametrize("columns", [None, "80", "200"])
+def test_an_experiment_without_its_dataset(
+    columns: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table is whole in 80 columns, and redirected, where no width is known."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    with shown():
+        main(asked("experiment=flare_umamba_enc", f"paths.raw={tmp_path}"))
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    table = lines[: next(index for index, line in enumerate(lines) if line.startswith("Forward pass"))]
+    assert max(map(len, lines)) <= 80
+    assert "…" not in said
+    said = " ".join(said.split())
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in table if line.strip()}
+    assert rows["encoder.mamba_layers.0"].startswith("1,720,320 x 32 tokens 9,")
+    assert rows["encoder.mamba_layers.5"].startswith("320 x 210 channels ")
+    assert rows["encoder.stages.1"].startswith("64 x 40 x 112 x 96 389,952 334.71 ")
+    assert rows["all"].startswith("42,842,798 ")
+    assert "spacing of 2.5 x 0.8 x 0.8 mm" in said
+    assert "Here: 2 2 2 1 1 1 and 2 2 2 1 1." in said
 
 
 @pytest.mark.parametrize(
@@ -64,7 +76,7 @@ def test_a_plans_file_a_checkpoint_and_a_dataset(
     paths = [f"paths.raw={tmp_path}", f"paths.preprocessed={tmp_path / 'preprocessed'}"]
     with shown():
         main(asked(f"dataset.root={root}", *paths, "architecture=unet"))
-    assert f"Plan: dataset {root}" in capsys.readouterr().out.replace("\n", "")
+    assert f"Plan: dataset {root}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_missing_is_named(reference_dir: Path) -> None:

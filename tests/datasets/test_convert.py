@@ -1,5 +1,6 @@
 """Converters on phantoms written in the archives' own layouts and formats, against the phantoms' own labels."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from umamba.datasets.convert_cell import CELL
 from umamba.datasets.convert_common import Converter, convert, count_lines
 from umamba.datasets.convert_endovis import endovis, instrument_type
 from umamba.datasets.phantom_2d import INSTRUMENTS, cell_instances, endoscopy_frame, write_picture
-from umamba.io import UserError
+from umamba.io import StorageError, UserError
 
 # The organs 1 to 15 of AMOS22, from its dataset.json.
 AMOS_ORGANS = (
@@ -253,6 +254,29 @@ def test_an_interrupted_conversion_continues(tmp_path: Path) -> None:
     assert first.stat().st_mtime_ns == before
     assert len(read_dataset(root).test) == 2
     assert not [path for path in root.rglob(".*") if path.is_file()]
+
+
+def test_a_full_disk_leaves_no_cut_image_and_the_next_conversion_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    source = flare_archive(tmp_path / "source")
+    whole = convert(FLARE, source, tmp_path / "whole", 1)
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*.*") if path.is_file())
+    sizes = sorted((whole / path).stat().st_size for path in files)
+    target = tmp_path / "raw" / FLARE.folder
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 1, 300, sizes[0] - 1, *sizes[:-1:3], sizes[-1] - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(StorageError, match=f"{target}/.*could not be written"):
+                convert(FLARE, source, tmp_path / "raw", 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        found = sorted(path.relative_to(target) for path in target.rglob("*.*") if path.is_file())
+        assert set(found) <= set(files)  # no partial file
+        for path in found:
+            assert (target / path).read_bytes() == (whole / path).read_bytes()
+    convert(FLARE, source, tmp_path / "raw", 2)
+    for path in files:
+        assert (target / path).read_bytes() == (whole / path).read_bytes()
 
 
 @pytest.mark.parametrize(

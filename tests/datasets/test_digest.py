@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from umamba.datasets import dataset_digest, digest, read_dataset
+from umamba.io import UserError
 
 
 def test_follows_content_and_not_the_place(raw: Path, tmp_path: Path) -> None:
@@ -39,3 +40,20 @@ def test_cache(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     cache.write_text("{")
     assert dataset_digest(dataset, cache) == expected
     assert len(read) == 1 + 7
+
+
+def test_a_pipe_is_refused_and_not_read(raw: Path) -> None:
+    dataset = read_dataset(raw)
+    (raw / "labelsTr" / "b.nii.gz").unlink()
+    os.mkfifo(raw / "labelsTr" / "b.nii.gz")
+    with pytest.raises(UserError, match=r"b\.nii\.gz: is no regular file"):
+        dataset_digest(dataset, None)
+
+
+def test_files_that_vanish_are_named_together(raw: Path) -> None:
+    dataset = read_dataset(raw)
+    (raw / "imagesTr" / "a_0000.nii.gz").unlink()
+    (raw / "labelsTr" / "b.nii.gz").unlink()
+    (raw / "labelsTr" / "b.nii.gz").mkdir()
+    with pytest.raises(UserError, match=r"a_0000\.nii\.gz: No such file(.|\n)*b\.nii\.gz: Is a directory"):
+        dataset_digest(dataset, None)

@@ -1,6 +1,7 @@
 """The listing of a raw dataset: what it finds, and that it reports everything that is missing at once."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -137,6 +138,62 @@ def test_table_is_sorted_and_bounded() -> None:
     assert lines[-1] == "+31 more"
     assert [line.split()[0] for line in lines[2:-1]] == [f"case{index:03d}" for index in range(100)]
     assert "[bad]" in lines[2]
+
+
+def test_what_is_no_file_is_a_finding(raw: Path) -> None:
+    for split, case_id in (("Tr", "a"), ("Ts", "c")):
+        path = raw / f"images{split}" / f"{case_id}_0001.nii.gz"
+        path.unlink()
+        path.symlink_to("/nowhere/annex/objects/x.nii.gz")
+    label = raw / "labelsTr" / "b.nii.gz"
+    label.unlink()
+    label.mkdir()
+    (raw / "imagesTr" / "b_0000.nii.gz").unlink()
+    os.mkfifo(raw / "imagesTr" / "b_0000.nii.gz")
+    dataset, findings = list_findings(raw)
+    said = {(finding.file, finding.severity): finding.message for finding in findings}
+    assert "no such file: the link leads to /nowhere/annex" in said["imagesTr/a_0001.nii.gz", "error"]
+    assert "no such file: the link leads to /nowhere/annex" in said["imagesTs/c_0001.nii.gz", "warning"]
+    assert "is a folder" in said["labelsTr/b.nii.gz", "error"]
+    assert "no regular file" in said["imagesTr/b_0000.nii.gz", "error"]
+    assert dataset is not None
+    assert (dataset.training, dataset.test) == ((), ())
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a/b", "..", "", "a\\b", "a\x00b", "y" * 300])
+def test_a_case_cannot_choose_another_folder(raw: Path, name: str) -> None:
+    change(raw, dataset={name: {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}})
+    dataset, findings = list_findings(raw)
+    assert dataset is not None
+    assert dataset.training == ()
+    assert {finding.file for finding in findings if finding.severity == "error"} == {"dataset.json"}
+    assert "Rename the case" in findings[0].message
+
+
+def test_groups(raw: Path) -> None:
+    assert read_dataset(raw).groups == {}
+    change(raw, groups={"a": "p1", "b": 7})
+    assert read_dataset(raw).groups == {"a": "p1", "b": "7"}
+    (raw / "groups.csv").write_text("case,group\na,p1\n")
+    assert errors(raw) == [("", "groups.csv")]  # both
+    change(raw, groups=None)
+    (raw / "groups.csv").write_text('\ufeffgroup,case,remark\n"Müller, 1",a,\n p2 ,b,x\n', encoding="utf-8")
+    assert read_dataset(raw).groups == {"a": "Müller, 1", "b": "p2"}
+    for content, words in (
+        ("a;p1\n", "must name|first line"),
+        ("case,group\na,\n", "line 2 has no case or no group"),
+        ("case,group\na,p1\na,p2\n", "in the groups p1 and p2"),
+    ):
+        (raw / "groups.csv").write_text(content)
+        with pytest.raises(UserError, match=words):
+            read_dataset(raw)
+    (raw / "groups.csv").write_text("case,group\nA,p1\nb,p1\n")
+    findings = list_findings(raw)[1]
+    assert [finding.severity for finding in findings] == ["warning"]
+    assert "names 1 cases that are no training cases: A" in findings[0].message
+    change(raw, groups=["a", "b"])
+    (raw / "groups.csv").unlink()
+    assert errors(raw) == [("", "dataset.json")]
 
 
 def test_hippocampus(shared_dir: Path) -> None:

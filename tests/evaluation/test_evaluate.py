@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import SimpleITK as sitk
 from scipy.stats import wilcoxon
 
 from umamba.cli.compose import settings_of
-from umamba.evaluation import Rules
+from umamba.evaluation import Rules, instances, score, score_case
 from umamba.evaluation.evaluate import evaluate, evaluate_folders, find_pairs, label_names
 from umamba.evaluation.statistics import bootstrap_interval, compare_methods, holm, summarize
 from umamba.io import UserError
+from umamba.io.tabular import read_table
+from umamba.io.voice import shown
 from umamba.labels import LabelSet
 from umamba.settings import EvaluateSettings, InvalidSettings
 
@@ -94,8 +97,12 @@ def test_cells_as_the_scripts_print_it(reference_dir: Path, tmp_path: Path, thre
         iou_threshold=threshold,
         count_edge_cells=edge,
     )
-    found = evaluate_folders({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    images = tmp_path / "images" if edge else None
+    for case in kept if edge else []:
+        write(tmp_path / "images" / f"{case}.png", np.zeros(arrays[f"{case}/gt"].shape, np.uint8))
+    found = evaluate_folders({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, images, workers=1)
     assert not found.problems
+    assert len(list((tmp_path / "out").glob("overlays/*.png"))) == (3 if edge else 0), "numbered cells are drawn"
     expected = expected[~expected["names"].str.contains("large")].reset_index(drop=True)
     assert len(expected) >= 8
     assert_same(tmp_path / "out" / f"cells-{threshold}.csv", expected)
@@ -221,3 +228,124 @@ def test_statistics_by_hand() -> None:
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
     few = compare_methods({"p": table, "q": table}, ["dsc"])
     assert few["p_value"].isna().all()
+
+
+def write_missed(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Write ten references of one organ: nine are missed, the tenth is found 4 mm off."""
+    pairs = {}
+    for case in range(10):
+        truth = np.zeros((24, 24, 24), dtype=np.uint8)
+        truth[8:16, 8:16, 8:16] = 1
+        found = np.roll(truth, 4, axis=2) if case == 9 else np.zeros_like(truth)
+        name = f"{case:03d}.nii.gz"
+        pairs[f"{case:03d}"] = (write(root / "pred" / name, found), write(root / "labelsTs" / name, truth))
+    return pairs
+
+
+def test_missed_structures_count_with_the_image_diagonal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_missed(tmp_path)
+    rules = Rules(LabelSet(("organ",), ((1,),)), details=True)
+    with shown():
+        evaluate_folders({"m": tmp_path / "pred"}, tmp_path / "labelsTs", tmp_path / "out", rules, workers=1)
+    summary = read_table(tmp_path / "out" / "summary.csv", ("label", "metric")).set_index("metric")
+    diagonal = math.sqrt(3) * 24
+    assert summary["cases"].to_dict() == {"dsc": 10, "nsd": 10, "hd95_mm": 1, "hd95_with_misses_mm": 10}
+    assert summary.loc["hd95_mm", "mean"] == 4
+    assert summary.loc["hd95_with_misses_mm", "mean"] == pytest.approx((9 * diagonal + 4) / 10)
+    assert summary.loc["dsc", "mean"] == pytest.approx(0.05)
+    assert summary.loc["nsd", "tolerance_mm"] == 2
+    assert summary["tolerance_mm"].count() == 1
+    said = capsys.readouterr().out
+    assert "4.0000, n=1" in said
+    assert f"{(9 * diagonal + 4) / 10:.4f} ± " in said
+    assert "NSD at 2 mm" in " ".join(said.split())
+
+
+def test_neither_map_has_the_label_and_a_false_one_counts(tmp_path: Path) -> None:
+    empty, one = np.zeros((4, 6, 8), dtype=np.uint8), np.zeros((4, 6, 8), dtype=np.uint8)
+    one[2, 2, 2] = 1
+    rules = Rules(LabelSet(("organ",), ((1,),)), details=True)
+    assert math.isnan(score_case(empty, empty, (3, 2, 1), rules)["organ"]["hd95_with_misses_mm"])
+    for prediction, truth in ((one, empty), (empty, one)):
+        found = score_case(prediction, truth, (3, 2, 1), rules)["organ"]
+        assert found["hd95_with_misses_mm"] == pytest.approx(math.sqrt(12**2 + 12**2 + 8**2))
+        assert math.isnan(found["hd95_mm"])
+        assert found["dsc"] == found["nsd"] == 0
+
+
+HOSTILE = ("NA", "[/red]", "$\\frac$", "mean", "=1+1", "a, b", 'the "left"', "cafe\u0301")
+
+
+def test_any_name_of_a_label_or_case_is_scored_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = LabelSet(HOSTILE, tuple((value,) for value in range(1, len(HOSTILE) + 1)))
+    cases = ("001", "1e3", "NA", "=x", "caf\u00e9", "a,b")
+    array = np.arange(len(HOSTILE) + 1, dtype=np.uint8).reshape(1, 3, 3).repeat(4, 1).repeat(4, 2)
+    for case in cases:
+        write(tmp_path / "truth" / f"{case}.nii.gz", array)
+        for method in ("m", "n"):
+            write(tmp_path / method / f"{unicodedata.normalize('NFD', case)}.nii.gz", array)
+    folders = {"[/b]": tmp_path / "m", "n": tmp_path / "n"}
+    with shown():
+        found = evaluate_folders(folders, tmp_path / "truth", tmp_path / "out", Rules(labels, details=True), workers=1)
+    assert not found.problems
+    read = read_table(tmp_path / "out" / "n" / "scores.csv", ("case", "label"))
+    assert read["case"].unique().tolist() == sorted(cases)
+    assert read["label"].unique().tolist() == list(HOSTILE)
+    assert set(read["dsc"]) == {1.0}
+    comparison = read_table(tmp_path / "out" / "comparison.csv", ("label", "metric", "first", "second"))
+    assert comparison["label"].unique().tolist() == [*HOSTILE, "mean of labels"]
+    assert set(comparison["cases"]) == {len(cases)}
+    said = capsys.readouterr().out
+    assert all(name in said for name in HOSTILE)
+    assert "[/b] - n" in said
+
+
+def test_one_case_in_two_files_is_refused(two_methods: dict[str, Path], tmp_path: Path) -> None:
+    write(two_methods["near"] / "case0.mha", np.zeros((8, 24, 24), dtype=np.uint8))
+    with pytest.raises(UserError, match=r"case0\.mha and case0\.nii\.gz are one case"):
+        find_pairs(two_methods["near"], tmp_path / "data" / "truth", Rules(GENERIC))
+
+
+def test_an_image_too_large_for_a_rule_leaves_the_others_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "_LARGE", 400)
+    for case, edge in (("large", 20), ("small", 12)):
+        cells = np.zeros((edge, edge), dtype=np.uint8)
+        cells[4:8, 4:8] = 1
+        write(tmp_path / "gt" / f"{case}_label.png", cells)
+        write(tmp_path / "pred" / f"{case}.png", cells)
+    rules = Rules(label_names(tmp_path, None, "cell"), "cell", count_edge_cells=True)
+    found = evaluate_folders({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
+    assert len(found.problems) == 1
+    assert "large.png" in found.problems[0]
+    assert "count_edge_cells=false" in found.problems[0]
+    assert found.scores["x"]["case"].tolist() == ["small"]
+    assert found.scores["x"]["f1"].tolist() == [1.0]
+
+
+def test_an_unforeseen_error_of_one_case_leaves_the_others_scored(
+    two_methods: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = score.score_files
+
+    def fail(prediction: Path, truth: Path, rules: Rules) -> Any:
+        if "case3" in prediction.name:
+            raise MemoryError("3 GB")
+        return original(prediction, truth, rules)
+
+    monkeypatch.setattr(score, "score_files", fail)
+    pairs, _ = find_pairs(two_methods["near"], tmp_path / "data" / "truth", Rules(GENERIC))
+    table, problems = score.score_pairs(pairs, Rules(GENERIC), workers=1)
+    assert table["case"].nunique() == 7
+    assert problems == [f"{two_methods['near'] / 'case3.nii.gz'}: could not be scored (MemoryError: 3 GB)."]
+
+
+def test_a_missing_image_leaves_all_methods_scored(two_methods: dict[str, Path], tmp_path: Path) -> None:
+    write(tmp_path / "images" / "other_0000.nii.gz", np.zeros((8, 24, 24), dtype=np.uint8))
+    truth, output = tmp_path / "data" / "truth", tmp_path / "out"
+    found = evaluate_folders(two_methods, truth, output, Rules(GENERIC), tmp_path / "images", workers=1)
+    assert list(found.scores) == ["near", "far"]
+    assert len(found.problems) == 2
+    assert all("contains no image of case" in problem for problem in found.problems)
+    assert (output / "comparison.csv").exists()

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from rich.console import Console
 
 from umamba.evaluation import Rules, score_case, score_folder, score_table, worst_median_best
+from umamba.evaluation.score import score_files
 from umamba.io import UserError
 from umamba.labels import LabelSet
 
@@ -139,3 +140,18 @@ def test_worst_median_best() -> None:
     assert worst_median_best(scores[scores["case"].isin(["p", "q"])]) == {"worst": "p", "best": "q"}
     assert worst_median_best(scores[scores["case"] == "p"]) == {"best": "p"}
     assert worst_median_best(scores[scores["case"] == "s"]) == {}
+
+
+def test_a_reference_stored_in_another_orientation(tmp_path: Path) -> None:
+    prediction, truth = np.random.default_rng(2).integers(0, 4, (2, 4, 6, 7)).astype(np.uint8)
+    path = write(tmp_path / "p.nii.gz", prediction)
+    expected = score_files(path, write(tmp_path / "t.nii.gz", truth), Rules(PLAIN, tolerance_mm=1.0))
+    turned = sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / "t.nii.gz")), "PSR")
+    sitk.WriteImage(turned, str(tmp_path / "turned.nii.gz"))
+    assert score_files(path, tmp_path / "turned.nii.gz", Rules(PLAIN, tolerance_mm=1.0)) == expected
+    image = sitk.GetImageFromArray(truth)
+    image.SetSpacing((1.0, 1.0, 2.0))
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))  # a header that is wrong, because the voxels are not turned
+    sitk.WriteImage(image, str(tmp_path / "wrong.nii.gz"))
+    with pytest.raises(UserError, match="direction"):
+        score_files(path, tmp_path / "wrong.nii.gz", Rules(PLAIN, tolerance_mm=1.0))

@@ -24,6 +24,7 @@ def _make_model(
     forward: tuple[int, int, int] = (0, 1, 2),
     precision: str = "32-true",
     regions: bool = False,
+    names: tuple[str, ...] = (),
 ) -> Model:
     """Return a model without normalisation; it has `num_classes` channels if `num_channels` is not given."""
     dim, channels = len(patch), num_channels or num_classes
@@ -54,11 +55,11 @@ def _make_model(
         configurations={configuration.name: configuration},
     )
     if regions:
-        names = tuple(f"region {index}" for index in range(num_classes))
+        names = names or tuple(f"region {index}" for index in range(num_classes))
         values = tuple(tuple(range(index + 1, num_classes + 1)) for index in range(num_classes))
         labels = LabelSet(names, values, region_order=tuple(range(1, num_classes + 1)))
     else:
-        names = tuple(f"label {index}" for index in range(1, num_classes))
+        names = names or tuple(f"label {index}" for index in range(1, num_classes))
         labels = LabelSet(names, tuple((index,) for index in range(1, num_classes)))
     return Model(network, plan, configuration, labels, channels, torch.device("cpu"), precision=precision)
 

@@ -62,7 +62,10 @@ def probabilities(models: list[Model], tmp_path: Path) -> tuple[np.ndarray, np.n
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
         "case.nii.gz",
         "case.npz",
+        "labels_itksnap.txt",
+        "labels_slicer.ctbl",
         "prediction.json",
+        "volumes.csv",
     ]
     return found, read_label(path).array[0]
 

@@ -139,7 +139,7 @@ def test_volumes_good_and_bad(project_dir: Path, checkpoints: dict[tuple[int, in
 
     again = predict(project_dir, f"checkpoint={checkpoints[3, 1]}", f"input={images / 'series'}", f"output={output}")
     assert again.returncode == 0, again.stderr
-    assert "1 of 1 images were segmented before" in again.stdout
+    assert "1 of 1 segmentations were there already" in again.stdout
 
 
 def test_natural_images(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
@@ -227,4 +227,6 @@ def test_a_full_disk_leaves_no_probabilities(
     result = predict(project_dir, *arguments, "probabilities=true", file_limit=20000)
     assert result.returncode == 2, result.stderr
     assert "a.npz: could not be written" in result.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".prediction.lock", "prediction.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *(".prediction.lock", "labels_itksnap.txt", "labels_slicer.ctbl", "prediction.json")
+    ]

@@ -77,7 +77,7 @@ def test_predictor_writes_them_beside_the_classes(make_model: Callable[..., Mode
     classes = interior_and_boundary(three_cells())[None]
     geometry = Geometry((999.0, 1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), classes.shape, True)
     write_segmentation(tmp_path / "images" / "cells.png", classes, geometry)
-    predictor = Predictor((make_model(Classes(), (16, 16), 3, num_channels=1),))
+    predictor = Predictor((make_model(Classes(), (16, 16), 3, num_channels=1, names=("interior", "boundary")),))
     asked = PredictionSettings(tile_step_size=1.0, instances="watershed")
     (segmentation,) = predictor.predict(tmp_path / "images", tmp_path / "out", asked)
     assert np.array_equal(read_label(segmentation).array[0], classes)
@@ -94,4 +94,7 @@ def test_networks_without_a_boundary_are_refused(make_model: Callable[..., Model
     predictor = Predictor((make_model(Classes(), (16, 16), 4, num_channels=1),))
     with pytest.raises(UserError, match=r"instances=components: .*label 3"):
         predictor.predict_cases([], tmp_path / "out", PredictionSettings(instances="components"))
+    ordinary = Predictor((make_model(Classes(), (16, 16), 3, num_channels=1, names=("liver", "tumour")),))
+    with pytest.raises(UserError, match=r"instances=watershed: is for cells.*this one has liver, tumour"):
+        ordinary.predict_cases([], tmp_path / "out", PredictionSettings(instances="watershed"))
     assert not (tmp_path / "out").exists()

@@ -191,6 +191,28 @@ def test_regions_and_folds(tmp_path: Path) -> None:
         export_to_nnunet(file, tmp_path / "results", fold=-1)
 
 
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", "..", "", "a\\b", "x" * 300, "a\nb"])
+def test_a_checkpoint_cannot_choose_another_folder(tmp_path: Path, name: str) -> None:
+    file = checkpoint(tmp_path / "last.ckpt", "unet", 2)
+    content = torch.load(file, weights_only=True)
+    content["umamba"]["plan"]["dataset_name"] = name
+    torch.save(content, file)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="cannot be the name of a file or folder"):
+        export_to_nnunet(file, tmp_path / "results")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("ending", ["/../../outside.nii.gz", "/x.nii.gz"])
+def test_a_checkpoints_file_ending_stays_in_the_output(tmp_path: Path, ending: str) -> None:
+    file = checkpoint(tmp_path / "last.ckpt", "unet", 2, file_ending=ending)
+    images, output = write_images(tmp_path / "images"), tmp_path / "a" / "b"
+    with pytest.raises(UserError, match=r"cannot be the name of a file|file_ending"):
+        Predictor.from_checkpoint(file).predict(images, output)
+    outside = [path for path in tmp_path.rglob("*.nii.gz") if images not in path.parents]
+    assert outside == []
+
+
 def test_other_architectures_are_refused_in_one_message(tmp_path: Path, project_dir: Path) -> None:
     file = checkpoint(tmp_path / "last.ckpt", "umamba_bot", 2)
     command = [sys.executable, str(project_dir / "export.py"), f"checkpoint={file}", f"output={tmp_path / 'results'}"]

@@ -133,7 +133,7 @@ def test_only_missing_ones_are_segmented_and_all_are_returned(
     before = [path.stat().st_mtime_ns for path in written]
     written[1].unlink()
     assert predictor.predict(images, output) == written
-    assert f"2 of 3 images were segmented before, in {output}" in capsys.readouterr().out
+    assert f"2 of 3 segmentations were there already, in {output}" in capsys.readouterr().out
     after = [path.stat().st_mtime_ns for path in written]
     assert [new > old for new, old in zip(after, before, strict=True)] == [False, True, False]
     assert predictor.predict(images, output, progress=False) == written

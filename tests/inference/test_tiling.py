@@ -205,3 +205,31 @@ def test_bfloat16_runs_close_to_float32(make_model: Callable[..., Model]) -> Non
         for precision in ("32-true", "bf16-mixed")
     )
     assert 0 < (full - half).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("share", [None, 1.0, 0.0])
+def test_slices_far_apart(make_model: Callable[..., Model], slices: int, share: float | None) -> None:
+    """Slices of 80 mm on a grid of 2 mm: most rows of the grid are not wanted; tiles that end before are left out."""
+    grid, crop = (40 * slices, 9, 7), (slices, 9, 7)
+    image = torch.randn(1, *grid, generator=torch.Generator().manual_seed(0))
+    recorder = Recorder()
+
+    class Counted(Uneven):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(recorder(x))
+
+    model = make_model(Counted(), (16, 4, 4), 1)
+    view = View(model, image, axis_maps(grid, crop, (2, 1, 1), (80, 1, 1)))
+    least, most = (logits_bytes(view, crop, SlabLayout(*cut)) for cut in ((crop[1], 1), (1, slices)))
+    layout = choose_layout([view], crop, None if share is None else least + share * (most - least))
+    assert layout is not None
+    tiles: list[int] = []
+    found = torch.full(crop, torch.nan)
+    asked = SlidingWindowSettings(tile_step_size=0.5)
+    for box, (slab,) in give_slabs([view], crop, layout, asked, sums_on=CPU, advance=tiles.append):
+        found[box] = slab.resized(0, box)
+    wanted = [20 + 40 * index for index in range(slices)]  # the nearest rows of the grid to the slices' centres
+    expected = naive_logits(Uneven(), image.numpy(), (16, 4, 4), 0.5)[0][wanted]
+    torch.testing.assert_close(found, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-3)
+    assert sum(tiles) == len(recorder.shapes) == count_tiles([view], crop, layout, 0.5)

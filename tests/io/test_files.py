@@ -1,27 +1,40 @@
-"""Atomic files, locks, partial files of ended writers, provenance, and the room's quick import."""
+"""Atomic files, full disks, locks, partial files of ended writers, provenance, and the room's quick import."""
 
 import hashlib
 import json
 import multiprocessing
 import multiprocessing.synchronize
 import os
+import platform
+import re
+import resource
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from umamba import io
+from umamba.cli import main as cli
 from umamba.io import (
+    StorageError,
     UserError,
     atomic_directory,
     atomic_path,
     exclusive,
     file_digest,
+    make_folder,
+    partial_path,
     provenance,
     read_json,
     remove_stale,
+    write_image,
     write_json,
 )
 
@@ -51,6 +64,91 @@ def test_folder_appears_on_success_only(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), atomic_directory(target) as temporary:
         (temporary / "half").write_text(str(1 / 0))
     assert list(tmp_path.iterdir()) == [target]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let the operating system refuse longer files, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_json(target, "old")
+    message = f"{re.escape(str(target))}: could not be written"
+    with file_size_limit(1000), pytest.raises(StorageError, match=message):
+        write_json(target, "new" * 1000)
+
+    def library_fails(path: Path) -> None:
+        path.write_bytes(bytes(1000))
+        raise RuntimeError("a library does not say why")
+
+    with file_size_limit(1000), pytest.raises(StorageError, match=message), atomic_path(target) as temporary:
+        library_fails(temporary)
+    with pytest.raises(RuntimeError, match="another reason"), atomic_path(target) as temporary:
+        raise RuntimeError("another reason")
+    folder = tmp_path / "folder"
+    message = re.escape(f"{folder}: could not be written")
+    with file_size_limit(1000), pytest.raises(StorageError, match=message), atomic_directory(folder) as temporary:
+        (temporary / "x").write_bytes(bytes(2000))
+    assert list(tmp_path.iterdir()) == [target]
+    assert read_json(target) == "old"
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".NII.GZ", ".nrrd", ".mha", ".png", ".tiff", ".bmp"])
+def test_no_part_of_an_image_appears_on_a_full_disk(tmp_path: Path, ending: str) -> None:
+    voxels = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    image, path = sitk.GetImageFromArray(voxels), tmp_path / f"a{ending}"
+    write_image(path, image)
+    size = path.stat().st_size
+    path.unlink()
+    for limit in (0, 40, 2000, size - 1):
+        with file_size_limit(limit), pytest.raises(StorageError, match=f"{re.escape(str(path))}: could not be written"):
+            write_image(path, image)
+        assert list(tmp_path.iterdir()) == []
+    write_image(path, image)
+    path = path.rename(path.with_name(path.name.lower()))  # ITK reads lower-case endings only
+    read = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).reshape(64, 64, -1)  # ITK reads a grey BMP as RGB
+    assert np.array_equal(read[..., 0], voxels)
+
+
+def test_what_stands_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"file: could not be written .*A file stands where a folder is needed"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(StorageError, match=r"sub: could not be written .*A file stands where a folder is needed"):
+        write_json(tmp_path / "file" / "sub" / "a.json", 1)
+    with pytest.raises(StorageError, match=r"folder: could not be written .*A folder stands where a file is needed"):
+        write_json(tmp_path / "folder", 1)
+
+
+def test_a_link_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {partial_path(tmp_path / "a.json").name for _ in range(3)}
+    assert len(names) == 3
+    foreign = tmp_path / "foreign"
+    monkeypatch.setattr("secrets.token_hex", lambda count: "ab" * count)  # somebody has guessed the name
+    guessed = tmp_path / next(iter(names)).replace(next(iter(names)).split(".")[-3], "ab" * 6)
+    guessed.symlink_to(foreign)
+    with pytest.raises(StorageError, match=r"b\.json|a\.json"):
+        write_json(tmp_path / "a.json", 1)
+    assert not foreign.exists()
+
+
+def test_the_program_says_which_disk_is_full(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(name: str, arguments: list[str]) -> int:
+        raise OSError(28, "No space left on device", "/data/run/metrics.csv")
+
+    monkeypatch.setattr(cli, "_run", full)
+    assert cli.main(["train"]) == 2
+    assert "/data/run/metrics.csv: could not be written (No space left on device)" in capsys.readouterr().err
 
 
 def test_partial_files_of_ended_writers_are_removed(tmp_path: Path) -> None:
@@ -128,6 +226,9 @@ def test_provenance_is_json_and_imports_nothing_heavy() -> None:
     record = json.loads(json.dumps(provenance()))
     assert record["packages"]["numpy"]
     assert record["git"] is None or len(record["git"]["revision"]) == 40
+    text = json.dumps(record)
+    for private in (socket.gethostname(), str(Path.home()), str(Path.cwd()), platform.release(), *sys.argv):
+        assert private not in text, "the record stands in checkpoints that are shared"
     script = "import sys; from umamba.io import provenance; provenance(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

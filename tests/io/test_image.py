@@ -1,14 +1,13 @@
 """Reading and writing images, against files written by SimpleITK, their headers and their raw bytes."""
 
 import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from umamba.io import UserError, read_image, read_label, stored_spacing, write_segmentation
+from umamba.io import UserError, read_image, read_label, write_segmentation
 
 OBLIQUE = (1.0, 0.0, 0.0, 0.0, 0.8, -0.6, 0.0, 0.6, 0.8)
 
@@ -157,16 +156,3 @@ def test_segmentation_of_a_png(tmp_path: Path) -> None:
         write_segmentation(tmp_path / "b.png", segmentation + 69966, geometry)
     with pytest.raises(ValueError, match="negative"):
         write_segmentation(tmp_path / "b.png", segmentation - 1, geometry)
-
-
-def test_stored_spacing_is_the_header_s(tmp_path: Path) -> None:
-    sitk.WriteImage(volume(), str(tmp_path / "a.nii"))
-    content = bytearray((tmp_path / "a.nii").read_bytes())
-    content[80:92] = struct.pack("<3f", 0, -2, 3)  # pixdim[1..3] of the NIfTI-1 header
-    (tmp_path / "a.nii").write_bytes(content)
-    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(content))
-    assert stored_spacing(tmp_path / "a.nii") == (0, -2, 3)
-    assert stored_spacing(tmp_path / "b.nii.gz") == (0, -2, 3)
-    sitk.WriteImage(volume(), str(tmp_path / "a.mha"))
-    assert stored_spacing(tmp_path / "a.mha") == (0.7, 0.9, 3.1)
-    assert stored_spacing(tmp_path / "a.png") is None

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from rich.table import Table
 
-from umamba.io.voice import show_messages, showing, shown, tracked
+from umamba.io.voice import ConsoleHandler, show_messages, showing, shown, tracked
 
 _LOGGER = logging.getLogger("umamba")
 
@@ -43,3 +44,15 @@ def test_further_processes_of_a_run_show_no_bars() -> None:
     assert not showing()
     show_messages()
     assert showing()
+
+
+def test_names_in_messages_control_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("label", title="of [/b] :smile:")
+    table.add_row("[/red]")
+    for message, words in ((table, ()), ("case %s,\nnext\tline [/b]", ("a\x1b[2J\udcff",))):
+        # Not by a logger, because pytest would keep the message, whose half character its processes cannot exchange.
+        ConsoleHandler().emit(logging.makeLogRecord({"msg": message, "args": words, "levelno": logging.INFO}))
+    said = capsys.readouterr()
+    assert "of [/b] :smile:" in said.out
+    assert "[/red]" in said.out
+    assert said.out.endswith("case a\\x1b[2J\\udcff,\nnext\tline [/b]\n")

@@ -1,10 +1,9 @@
 """Label sets against hand-written dataset.json entries (nnU-Net's documented forms)."""
 
-import numpy as np
 import pytest
 
 from umamba.io import UserError
-from umamba.labels import LabelSet, colours
+from umamba.labels import LabelSet
 
 
 def test_plain_labels() -> None:
@@ -66,11 +65,3 @@ def test_round_trip(labels: dict, order: list[int] | None) -> None:
 def test_mistakes_are_named(labels: dict, order: list[int] | None, word: str) -> None:
     with pytest.raises(UserError, match=word):
         LabelSet.from_json(labels, order)
-
-
-def test_colours_are_distinct_and_stable() -> None:
-    table = colours(30)
-    assert table.shape == (30, 3)
-    assert table.dtype == np.uint8
-    assert len(np.unique(table, axis=0)) == 30
-    np.testing.assert_array_equal(colours(7), table[:7])

@@ -1,16 +1,15 @@
 """The contract that every backbone fulfils in 2D and 3D; a new backbone is one line in `BACKBONES`."""
 
-import io
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from umamba.io import UserError
-from umamba.networks import architecture_names, build_network
-from umamba.planning import Configuration
+from umamba.networks import architecture_names, build_network, conformance
+from umamba.networks.conformance import CHANNELS, CHECKS, CLASSES, Check, Nonconforming, run_checks, small_configuration
 from umamba.settings import ARCHITECTURES
 
 # name -> options that make it small
@@ -23,45 +22,16 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "unetr": {"feature_size": 4, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2},
     "swinunetr": {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]},
 }
-# Odd plans: axes of different length, a stride of three, a kernel of one voxel, and channel tokens in the last stage of
-# U-Mamba Enc.
-ODD: dict[int, dict[str, Any]] = {
-    2: {
-        "patch_size": (12, 40),
-        "strides": ((1, 1), (2, 2), (3, 2)),
-        "kernel_sizes": ((3, 3), (3, 1), (1, 3)),
-        "features_per_stage": (4, 6, 20),
-    },
-    3: {
-        "patch_size": (4, 6, 40),
-        "strides": ((1, 1, 1), (1, 1, 2), (2, 3, 4)),
-        "kernel_sizes": ((1, 3, 3), (3, 1, 3), (3, 3, 3)),
-        "features_per_stage": (4, 6, 20),
-    },
-}
-CHANNELS, CLASSES = 2, 3
+SLOW = ("torch.compile",)
 
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
 both_dimensions = pytest.mark.parametrize("dim", [2, 3])
-Maker = Callable[..., Configuration]
 
 
-def build(name: str, configuration: Configuration, **options: Any) -> Any:
-    """Build a small network of a backbone after setting the seed; Any, because `deep_supervision` is set on it."""
+def needs_monai(name: str) -> None:
+    """Skip a test of a network of MONAI where MONAI is not installed."""
     if name in ("segresnet", "unetr", "swinunetr"):
         pytest.importorskip("monai")
-    torch.manual_seed(7)
-    return build_network({"name": name, **BACKBONES[name], **options}, configuration, CHANNELS, CLASSES)
-
-
-def images(configuration: Configuration, batch: int = 2) -> Tensor:
-    """Return random images of the plan's patch size."""
-    return torch.randn(batch, CHANNELS, *configuration.patch_size, generator=torch.Generator().manual_seed(1))
-
-
-def as_list(outputs: Tensor | list[Tensor]) -> list[Tensor]:
-    """Return the outputs as a list."""
-    return [outputs] if isinstance(outputs, Tensor) else outputs
 
 
 def test_every_architecture_is_listed() -> None:
@@ -70,121 +40,104 @@ def test_every_architecture_is_listed() -> None:
 
 @every_backbone
 @both_dimensions
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(each, id=each.name, marks=pytest.mark.slow if each.name in SLOW else ()) for each in CHECKS],
+)
+def test_backbones_fulfil_the_contract(name: str, dim: int, check: Check) -> None:
+    needs_monai(name)
+    check.run({"name": name, **BACKBONES[name]}, small_configuration(dim, check.odd))
+
+
+@every_backbone
+@both_dimensions
 @pytest.mark.parametrize("odd", [False, True])
-def test_outputs_have_the_plans_sizes(name: str, dim: int, odd: bool, make_configuration: Maker) -> None:
-    configuration = make_configuration(dim, **(ODD[dim] if odd else {}))
-    network = build(name, configuration).eval()
-    size = list(configuration.patch_size)
+def test_deep_supervision_has_the_plans_sizes(name: str, dim: int, odd: bool) -> None:
+    needs_monai(name)
+    configuration = small_configuration(dim, odd)
+    network: Any = build_network({"name": name, **BACKBONES[name]}, configuration, CHANNELS, CLASSES)
+    size, strides = configuration.patch_size, configuration.strides
     with torch.no_grad():
-        x = images(configuration, batch=1)
-        outputs = network(x)
-        assert network.deep_supervision == network.supports_deep_supervision
-        network.deep_supervision = False
-        alone = network(x)
-    assert isinstance(alone, Tensor)
-    assert list(alone.shape) == [1, CLASSES, *size]
-    assert torch.equal(alone, as_list(outputs)[0])
+        outputs = network(torch.zeros(1, CHANNELS, *size))
+    expected = [size, tuple(whole // stride for whole, stride in zip(size, strides[1], strict=True))]
     if network.supports_deep_supervision:
-        assert isinstance(outputs, list)
-        expected = [size, [s // t for s, t in zip(size, configuration.strides[1], strict=True)]]
-        assert [list(output.shape[2:]) for output in outputs] == expected
-        assert all(output.shape[1] == CLASSES for output in outputs)
-    else:
-        assert isinstance(outputs, Tensor)
+        assert [tuple(output.shape[2:]) for output in outputs] == expected
+    assert (network.fixed_patch_size is not None) == ((odd and name == "umamba_enc") or name == "unetr")
 
 
 @every_backbone
-@both_dimensions
-def test_gradients_reach_every_parameter_in_a_batch_of_one(name: str, dim: int, make_configuration: Maker) -> None:
-    configuration = make_configuration(dim)
-    network = build(name, configuration).train()
-    outputs = as_list(network(images(configuration, 1)))
-    torch.stack([(output * torch.randn_like(output)).sum() for output in outputs]).sum().backward()
-    without = [key for key, parameter in network.named_parameters() if parameter.grad is None]
-    assert without == []
-    assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.grad is not None)
-
-
-@every_backbone
-@both_dimensions
-def test_bfloat16_autocast_trains_without_overflow(name: str, dim: int, make_configuration: Maker) -> None:
-    configuration = make_configuration(dim)
-    network = build(name, configuration).train()
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = as_list(network(images(configuration)))
-    torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
-    assert all(output.isfinite().all() for output in outputs)
-    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
-
-
-@every_backbone
-@both_dimensions
-def test_same_seed_same_network_and_checkpoints_round_trip(name: str, dim: int, make_configuration: Maker) -> None:
-    configuration = make_configuration(dim)
-    network, twin = build(name, configuration).eval(), build(name, configuration).eval()
-    file = io.BytesIO()
-    torch.save(network.state_dict(), file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    assert all(torch.equal(tensor, state[key]) for key, tensor in twin.state_dict().items())
-    torch.manual_seed(8)
-    other = build_network({"name": name, **BACKBONES[name]}, configuration, CHANNELS, CLASSES).eval()
-    other.load_state_dict(state, strict=True)
-    x = images(configuration)
-    with torch.no_grad():
-        first, second, third = (as_list(net(x))[0] for net in (network, network, other))
-    assert torch.equal(first, second)
-    assert torch.equal(first, third)
-
-
-@every_backbone
-@both_dimensions
-def test_images_of_a_batch_do_not_mix(name: str, dim: int, make_configuration: Maker) -> None:
-    configuration = make_configuration(dim)
-    network = build(name, configuration).eval()
-    network.deep_supervision = False
-    x = images(configuration)
-    with torch.no_grad():
-        together, alone = network(x), torch.cat([network(x[:1]), network(x[1:])])
-    # not equality: kernels differ by batch size, and a Mamba layer without residual amplifies float32 noise
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-3 * together.abs().max().item())
-
-
-@every_backbone
-def test_unknown_options_are_refused(name: str, make_configuration: Maker) -> None:
+def test_unknown_options_are_refused(name: str) -> None:
+    needs_monai(name)
     with pytest.raises(UserError, match=r"Unknown key 'architecture\.d_stat'"):
-        build(name, make_configuration(2), d_stat=3)
+        build_network({"name": name, **BACKBONES[name], "d_stat": 3}, small_configuration(2))
 
 
-@every_backbone
-@both_dimensions
-def test_other_sizes_run_or_are_refused_by_name(name: str, dim: int, make_configuration: Maker) -> None:
-    """A tile of another size gives logits of that size, or a message that names the patch size."""
-    configuration = make_configuration(dim, **ODD[dim])
-    network = build(name, configuration).eval()
-    network.deep_supervision = False
-    size = tuple(2 * axis for axis in configuration.patch_size)
-    with torch.no_grad():
-        if network.fixed_patch_size is None:
-            assert network(torch.randn(1, CHANNELS, *size)).shape[2:] == size
-        else:
-            assert network.fixed_patch_size == configuration.patch_size
-            with pytest.raises(UserError, match="patch size"):
-                network(torch.randn(1, CHANNELS, *size))
-    assert (network.fixed_patch_size is not None) == (name in ("umamba_enc", "unetr"))
+class Faulty(nn.Module):
+    """A convolution with one fault."""
+
+    supports_deep_supervision = False
+    fixed_patch_size: tuple[int, ...] | None = None
+
+    def __init__(self, dim: int, fault: str) -> None:
+        super().__init__()
+        self.deep_supervision = False
+        self.fault = fault
+        self.kept: Tensor | None = None
+        convolution = nn.Conv2d if dim == 2 else nn.Conv3d
+        self.layer = convolution(CHANNELS, CLASSES, 3, padding=1)
+        self.unused = nn.Parameter(torch.ones(1), requires_grad=fault == "unused")
+        if fault == "fixed":
+            self.fixed_patch_size = (8,) * dim
+        if fault == "random":
+            nn.init.constant_(self.layer.bias, id(self) % 1000)  # type: ignore[arg-type]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits, with the fault."""
+        logits: Tensor = self.layer(image)
+        if self.fault == "keeps":
+            self.kept = logits
+        if self.fault == "mixes":
+            logits = logits + image.mean()
+        if self.fault == "overflows":
+            logits = logits.float() + torch.finfo(torch.float32).max * 2
+        if self.fault == "size":
+            logits = logits[..., 1:]
+        if self.fault == "python":
+            logits = logits * (2 if torch.compiler.is_compiling() else 1)
+        return logits
 
 
-@pytest.mark.slow
-@every_backbone
-@both_dimensions
-def test_compiled_networks_compute_the_same(name: str, dim: int, make_configuration: Maker) -> None:
-    configuration = make_configuration(dim)
-    network = build(name, configuration).double()  # rounding must not be mistaken for a difference
-    x = torch.randn(1, CHANNELS, *configuration.patch_size, dtype=torch.float64)
-    results = []
-    for forward in (network, torch.compile(network, backend="aot_eager")):
-        network.zero_grad()
-        outputs = forward(x)
-        sum(output.square().mean() for output in (outputs if isinstance(outputs, list) else [outputs])).backward()
-        results.append((outputs, [parameter.grad for parameter in network.parameters()]))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-9)
+FAULTS = {
+    "size": ("output sizes", "the logits are"),
+    "unused": ("gradients", "no gradient reaches unused"),
+    "overflows": ("bfloat16 autocast", "not finite"),
+    "mixes": ("images of a batch", "when it is alone"),
+    "fixed": ("tiles of another size", "not the plan's patch"),
+    "keeps": ("memory", "keeps an image or an output"),
+    "random": ("weights saved and loaded", "the same seed gives other weights"),
+    "python": ("torch.compile", "compiled, values differ"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_check_finds_its_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that never fails would check nothing."""
+
+    def faulty(architecture: Any, configuration: Any) -> Faulty:
+        return Faulty(configuration.dim, fault)
+
+    monkeypatch.setattr(conformance, "_built", faulty)
+    name, said = FAULTS[fault]
+    (check,) = [each for each in CHECKS if each.name == name]
+    with pytest.raises(Nonconforming, match=said):
+        check.run("faulty", small_configuration(2, check.odd))
+
+
+def test_what_a_network_raises_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Iterator[Any]:
+        raise ZeroDivisionError("by zero\nand more")
+
+    monkeypatch.setattr(conformance, "_built", broken)
+    monkeypatch.setattr(conformance, "CHECKS", CHECKS[:2])
+    outcomes = list(run_checks("broken", [3]))
+    assert [(each.passed, each.remark, each.dim) for each in outcomes] == [(False, "ZeroDivisionError: by zero", 3)] * 2

@@ -1,6 +1,9 @@
 """The CPU backends of the selective scan, compared with stored results of the official reference; backend choice."""
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +176,31 @@ def test_backends_that_cannot_be_are_refused_with_a_reason() -> None:
         resolve_backend("cpu", "fast")
     with pytest.raises(UserError, match=r"scan_backend=cuda: does not work here"):
         resolve_backend("cpu", "cuda")
+
+
+GRADIENTS = """
+import hashlib, torch
+from umamba.networks.scan import selective_scan
+random = torch.Generator().manual_seed(1)
+B, D, N, L = 1, 16, 16, 300
+u, delta, z = (torch.randn(B, D, L, generator=random).requires_grad_() for _ in range(3))
+A = (-torch.rand(D, N, generator=random)).requires_grad_()
+b, c = (torch.randn(B, N, L, generator=random).requires_grad_() for _ in range(2))
+skip, bias = (torch.randn(D, generator=random).requires_grad_() for _ in range(2))
+y = selective_scan(u, delta, A, b, c, skip, z=z, delta_bias=bias, delta_softplus=True, backend="cpu")
+y.square().sum().backward()
+for tensor in (y, *(each.grad for each in (u, delta, A, b, c, skip, z, bias))):
+    print(hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_compiled_code_computes_the_same_as_cached_code(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", GRADIENTS]
+    cold, warm = (
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    assert len(cold.splitlines()) == 9
+    assert cold == warm
+    assert list((tmp_path / "cache").rglob("*.nbc")), "the second process had a cache"

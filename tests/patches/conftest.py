@@ -35,12 +35,19 @@ class MemoryStore:
         self.loads.append(case_id)
         return self.cases[case_id]
 
+    def letters(self, case_id: str) -> tuple[str, str, str] | None:
+        return ("S", "P", "L") if self.cases[case_id].image.shape[1] > 1 else None
+
 
 @dataclass
 class SmallConfiguration:
     patch_size: tuple[int, ...]
     batch_size: int = 3
     use_mask_for_norm: tuple[bool, ...] = (False,)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        return (1.0,) * len(self.patch_size)
 
 
 def make_store(shapes: Sequence[tuple[int, ...]], channels: int = 1) -> MemoryStore:
@@ -87,7 +94,11 @@ def store_type() -> type[MemoryStore]:
 @pytest.fixture
 def often() -> AugmentationSettings:
     """Return nnU-Net's augmentation with every kind applied to half of the patches."""
-    kinds = {name: replace(kind, p=0.5) for name, kind in vars(AugmentationSettings()).items() if name != "device"}
+    kinds = {
+        name: replace(kind, p=0.5)
+        for name, kind in vars(AugmentationSettings()).items()
+        if name not in ("device", "extra")
+    }
     return AugmentationSettings(**kinds)
 
 

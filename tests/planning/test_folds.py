@@ -31,6 +31,45 @@ def test_folds_are_nnunets() -> None:
     assert sorted(name for fold in folds for name in fold["val"]) == NAMES
 
 
+PATIENTS = {name: f"patient {number // 3}" for number, name in enumerate(NAMES[:17])}
+
+
+def test_a_group_is_in_one_fold() -> None:
+    folds = split_folds(NAMES, groups=PATIENTS)
+    assert sorted(name for fold in folds for name in fold["val"]) == NAMES
+    for fold in folds:
+        assert sorted(fold["train"] + fold["val"]) == NAMES
+        groups = [{PATIENTS.get(name, name) for name in fold[part]} for part in ("train", "val")]
+        assert not groups[0] & groups[1]
+    assert sorted(len(fold["val"]) for fold in folds) == [4, 4, 5, 5, 5]
+    assert fold_cases(NAMES, 1, groups=PATIENTS) == (folds[1]["train"], folds[1]["val"])
+    train, val = fold_cases(NAMES, 9, groups=PATIENTS)  # 80:20
+    assert sorted(train + val) == NAMES
+    assert not {PATIENTS.get(name, name) for name in train} & {PATIENTS.get(name, name) for name in val}
+    assert 16 <= len(train) <= 18
+
+
+def test_groups_of_one_case_leave_nnunets_folds() -> None:
+    alone = {name: f"patient {hash(name)}" for name in NAMES}
+    assert split_folds(NAMES, groups=alone) == split_folds(NAMES)
+    assert fold_cases(NAMES, 7, groups=alone) == fold_cases(NAMES, 7)
+
+
+def test_too_few_groups() -> None:
+    with pytest.raises(UserError, match="4 groups of cases cannot be split into 5"):
+        split_folds(NAMES, groups={name: str(number % 4) for number, name in enumerate(NAMES)})
+
+
+def test_a_splits_file_that_divides_a_group_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": NAMES[:20], "val": NAMES[20:]}, {"train": NAMES[1:], "val": NAMES[:1]}]))
+    with caplog.at_level(logging.WARNING):
+        fold_cases(NAMES, 0, path, PATIENTS)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: fold 1 trains on and validates with cases of the same group, e.g. patient 0."
+    ]
+
+
 def test_fold_all_and_a_number_beyond(caplog: pytest.LogCaptureFixture) -> None:
     assert fold_cases(NAMES, "all") == (NAMES, NAMES)
     assert fold_cases(NAMES, 2) == (split_folds(NAMES)[2]["train"], split_folds(NAMES)[2]["val"])

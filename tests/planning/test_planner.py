@@ -218,6 +218,8 @@ def test_the_table_and_the_decisions_tell_the_plan(record: dict[str, Any]) -> No
     plan = plan_of(record, "nnunet")
     table = plan_table(plan)
     assert [str(column.header) for column in table.columns] == ["", "2d", "3d_fullres", "3d_lowres"]
+    marked = plan_table(plan, "3d_fullres")
+    assert [str(column.header) for column in marked.columns] == ["", "2d", "3d_fullres (trained)", "3d_lowres"]
     told = "\n".join(plan.decisions)
     for fact in ("patch 48, 192, 192", "batch 2;", "3d_lowres: planned", "CTNormalization", "percentile 10"):
         assert fact in told

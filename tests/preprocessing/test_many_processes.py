@@ -54,7 +54,9 @@ def single(project_dir: Path, raw: Path, tmp_path_factory: pytest.TempPathFactor
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed
     made = content(out)
-    assert len(made) == 2 + 2 * 8 + 1  # fingerprint and list of files; image and label of each case; store.json
+    assert (
+        len(made) == 3 + 2 * 8 + 1
+    )  # fingerprint, findings and list of files; image and label of each case; store.json
     return made
 
 

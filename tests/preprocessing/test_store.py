@@ -137,3 +137,40 @@ def test_blocks_are_small_and_divide_chunks(shape: tuple[int, ...], flat: bool) 
     assert all(b <= c <= s for b, c, s in zip(blocks, chunks, shape, strict=True))
     assert np.prod(blocks) <= 40_000
     assert blocks[1] == 1 or not flat
+
+
+def flip_a_bit(path: Path, place: float) -> None:
+    """Invert one bit of a file, at a share of its length."""
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1 << int(1000 * place) % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", np.random.default_rng(0).uniform(0, 1, 20))
+def test_a_flipped_bit_is_found_and_its_case_prepared_again(
+    raw: Path, tmp_path: Path, make_plan: Maker, place: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make_plan((2.0, 1.0, 1.0))
+    store = prepare(raw, plan, tmp_path / "out")
+    expected = {case: (store.load(case).image[:], store.load(case).label[:]) for case in store.case_ids}
+    files = sorted(store.path.glob("*.b2nd"))
+    flip_a_bit(files[int(1e6 * place) % len(files)], place)
+    assert prepare(raw, plan, tmp_path / "out") == store
+    assert "damaged on the disk, and prepared again: " in caplog.text
+    for case, (image, label) in expected.items():
+        assert np.array_equal(store.load(case).image[:], image)
+        assert np.array_equal(store.load(case).label[:], label)
+    caplog.clear()
+    prepare(raw, plan, tmp_path / "out")
+    assert not caplog.text, "it is whole again"
+
+
+def test_a_store_of_version_0_1_has_no_checksums(raw: Path, tmp_path: Path, make_plan: Maker) -> None:
+    plan = make_plan((2.0, 1.0, 1.0))
+    store = prepare(raw, plan, tmp_path / "out")
+    content = json.loads((store.path / "store.json").read_text())
+    del content["checksums"]
+    (store.path / "store.json").write_text(json.dumps(content))
+    before = {path: path.stat().st_mtime_ns for path in store.path.iterdir()}
+    assert prepare(raw, plan, tmp_path / "out") == store
+    assert {path: path.stat().st_mtime_ns for path in store.path.iterdir()} == before

@@ -1,15 +1,23 @@
 """The plan of a dataset by the rules, the paper's rows, pinned values or nnU-Net's file; and its preparation."""
 
+import errno
 import json
+import os
+import re
+import resource
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from umamba.cli.prepare import summary
 from umamba.datasets import read_dataset
-from umamba.io import UserError, read_json
+from umamba.io import StorageError, UserError, read_json
 from umamba.planning import Fingerprint, plan_table, to_nnunet_plans
 from umamba.runs.preparation import fingerprint_dataset, make_plan, plan_of, prepare, preprocess
 from umamba.settings import (
@@ -23,8 +31,8 @@ from umamba.settings import (
 )
 
 
-def write_raw(root: Path, channels: tuple[str, ...] = ("MRI",)) -> Path:
-    """Write a raw dataset of five cases of 12 x 40 x 36 voxels."""
+def write_raw(root: Path, channels: tuple[str, ...] = ("MRI",), cut: tuple[slice, ...] = ()) -> Path:
+    """Write a raw dataset of five cases of 12 x 40 x 36 voxels, or a part of them."""
     rng = np.random.default_rng(0)
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
@@ -35,7 +43,8 @@ def write_raw(root: Path, channels: tuple[str, ...] = ("MRI",)) -> Path:
             ("imagesTr", [f"{case_id}_{number:04d}" for number in range(len(channels))], rng.normal(size=label.shape)),
             ("labelsTr", [case_id], label),
         ):
-            image = sitk.GetImageFromArray(array.astype(np.float32 if folder == "imagesTr" else np.uint8))
+            part = array[cut].astype(np.float32 if folder == "imagesTr" else np.uint8)
+            image = sitk.GetImageFromArray(part)
             image.SetSpacing((1.0, 1.0, 2.5))
             for name in names:
                 sitk.WriteImage(image, str(root / folder / f"{name}.nii.gz"))
@@ -109,11 +118,96 @@ def test_a_plan_needs_no_preprocessing(settings: TrainSettings, tmp_path: Path) 
     assert planned.labels.names == ("organ",)
     assert planned.num_channels == 1
     made = sorted(path.name for path in (tmp_path / "out" / planned.dataset.name).iterdir())
-    assert made == [".fingerprint.lock", "files.json", f"fingerprint_{planned.digest[:8]}.json"]
+    key = planned.digest[:8]
+    assert made == [".fingerprint.lock", "files.json", f"findings_{key}.json", f"fingerprint_{key}.json"]
     prepared = preprocess(planned, replace(settings, paths=paths))
     assert prepared.store.case_ids == tuple("abcde")
     assert (prepared.plan, prepared.digest) == (planned.plan, planned.digest)
     assert plan_table(prepared.plan).row_count >= 1
+
+
+def test_a_full_disk_ends_in_one_message_and_the_next_command_continues(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    whole = prepare(settings)
+    full = replace(settings, paths=replace(settings.paths, preprocessed=tmp_path / "out"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 20, 300, 2000, 20_000, 60_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(StorageError, match=f"{tmp_path}/out/.*could not be written"):
+                prepare(full)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not list(tmp_path.rglob("*partial*"))
+    again = prepare(full)
+    for case_id in again.store.case_ids:
+        ours, theirs = again.store.load(case_id), whole.store.load(case_id)
+        assert np.array_equal(ours.image[:], theirs.image[:])
+        assert np.array_equal(ours.label[:], theirs.label[:])
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Return a function that refuses to make files and folders below a folder, as a read-only disk does."""
+
+    def apply(root: Path) -> None:
+        def refusing(function: Callable[..., Any], creates: Callable[..., bool]) -> Callable[..., Any]:
+            def call(path: Any, *arguments: Any, **options: Any) -> Any:
+                if creates(*arguments) and Path(path).is_relative_to(root):
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+                return function(path, *arguments, **options)
+
+            return call
+
+        monkeypatch.setattr(os, "open", refusing(os.open, lambda flags, *_: bool(flags & os.O_CREAT)))
+        monkeypatch.setattr(os, "mkdir", refusing(os.mkdir, lambda *_: True))
+
+    return apply
+
+
+def test_a_prepared_dataset_on_a_read_only_disk_can_be_used(
+    settings: TrainSettings, tmp_path: Path, read_only: Callable[[Path], None]
+) -> None:
+    other = replace(settings, paths=replace(settings.paths, preprocessed=tmp_path / "out"))
+    prepared = prepare(other)
+    read_only(tmp_path)
+    assert prepare(other) == prepared
+    (tmp_path / "out" / prepared.dataset.name / "files.json").unlink()  # the hashes are computed again, not stored
+    assert prepare(other) == prepared
+    (tmp_path / "out" / prepared.dataset.name / f"fingerprint_{prepared.digest[:8]}.json").unlink()
+    with pytest.raises(StorageError, match=f"{tmp_path}/out/.*Read-only file system"):
+        prepare(other)
+
+
+def test_the_same_image_twice_is_found_whatever_its_header_and_groups_keep_it_in_one_fold(
+    settings: TrainSettings, tmp_path: Path, messages: pytest.LogCaptureFixture
+) -> None:
+    root = write_raw(tmp_path / "Dataset001_Twins")
+    image = sitk.ReadImage(str(root / "imagesTr" / "a_0000.nii.gz"))
+    image.SetOrigin((5.0, 0.0, 0.0))
+    sitk.WriteImage(sitk.Cast(image, sitk.sitkFloat64), str(root / "imagesTr" / "d_0000.nii.gz"))
+    (root / "imagesTs").mkdir()
+    shutil.copy(root / "imagesTr" / "b_0000.nii.gz", root / "imagesTs" / "z_0000.nii.gz")
+    own = replace(
+        settings,
+        dataset=DatasetSettings(root=root),
+        paths=replace(settings.paths, preprocessed=tmp_path / "out"),
+    )
+    planned = plan_of(own)
+    assert "the same image as case a" in messages.text
+    assert planned.findings is not None
+    found = {(finding.case_id, finding.file) for finding in planned.findings if "the same" in finding.message}
+    assert found == {("d", "imagesTr/d_0000.nii.gz"), ("z", "imagesTs/z_0000.nii.gz")}
+    assert plan_of(own).findings == planned.findings  # they are kept beside the fingerprint
+    (root / "groups.csv").write_text("case,group\na,patient 1\nd,patient 1\n")
+    shutil.rmtree(tmp_path / "out")
+    findings = plan_of(own).findings
+    assert findings is not None
+    assert not [finding for finding in findings if "same image" in finding.message]
+    last = summary(prepare(own), 12.3)
+    words = r"Prepared Dataset001_Twins: 5 training and 1 test cases, 1 labels \(organ\), \d findings, 12 s, in "
+    assert re.match(words + re.escape(str(tmp_path / "out")), last)
 
 
 def test_nothing_is_printed(settings: TrainSettings, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,3 +237,15 @@ def test_the_reader_follows_the_file_ending(
 ) -> None:
     plan, _ = make_plan(settings, read_dataset(settings.dataset.root), statistics)
     assert to_nnunet_plans(plan, ending)["image_reader_writer"] == reader
+
+
+def test_slices_along_another_axis_are_no_lines(tmp_path: Path) -> None:
+    cut = (slice(None), slice(15, 16))  # one coronal slice in each file
+    root = write_raw(tmp_path / "Dataset001_Coronal", cut=cut)
+    settings = TrainSettings(
+        dataset=DatasetSettings(root=root),
+        paths=PathsSettings(preprocessed=tmp_path / "preprocessed", runs=tmp_path / "runs"),
+        plan=PlanSettings(configuration="2d"),
+    )
+    with pytest.raises(UserError, match=r"lines of 1 x \d+ voxels.*Store them as two-dimensional files"):
+        plan_of(settings)

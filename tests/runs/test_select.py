@@ -177,3 +177,15 @@ def test_other_folds_are_named(raw: Path, tmp_path: Path) -> None:
 def test_candidates_are_checked_when_the_settings_are_made(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"candidates=\[\]: give at least one folder"):
         FindBestSettings(candidates=(), raw_dataset=raw, output=tmp_path / "best")
+
+
+def test_a_random_split_beyond_the_folds_is_left_out(
+    raw: Path, tmp_path: Path, messages: pytest.LogCaptureFixture
+) -> None:
+    candidate = run_folder(tmp_path / "runs", "one", 0, folds=(0, 1, 7))
+    settings = FindBestSettings(candidates=(candidate,), raw_dataset=raw, output=tmp_path / "best", device="cpu")
+    selection = find_best(settings)
+    assert [path.parents[2].name for path in selection.best.checkpoints] == ["fold_0", "fold_1"]
+    assert "fold 7 validates cases of other folds" in messages.text
+    held_out = [case for fold in split_folds([f"case{index}" for index in range(6)])[:2] for case in fold["val"]]
+    assert sorted(selection.best.segmentations) == sorted(held_out)

@@ -172,19 +172,27 @@ def test_the_validation_of_whole_cases_flips_the_mirrored_axes_only(
         (["dataset.protocol=abdomen"], "protocol=abdomen"),
         (["dataset.protocol=cell"], "dataset.protocol=cell"),
         (["recipe.loss.class_weights=[1,2]"], r"recipe\.loss\.class_weights=\[1.0, 2.0\]: give 6 numbers"),
-        (["trainer.accelerator=gpu"], "trainer group does not fit Lightning's Trainer"),
+        (["trainer.accelerator=gpu"], r"trainer\.accelerator=gpu: .* Give trainer\.accelerator=auto or cpu"),
+        (["trainer.accelerator=mps"], r"trainer\.accelerator=mps: .*Apple GPU"),
+        (["trainer.devices=[0,1]"], r"trainer\.devices=\[0,1\]: .*such as trainer\.devices=2"),
+        (["trainer.callbacks=[{name: 'nowhere:Own'}]"], r"trainer\.callbacks\[0\]\.name=nowhere:Own: No module"),
+        (["trainer.callbacks=[{name: 'json:loads'}]"], "no class that inherits"),
+        (["trainer.callbacks=[{name: EarlyStopping, monitor: val/loss, mode: up}]"], "refuses its arguments"),
         (
             ["architecture=swinunetr", "plan.patch_size=[32,32,32]", "plan.strides=null"],
             "leaves a single voxel in SwinUNETR",
         ),
     ],
-    ids=["protocol", "cells", "class weights", "device", "one voxel left"],
+    ids=[
+        *("protocol", "cells", "class weights", "device", "apple", "indices of processors"),
+        *("no such callback", "no callback", "wrong mode", "one voxel left"),
+    ],
 )
 def test_mistakes_are_found_before_preprocessing(
     make_settings: Make, prepared: PreparedDataset, tmp_path: Path, overrides: list[str], words: str
 ) -> None:
     del prepared  # its phantom is used
-    if "trainer.accelerator=gpu" in overrides and torch.cuda.is_available():
+    if "trainer." in overrides[0] and (torch.cuda.is_available() or torch.backends.mps.is_available()):
         pytest.skip("there is a GPU")
     free = [f"plan.{name}=null" for name in ("kernel_sizes", "encoder_blocks", "decoder_blocks", "features_per_stage")]
     more = free if "plan.strides=null" in overrides else []

@@ -39,6 +39,7 @@ NNUNET_RECIPE: dict[str, Any] = {
     },
     "schedule": {"name": "poly", "exponent": 0.9, "minimum": 0.0},
     "loss": {
+        "name": None,
         "dice_weight": 1.0,
         "cross_entropy_weight": 1.0,
         "class_weights": None,
@@ -101,6 +102,7 @@ NNUNET_AUGMENTATION: dict[str, Any] = {
     "gamma_negated": {"p": 0.1, "exponent": [0.7, 1.5]},
     "gamma": {"p": 0.3, "exponent": [0.7, 1.5]},
     "mirror": {"p": 0.5, "axes": None},
+    "extra": [],
 }
 
 
@@ -112,7 +114,7 @@ def without(*kinds: str) -> dict[str, Any]:
 AUGMENTATIONS = {
     "nnunet": NNUNET_AUGMENTATION,
     "light": without("rotation", "scaling", "blur", "contrast", "low_resolution", "gamma_negated"),
-    "none": without(*(name for name in NNUNET_AUGMENTATION if name != "device")),
+    "none": without(*(name for name in NNUNET_AUGMENTATION if name not in ("device", "extra"))),
 }
 TRAINER: dict[str, Any] = {
     "accelerator": "auto",
@@ -125,6 +127,7 @@ TRAINER: dict[str, Any] = {
     "find_lr": False,
     "profiler": None,
     "accumulate_grad_batches": 1,
+    "callbacks": [],
     "compile": False,
     "activation_checkpointing": False,
     "ddp_batch": "divide",
@@ -202,12 +205,18 @@ PHANTOM: dict[str, Any] = {
 }
 WANDB: dict[str, Any] = {
     "wandb": True,
+    "tensorboard": False,
+    "mlflow": False,
     "project": "umamba",
     "entity": None,
     "panels_every": 10,
+    "further": [],
     "upload_model": False,
+    "alert": False,
+    "notify": None,
 }
-LOGGERS = {"wandb": WANDB, "csv": {**WANDB, "wandb": False}}
+CSV = {**WANDB, "wandb": False}
+LOGGERS = {"wandb": WANDB, "csv": CSV, "tensorboard": {**CSV, "tensorboard": True}, "mlflow": {**CSV, "mlflow": True}}
 PATHS = {"raw": "data/raw", "preprocessed": "data/preprocessed", "runs": "runs"}
 TRAIN: dict[str, Any] = {
     "dataset": {
@@ -235,6 +244,7 @@ TRAIN: dict[str, Any] = {
         "num_workers": None,
         "prefetch_factor": 2,
         "prepare_workers": None,
+        "check_store": True,
         "iterations_per_epoch": 250,
         "val_iterations": 50,
         "validate_cases_every": 50,
@@ -343,7 +353,7 @@ def test_any_dataset_needs_its_root() -> None:
 def test_prepare_and_describe_add_keys_of_their_own() -> None:
     prepare = {"explain": False, "nnunet_plans": None, "preview": False}
     assert composed(PrepareSettings, "dataset=phantom") == {**TRAIN, **prepare}
-    describe = {"checkpoint": None, "num_classes": None}
+    describe: dict[str, Any] = {"checkpoint": None, "num_classes": None, "trust": []}
     assert composed(DescribeSettings, "dataset=phantom") == {**TRAIN, **describe}
 
 
@@ -355,18 +365,22 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "max_memory_gb": None,
         "probabilities": False,
         "instances": None,
+        "export": [],
         "overwrite": False,
         "workers": 2,
         "device": "auto",
+        "trust": [],
         "checkpoint": here,
         "input": here,
         "output": "out",
+        "previews": 8,
         "post_processing": None,
         "precision": "auto",
     }
     assert composed(FindBestSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
         **sliding,
         "device": "auto",
+        "trust": [],
         "candidates": [here],
         "raw_dataset": here,
         "output": "out",
@@ -399,6 +413,10 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
     assert composed(ConvertSettings, "archive=flare", f"source={here}") == {
         "archive": "flare",
         "source": here,
+        "name": None,
+        "channels": [],
+        "label": None,
+        "labels": [],
         "crop": False,
         "videos": "separate",
         "workers": None,

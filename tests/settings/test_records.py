@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import lightning.pytorch.callbacks
 import pytest
 
 import umamba.settings
@@ -30,7 +31,13 @@ from umamba.settings import (
     parse,
     plain,
 )
-from umamba.settings.lightning_arguments import RESERVED, trainer_arguments
+from umamba.settings.lightning_arguments import (
+    REFUSED_CALLBACKS,
+    RESERVED,
+    callback_arguments,
+    callback_modules,
+    trainer_arguments,
+)
 
 
 def records(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
@@ -49,8 +56,10 @@ def example(record: type[Settings], folder: Path) -> Settings:
     """Return a record with its required keys given."""
     values: dict[str, Any] = dict.fromkeys(EXISTING, str(folder))
     values |= {"candidates": [str(folder)], "archive": "amos", "study": "folds", "root": "there", "output": "out"}
-    values |= {"dataset": {"root": "there"}}
-    required = [each.name for each in fields(record) if each.default is MISSING and each.default_factory is MISSING]
+    own = record.__name__ == "CustomArchitectureSettings"
+    values |= {"name": "mypackage:build" if own else "RandomBlur", "dataset": {"root": "there"}}
+    required = ["name"] * own
+    required += [each.name for each in fields(record) if each.default is MISSING and each.default_factory is MISSING]
     return parse(record, {name: values[name] for name in required})
 
 
@@ -133,6 +142,9 @@ def test_the_trainers_arguments_are_those_of_the_installed_lightning() -> None:
     signature = inspect.signature(lightning.Trainer)
     assert list(found) == list(signature.parameters)
     assert set(RESERVED) <= set(found)
+    assert set(REFUSED_CALLBACKS) <= set(callback_modules()) == {"Callback", *lightning.pytorch.callbacks.__all__}
+    parameters = inspect.signature(lightning.pytorch.callbacks.EarlyStopping).parameters
+    assert callback_arguments("EarlyStopping") == (tuple(parameters), ("monitor",))
     assert found["detect_anomaly"] == {bool}
     assert found["max_steps"] == {int}
     assert found["fast_dev_run"] == {int, bool}

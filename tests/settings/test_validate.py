@@ -292,8 +292,8 @@ def test_an_open_record_keeps_keys_that_it_does_not_declare() -> None:
 
 
 def test_lightning_checks_what_is_added_to_the_trainer() -> None:
-    assert problems(TrainerSettings, callbacks=[]) == (
-        "trainer.callbacks: cannot be set, this project's callbacks are always used.",
+    assert problems(TrainerSettings, logger=False) == (
+        "trainer.logger: cannot be set, use the logger group (logger=wandb or logger=csv).",
     )
     assert problems(TrainerSettings, detect_anomly=True)[0].startswith(
         "Unknown key 'trainer.detect_anomly'. Did you mean 'trainer.detect_anomaly'?"

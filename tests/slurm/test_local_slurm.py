@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,21 @@ def test_a_requeued_run_goes_on_in_its_folder(one_run: tuple[Path, str, str], ho
     finish(folder, study)
     log = next((folder / "runs" / "slurm" / "one" / "logs").glob(f"{job}_0.log")).read_text()
     assert f"Continuing runs/smoke_cell_unet/2d/fold_all/seed_0 after epoch {before}" in log
+
+
+def test_a_refused_array_leaves_nothing_in_the_queue(tmp_path: Path) -> None:
+    """The node has no GPU, so SLURM takes the preparation and refuses the array."""
+    (tmp_path / "one (é)").mkdir()
+    (tmp_path / "one (é)" / "sweep.yaml").write_text(STUDY)
+    given = ["slurm", "submit", "one (é)", "slurm.gpus=1", *SMALL[1:], *LONG, "paths.runs=run (1)"]
+    command = [sys.executable, "-m", "umamba", *given]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "sbatch refused" in done.stderr
+    (number,) = re.findall(r"were cancelled: (\d+)\.", done.stderr)
+    wait_for(lambda: not in_queue(number), 60)
+    assert not list((tmp_path / "run (1)").rglob("list_*.json"))
+    assert "The request fits the study." not in umamba(tmp_path, "slurm", "dry-run", "one (é)", *given[3:])
 
 
 def test_a_run_longer_than_the_time_limit_is_done_in_pieces(tmp_path: Path) -> None:

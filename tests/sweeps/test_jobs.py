@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from umamba.cli.words import override_of
 from umamba.io import UserError, read_json
 from umamba.records import RunFolder
 from umamba.settings import SlurmSettings
 from umamba.sweeps import PlannedRun
-from umamba.sweeps.jobs import launched, read_task, submission, task_name, write_list
-from umamba.sweeps.preflight import Partition, preflight, seconds
+from umamba.sweeps.jobs import Submission, launched, read_task, submission, submit, task_name, write_list
+from umamba.sweeps.preflight import Partition, cluster_obstacles, largest_array, partitions, preflight, seconds
 from umamba.sweeps.task import failure, run_task
 
 
@@ -161,3 +163,101 @@ def test_memory_grows_with_the_planned_batch(tmp_path: Path) -> None:
     large = replace(planned[0], folder=RunFolder(folder))
     assert preflight(planned, SlurmSettings(), []) == []
     assert "memory" in preflight([large], SlurmSettings(), [])[0]
+
+
+SBATCH = """#!/bin/sh
+echo "$@" >> {folder}/asked
+case "$*" in *{refused}*) echo "sbatch: error: Invalid job array specification" >&2; exit 1;; esac
+echo $(wc -l < {folder}/asked)
+"""
+
+
+def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, refused: str = "nothing", max_array: int = 1001) -> Path:
+    """Put stand-ins of SLURM's commands on the path; return the file of what sbatch and scancel were asked."""
+    (folder / "bin").mkdir()
+    scripts = {
+        "sbatch": SBATCH.format(folder=folder, refused=refused),
+        "scancel": f'#!/bin/sh\necho "scancel $@" >> {folder}/asked\n',
+        "scontrol": f'#!/bin/sh\necho "MaxArraySize            = {max_array}"\n',
+        "sinfo": '#!/bin/sh\necho "gpu*|32|256000|gpu:4|infinite|up"\n',
+        "squeue": "#!/bin/sh\n",
+    }
+    for name, text in scripts.items():
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+    return folder / "asked"
+
+
+def submissions(folder: Path, counts: list[int]) -> list[Submission]:
+    """Return a submission for each list of so many runs."""
+    lists = [write_list(folder, "study", runs(folder, count)) for count in counts]
+    return [submission(path, SlurmSettings(), ("p",), folder / "array.sh", ["study=s"]) for path in lists]
+
+
+@pytest.mark.parametrize(
+    ("refused", "cancelled"), [("--array=", "1"), ("umamba-report", "1 2"), ("umamba-prepare", "")]
+)
+def test_a_refused_job_leaves_nothing_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str, cancelled: str
+) -> None:
+    asked = fake_slurm(tmp_path, monkeypatch, refused)
+    with pytest.raises(UserError, match="Invalid job array specification") as caught:
+        submit(submissions(tmp_path / "lists", [3]))
+    scancels = [line for line in asked.read_text().splitlines() if line.startswith("scancel")]
+    assert scancels == ([f"scancel {cancelled}"] if cancelled else [])
+    assert ("were cancelled" in str(caught.value)) == bool(cancelled)
+    assert not list((tmp_path / "lists").glob("list_*"))
+
+
+def test_jobs_that_cannot_be_cancelled_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_slurm(tmp_path, monkeypatch, "--array=")
+    (tmp_path / "bin" / "scancel").write_text("#!/bin/sh\necho 'scancel: not allowed' >&2\nexit 1\n")
+    with pytest.raises(UserError, match=r"still in the queue \(scancel: not allowed\)\. Cancel them: scancel 1"):
+        submit(submissions(tmp_path / "lists", [3]))
+
+
+def test_arrays_of_one_study_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = fake_slurm(tmp_path, monkeypatch, max_array=2)
+    assert largest_array() == 2
+    numbers = submit(submissions(tmp_path / "lists", [2, 1]))
+    assert numbers == [
+        {"prepare": "1", "train": "2", "collect": "5"},
+        {"prepare": "3", "train": "4", "collect": "5"},
+    ]
+    lines = asked.read_text().splitlines()
+    assert len(lines) == 5
+    assert "--array=0-1%8" in lines[1]
+    assert "--dependency=afterok:1 " in lines[1]
+    assert "--array=0-0%8" in lines[3]
+    assert "--dependency=afterok:3,afterany:2 " in lines[3]
+    assert "--dependency=afterany:2:4 " in lines[4]
+    assert read_json(tmp_path / "lists" / "list_002_jobs.json") == numbers[1]
+
+
+def test_paths_of_logs_and_reports_are_quoted(tmp_path: Path) -> None:
+    folder = tmp_path / "100% (é)"
+    list_file = write_list(folder, "study", runs(folder, 1))
+    collect = [override_of("paths.runs", folder), override_of("overrides", ["name=my run"])]
+    jobs = submission(list_file, SlurmSettings(), ("python", "-m", "umamba"), folder / "array.sh", collect)
+    (output,) = (option for option in jobs.train if option.startswith("--output="))
+    assert output == f"--output={tmp_path}/100%% (é)/logs/%A_%a.log"
+    wrapped = shlex.split(jobs.collect[-1].removeprefix("--wrap="))
+    assert wrapped == ["python", "-m", "umamba", "report", f"paths.runs='{folder}'", "overrides=['name=my run']"]
+
+
+def test_what_the_cluster_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_slurm(tmp_path, monkeypatch)
+    offered = partitions()
+    assert cluster_obstacles(offered) == []
+    assert offered == [Partition("gpu*", 32, 250.0, 4, None)]
+    (no_partition,) = cluster_obstacles([])
+    assert "sinfo names no partition" in no_partition
+    (remark,) = preflight(runs(tmp_path), SlurmSettings(), [Partition("gpu", 32, 256.0, 4, None)])
+    assert "no default. Give slurm.partition, one of gpu" in remark
+    (remark,) = preflight(runs(tmp_path), SlurmSettings(), [Partition("gpu*", 32, 256.0, 4, None, up=False)])
+    assert "partition gpu: it is down" in remark
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert partitions() == []
+    (no_sbatch,) = cluster_obstacles([])
+    assert "sbatch was not found" in no_sbatch

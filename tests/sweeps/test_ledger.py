@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_a_finished_run_is_done_with_its_score(tmp_path: Path) -> None:
     assert left_to_do([state]) == []
     longer = run_state(planned(tmp_path, max_epochs=20), NOW)
     assert (longer.state, longer.reason) == ("pending", "trained for only 10 epochs")
+
+
+def test_a_folder_with_another_run_is_not_done(tmp_path: Path) -> None:
+    run = replace(planned(tmp_path), learnt={"recipe": {"name": "nnunet", "optimizer": {"lr": 0.1}}, "seed": 0})
+    for rate, state in ((0.1, "done"), (0.01, "failed")):
+        identity = {"recipe": {"optimizer": {"lr": rate}}, "seed": 0}
+        write(tmp_path, "run.json", json.dumps({"state": "finished", "max_epochs": 10, "identity": identity}))
+        found = run_state(run, NOW)
+        assert found.state == state
+    assert found.reason == "its folder holds another run: recipe.optimizer.lr: was 0.01, is 0.1"
 
 
 def test_cells_are_scored_by_f1(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ class ChangedStore:
     def case_ids(self) -> tuple[str, ...]:
         return tuple(self.store.case_ids)
 
+    def letters(self, case_id: str) -> tuple[str, str, str] | None:
+        return self.store.letters(case_id)
+
     def load(self, case_id: str) -> Any:
         case = self.store.load(case_id)
         label = self.change(case.label[:])

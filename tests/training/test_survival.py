@@ -20,7 +20,6 @@ from umamba.records.tables import read_metrics
 from umamba.runs import PreparedDataset
 from umamba.settings import InvalidSettings, TrainerSettings
 from umamba.training.checkpoints import AtomicCheckpointIO, newest_readable
-from umamba.training.loggers import EnduringWandbLogger, upload_model
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import IN_A_ROW, watched
 from umamba.training.stopping import SIGNALS, LeaveOnSignal
@@ -105,41 +104,6 @@ def test_a_disk_that_fills_costs_the_epoch_that_was_not_saved(small_fit: Fit, tm
     assert_equal(weights(small_fit(name="broken")), weights(whole))
 
 
-def test_a_lost_logger_ends_the_logging_only(messages: pytest.LogCaptureFixture) -> None:
-    logger = EnduringWandbLogger(offline=True)
-
-    def gone(*_: Any) -> None:
-        raise BrokenPipeError("the service is gone")
-
-    logger.attempt(gone)
-    logger.log_metrics({"loss": 1.0}, 1)
-    logger.log_image("panels", ["nowhere.png"])
-    logger.finalize("success")
-    (said,) = [message for message in messages.messages if "logging has ended" in message]
-    assert "BrokenPipeError: the service is gone" in said
-
-
-def test_the_model_is_sent_as_an_artifact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
-) -> None:
-    folder = RunFolder(tmp_path)
-    folder.set_status(wandb_id="ab12")
-    save(folder, 0)
-    sent = []
-
-    class Run:
-        def log_artifact(self, artifact: Any) -> None:
-            sent.append((artifact.name, artifact.type, list(artifact.manifest.entries)))
-
-    monkeypatch.setattr(EnduringWandbLogger, "experiment", Run())
-    logger = EnduringWandbLogger(offline=True)
-    upload_model([logger], folder)
-    assert sent == [("model-ab12", "model", ["last.ckpt"])]
-    folder.last.unlink()
-    upload_model([logger], folder)
-    assert "logging has ended" in messages.text
-
-
 def spoil(monkeypatch: pytest.MonkeyPatch, when: Callable[[SegmentationModule, int], bool]) -> None:
     """Make those training steps return NaN for which `when` is true."""
     original = SegmentationModule.training_step
@@ -215,6 +179,7 @@ class DeadlyStore:
     def __init__(self, store: CaseStore, case_id: str, error: Exception | None = None) -> None:
         self.store, self.deadly, self.error = store, case_id, error
         self.case_ids, self.parent = store.case_ids, os.getpid()
+        self.letters = store.letters
 
     def load(self, case_id: str) -> Any:
         if case_id == self.deadly and os.getpid() != self.parent:

@@ -1,4 +1,4 @@
-"""`umamba convert`: convert a public dataset to nnU-Net's raw layout."""
+"""`umamba convert`: convert a public dataset, or one in another layout, to nnU-Net's raw layout."""
 
 import logging
 
@@ -16,10 +16,17 @@ def main(settings: ConvertSettings) -> None:
     Raises:
         UserError: the source does not hold this archive, or a file cannot be read.
     """
-    from umamba.datasets.archives import converter_of
-    from umamba.datasets.convert_common import convert
+    from umamba.datasets.archives import convert_archive
+    from umamba.datasets.convert_patients import Layout
     from umamba.io.resources import available_cpus
 
-    converter = converter_of(settings.archive, crop=settings.crop, videos=settings.videos)
-    folder = convert(converter, settings.source, settings.paths.raw, settings.workers or available_cpus())
+    folder = convert_archive(
+        settings.archive,
+        settings.source,
+        settings.paths.raw,
+        settings.workers or available_cpus(),
+        layout=Layout(settings.name, settings.channels, settings.label, settings.labels),
+        crop=settings.crop,
+        videos=settings.videos,
+    )
     log.info("Converted: %s", folder.absolute())

@@ -1,6 +1,7 @@
 """`umamba describe`: show the stages of a network at a plan, and their cost."""
 
 import logging
+import textwrap
 
 from umamba.settings import DescribeSettings
 
@@ -26,8 +27,20 @@ def main(settings: DescribeSettings) -> None:
     patch = " x ".join(map(str, configuration.patch_size))
     title = f"{name} at {configuration.name}, patch {patch}, {chosen.num_classes} outputs"
     log.info(cost_table(cost, title, configuration.batch_size))
-    log.info("Plan: %s.", chosen.origin)
+    log.info(_wrapped(f"Plan: {chosen.origin}."))
     found = disagreements(chosen.architecture, configuration)
     log.info("Where the U-Mamba paper and its released code disagree%s", ":" if found else ": nowhere, here.")
     for line in found:
-        log.info("  %s", line)
+        log.info(_wrapped(line, "  "))
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    """Return a sentence in lines of at most 80 characters."""
+    return textwrap.fill(
+        text,
+        80,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,6 +1,7 @@
 """`umamba export`: write a trained U-Net as a folder that nnU-Net predicts with."""
 
 import logging
+import shlex
 
 from umamba.settings import ExportSettings
 
@@ -21,5 +22,7 @@ def main(settings: ExportSettings) -> None:
     folder = export_to_nnunet(settings.checkpoint, settings.output, settings.fold)
     log.info("Exported: %s", folder.absolute())
     log.info(
-        "nnUNetv2_predict_from_modelfolder -m %s -f %s -i IMAGES -o SEGMENTATIONS", folder.absolute(), settings.fold
+        "nnUNetv2_predict_from_modelfolder -m %s -f %s -i IMAGES -o SEGMENTATIONS",
+        shlex.quote(str(folder.absolute())),
+        settings.fold,
     )

@@ -1,6 +1,7 @@
 """`umamba find-best`: find the best of several trained configurations, and its post-processing."""
 
 import logging
+import shlex
 
 from umamba.settings import FindBestSettings
 
@@ -16,6 +17,7 @@ def main(settings: FindBestSettings) -> None:
     Raises:
         UserError: the candidates differ in their trained folds, or a candidate has no trained fold.
     """
+    from umamba.cli.words import quoted
     from umamba.runs.select import find_best, mean_score, ranking_table
 
     found = find_best(settings)
@@ -23,9 +25,7 @@ def main(settings: FindBestSettings) -> None:
     steps = ", then of ".join(str(list(values)) for values in found.post_processing.steps)
     kept = f"keep the largest component of labels {steps}" if steps else "none improves the DSC"
     log.info("Post-processing: %s; DSC %.4f before, %.4f after", kept, found.best.mean, mean_score(found.scores))
-    checkpoints = ",".join(str(path) for path in found.best.checkpoints)
-    log.info(
-        "To predict with it:\npython predict.py 'checkpoint=[%s]' post_processing=%s input=IMAGES output=DIR",
-        checkpoints,
-        settings.output / "post_processing.json",
-    )
+    paths = [str(path) for path in found.best.checkpoints]
+    listed = ",".join(quoted(path) if set(path) & set(",[]{}'\"") else path for path in paths)
+    given = [f"checkpoint=[{listed}]", f"post_processing={settings.output / 'post_processing.json'}"]
+    log.info("To predict with it:\npython predict.py %s input=IMAGES output=DIR", shlex.join(given))

@@ -14,6 +14,12 @@ from umamba.settings.fields import Key
 from umamba.settings.validate import described, plain
 
 _WIDTH = 110
+_OPTIONS = (
+    "Options",
+    "  -m                   run the command once for each value of key=a,b,c",
+    "  --config-dir FOLDER  also take config groups and options from this folder",
+    "  --cfg job            show all settings that result, and run nothing; --package KEY shows a part of them",
+)
 
 
 def command_help(command: Command) -> str:
@@ -31,6 +37,7 @@ def command_help(command: Command) -> str:
     record = getattr(settings, command.record)
     if issubclass(record, settings.TrainSettings):
         lines += ["", "Groups: group=option", *_groups()]
+    lines += ["", *_OPTIONS]
     lines += ["", "Keys: key=value (the value in brackets is the default)", *_keys(record, "")]
     return "\n".join(lines)
 

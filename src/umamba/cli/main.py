@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from umamba import __version__
-from umamba.io.errors import UserError
+from umamba.io.errors import UserError, disk_error
 
 EXIT_USER_ERROR = 2
 _HELP = ("-h", "--help", "help")
@@ -74,9 +74,13 @@ COMMANDS = {
     ),
     "convert": Command(
         "convert",
-        "Convert a public dataset to nnU-Net's raw layout after it was downloaded and unpacked.",
+        "Convert a public dataset, or your own in another layout, to nnU-Net's raw layout.",
         "ConvertSettings",
-        ("convert archive=flare source=FOLDER                    # flare, amos, endovis or cell",),
+        (
+            "convert archive=flare source=FOLDER                    # an unpacked download",
+            "convert archive=msd source=Task04_Hippocampus",
+            "convert archive=folders source=FOLDER name=Dataset500_Mine    # a folder for each patient",
+        ),
     ),
     "find-best": Command(
         "find_best",
@@ -92,6 +96,15 @@ COMMANDS = {
             "describe experiment=flare_umamba_enc",
             "describe architecture=unet plan.from_file=nnUNetPlans.json num_classes=14",
             "describe checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt",
+        ),
+    ),
+    "check-backbone": Command(
+        "check_backbone",
+        "Check a backbone, such as your own: 2D, 3D, odd sizes, gradients, autocast, compile, weights, memory.",
+        None,
+        (
+            "check-backbone mypackage.networks:build width=16",
+            "check-backbone umamba_enc --dim=3",
         ),
     ),
     "export": Command(
@@ -153,6 +166,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except OSError as error:
+        full = disk_error(error)
+        if full is None:
+            raise
+        print(f"Error: {full}", file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -168,23 +187,32 @@ def _run(name: str, arguments: list[str]) -> int:
         print(command_help(command))
         return 0
     _show_messages()
+    if name != "completion":
+        from umamba.cli.searched import with_search_path
+
+        arguments = with_search_path(arguments)
     if command.record is None:
         return int(_function(command)(arguments) or 0)
-    return _with_settings(command, arguments)
+    return _with_settings(name, command, arguments)
 
 
-def _with_settings(command: Command, arguments: list[str]) -> int:
+def _with_settings(name: str, command: Command, arguments: list[str]) -> int:
     """Compose the settings of a command and run it; Hydra handles sweeps (-m) and its own options."""
     from umamba import settings
+    from umamba.cli.arguments import checked_arguments, with_usage
     from umamba.cli.compose import settings_of
+    from umamba.settings import InvalidSettings
 
     record = getattr(settings, str(command.record))
-    options = [argument for argument in arguments if argument.startswith("-")]
-    if not options:
-        return int(_function(command)(settings_of(record, arguments)) or 0)
-    from umamba.cli.sweep import through_hydra
+    arguments = checked_arguments(name, record, arguments)
+    try:
+        if not any(argument.startswith("-") for argument in arguments):
+            return int(_function(command)(settings_of(record, arguments)) or 0)
+        from umamba.cli.sweep import through_hydra
 
-    return through_hydra(_function(command), record, arguments)
+        return through_hydra(_function(command), record, [f"hydra.job.name=umamba-{name}", *arguments])
+    except InvalidSettings as error:
+        raise with_usage(error, name, record, arguments) from None
 
 
 def _function(command: Command) -> Callable[[Any], int | None]:

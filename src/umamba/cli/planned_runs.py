@@ -3,11 +3,14 @@
 import hashlib
 import itertools
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 
 from umamba.cli.compose import settings_of
 from umamba.io.errors import UserError
 from umamba.records import RunFolder
+from umamba.records.identity import learnt_settings
 from umamba.runs.smoke import smoke_test
 from umamba.settings import TrainSettings, plain
 from umamba.sweeps import PlannedRun, StudyFile
@@ -27,12 +30,14 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
     for line in study.runs:
         settings = _settings(study, (*line, *overrides))
         if settings.name is None:
-            raise UserError(f"study={study.name}: give the run '{' '.join(line)}' a name: name=...")
+            raise UserError(f"study={study.name}: give the run '{shlex.join(line)}' a name: name=...")
         dataset, method = dataset_and_method(line, settings)
         if settings.smoke:
             settings = smoke_test(settings)
         for fold, seed in itertools.product(study.folds, study.seeds):
             one = replace(settings, fold=fold, seed=seed)
+            known = learnt_settings(one)
+            del known["batches_per_step"]  # the cluster decides how many processes train
             runs.append(
                 PlannedRun(
                     overrides=(*line, *overrides, f"fold={fold}", f"seed={seed}"),
@@ -44,6 +49,7 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
                     max_epochs=one.trainer.max_epochs,
                     batches=one.train_batches + one.val_batches,
                     preparation=preparation(one),
+                    learnt=known,
                 )
             )
     folders = [run.folder.path for run in runs]
@@ -78,9 +84,21 @@ def preparation(settings: TrainSettings) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
+def absent_datasets(runs: Sequence[PlannedRun]) -> list[str]:
+    """Return a sentence for each dataset of the runs that is not there; phantoms are made when they are needed.
+
+    Args:
+        runs: the runs.
+    """
+    one_each = {run.preparation: run for run in runs}.values()
+    found = [settings_of(TrainSettings, run.overrides) for run in one_each]
+    sentences = [None if settings.smoke else settings.dataset.absent() for settings in found]
+    return list(dict.fromkeys(sentence for sentence in sentences if sentence))
+
+
 def _settings(study: StudyFile, overrides: tuple[str, ...]) -> TrainSettings:
     """Compose a run; a mistake names the study and the run."""
     try:
         return settings_of(TrainSettings, overrides)
     except UserError as error:
-        raise UserError(f"study={study.name}, run '{' '.join(overrides)}': {error}") from error
+        raise UserError(f"study={study.name}, run '{shlex.join(overrides)}': {error}") from error

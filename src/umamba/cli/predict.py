@@ -8,7 +8,7 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: PredictSettings) -> None:
-    """Load the networks and segment the images.
+    """Load the networks, segment the images and draw the first ones.
 
     Args:
         settings: the checkpoints, the images, and how they are segmented.
@@ -16,13 +16,7 @@ def main(settings: PredictSettings) -> None:
     Raises:
         UserError: a checkpoint or an image cannot be used.
     """
-    from umamba.inference import PostProcessing, Predictor
+    from umamba.runs.prediction import predict
 
-    predictor = Predictor.from_checkpoint(
-        settings.checkpoints,
-        device=settings.device,
-        precision=settings.precision,
-        post_processing=PostProcessing.read(settings.post_processing) if settings.post_processing else None,
-    )
-    paths = predictor.predict(settings.input, settings.output, settings)
-    log.info("Segmentations in %s: %d", settings.output, len(paths))
+    paths = predict(settings)
+    log.info("Segmentations in %s: %d", paths[0].parent if paths else settings.output, len(paths))

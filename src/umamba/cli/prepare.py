@@ -1,9 +1,14 @@
 """`umamba prepare`: prepare a dataset as `umamba train` does before it trains."""
 
 import logging
+import time
+from typing import TYPE_CHECKING
 
 from umamba.io.errors import UserError
 from umamba.settings import PrepareSettings
+
+if TYPE_CHECKING:
+    from umamba.runs.preparation import PreparedDataset
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +22,7 @@ def main(settings: PrepareSettings) -> None:
     Raises:
         UserError: the dataset is absent or has problems, which are reported together.
     """
+    began = time.monotonic()
     absent = None if settings.smoke else settings.dataset.absent()
     if absent:
         raise UserError(absent)
@@ -26,7 +32,6 @@ def main(settings: PrepareSettings) -> None:
     if settings.smoke:
         settings = smoke_test(settings)
     prepared = prepare(settings, settings.explain, settings.nnunet_plans)
-    log.info("Prepared: %d cases in %s", len(prepared.store.case_ids), prepared.store.path.absolute())
     if settings.preview:
         from umamba.patches.preview import draw_preview
 
@@ -36,3 +41,20 @@ def main(settings: PrepareSettings) -> None:
             prepared.store, prepared.configuration, prepared.labels, settings.augmentation, path, seed=settings.seed
         )
         log.info("Augmented patches: %s", path.absolute())
+    log.info(summary(prepared, time.monotonic() - began))
+
+
+def summary(prepared: "PreparedDataset", seconds: float) -> str:
+    """Return the last line of the command: cases, labels, findings, time, and where the cases are.
+
+    Args:
+        prepared: the prepared dataset.
+        seconds: time since the command began.
+    """
+    dataset = prepared.dataset
+    names = ", ".join(dataset.labels.names)
+    found = "findings not kept" if prepared.findings is None else f"{len(prepared.findings)} findings"
+    return (
+        f"Prepared {dataset.name}: {len(prepared.store.case_ids)} training and {len(dataset.test)} test cases, "
+        f"{len(dataset.labels.names)} labels ({names}), {found}, {seconds:.0f} s, in {prepared.store.path.absolute()}"
+    )

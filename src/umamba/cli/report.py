@@ -18,11 +18,12 @@ def main(settings: ReportSettings) -> None:
     """
     from umamba.cli.planned_runs import planned_runs
     from umamba.cli.share import share
+    from umamba.cli.words import override_of
     from umamba.reporting import gather, write_report
     from umamba.sweeps import read_study
 
     study = read_study(share("experiments"), settings.study)
-    runs = planned_runs(study, (*settings.overrides, f"paths.runs={settings.paths.runs}"))
+    runs = planned_runs(study, (*settings.overrides, override_of("paths.runs", settings.paths.runs)))
     folder = settings.output or settings.paths.runs / "reports" / study.name
     results = gather(study.name, study.question, runs, study.published, settings.overrides)
     log.info("Report: %s", write_report(results, folder).absolute())

@@ -2,22 +2,18 @@
 
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from umamba.cli.planned_runs import planned_runs
+from umamba.cli.planned_runs import absent_datasets, planned_runs
 from umamba.cli.share import share
+from umamba.cli.words import has_choices, override_of, parsed, readable
 from umamba.io.errors import UserError
-from umamba.settings import SlurmSettings, parse, plain
+from umamba.settings import SlurmSettings, parse
 from umamba.settings.validate import wrong_choice
 from umamba.sweeps import PlannedRun, left_to_do, read_study, run_state
 from umamba.sweeps.jobs import (
@@ -31,7 +27,8 @@ from umamba.sweeps.jobs import (
     task_name,
     write_list,
 )
-from umamba.sweeps.preflight import partitions, preflight
+from umamba.sweeps.preflight import cluster_obstacles, largest_array, partitions, preflight
+from umamba.sweeps.study_file import is_study
 from umamba.sweeps.task import run_task
 
 log = logging.getLogger(__name__)
@@ -66,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: the verb, the study (or list file), slurm.KEY=VALUE, and overrides of every run.
 
     Returns:
-        The exit code.
+        The exit code; 1 if preflight found something that stops the jobs.
 
     Raises:
         UserError: a wrong verb, study, request or override; sbatch is not installed or refuses a job.
@@ -75,13 +72,15 @@ def main(arguments: Sequence[str]) -> int:
     if verb == "task":
         return train_task(Path(study))
     if verb == "prepare":
-        prepare_list(Path(study))
-    elif verb == "preflight":
+        return prepare_list(Path(study))
+    if verb == "preflight":
         runs = planned_runs(read_study(share("experiments"), study), overrides)
-        remarks = preflight(runs, request, partitions())
+        offered = partitions()
+        obstacles = [*cluster_obstacles(offered), *absent_datasets(runs)]
+        remarks = [*obstacles, *preflight(runs, request, offered)]
         log.info("\n".join(remarks) or "The request fits the study.")
-    else:
-        submit_study(study, request, overrides, dry=verb == "dry-run")
+        return EXIT_FAILED if obstacles else 0
+    submit_study(study, request, overrides, dry=verb == "dry-run")
     return 0
 
 
@@ -95,7 +94,7 @@ def submit_study(name: str, request: SlurmSettings, overrides: tuple[str, ...], 
         dry: print the jobs instead of submitting them.
 
     Raises:
-        UserError: the study does not exist; sbatch is not installed or refuses a job.
+        UserError: the study or a dataset does not exist; sbatch is not installed or refuses a job.
     """
     study = read_study(share("experiments"), name)
     runs = planned_runs(study, overrides)
@@ -105,24 +104,33 @@ def submit_study(name: str, request: SlurmSettings, overrides: tuple[str, ...], 
     if not todo:
         log.info("Nothing to submit: all %d runs are done, running or queued.", len(runs))
         return
-    for remark in preflight(todo, request, partitions()):
+    absent = absent_datasets(todo)
+    if absent and not dry:
+        raise UserError("\n".join(absent))
+    offered = partitions()
+    for remark in [*cluster_obstacles(offered), *absent, *preflight(todo, request, offered)]:
         log.info("preflight: %s", remark)
-    collect = [f"study={study.folder.absolute()}", f"paths.runs={folder.parents[1]}"]
+    collect = [override_of("study", study.folder.absolute()), override_of("paths.runs", folder.parents[1])]
     if overrides:
-        collect.append(f"overrides={list(overrides)!r}".replace(" ", ""))
-    jobs = submission(write_list(folder, study.name, todo), request, PROGRAM, share("slurm") / "array.sh", collect)
+        collect.append(override_of("overrides", overrides))
+    size = min(len(todo), largest_array()) if offered else len(todo)
+    lists = [write_list(folder, study.name, todo[start : start + size]) for start in range(0, len(todo), size)]
+    jobs = [submission(path, request, PROGRAM, share("slurm") / "array.sh", collect) for path in lists]
     if dry:
         log.info(dumps(jobs).rstrip())
-        jobs.list_file.unlink()
+        for path in lists:
+            path.unlink()
         return
+    if len(jobs) > 1:
+        log.info("The cluster allows %d tasks in an array (MaxArraySize), so there are %d arrays.", size, len(jobs))
     numbers = submit(jobs)
     log.info(
         "Submitted %d of %d runs: jobs %s (prepare), %s (train), %s (report). Logs: %s",
         len(todo),
         len(runs),
-        numbers["prepare"],
-        numbers["train"],
-        numbers["collect"],
+        " ".join(entry["prepare"] for entry in numbers),
+        " ".join(entry["train"] for entry in numbers),
+        numbers[-1]["collect"],
         folder / "logs",
     )
 
@@ -137,15 +145,20 @@ def list_folder(runs: Sequence[PlannedRun], study: str) -> Path:
     return runs[0].folder.path.parents[3].absolute() / "slurm" / study
 
 
-def prepare_list(list_file: Path) -> None:
+def prepare_list(list_file: Path) -> int:
     """Prepare every dataset and plan that the runs of a list need.
 
     Args:
         list_file: the list file.
+
+    Returns:
+        The largest exit code of the preparations.
     """
+    codes = [0]
     for overrides in prepared_overrides(list_file):
         kept = [text for text in overrides if not text.startswith(("fold=", "seed="))]
-        subprocess.run([*PROGRAM, "prepare", *kept], check=True)
+        codes.append(abs(subprocess.run([*PROGRAM, "prepare", *kept], check=False).returncode))
+    return max(codes)
 
 
 def train_task(list_file: Path) -> int:
@@ -160,7 +173,7 @@ def train_task(list_file: Path) -> int:
     index, job = task_name(os.environ)
     overrides, folder = read_task(list_file, index)
     command = launched([*PROGRAM, "train", *overrides], os.environ)
-    log.info("task %d of %s: %s", index, list_file, " ".join(overrides))
+    log.info("task %d of %s: %s", index, list_file, shlex.join(overrides))
     return EXIT_FAILED if run_task(command, folder, job) == "failed" else EXIT_STOPPED
 
 
@@ -170,32 +183,25 @@ def _read(arguments: Sequence[str]) -> tuple[str, str, SlurmSettings, tuple[str,
     if flags:
         key = flags[0].lstrip("-").split("=")[0].replace("-", "_")
         raise UserError(f"{flags[0]}: write slurm.{key}=VALUE instead. All keys: umamba slurm --help")
-    words = [text for text in arguments if "=" not in text]
+    if len(arguments) == 2 and arguments[0] in ("task", "prepare"):  # the path of a list file, with any characters
+        return arguments[0], arguments[1], SlurmSettings(), ()
+    words = [text for text in arguments if "=" not in text or is_study(text)]
     if not words or words[0] not in VERBS:
         wrong = words[0] if words else "(nothing)"
         raise UserError(wrong_choice("slurm", wrong, VERBS).replace("slurm=", "umamba slurm ", 1))
     if len(words) != 2:
         raise UserError(f"umamba slurm {words[0]}: give one study, such as table3_organs_3d. All: umamba study")
-    own = [text for text in arguments if text.lstrip("+").startswith("slurm.")]
-    overrides = tuple(text for text in arguments if "=" in text and text not in own)
+    own = [text.lstrip("+").removeprefix("slurm.") for text in arguments if text.lstrip("+").startswith("slurm.")]
+    overrides = tuple(text for text in arguments if text not in words and not text.lstrip("+").startswith("slurm."))
     return words[0], words[1], parse(SlurmSettings, _values(own)), overrides
 
 
 def _values(texts: Sequence[str]) -> dict[str, Any]:
-    """Return the values of `slurm.KEY=VALUE` texts.
-
-    Hydra's grammar reads them, because YAML takes 24:00:00 for a number. YAML reads what Hydra's grammar does not
-    allow, such as [--account=NAME] without quotes.
-    """
-    parser = OverridesParser.create()
+    """Return the values of `KEY=VALUE` texts."""
     values: dict[str, Any] = {}
-    for text in (given.lstrip("+") for given in texts):
-        name = text.split("=", 1)[0].removeprefix("slurm.")
-        try:
-            values[name] = parser.parse_override(text).value()
-        except HydraException:
-            try:
-                values[name] = plain(OmegaConf.to_object(OmegaConf.from_dotlist([text]).slurm[name]))
-            except (OmegaConfBaseException, YAMLError) as error:
-                raise UserError(f"{text}: cannot be read. Put quotes around the value.") from error
+    for key, _, value in (text.partition("=") for text in texts):
+        read = parsed(f"key={readable(SlurmSettings, key, value, sweep=False)}")
+        if read is None or has_choices(read):
+            raise UserError(f"slurm.{key}={value}: cannot be read. Put quotes around the value.")
+        values[key] = read.value()
     return values

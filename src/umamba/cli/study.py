@@ -7,6 +7,7 @@ from rich.table import Table
 
 from umamba.cli.planned_runs import planned_runs
 from umamba.cli.share import share
+from umamba.io.escape import rich_text
 from umamba.sweeps import list_studies, read_study, run_state, state_table
 
 log = logging.getLogger(__name__)
@@ -39,5 +40,6 @@ def studies_table() -> Table:
     table = Table("study", "runs", "question", title="Studies", title_justify="left")
     for name in list_studies(share("experiments")):
         study = read_study(share("experiments"), name)
-        table.add_row(name, str(len(study.runs) * len(study.folds) * len(study.seeds)), study.question)
+        count = len(study.runs) * len(study.folds) * len(study.seeds)
+        table.add_row(rich_text(name), str(count), rich_text(study.question))
     return table

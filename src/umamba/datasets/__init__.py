@@ -1,5 +1,6 @@
 """Sources of images: datasets in nnU-Net's raw layout with their checks, converters of public archives, phantoms."""
 
+from umamba.datasets.declared import READERS, REORIENTING_READER
 from umamba.datasets.digest import dataset_digest
 from umamba.datasets.findings import Finding, findings_table
 from umamba.datasets.integrity import Inspection, inspect_case
@@ -14,10 +15,13 @@ from umamba.datasets.nnunet_raw import (
 from umamba.datasets.parallel import over_cases
 from umamba.datasets.phantom import write_phantom
 from umamba.datasets.phantom_2d import write_phantom_2d
+from umamba.datasets.twins import same_images, voxel_digest
 
 __all__ = [
     "CHANNEL_NAME",
     "FIRST_CHANNEL",
+    "READERS",
+    "REORIENTING_READER",
     "Finding",
     "Inspection",
     "RawCase",
@@ -28,6 +32,8 @@ __all__ = [
     "list_findings",
     "over_cases",
     "read_dataset",
+    "same_images",
+    "voxel_digest",
     "write_phantom",
     "write_phantom_2d",
 ]

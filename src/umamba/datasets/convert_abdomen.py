@@ -37,7 +37,7 @@ def find_flare(source: Path) -> list[SourceCase]:
         training = name.startswith(_FLARE_TRAINING)
         if training or name in labels:
             own = (labels[name],) if name in labels else ()
-            cases.append(SourceCase(name, "Tr" if training else "Ts", image, own))
+            cases.append(SourceCase(name, "Tr" if training else "Ts", (image,), own))
     return cases
 
 
@@ -56,7 +56,7 @@ def find_amos(source: Path) -> list[SourceCase]:
         name = image.name.removesuffix(_IMAGE_ENDING)
         label = image.parent.with_name(_AUTHORS_LABELS) / f"{name}{_ENDING}"
         if label.exists():
-            cases.append(SourceCase(name, "Ts", image, (label,)))
+            cases.append(SourceCase(name, "Ts", (image,), (label,)))
     for folder in ("Tr", "Va"):
         for image in sorted(source.rglob(f"images{folder}/amos_*{_ENDING}")):
             match = _AMOS_NAME.search(image.name)
@@ -64,7 +64,9 @@ def find_amos(source: Path) -> list[SourceCase]:
                 continue
             label = image.parent.with_name(f"labels{folder}") / image.name
             split: Split = "Tr"
-            cases.append(SourceCase(image.name.removesuffix(_ENDING), split, image, (label,) if label.exists() else ()))
+            cases.append(
+                SourceCase(image.name.removesuffix(_ENDING), split, (image,), (label,) if label.exists() else ())
+            )
     return cases
 
 

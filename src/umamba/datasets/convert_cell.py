@@ -35,7 +35,7 @@ def find_cells(source: Path) -> list[SourceCase]:
             continue
         found = label_file(image.parent.with_name("labels"), image.stem)
         if found or split == "Ts":
-            cases.append(SourceCase(image.stem, split, image, found))
+            cases.append(SourceCase(image.stem, split, (image,), found))
     return cases
 
 
@@ -103,9 +103,31 @@ def read_classes(paths: tuple[Path, ...]) -> sitk.Image:
     Returns:
         The classes, uint8; see `interior_and_boundary`.
     """
-    instances = sitk.GetArrayFromImage(decode(paths[0]))
-    instances = instances[0] if instances.ndim == 3 else instances
+    instances = sitk.GetArrayFromImage(read_instances(paths))
     return sitk.GetImageFromArray(interior_and_boundary(instances.astype(np.int64)))
+
+
+def read_instances(paths: tuple[Path, ...]) -> sitk.Image:
+    """Read numbered cells.
+
+    Args:
+        paths: one file.
+
+    Returns:
+        The numbers (Y, X), uint16 or uint32.
+    """
+    numbers = sitk.GetArrayFromImage(decode(paths[0]))
+    return numbered(numbers[0] if numbers.ndim == 3 else numbers)
+
+
+def numbered(instances: np.ndarray) -> sitk.Image:
+    """Return numbered instances as an image.
+
+    Args:
+        instances: (Y, X), integers from 0 (background) on.
+    """
+    wide = int(instances.max(initial=0)) > np.iinfo(np.uint16).max
+    return sitk.GetImageFromArray(instances.astype(np.uint32 if wide else np.uint16))
 
 
 CELL = Converter(
@@ -119,5 +141,5 @@ CELL = Converter(
     find=find_cells,
     read_image=read_picture,
     read_label=read_classes,
-    instances=True,
+    read_instances=read_instances,
 )

@@ -18,8 +18,7 @@ from typing import Literal, TypeVar
 import SimpleITK as sitk
 
 from umamba.datasets.declared import dataset_json
-from umamba.datasets.nnunet_raw import FIRST_CHANNEL
-from umamba.io import UserError, atomic_path, exclusive, write_json
+from umamba.io import UserError, below, exclusive, make_folder, write_image, write_json
 from umamba.io.decode import decode
 from umamba.io.voice import tracked
 
@@ -40,14 +39,16 @@ class SourceCase:
     Attributes:
         case_id: its name in the converted dataset.
         split: "Tr" for training, "Ts" for test.
-        image: its image file.
+        images: its image files: several if each channel has its own.
         labels: its label files: several if each object has its own, none if it has no label.
+        group: what it shares with other cases, such as the patient; empty: nothing.
     """
 
     case_id: str
     split: Split
-    image: Path
+    images: tuple[Path, ...]
     labels: tuple[Path, ...]
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,14 @@ class Converter:
         labels: names of the labels 1, 2, ...
         file_ending: ending of the converted images and labels.
         published: number of training and test cases in the paper; None for a dataset that is not in the paper.
-        source: where the archive is published.
+        source: where the archive is published; empty for a dataset of the user's.
         licence: licence of the data.
         find: lists the cases in a folder.
-        read_image: reads the image of a case.
+        read_image: reads an image file of a case; a 4D image has the channels along its last axis.
         read_label: reads the label map of a case from all its label files.
-        instances: also copy the label files to instancesTr and instancesTs, for scores of instances.
+        read_instances: reads the numbered instances of a case from all its label files; they are also written to
+            instancesTr and instancesTs, for scores of instances. None: the labels are no instances.
+        channel_files: number of image files of a converted case: 1, or one for each channel.
     """
 
     folder: str
@@ -78,7 +81,8 @@ class Converter:
     find: Callable[[Path], list[SourceCase]]
     read_image: Callable[[Path], sitk.Image]
     read_label: Callable[[tuple[Path, ...]], sitk.Image]
-    instances: bool = False
+    read_instances: Callable[[tuple[Path, ...]], sitk.Image] | None = None
+    channel_files: int = 1
 
 
 def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path:
@@ -101,11 +105,11 @@ def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path
         raise UserError(f"source={source}: no such folder. Unpack the archive and pass its folder.")
     cases = converter.find(source)
     _check_cases(cases, source, converter)
-    target = raw / converter.folder
+    target = below(raw, converter.folder)
     with exclusive(raw / f".{converter.folder}.lock", f"the conversion of {converter.folder}"):
         for case in cases:
-            for kind in ("images", "labels", *(("instances",) if converter.instances else ())):
-                (target / f"{kind}{case.split}").mkdir(parents=True, exist_ok=True)
+            for kind in ("images", "labels", *(("instances",) if converter.read_instances else ())):
+                make_folder(target / f"{kind}{case.split}")
         written = _in_threads(partial(_write_case, converter, target), cases, workers, "Converting")
         done = len(cases) - sum(written)
         log.info("%s: %d cases converted, %d were converted before.", converter.folder, sum(written), done)
@@ -117,14 +121,17 @@ def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path
         counts = {split: sum(case.split == split for case in cases) for split in ("Tr", "Ts")}
         for line in count_lines(converter, counts["Tr"], counts["Ts"]):
             log.info(line)
+        facts = {"licence": converter.licence, "reference": converter.source}
         content = dataset_json(
             converter.channel_names,
             converter.labels,
             counts["Tr"],
             converter.file_ending,
-            licence=converter.licence,
-            reference=converter.source,
+            **{name: text for name, text in facts.items() if text},
         )
+        groups = {case.case_id: case.group for case in cases if case.group and case.split == "Tr"}
+        if len(set(groups.values())) < len(groups):
+            content["groups"] = groups
         write_json(target / "dataset.json", content)
     return target
 
@@ -153,15 +160,19 @@ def count_lines(converter: Converter, training: int, test: int) -> list[str]:
     return lines
 
 
-def image_path(converter: Converter, target: Path, case: SourceCase) -> Path:
+def image_path(converter: Converter, target: Path, case: SourceCase, channel: int = 0) -> Path:
     """Return the path of a converted image.
 
     Args:
         converter: the dataset.
         target: the dataset's folder.
         case: the case.
+        channel: number of the channel.
+
+    Raises:
+        UserError: the case's name cannot be a file name.
     """
-    return target / f"images{case.split}" / f"{case.case_id}{FIRST_CHANNEL}{converter.file_ending}"
+    return below(target, f"images{case.split}", f"{case.case_id}_{channel:04d}{converter.file_ending}")
 
 
 def content_digest(path: Path) -> str:
@@ -202,7 +213,8 @@ def check_content(digests: Mapping[SourceCase, str]) -> list[str]:
 def _check_cases(cases: Sequence[SourceCase], source: Path, converter: Converter) -> None:
     training = [case for case in cases if case.split == "Tr"]
     if not training:
-        raise UserError(f"source={source}: no training case was found. It is published at {converter.source}.")
+        published = f" It is published at {converter.source}." if converter.source else ""
+        raise UserError(f"source={source}: no training case was found.{published}")
     unlabelled = [case.case_id for case in training if not case.labels]
     if unlabelled:
         raise UserError(
@@ -217,27 +229,36 @@ def _check_cases(cases: Sequence[SourceCase], source: Path, converter: Converter
 
 def _write_case(converter: Converter, target: Path, case: SourceCase) -> bool:
     """Write the missing files of a case; return whether its image or label was missing."""
-    image = image_path(converter, target, case)
-    label = target / f"labels{case.split}" / f"{case.case_id}{converter.file_ending}"
+    images = [image_path(converter, target, case, channel) for channel in range(converter.channel_files)]
+    label = below(target, f"labels{case.split}", f"{case.case_id}{converter.file_ending}")
     was_missing = False
-    if not image.exists():
-        _write(image, converter.read_image(case.image))
+    if not all(image.exists() for image in images):
+        for image, channel in zip(images, _channels(converter, case), strict=True):
+            write_image(image, channel)
         was_missing = True
     if case.labels and not label.exists():
-        _write(label, converter.read_label(case.labels))
+        write_image(label, converter.read_label(case.labels))
         was_missing = True
-    if converter.instances:
-        for path in case.labels:
-            copy = target / f"instances{case.split}" / f"{case.case_id}_label{path.suffix}"
-            if not copy.exists():
-                with atomic_path(copy) as temporary:
-                    temporary.write_bytes(path.read_bytes())
+    if converter.read_instances and case.labels:
+        instances = below(target, f"instances{case.split}", f"{case.case_id}_label.tiff")
+        if not instances.exists():
+            write_image(instances, converter.read_instances(case.labels))
     return was_missing
 
 
-def _write(path: Path, image: sitk.Image) -> None:
-    with atomic_path(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+def _channels(converter: Converter, case: SourceCase) -> list[sitk.Image]:
+    """Return the images of a case that are written to a file each."""
+    channels = []
+    for path in case.images:
+        image = converter.read_image(path)
+        if image.GetDimension() == 4 and image.GetNumberOfComponentsPerPixel() == 1:
+            channels += [image[..., index] for index in range(image.GetSize()[3])]
+        else:
+            channels.append(image)
+    if len(channels) != converter.channel_files:
+        expected = f"{converter.channel_files} ({', '.join(converter.channel_names)})"
+        raise UserError(f"{case.images[0]}: the case has {len(channels)} channels, but must have {expected}.")
+    return channels
 
 
 def _in_threads(

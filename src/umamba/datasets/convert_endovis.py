@@ -50,10 +50,10 @@ def find_frames(source: Path, videos: str) -> list[SourceCase]:
             numbers["Tr" if masks else "Ts"].setdefault(int(match[1]), []).append(frame.stem)
             if masks:
                 own = tuple(folder / frame.name for folder in masks if (folder / frame.name).exists())
-                cases.append(SourceCase(name, "Tr", frame, own))
+                cases.append(SourceCase(name, "Tr", (frame,), own))
             else:
                 label = types / frame.name
-                cases.append(SourceCase(name, "Ts", frame, (label,) if label.exists() else ()))
+                cases.append(SourceCase(name, "Ts", (frame,), (label,) if label.exists() else ()))
     shared = sorted(set(numbers["Tr"]) & set(numbers["Ts"]))
     if videos == "new":
         left_out = tuple(f"seq{number:02d}_" for number in shared)

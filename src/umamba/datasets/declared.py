@@ -10,6 +10,10 @@ from umamba.datasets.findings import Finding
 from umamba.io import UserError, supported_endings
 from umamba.labels import LabelSet
 
+REORIENTING_READER = "NibabelIOWithReorient"  # nnU-Net's reader that turns images to RAS
+# nnU-Net's readers; all but the one above give the images as they are stored
+READERS = ("SimpleITKIO", "NibabelIO", REORIENTING_READER, "NaturalImage2DIO", "Tiff3DIO")
+
 
 def dataset_json(
     channel_names: Sequence[str], labels: Sequence[str], num_training: int, file_ending: str, **facts: Any
@@ -104,6 +108,22 @@ def declared_ending(declared: Mapping[str, Any], findings: list[Finding]) -> str
         findings.append(json_finding(f"file_ending: {json.dumps(ending)} cannot be read. Choose one of {known}."))
         return None
     return ending
+
+
+def declared_reader(declared: Mapping[str, Any], findings: list[Finding]) -> str | None:
+    """Return `REORIENTING_READER` if `overwrite_image_reader_writer` asks for it, else None.
+
+    Args:
+        declared: the content of dataset.json.
+        findings: an unknown reader is added to it.
+    """
+    reader = declared.get("overwrite_image_reader_writer")
+    if reader not in (None, "None", *READERS):
+        message = (
+            f"overwrite_image_reader_writer: {json.dumps(reader)} is not known. Choose one of {', '.join(READERS)}."
+        )
+        findings.append(json_finding(message))
+    return REORIENTING_READER if reader == REORIENTING_READER else None
 
 
 def declared_training(declared: Mapping[str, Any], found: int, findings: list[Finding]) -> int:

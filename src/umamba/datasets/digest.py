@@ -7,27 +7,40 @@ from typing import Any
 
 from umamba.datasets.nnunet_raw import RawDataset, relative
 from umamba.io import UserError, file_digest, read_json, write_json
+from umamba.io.tiff_spacing import spacing_file
 
 
-def dataset_digest(dataset: RawDataset, cache: Path | None) -> str:
+def dataset_digest(dataset: RawDataset, cache: Path | None, update: bool = True) -> str:
     """Return the hash of dataset.json, of all training images and labels, and of their paths in the dataset.
+
+    CASE.json, which states the spacing of a TIFF volume, counts as a part of it.
 
     Args:
         dataset: the dataset.
         cache: JSON file with size, modification time and hash of each file. A file whose size and time are unchanged
             is not read again. The cache is created if it is missing, and replaced if it is damaged. None: no cache.
+        update: False: only read the cache, because its disk cannot be written.
 
     Returns:
         A BLAKE2b-128 hash in hexadecimal.
+
+    Raises:
+        UserError: files cannot be read; the message names all of them.
+        StorageError: the cache cannot be written.
     """
     paths = [dataset.root / "dataset.json"]
     for case in dataset.training:
         paths += [*case.images, *([] if case.label is None else [case.label])]
+    paths += sorted({beside for beside in map(spacing_file, paths) if beside is not None})
     known = _read_cache(cache)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        entries = list(pool.map(lambda path: _entry(path, known.get(str(path))), paths))
+        found = list(pool.map(lambda path: _entry(path, known.get(str(path))), paths))
+    problems = [entry for entry in found if isinstance(entry, str)]
+    if problems:
+        raise UserError("\n".join([f"{dataset.root}: files of the dataset cannot be read.", *problems]))
+    entries = [entry for entry in found if not isinstance(entry, str)]
     current = {str(path): entry for path, entry in zip(paths, entries, strict=True)}
-    if cache is not None and current != known:
+    if cache is not None and update and current != known:
         write_json(cache, current)
     total = hashlib.blake2b(digest_size=16)
     for path, (_, _, digest) in zip(paths, entries, strict=True):
@@ -35,12 +48,17 @@ def dataset_digest(dataset: RawDataset, cache: Path | None) -> str:
     return total.hexdigest()
 
 
-def _entry(path: Path, known: Any) -> list[Any]:
-    """Return [size, mtime_ns, hash] of a file; reuse the known hash if size and time are unchanged."""
-    status = path.stat()
-    if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns]:
-        return known
-    return [status.st_size, status.st_mtime_ns, file_digest(path)]
+def _entry(path: Path, known: Any) -> list[Any] | str:
+    """Return [size, mtime_ns, hash] of a file, or why it cannot be read; reuse the hash if size and time are known."""
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return f"  {path}: is no regular file but a pipe or a device"  # reading it might never end
+        status = path.stat()
+        if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns]:
+            return known
+        return [status.st_size, status.st_mtime_ns, file_digest(path)]
+    except OSError as error:
+        return f"  {path}: {error.strerror or error}"
 
 
 def _read_cache(cache: Path | None) -> dict[str, Any]:

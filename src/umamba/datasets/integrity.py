@@ -18,16 +18,17 @@ from umamba.io import (
     Image,
     UserError,
     geometry_difference,
+    orientation_of,
+    ras_turn,
     read_image,
     read_label,
-    stored_axes,
-    stored_spacing,
+    turned,
 )
+from umamba.io.nifti import header_warnings
 from umamba.labels import LabelSet
 
 # Origins further apart than this cause a warning. The rounding of float32 headers is smaller.
 _ORIGIN_TOLERANCE_MM = 1e-2
-_ORTHONORMAL_TOLERANCE = 1e-3
 
 Report = Callable[[Path, Severity, str], None]
 
@@ -40,18 +41,22 @@ class Inspection:
         findings: its problems.
         image: the decoded image (C, Z, Y, X); None if a file cannot be decoded or the channels do not fit together.
         label: the decoded label map (1, Z, Y, X); None if there is none or it cannot be decoded.
+        orientation: in which the first image is stored, such as "RAS"; None for 2D images and undecodable ones.
     """
 
     findings: tuple[Finding, ...]
     image: Image | None
     label: Image | None
+    orientation: str | None = None
 
 
 def inspect_case(dataset: RawDataset, case: RawCase) -> Inspection:
     """Decode a case and check it. Problems of the data are returned, not raised.
 
+    If the dataset has a reorienting reader, image and label are turned to RAS before they are compared.
+
     Args:
-        dataset: the dataset, for its labels and channels.
+        dataset: the dataset, for its labels, channels and reader.
         case: the case.
     """
     findings: list[Finding] = []
@@ -60,20 +65,26 @@ def inspect_case(dataset: RawDataset, case: RawCase) -> Inspection:
         findings.append(Finding(case.case_id, relative(path, dataset.root), severity, message))
 
     parts: list[tuple[Path, Image]] = []
+    orientation = None
     for path in case.images:
         part = _decode(path, False, report)
+        if part is not None and path == case.images[0]:
+            orientation = orientation_of(part.geometry)
+        part = _turned(path, part, dataset.reader, report)
         if part is not None:
             parts.append((path, part))
-            _check_geometry(path, part.geometry, report)
+            _report_header(path, report)
             _check_intensities(path, part.array, report)
     image = _join(case, parts, len(dataset.channel_names), report) if len(parts) == len(case.images) else None
-    label = None if case.label is None else _decode(case.label, True, report)
+    label = None
+    if case.label is not None:
+        label = _turned(case.label, _decode(case.label, True, report), dataset.reader, report)
     if case.label is not None and label is not None:
-        _check_geometry(case.label, label.geometry, report)
+        _report_header(case.label, report)
         if parts:
             _check_same_grid(case.label, label.geometry, parts[0][0], parts[0][1].geometry, report)
         _check_label_values(case.label, label.array, dataset.labels, report)
-    return Inspection(tuple(findings), image, label)
+    return Inspection(tuple(findings), image, label, orientation)
 
 
 def _decode(path: Path, is_label: bool, report: Report) -> Image | None:
@@ -84,25 +95,21 @@ def _decode(path: Path, is_label: bool, report: Report) -> Image | None:
         return None
 
 
-def _check_geometry(path: Path, geometry: Geometry, report: Report) -> None:
-    """Check spacing and axes, as stored in the file and as ITK reports them, because ITK silently repairs some."""
-    for spacing in (stored_spacing(path), geometry.spacing):
-        if spacing is not None and not all(np.isfinite(value) and value > 0 for value in spacing):
-            values = ", ".join(f"{value:g}" for value in spacing)
-            report(path, "error", f"spacing ({values}) mm: every entry must be positive. Correct the header.")
-            break
-    size = len(geometry.origin_xyz)
-    if not _orthonormal(np.reshape(geometry.direction_xyz, (size, size))):
-        report(path, "error", "direction: the axes are not perpendicular unit vectors. Resample to an orthogonal grid.")
-    axes = stored_axes(path)
-    if axes is not None and not _orthonormal(axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12)):
-        message = "direction: the axes of the sform are not perpendicular, so the qform is used. Check which is right."
+def _turned(path: Path, part: Image | None, reader: str | None, report: Report) -> Image | None:
+    """Return the image turned to RAS if the dataset has a reorienting reader."""
+    if reader is None or part is None:
+        return part
+    try:
+        image = turned(part, ras_turn(part.geometry))
+    except UserError as error:
+        report(path, "error", str(error))
+        return None
+    return Image(np.ascontiguousarray(image.array), image.geometry)
+
+
+def _report_header(path: Path, report: Report) -> None:
+    for message in header_warnings(path):
         report(path, "warning", message)
-
-
-def _orthonormal(axes: np.ndarray) -> bool:
-    """Return whether the columns are perpendicular unit vectors."""
-    return np.allclose(axes.T @ axes, np.eye(len(axes)), rtol=0, atol=_ORTHONORMAL_TOLERANCE)
 
 
 def _check_intensities(path: Path, array: np.ndarray, report: Report) -> None:

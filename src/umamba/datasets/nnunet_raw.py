@@ -4,16 +4,18 @@
     NAME/imagesTr/CASE_0000.nii.gz        one file per channel, or one file with all channels if no case has more (RGB)
     NAME/labelsTr/CASE.nii.gz
     NAME/imagesTs, NAME/labelsTs          optional
+    NAME/groups.csv                       optional: case,group for each training case
 
 Instead, dataset.json may list the training cases: {"dataset": {CASE: {"images": [...], "label": ...}}}, with paths
 relative to the dataset's folder.
 """
 
 import logging
+import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +23,16 @@ from umamba.datasets.declared import (
     declared_channels,
     declared_ending,
     declared_labels,
+    declared_reader,
     declared_training,
     json_finding,
     repeated_keys,
 )
 from umamba.datasets.findings import Finding, findings_table
-from umamba.io import UserError, read_json
+from umamba.datasets.groups import read_groups
+from umamba.datasets.missing_json import remedy
+from umamba.io import UserError, read_json, wrong_name
+from umamba.io.tiff_spacing import TIFF_ENDINGS
 from umamba.labels import LabelSet
 
 log = logging.getLogger(__name__)
@@ -64,6 +70,8 @@ class RawDataset:
         training: training cases, sorted by name.
         test: cases of imagesTs, sorted by name; `label` is None if labelsTs does not have the case.
         num_training: `numTraining` of dataset.json, or the number of training cases if it is not given.
+        reader: `REORIENTING_READER` if dataset.json asks for it: images and labels are turned to RAS. Otherwise None.
+        groups: training case -> its group, such as its patient; see `umamba.datasets.groups`.
     """
 
     name: str
@@ -74,6 +82,8 @@ class RawDataset:
     training: tuple[RawCase, ...]
     test: tuple[RawCase, ...]
     num_training: int
+    reader: str | None = None
+    groups: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def read_dataset(root: Path) -> RawDataset:
@@ -116,6 +126,8 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
     root = Path(root).absolute()
     findings: list[Finding] = []
     path = root / "dataset.json"
+    if not path.exists() and root.is_dir():
+        return None, [json_finding(remedy(root))]
     try:
         declared = read_json(path)
     except UserError as error:
@@ -126,6 +138,7 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
     channel_names = declared_channels(declared, findings)
     labels = declared_labels(declared, findings)
     file_ending = declared_ending(declared, findings)
+    reader = declared_reader(declared, findings)
     if channel_names is None or labels is None or file_ending is None:
         return None, findings
     if "dataset" in declared:
@@ -143,7 +156,11 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
         if case.case_id in known
     ]
     num_training = declared_training(declared, len(training), findings)
-    return RawDataset(root.name, root, channel_names, labels, file_ending, training, test, num_training), findings
+    groups = read_groups(root, declared, known, findings)
+    dataset = RawDataset(
+        root.name, root, channel_names, labels, file_ending, training, test, num_training, reader, groups
+    )
+    return dataset, findings
 
 
 def _declared_cases(root: Path, cases: Any, findings: list[Finding]) -> tuple[RawCase, ...]:
@@ -159,17 +176,50 @@ def _declared_cases(root: Path, cases: Any, findings: list[Finding]) -> tuple[Ra
             message = 'dataset: the case must have "images" (a list of paths) and "label" (a path).'
             findings.append(Finding(case_id, "dataset.json", "error", message))
             continue
+        wrong = wrong_name(case_id)
+        if wrong:
+            message = f"dataset: the name of this case {wrong}, so no file can have it. Rename the case."
+            findings.append(Finding(case_id, "dataset.json", "error", message))
+            continue
+        if not _is_text(entry["images"]) or not isinstance(entry["label"], str):
+            message = "dataset: images must be a list of paths, and label a path."
+            findings.append(Finding(case_id, "dataset.json", "error", message))
+            continue
         images = tuple(root / image for image in entry["images"])
         case = RawCase(case_id, images, root / entry["label"])
-        missing = [path for path in (*images, root / entry["label"]) if not path.is_file()]
-        findings += [Finding(case_id, relative(path, root), "error", "no such file.") for path in missing]
+        unreadable = _unreadable(case_id, (*images, root / entry["label"]), root, "error")
+        findings += unreadable
         for path in images:
             if owner.setdefault(path, case_id) != case_id:
                 message = f"is also the image of case {owner[path]}; each case needs its own."
                 findings.append(Finding(case_id, relative(path, root), "error", message))
-        if not missing:
+        if not unreadable:
             complete.append(case)
     return tuple(complete)
+
+
+def _is_text(paths: Any) -> bool:
+    return isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+
+
+def _unreadable(case_id: str, paths: Iterable[Path], root: Path, severity: Severity) -> list[Finding]:
+    """Return a finding for each path that is no readable file: a dangling link, a folder, a device."""
+    found = []
+    for path in paths:
+        if path.is_symlink() and not os.path.exists(path):
+            message = f"no such file: the link leads to {os.readlink(path)}. Fetch that file, or remove the case."
+        elif os.path.isdir(path):
+            message = "is a folder, but must be a file."
+        elif not os.path.exists(path):
+            message = "no such file."
+        elif not os.path.isfile(path):
+            message = "is no regular file (a pipe or a device)."
+        elif not os.access(path, os.R_OK):
+            message = "cannot be read: permission denied."
+        else:
+            continue
+        found.append(Finding(case_id, relative(path, root), severity, message))
+    return found
 
 
 def _folder_cases(
@@ -193,7 +243,14 @@ def _folder_cases(
             file = f"{labels_folder.name}/{case_id}{file_ending}"
             findings.append(Finding(case_id, file, "error", "the label is missing; add it or remove the image."))
         images = {case_id: paths for case_id, paths in images.items() if case_id in labels}
-    return tuple(RawCase(case_id, images[case_id], labels.get(case_id)) for case_id in sorted(images))
+    cases = []
+    for case_id in sorted(images):
+        case = RawCase(case_id, images[case_id], labels.get(case_id))
+        unreadable = _unreadable(case_id, (*case.images, *([case.label] if case.label else [])), root, severity)
+        findings += unreadable
+        if not unreadable:
+            cases.append(case)
+    return tuple(cases)
 
 
 def _list_labels(folder: Path, file_ending: str) -> dict[str, Path]:
@@ -212,8 +269,8 @@ def _list_channels(
     """
     channels: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+        if path.name.startswith(".") or (path.suffix == ".json" and file_ending.lower() in TIFF_ENDINGS):
+            continue  # the spacing of a TIFF volume stands in CASE.json beside it
         file = f"{folder.name}/{path.name}"
         match = CHANNEL_NAME.match(path.name.removesuffix(file_ending))
         if not path.name.endswith(file_ending):

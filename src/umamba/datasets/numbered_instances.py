@@ -50,7 +50,8 @@ def classes_of_instances(root: Path, folder: Path, workers: int) -> Path:
         for path in sorted((root / f"{kind}{split}").glob("*.*"))
     }
     made_from = target / "made_from.json"
-    folder.mkdir(parents=True, exist_ok=True)
+    if made_from.exists() and read_json(made_from) == listing:
+        return target
     with exclusive(folder / f".{root.name}.made.lock", f"the classes of {root.name}"):
         if made_from.exists() and read_json(made_from) == listing:
             return target
@@ -68,7 +69,7 @@ def find_instances(root: Path) -> list[SourceCase]:
         root: the folder.
     """
     return [
-        SourceCase(image.stem, split, image, label_file(root / f"instances{split}", image.stem))
+        SourceCase(image.stem, split, (image,), label_file(root / f"instances{split}", image.stem))
         for split in SPLITS
         for image in sorted((root / f"images{split}").glob("*.*"))
         if image.suffix.lower() in ENDINGS

@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from umamba.datasets.anatomy import PHANTOM_ORGANS, Patient, Points, draw_patient, layers
 from umamba.datasets.declared import dataset_json
 from umamba.datasets.nnunet_raw import FIRST_CHANNEL
-from umamba.io import UserError, atomic_directory, exclusive, read_json, remove_stale, write_json
+from umamba.io import UserError, atomic_directory, exclusive, read_json, remove_stale, write_image, write_json
 
 PHANTOM_LICENCE = "synthetic, CC0"
 _SUBSLICES = 3
@@ -194,11 +194,12 @@ def write_once(root: Path, made_with: Mapping[str, Any], write: Callable[[Path],
     Raises:
         UserError: `root` holds something else.
     """
+    if _holds(root, made_with):
+        return root
     with exclusive(root.parent / f".{root.name}.lock", f"the phantom {root.name}"):
+        if _holds(root, made_with):
+            return root
         if root.exists():
-            found = read_json(root / "dataset.json").get("phantom") if (root / "dataset.json").is_file() else None
-            if found == made_with:
-                return root
             raise UserError(
                 f"{root}: holds another dataset, or a phantom made with other settings. Move it or rename this one."
             )
@@ -208,8 +209,12 @@ def write_once(root: Path, made_with: Mapping[str, Any], write: Callable[[Path],
     return root
 
 
+def _holds(root: Path, made_with: Mapping[str, Any]) -> bool:
+    """Return whether a folder holds the phantom with these arguments."""
+    path = root / "dataset.json"
+    return path.is_file() and read_json(path).get("phantom") == made_with
+
+
 def _write_case(folder: Path, split: str, case_id: str, case: PhantomCase) -> None:
     for kind, suffix, array in (("images", FIRST_CHANNEL, case.image), ("labels", "", case.label)):
-        target = folder / f"{kind}{split}"
-        target.mkdir(exist_ok=True)
-        sitk.WriteImage(case.on_grid(array), str(target / f"{case_id}{suffix}.nii.gz"), useCompression=True)
+        write_image(folder / f"{kind}{split}" / f"{case_id}{suffix}.nii.gz", case.on_grid(array))

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from umamba.datasets.declared import dataset_json
 from umamba.datasets.nnunet_raw import FIRST_CHANNEL
 from umamba.datasets.phantom import PHANTOM_LICENCE, write_once
-from umamba.io import UserError, write_json
+from umamba.io import UserError, write_image, write_json
 from umamba.labels.instance_maps import interior_and_boundary
 
 INSTRUMENTS = (
@@ -192,4 +192,4 @@ def write_picture(path: Path, array: np.ndarray) -> None:
         path: the file; its ending chooses the format.
         array: RGB (Y, X, 3) or grey (Y, X).
     """
-    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=array.ndim == 3), str(path))
+    write_image(path, sitk.GetImageFromArray(array, isVector=array.ndim == 3))

@@ -17,7 +17,7 @@ from umamba.datasets.convert_common import ORGANS, convert
 from umamba.datasets.nnunet_raw import FIRST_CHANNEL
 from umamba.datasets.phantom import PHANTOM_LICENCE, phantom_case, write_once
 from umamba.datasets.phantom_2d import cell_instances, endoscopy_frame, write_picture
-from umamba.io import UserError, write_json
+from umamba.io import UserError, make_folder, write_image, write_json
 
 _VOXEL_MM = 6.0
 _PICTURE = (96, 128)
@@ -66,7 +66,7 @@ def converted_phantom(root: Path, *, archive: str, num_training: int, num_test: 
         facts = {"description": f"Phantom in the layout of {archive}.", "licence": PHANTOM_LICENCE}
         write_json(folder / "dataset.json", {**facts, "phantom": made_with})
 
-    source.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(source.parent)
     write_once(source, made_with, write)
     if (root / "dataset.json").exists():
         return root
@@ -80,8 +80,8 @@ def _write_flare(folder: Path, num_training: int, num_test: int, seed: int) -> N
         part = folder / ("FLARE22Train" if training else "Testing")
         name = f"FLARE22_Tr_{index + 1:04d}" if training else f"FLARETs_{index - num_training + 1:04d}"
         image, label = _abdomen(seed, index)
-        _write_volume(image, part / "images" / f"{name}{FIRST_CHANNEL}.nii.gz")
-        _write_volume(label, part / "labels" / f"{name}.nii.gz")
+        write_image(part / "images" / f"{name}{FIRST_CHANNEL}.nii.gz", image)
+        write_image(part / "labels" / f"{name}.nii.gz", label)
 
 
 def _write_amos(folder: Path, num_training: int, num_test: int, seed: int) -> None:
@@ -94,12 +94,12 @@ def _write_amos(folder: Path, num_training: int, num_test: int, seed: int) -> No
             split, name = "Tr" if index < num_training - 1 else "Va", f"amos_{507 + index:04d}.nii.gz"
             values = sitk.GetImageFromArray(to_amos[sitk.GetArrayFromImage(label)])
             values.CopyInformation(label)
-            _write_volume(image, folder / "amos22" / f"images{split}" / name)
-            _write_volume(values, folder / "amos22" / f"labels{split}" / name)
+            write_image(folder / "amos22" / f"images{split}" / name, image)
+            write_image(folder / "amos22" / f"labels{split}" / name, values)
         else:
             own, name = folder / "Dataset702_AbdomenMR", f"mr_{index - num_training + 1:04d}"
-            _write_volume(image, own / "imagesTs" / f"{name}{FIRST_CHANNEL}.nii.gz")
-            _write_volume(label, own / "labelsTs" / f"{name}.nii.gz")
+            write_image(own / "imagesTs" / f"{name}{FIRST_CHANNEL}.nii.gz", image)
+            write_image(own / "labelsTs" / f"{name}.nii.gz", label)
 
 
 def _write_endovis(folder: Path, num_training: int, num_test: int, seed: int) -> None:
@@ -119,12 +119,12 @@ def _write_endovis(folder: Path, num_training: int, num_test: int, seed: int) ->
             image, types = endoscopy_frame(np.random.default_rng([seed, index]), _PICTURE)
             index += 1
             name = f"frame{frame:03d}.png"
-            _write_picture(own / "left_frames" / name, image)
+            write_picture(own / "left_frames" / name, image)
             if part.endswith("test"):
-                _write_picture(own / "gt" / "TypeSegmentation" / name, types)
+                write_picture(own / "gt" / "TypeSegmentation" / name, types)
                 continue
             for kind, masks in enumerate(_MASKS, start=1):
-                _write_picture(own / "ground_truth" / masks / name, np.where(types == kind, _SHAFT, 0).astype(np.uint8))
+                write_picture(own / "ground_truth" / masks / name, np.where(types == kind, _SHAFT, 0).astype(np.uint8))
 
 
 def _write_cell(folder: Path, num_training: int, num_test: int, seed: int) -> None:
@@ -134,8 +134,8 @@ def _write_cell(folder: Path, num_training: int, num_test: int, seed: int) -> No
         image, cells = cell_instances(np.random.default_rng([seed, index]), _PICTURE)
         wide = image if dtype is np.uint8 else image.astype(np.uint16) * 200
         part = folder / ("Training-labeled" if index < num_training else "Tuning")
-        _write_picture(part / "images" / f"cell_{index:05d}.{ending}", wide if channels == 3 else wide[..., 0])
-        _write_picture(part / "labels" / f"cell_{index:05d}_label.tiff", cells)
+        write_picture(part / "images" / f"cell_{index:05d}.{ending}", wide if channels == 3 else wide[..., 0])
+        write_picture(part / "labels" / f"cell_{index:05d}_label.tiff", cells)
 
 
 # Each writes the archive into a folder: (folder, num_training, num_test, seed).
@@ -152,13 +152,3 @@ def _abdomen(seed: int, index: int) -> tuple[sitk.Image, sitk.Image]:
     case = phantom_case(seed, index, _VOXEL_MM)
     values = np.array((0, *(1 + ORGANS.index(name) for name in PHANTOM_ORGANS)), dtype=np.uint8)
     return case.on_grid(case.image), case.on_grid(values[case.label])
-
-
-def _write_volume(image: sitk.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path), useCompression=True)
-
-
-def _write_picture(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(path, array)

@@ -3,19 +3,21 @@
 from umamba.evaluation.overlap import dice
 from umamba.evaluation.score import (
     Rules,
+    rules_sentence,
     score_arrays,
     score_case,
     score_files,
     score_folder,
     score_pairs,
-    score_table,
     worst_median_best,
 )
+from umamba.evaluation.score_table import score_table
 from umamba.evaluation.surface import surface_dice
 
 __all__ = [
     "Rules",
     "dice",
+    "rules_sentence",
     "score_arrays",
     "score_case",
     "score_files",

@@ -1,7 +1,10 @@
 """Scores of folders of segmentations: tables, statistical tests between methods, and pictures."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +12,19 @@ import pandas
 from rich.table import Table
 
 from umamba.evaluation.protocols import ABDOMEN_ORGANS
-from umamba.evaluation.score import TITLES, Rules, metrics_of, score_pairs, score_table, worst_median_best
-from umamba.evaluation.statistics import MEAN, compare_methods, summarize
-from umamba.io import UserError, atomic_path, read_image, read_json, read_label, supported_endings
+from umamba.evaluation.score import TITLES, Rules, metrics_of, score_pairs, worst_median_best
+from umamba.evaluation.score_table import score_table
+from umamba.evaluation.statistics import compare_methods, summarize
+from umamba.io import UserError, below, oriented_like, read_image, read_json, read_label, supported_endings
+from umamba.io.escape import rich_text
+from umamba.io.tabular import write_table
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
 from umamba.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 
+_NAMES = ["label", "metric"]
 _DIGITS = 4  # decimals in the official scripts' tables
 _CELL_SUFFIX = "_label"
 _FIRST_CHANNEL = "_0000"
@@ -86,7 +93,8 @@ def evaluate_folders(
 
     Files in `output`:
         scores.csv: one row for each case and label.
-        summary.csv: means, standard deviations and confidence intervals.
+        summary.csv: means, standard deviations and confidence intervals, each with the number of cases it was made of;
+            rows of the NSD also have its tolerance.
         boxplots.png: the scores of all labels.
         volumes.png: with generic rules and details.
         overlays/: if images are given.
@@ -109,6 +117,7 @@ def evaluate_folders(
     """
     scores: dict[str, pandas.DataFrame] = {}
     problems: list[str] = []
+    targets = {method: below(output, method) if len(predictions) > 1 else output for method in predictions}
     for method, folder in predictions.items():
         pairs, missing = find_pairs(folder, truth, rules)
         table, found = score_pairs(pairs, rules, workers)
@@ -116,17 +125,19 @@ def evaluate_folders(
         if table.empty:
             raise UserError("No case could be scored:\n" + "\n".join(problems))
         scores[method] = table
-        target = output / method if len(predictions) > 1 else output
-        _write_tables(table, pairs, rules, target)
-        log.info(score_table(table, f"{method}: {table['case'].nunique()} cases"))
-        if images is not None and rules.protocol != "cell":
-            draw_overlays(table, pairs, images, rules.labels, target / "overlays")
+        _write_tables(table, pairs, rules, targets[method])
+        log.info(score_table(table, method, rules.sentence, expected=len(pairs) + len(missing)))
+        if images is not None:
+            try:
+                draw_overlays(table, pairs, images, rules.labels, targets[method] / "overlays")
+            except UserError as error:  # without pictures the scores are as good
+                problems.append(str(error))
     metrics = metrics_of(next(iter(scores.values())))
-    _draw_scores(scores, metrics, output)
+    _draw_scores(scores, metrics, output, targets)
     comparison = None
     if len(scores) > 1:
         comparison = compare_methods(scores, metrics)
-        _write_csv(comparison, output / "comparison.csv")
+        write_table(output / "comparison.csv", comparison)
         log.info(comparison_table(comparison))
     return Evaluation(scores, comparison, tuple(problems))
 
@@ -135,7 +146,8 @@ def find_pairs(predictions: Path, truth: Path, rules: Rules) -> tuple[dict[str, 
     """Return the files (prediction, reference) of each case, and a message for each missing prediction.
 
     Every reference needs a prediction. With strict_official only the predictions decide which cases are scored, as in
-    the official scripts. Predictions without a reference are ignored.
+    the official scripts. Predictions without a reference are ignored. Names also match if only their Unicode form
+    differs (NFC, NFD).
 
     Args:
         predictions: folder of segmentations.
@@ -143,16 +155,34 @@ def find_pairs(predictions: Path, truth: Path, rules: Rules) -> tuple[dict[str, 
         rules: protocol and strict_official are read.
 
     Raises:
-        UserError: a folder does not exist or contains no label map.
+        UserError: a folder does not exist, contains no label map, or contains a case twice.
     """
     predicted, true = _files(predictions, "predictions"), _files(truth, "truth")
     if rules.protocol == "cell":
         true = {case.removesuffix(_CELL_SUFFIX): path for case, path in true.items()}
+    predicted = _renamed(predicted, true)
     pairs = {case: (predicted[case], path) for case, path in true.items() if case in predicted}
     missing = [] if rules.strict_official else sorted(true.keys() - predicted.keys())
     return pairs, [
         f"{predictions}: there is no segmentation of {case} ({true[case].name} in {truth})." for case in missing
     ]
+
+
+def _renamed(found: Mapping[str, Path], wanted: Iterable[str]) -> dict[str, Path]:
+    """Return files under the wanted names, where a name differs only by its Unicode form, as on macOS (NFD, NFC)."""
+    forms = Counter(map(_composed, wanted))
+    exact = set(wanted)
+    by_form = {_composed(name): name for name in wanted}
+    names = {
+        name: by_form[_composed(name)]
+        for name in found
+        if name not in exact and forms[_composed(name)] == 1 and by_form[_composed(name)] not in found
+    }
+    return {names.get(name, name): path for name, path in found.items()}
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _files(folder: Path, key: str) -> dict[str, Path]:
@@ -162,7 +192,10 @@ def _files(folder: Path, key: str) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         ending = next((ending for ending in supported_endings() if path.name.lower().endswith(ending)), None)
         if ending and path.is_file() and not path.name.startswith("."):
-            found[path.name[: -len(ending)]] = path
+            case = path.name[: -len(ending)]
+            if case in found and key != "images":
+                raise UserError(f"{key}={folder}: {found[case].name} and {path.name} are one case. Remove one of them.")
+            found[case] = path
     if not found:
         raise UserError(f"{key}={folder}: contains no label map ({', '.join(supported_endings())}). Check the path.")
     return found
@@ -208,28 +241,28 @@ def draw_overlays(
     Raises:
         UserError: a case has no image in the folder.
     """
-    from umamba.evaluation.overlay import overlay_figure
+    from umamba.evaluation.overlay import case_figure, write_overlay
 
-    found = _files(images, "images")
+    found = _renamed(_files(images, "images"), [*pairs, *(f"{case}{_FIRST_CHANNEL}" for case in pairs)])
     for rank, case in worst_median_best(scores).items():
         path = found.get(case, found.get(f"{case}{_FIRST_CHANNEL}"))
         if path is None:
             raise UserError(f"images={images}: contains no image of {case}. Give the folder of the images.")
         image = read_image([path])
-        prediction, truth = (read_label(file).array[0] for file in pairs[case])
+        prediction, truth = (oriented_like(read_label(file), image.geometry).array[0] for file in pairs[case])
         target = folder / f"{rank}_{case}.png"
-        overlay_figure(image.array, truth, prediction, image.geometry.spacing, labels, target)
+        write_overlay(case_figure(image, truth, prediction, labels, scores, case), target)
 
 
 def comparison_table(comparison: pandas.DataFrame) -> Table:
     """Return the printable table of paired tests: over the means of all labels, or the scores of a single label."""
-    shown = comparison[comparison["label"] == MEAN] if (comparison["label"] == MEAN).any() else comparison
+    shown = comparison[comparison["label"] == comparison["label"].iloc[-1]]  # the means of all labels, if there are any
     table = Table(title="Paired differences (Wilcoxon's signed-rank test, Holm's correction)")
     for column in ("metric", "methods", "cases", "difference", "p", "p corrected"):
         table.add_column(column)
     for _, row in shown.iterrows():
         p_values = ("few cases" if pandas.isna(row[key]) else f"{row[key]:.4g}" for key in ("p_value", "p_holm"))
-        methods = f"{row['first']} - {row['second']}"
+        methods = rich_text(f"{row['first']} - {row['second']}")
         table.add_row(TITLES[row["metric"]], methods, str(row["cases"]), f"{row['difference']:+.4f}", *p_values)
     return table
 
@@ -275,7 +308,9 @@ def official_tables(
     }
 
 
-def _draw_scores(scores: Mapping[str, pandas.DataFrame], metrics: Sequence[str], output: Path) -> None:
+def _draw_scores(
+    scores: Mapping[str, pandas.DataFrame], metrics: Sequence[str], output: Path, targets: Mapping[str, Path]
+) -> None:
     from umamba.evaluation.plots import (
         bland_altman,
         box_plots,
@@ -284,17 +319,22 @@ def _draw_scores(scores: Mapping[str, pandas.DataFrame], metrics: Sequence[str],
     box_plots(scores, {metric: TITLES[metric] for metric in metrics}, output / "boxplots.png")
     for method, table in scores.items():
         if "volume_ml" in table.columns:
-            bland_altman(table, (output / method if len(scores) > 1 else output) / "volumes.png")
+            bland_altman(table, targets[method] / "volumes.png")
+
+
+def _tolerance(rules: Rules, label: str, metric: str) -> float:
+    """Return the tolerance of a row of summary.csv; NaN for other metrics, and for a mean over different tolerances."""
+    values = set(rules.tolerances().values())
+    common = values.pop() if len(values) == 1 else math.nan
+    return rules.tolerances().get(label, common) if metric == "nsd" else math.nan
 
 
 def _write_tables(scores: pandas.DataFrame, pairs: Mapping[str, tuple[Path, Path]], rules: Rules, folder: Path) -> None:
-    _write_csv(scores, folder / "scores.csv")
-    _write_csv(summarize(scores, metrics_of(scores)), folder / "summary.csv")
+    write_table(folder / "scores.csv", scores)
+    summary = summarize(scores, metrics_of(scores))
+    if rules.tolerances():
+        summary["tolerance_mm"] = [_tolerance(rules, label, metric) for label, metric in summary[_NAMES].to_numpy()]
+    write_table(folder / "summary.csv", summary)
     if rules.strict_official:
         for name, table in official_tables(scores, pairs, rules).items():
-            _write_csv(table, folder / name)
-
-
-def _write_csv(table: pandas.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+            write_table(folder / name, table)

@@ -98,7 +98,10 @@ def score_cells(
     dsc = dice(interior, truth > 0)
     found = connected_components(interior, connectivity=2)
     if truth.size >= _LARGE and count_edge_cells:
-        raise ValueError("cells at the edge cannot be counted in images with 25 million pixels or more")
+        raise ValueError(
+            "cells at the edge cannot be counted in images with 25 million pixels or more, which are scored in tiles; "
+            "score these with count_edge_cells=false"
+        )
     counts = np.zeros(5, dtype=np.int64)
     for tile_truth, tile_found in _tiles(truth, found) if truth.size >= _LARGE else [(truth, found)]:
         number = _numbered if count_edge_cells else _inner_cells

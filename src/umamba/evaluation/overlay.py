@@ -1,143 +1,196 @@
-"""Pictures of a case: image, truth and prediction side by side, in the slices with the largest area of truth."""
+"""Pictures of a case: image, truth, prediction and errors, in the slices with the largest area of truth."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from skimage.measure import label as connected_components
 
-from umamba.evaluation.overlap import dice
-from umamba.io import atomic_path
-from umamba.labels import LabelSet, colours
+from umamba.evaluation.score import TITLES, metrics_of
+from umamba.io import Image, atomic_path
+from umamba.io.escape import mathtext
+from umamba.labels import LabelSet
+from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_instances, paint_labels, scaled
+from umamba.labels.view import View, largest_slice, letters_of, plane_size, planes_shown
 
-_PLANES = ("axial", "coronal", "sagittal")
-_ALPHA = 0.35
 _COLUMN_INCHES = 3.2
+_OPAQUE = 6  # wrong voxels on a line of sight that are drawn nearly opaque
+# Vermilion, blue and yellow of Okabe and Ito (2008), which colour-blind readers tell apart.
+_ERRORS = {"false": (213, 94, 0), "missed": (0, 114, 178), "another label": (240, 228, 66)}
 
 
 def overlay_figure(
     image: np.ndarray,
-    truth: np.ndarray,
+    truth: np.ndarray | None,
     prediction: np.ndarray,
     spacing: Sequence[float],
     labels: LabelSet,
-    path: Path,
+    *,
+    letters: Sequence[str] | None = None,
+    title: str = "",
+    score: str = "",
     window: tuple[float, float] | None = None,
-) -> None:
-    """Draw the columns image, truth and prediction into a PNG file, written atomically.
+    instances: bool = False,
+) -> Figure:
+    """Draw the columns image, truth, prediction and errors; without truth, image and prediction.
 
-    The rows are the axial, coronal and sagittal slices with the largest area of truth (of prediction if the truth is
-    empty), in their physical proportions; an image with one slice has one row. Coronal and sagittal slices are drawn
-    with the last axial slice on top, which is the head if the image is stored from foot to head.
+    The rows are the axial, coronal and sagittal slices with the largest area of truth (of prediction if there is no
+    truth), in their physical proportions and in radiological convention; an image with one slice has one row. The
+    errors are those of all slices, seen through the volume, so that a false positive far from the drawn slice is
+    visible too.
 
     Args:
         image: (C, Z, Y, X); three channels of 8-bit integers are drawn in colour, otherwise the first channel in grey.
-        truth: integers (Z, Y, X).
+        truth: integers (Z, Y, X), or None.
         prediction: integers (Z, Y, X).
         spacing: (Z, Y, X) in mm.
         labels: names and values of the labels, which also determine the colours.
-        path: the file to write, ending in .png.
-        window: grey values that are drawn black and white; None: the range of the segmented voxels, extended by half of
-            it on both sides, within the 0.5th and 99.5th percentile of the image.
-    """
-    truth, prediction = np.asarray(truth), np.asarray(prediction)
-    axes_shown = (0,) if truth.shape[0] == 1 else (0, 1, 2)
-    guide = truth if _foreground(truth, labels).any() else prediction
-    picture = _to_display(np.asarray(image), window, _foreground(guide, labels))
-    slices = [_largest_slice(_foreground(guide, labels), axis) for axis in axes_shown]
+        letters: direction in which each axis (Z, Y, X) grows, such as ("S", "P", "L") (`labels.view.letters_of`); None:
+            not known, or a photograph, which is drawn as it is stored.
+        title: name of the case, written above the picture with the window.
+        score: text beside "prediction", such as "mean DSC 0.912".
+        window: grey values that are drawn black and white; None: chosen by `labels.painting.scaled`.
+        instances: whether truth and prediction hold the numbers of instances (cells) instead of labels.
 
-    sizes = [_physical_size(truth.shape, spacing, axis) for axis in axes_shown]
+    Returns:
+        The figure, which `write_overlay` writes.
+    """
+    view = View.of(letters)
+    image, prediction = view.turn(np.asarray(image)), view.turn(np.asarray(prediction))
+    truth = None if truth is None else view.turn(np.asarray(truth))
+    spacing = view.turn_axes(spacing)
+    if truth is not None and labels.ignore is not None:
+        prediction = np.where(truth == labels.ignore, 0, prediction)  # what is not annotated is no error
+    found = _segmented(prediction, labels, instances)
+    wanted = found if truth is None else _segmented(truth, labels, instances)
+    guide = wanted if wanted.any() else found
+    picture, shown_window = scaled(image, window, guide)
+    rows = planes_shown(prediction.shape)
+    columns = {"image": None, "truth": truth, "prediction": prediction}
+    if truth is None:
+        del columns["truth"]
+
+    sizes = [plane_size(prediction.shape, spacing, axis) for axis in rows]
     heights = [height / width for height, width in sizes]
-    figure = Figure(figsize=(3 * _COLUMN_INCHES, _COLUMN_INCHES * sum(heights) + 1.0), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(axes_shown), 3, squeeze=False, height_ratios=heights)
-    for row, axis, index, size in zip(grid, axes_shown, slices, sizes, strict=True):
-        plane = _PLANES[axis] if len(axes_shown) == 3 else "slice"
-        for column, segmentation in zip(row, (None, truth, prediction), strict=True):
-            _draw(column, _take(picture, axis, index), size)
-            if segmentation is not None:
-                _draw_labels(column, _take(segmentation, axis, index), size, labels)
-        row[0].set_ylabel(f"{plane} {index}", fontsize=8)
-    for column, title in zip(
-        grid[0], ("image", "truth", f"prediction, {_score(prediction, truth, labels)}"), strict=True
-    ):
-        column.set_title(title, fontsize=9)
-    handles = [
-        Patch(facecolor=colour / 255, label=name)
-        for name, colour in zip(labels.names, colours(len(labels.names)), strict=True)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8, frameon=False)
+    count = len(columns) + (truth is not None)
+    figure = new_figure(count * _COLUMN_INCHES, _COLUMN_INCHES * sum(heights) + 1.2)
+    grid = figure.subplots(len(rows), count, squeeze=False, height_ratios=heights)
+    drawn: set[int] = set()
+    counts: dict[str, int] = {}
+    for line, axis, size in zip(grid, rows, sizes, strict=True):
+        index = largest_slice(guide, axis)
+        plane = np.take(picture, index, axis=axis)
+        for cell, (name, segmentation) in zip(line, columns.items(), strict=False):
+            draw_plane(cell, plane, size, view.edges(axis))
+            if segmentation is None:
+                continue
+            if instances:
+                counts[name] = paint_instances(cell, np.take(segmentation, index, axis=axis), size)
+            else:
+                drawn |= paint_labels(cell, np.take(segmentation, index, axis=axis), size, labels)
+        if truth is not None:
+            draw_plane(line[-1], plane * 0.6, size, view.edges(axis))
+            _paint_errors(line[-1], found, wanted, None if instances else prediction != truth, axis, size)
+        number = view.stored_index(axis, index, prediction.shape[axis])
+        line[0].set_ylabel(f"{view.name(axis)} {number}" if prediction.shape[axis] > 1 else "", fontsize=8)
+    for cell, name in zip(grid[0], [*columns, "errors"], strict=False):
+        text = f"{name}, {counts[name]} instances" if name in counts else name
+        if name == "prediction" and score:
+            text += f", {score}"
+        if name == "errors" and prediction.shape[rows[0]] > 1:
+            text += " of all slices (opaque: many)"
+        cell.set_title(mathtext(text), fontsize=9)
+    figure.suptitle(mathtext(f"{title}: {shown_window}" if title else shown_window), fontsize=9)
+    errors = [Patch(facecolor=_unit(colour), label=name) for name, colour in _ERRORS.items()]
+    label_legend(figure, labels, drawn, errors[: 2 if instances else 3] if truth is not None else ())
+    return figure
+
+
+def case_figure(
+    image: Image, truth: np.ndarray, prediction: np.ndarray, labels: LabelSet, scores: pandas.DataFrame, case: str
+) -> Figure:
+    """Draw a scored case, see `overlay_figure`.
+
+    Args:
+        image: the image.
+        truth: integers (Z, Y, X); the numbers of the cells if the scores are F1.
+        prediction: integers (Z, Y, X), labels.
+        labels: names and values of the labels.
+        scores: columns case, label and metrics.
+        case: name of the case.
+    """
+    cells = "f1" in scores.columns
+    if cells:
+        prediction = connected_components(prediction == 1, connectivity=prediction.ndim)  # as they are scored
+    return overlay_figure(
+        image.array,
+        truth,
+        prediction,
+        image.geometry.spacing,
+        labels,
+        letters=letters_of(image.geometry),
+        title=case,
+        score=case_score(scores, case),
+        instances=cells,
+    )
+
+
+def case_score(scores: pandas.DataFrame, case: str) -> str:
+    """Return the score that ranks cases, in words: the mean over labels of the table's first metric.
+
+    Args:
+        scores: columns case, label and metrics.
+        case: name of the case.
+
+    >>> case_score(pandas.DataFrame({"case": ["a", "a"], "label": ["x", "y"], "dsc": [0.8, 0.9]}), "a")
+    'mean DSC 0.850'
+    """
+    metric = metrics_of(scores)[0]
+    values = scores.loc[scores["case"] == case, metric]
+    return f"{'mean ' if len(values) > 1 else ''}{TITLES[metric]} {values.mean():.3f}"
+
+
+def write_overlay(figure: Figure, path: Path) -> None:
+    """Write a figure into a PNG file, atomically.
+
+    Args:
+        figure: the figure.
+        path: the file, ending in .png.
+    """
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def _to_display(image: np.ndarray, window: tuple[float, float] | None, segmented: np.ndarray) -> np.ndarray:
-    """Return the image scaled to 0..1: (Z, Y, X, 3) for three channels of 8-bit integers, otherwise (Z, Y, X)."""
-    if image.shape[0] == 3 and image.dtype == np.uint8:
-        return np.moveaxis(image, 0, -1) / 255.0
-    grey = image[0].astype(np.float32)
-    low, high = window if window is not None else _window_of(grey, segmented)
-    return np.clip((grey - low) / max(high - low, 1e-8), 0.0, 1.0)
+def _segmented(segmentation: np.ndarray, labels: LabelSet, instances: bool) -> np.ndarray:
+    if instances:
+        return segmentation != 0
+    return np.isin(segmentation, sorted({value for values in labels.values for value in values}))
 
 
-def _window_of(grey: np.ndarray, segmented: np.ndarray) -> tuple[float, float]:
-    low, high = (float(value) for value in np.percentile(grey, (0.5, 99.5)))
-    if not segmented.any():
-        return low, high
-    darkest, brightest = (float(value) for value in np.percentile(grey[segmented], (0.5, 99.5)))
-    margin = (brightest - darkest) / 2
-    return max(low, darkest - margin), min(high, brightest + margin)
-
-
-def _foreground(segmentation: np.ndarray, labels: LabelSet) -> np.ndarray:
-    return np.isin(segmentation, [value for values in labels.values for value in values])
-
-
-def _largest_slice(mask: np.ndarray, axis: int) -> int:
-    """Return the index of the slice with most voxels of a mask; the middle slice if the mask is empty."""
-    areas = mask.sum(axis=tuple(other for other in range(3) if other != axis))
-    return int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
-
-
-def _take(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """Return one slice with its rows from top to bottom; in coronal and sagittal slices Z points upwards."""
-    plane = np.take(volume, index, axis=axis)
-    return plane if axis == 0 else plane[::-1]
-
-
-def _physical_size(shape: Sequence[int], spacing: Sequence[float], axis: int) -> tuple[float, float]:
-    height, width = (shape[other] * spacing[other] for other in range(3) if other != axis)
-    return height, width
-
-
-def _draw(axes: Axes, plane: np.ndarray, size: tuple[float, float]) -> None:
+def _paint_errors(
+    axes: Axes, found: np.ndarray, wanted: np.ndarray, unequal: np.ndarray | None, axis: int, size: tuple[float, float]
+) -> None:
+    """Paint where, in any slice along the axis, foreground is missed, false or of another label."""
     height, width = size
-    axes.imshow(plane, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def _draw_labels(axes: Axes, plane: np.ndarray, size: tuple[float, float], labels: LabelSet) -> None:
-    """Draw each label as a translucent area and a contour, in the order of the label set."""
-    height, width = size
-    rows, columns = plane.shape
-    x, y = (np.arange(columns) + 0.5) * width / columns, (np.arange(rows) + 0.5) * height / rows
-    for values, colour in zip(labels.values, colours(len(labels.names)) / 255.0, strict=True):
-        mask = np.isin(plane, values)
-        if not mask.any():
+    kinds = {"another label": None if unequal is None else found & wanted & unequal}
+    kinds |= {"missed": wanted & ~found, "false": found & ~wanted}  # the last is painted above the others
+    for name, mask in kinds.items():
+        if mask is None:
             continue
-        layer = np.zeros((*mask.shape, 4))
-        layer[mask] = (*colour, _ALPHA)
+        depth = mask.sum(axis=axis)
+        layer = np.zeros((*depth.shape, 4))
+        layer[..., :3] = _unit(_ERRORS[name])
+        # One wrong voxel on the line of sight is usual at borders; many are a region that is wrong.
+        layer[..., 3] = (
+            np.where(depth > 0, np.clip(depth / _OPAQUE, 0.2, 0.85), 0) if mask.shape[axis] > 1 else 0.8 * depth
+        )
         axes.imshow(layer, extent=(0, width, height, 0), interpolation="nearest")
-        if min(mask.shape) > 1 and not mask.all():
-            axes.contour(x, y, mask, levels=[0.5], colors=[tuple(colour)], linewidths=0.9)
 
 
-def _score(prediction: np.ndarray, truth: np.ndarray, labels: LabelSet) -> str:
-    counted = truth != labels.ignore if labels.ignore is not None else np.ones_like(truth, dtype=bool)
-    scores = [dice(np.isin(prediction, values) & counted, np.isin(truth, values) & counted) for values in labels.values]
-    known = [score for score in scores if score == score]
-    return f"mean DSC {np.mean(known):.3f}" if known else "no label present"
+def _unit(colour: tuple[int, int, int]) -> tuple[float, float, float]:
+    red, green, blue = (channel / 255 for channel in colour)
+    return red, green, blue

@@ -1,14 +1,18 @@
-"""Scores of segmentations against references: of arrays, of files, of folders in parallel, and as tables.
+"""Scores of segmentations against references: of arrays, of files, and of folders in parallel.
 
 The generic rules give DSC and NSD for each label. A label in neither map has no score (NaN) and does not enter the
-means (nnU-Net's rule; the challenge scripts give 1). A label in only one map scores 0. Voxels with the ignore label in
-the reference are not counted. The rules of the benchmarks are in `protocols` and `instances`.
+means (nnU-Net's rule; the challenge scripts give 1). A label in only one map, which is missed or invented, scores 0.
+Between such maps there is no distance, so HD95 leaves the case out; HD95 with misses counts it with the worst value,
+the image's diagonal, because a mean over found structures alone rewards a method that finds few (Maier-Hein et al.,
+Metrics Reloaded, https://doi.org/10.1038/s41592-023-02151-z). Voxels with the ignore label in the reference are not
+counted. The rules of the benchmarks are in `protocols` and `instances`.
 """
 
 import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
@@ -17,21 +21,25 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-from rich.table import Table
 
 from umamba.evaluation.instances import score_cells
 from umamba.evaluation.objects import match_parts
 from umamba.evaluation.overlap import BoundingBox, common_box, dice, label_boxes
 from umamba.evaluation.protocols import ABDOMEN_ORGANS, ENDOSCOPY_TOLERANCE_PX, endoscopy_classes, score_abdomen
 from umamba.evaluation.surface import surface_dice, surface_distances
-from umamba.io import Geometry, Image, UserError, atomic_path, geometry_difference, read_label
+from umamba.io import Geometry, Image, UserError, geometry_difference, oriented_like, read_label
 from umamba.io.resources import available_cpus
+from umamba.io.tabular import write_table
 from umamba.io.voice import tracked
 from umamba.labels import LabelSet
 from umamba.settings.dataset import Protocol
 
 PROTOCOLS: tuple[Protocol, ...] = typing.get_args(Protocol)
-TITLES = {"dsc": "DSC", "nsd": "NSD", "f1": "F1", "precision": "precision", "recall": "recall", "hd95_mm": "HD95 (mm)"}
+WITH_MISSES = "hd95_with_misses_mm"
+TITLES = {
+    **{"dsc": "DSC", "nsd": "NSD", "f1": "F1", "precision": "precision", "recall": "recall", "hd95_mm": "HD95 (mm)"},
+    WITH_MISSES: "HD95 with misses (mm)",
+}
 CELLS = "cells"  # stands in the column "label" of the cells' scores
 _CASES_PER_PROCESS = 8  # scoring fewer cases takes less time than the imports of a new process
 _DETECTED = 0.1  # a connected part is detected from this IoU on
@@ -77,6 +85,59 @@ class Rules:
                 f"order), but the dataset has {', '.join(self.labels.names)}. Use protocol=generic."
             )
 
+    def tolerances(self) -> dict[str, float]:
+        """Return the tolerance of each label's NSD in mm (pixels for photographs); none for cells."""
+        names, found = self.labels.names, nsd_tolerances(self.protocol, self.tolerance_mm)
+        if isinstance(found, Mapping):
+            return {name: found[name] for name in names}
+        return dict(zip(names, found * (len(names) // max(1, len(found))), strict=True)) if found else {}
+
+    @property
+    def sentence(self) -> str:
+        """The rules in a sentence for a table."""
+        if self.protocol == "cell":
+            edge = "counted" if self.count_edge_cells else "not counted"
+            found = f"Protocol cell: match from IoU {self.iou_threshold:g} on, cells at the edge {edge}."
+        else:
+            found = rules_sentence(self.protocol, self.tolerance_mm)
+        return found + (" Scored as the official script does." if self.strict_official else "")
+
+
+def nsd_tolerances(protocol: str, tolerance_mm: float | Mapping[str, float]) -> list[float] | Mapping[str, float]:
+    """Return the tolerances of a protocol: one for all labels, one for each, or none.
+
+    Args:
+        protocol: its name.
+        tolerance_mm: tolerance of the generic protocol, mm.
+    """
+    match protocol:
+        case "abdomen":
+            return [tolerance for _, tolerance in ABDOMEN_ORGANS]
+        case "endoscopy":
+            return [ENDOSCOPY_TOLERANCE_PX]
+        case "cell":
+            return []
+    return tolerance_mm if isinstance(tolerance_mm, Mapping) else [tolerance_mm]
+
+
+def rules_sentence(protocol: str, tolerance_mm: float | Mapping[str, float]) -> str:
+    """Return the protocol and the tolerance of its NSD in a sentence for a table.
+
+    Args:
+        protocol: its name.
+        tolerance_mm: tolerance of the generic protocol, mm.
+
+    >>> print(rules_sentence("generic", 2.0), rules_sentence("abdomen", 2.0), rules_sentence("cell", 2.0))
+    Protocol generic: NSD at 2 mm. Protocol abdomen: NSD at 2 to 7 mm by label. Protocol cell.
+    """
+    found = nsd_tolerances(protocol, tolerance_mm)
+    values = sorted(set(found.values() if isinstance(found, Mapping) else found))
+    if not values:
+        return f"Protocol {protocol}."
+    unit = "pixels" if protocol == "endoscopy" else "mm"
+    several = f"{values[0]:g} to {values[-1]:g} {unit} by label" if len(values) > 1 else f"{values[0]:g} {unit}"
+    return f"Protocol {protocol}: NSD at {several}."
+
 
 def score_case(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], rules: Rules
@@ -91,9 +152,10 @@ def score_case(
 
     Returns:
         {name: {"dsc": ..., "nsd": ...}} in the order of the label set; NaN where neither map has the label. With
-        details also hd95_mm (NaN unless both maps have the label); volume_ml, true_volume_ml and volume_error
-        (predicted / true - 1); true_parts and predicted_parts, the numbers of connected parts; and detected_parts, the
-        number of their pairs with an IoU of at least 0.1.
+        details also hd95_mm (NaN unless both maps have the label); hd95_with_misses_mm, which is the image's diagonal
+        in mm if only one map has the label; volume_ml, true_volume_ml and volume_error (predicted / true - 1);
+        true_parts and predicted_parts, the numbers of connected parts; and detected_parts, the number of their pairs
+        with an IoU of at least 0.1.
 
     Raises:
         ValueError: the shapes differ.
@@ -105,13 +167,17 @@ def score_case(
         counted = truth != labels.ignore
         prediction, truth = prediction * counted, truth * counted
     boxes = label_boxes(prediction, truth)
+    diagonal_mm = math.hypot(*(length * step for length, step in zip(truth.shape, spacing, strict=True)))
     scores = {}
     for name, values in zip(labels.names, labels.values, strict=True):
         tolerance = tolerances[name] if isinstance(tolerances, Mapping) else tolerances
         found = [boxes[value] for value in values if value in boxes]
         box = common_box(found) if found else (slice(0, 0),) * truth.ndim
         masks = _mask(prediction, box, values), _mask(truth, box, values)
-        scores[name] = _details(*masks, spacing, tolerance) if rules.details else _overlaps(*masks, spacing, tolerance)
+        if rules.details:
+            scores[name] = _details(*masks, spacing, tolerance, diagonal_mm)
+        else:
+            scores[name] = _overlaps(*masks, spacing, tolerance)
     return scores
 
 
@@ -126,16 +192,21 @@ def _overlaps(
     return {"dsc": dice(prediction, truth), "nsd": surface_dice(prediction, truth, spacing, tolerance)}
 
 
-def _details(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float) -> dict[str, float]:
+def _details(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float, diagonal_mm: float
+) -> dict[str, float]:
     distances = surface_distances(prediction, truth, spacing)
-    empty = 0.0 if prediction.any() or truth.any() else math.nan
+    in_one = bool(prediction.any() or truth.any())  # read only where at least one map is empty
+    hd95_mm = math.nan if distances is None else distances.hausdorff(0.95)
+    worst_mm = diagonal_mm if in_one else math.nan
     voxel_ml = math.prod(spacing) / 1000
     volume, true_volume = (np.count_nonzero(mask) * voxel_ml for mask in (prediction, truth))
     parts = match_parts(prediction, truth, _DETECTED)
     return {
         "dsc": dice(prediction, truth),
-        "nsd": empty if distances is None else distances.dice(tolerance),
-        "hd95_mm": math.nan if distances is None else distances.hausdorff(0.95),
+        "nsd": (0.0 if in_one else math.nan) if distances is None else distances.dice(tolerance),
+        "hd95_mm": hd95_mm,
+        WITH_MISSES: worst_mm if distances is None else hd95_mm,
         "volume_ml": volume,
         "true_volume_ml": true_volume,
         "volume_error": volume / true_volume - 1 if true_volume else math.nan,
@@ -202,7 +273,8 @@ def score_files(prediction: Path, truth: Path, rules: Rules) -> Scores:
     Raises:
         UserError: a file cannot be read or contains undeclared values, or the grids differ; the file is named.
     """
-    predicted, true = read_label(prediction), read_label(truth)
+    predicted = read_label(prediction)
+    true = oriented_like(read_label(truth), predicted.geometry)
     difference = geometry_difference(true.geometry, predicted.geometry)
     if difference:
         raise UserError(
@@ -210,12 +282,18 @@ def score_files(prediction: Path, truth: Path, rules: Rules) -> Scores:
             "Segment the image that the reference belongs to."
         )
     numbered = rules.protocol == "cell"
-    return score_arrays(
+    maps = (
         _label_map(predicted, prediction, rules.labels),
         _label_map(true, truth, None if numbered else rules.labels),
-        surface_spacing(true.geometry),
-        rules,
     )
+    if numbered and len(maps[0]) > 1:
+        raise UserError(
+            f"{prediction}: has {len(maps[0])} slices, but protocol=cell scores images. Use another protocol."
+        )
+    try:
+        return score_arrays(*maps, surface_spacing(true.geometry), rules)
+    except ValueError as error:  # a rule of the protocol that does not fit this image
+        raise UserError(f"{prediction}: {error}.") from error
 
 
 def _label_map(image: Image, path: Path, labels: LabelSet | None) -> np.ndarray:
@@ -269,6 +347,10 @@ def score_pairs(
             scores[case] = get()
         except UserError as error:
             problems.append(str(error))
+        except BrokenProcessPool:
+            problems.append(f"{pairs[case][0]}: its process was killed, probably for lack of memory. Give workers=1.")
+        except Exception as error:  # of one case; the others are scored
+            problems.append(f"{pairs[case][0]}: could not be scored ({type(error).__name__}: {error}).")
 
     if processes <= 1:
         for case, files in tracked(pairs.items(), "Scoring", len(pairs)):
@@ -323,48 +405,13 @@ def score_folder(
     if problems:
         raise UserError("These cases could not be scored:\n" + "\n".join(problems))
     if output is not None:
-        with atomic_path(output) as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(output, table)
     return table
 
 
 def metrics_of(scores: pandas.DataFrame) -> list[str]:
     """Return the metrics of a table of scores that methods are compared by, the most important first."""
-    return [metric for metric in ("f1", "dsc", "nsd", "hd95_mm") if metric in scores.columns]
-
-
-def score_table(scores: pandas.DataFrame, title: str | None = None) -> Table:
-    """Return the printable table of scores: mean ± standard deviation over the cases for each label.
-
-    Cases without a score (NaN) are left out. With several labels the last row averages the labels of each case first,
-    and then the cases.
-
-    Args:
-        scores: columns case, label and metrics.
-        title: title of the table; None: the number of cases.
-    """
-    metrics = metrics_of(scores)
-    table = Table(title=title or f"Scores of {scores['case'].nunique()} cases")
-    for column in ("label", "cases", *(TITLES[metric] for metric in metrics)):
-        table.add_column(column, justify="left" if column == "label" else "right")
-    if not metrics:
-        return table
-    labels = scores["label"].unique()
-    for label in labels:
-        rows = scores[scores["label"] == label]
-        table.add_row(str(label), str(rows[metrics[0]].count()), *(_mean_and_sd(rows[metric]) for metric in metrics))
-    means = scores.groupby("case")[metrics].mean()
-    if len(labels) > 1:
-        table.add_section()
-        table.add_row("mean", str(means[metrics[0]].count()), *(_mean_and_sd(means[metric]) for metric in metrics))
-    return table
-
-
-def _mean_and_sd(values: pandas.Series) -> str:
-    if not values.count():
-        return "no case"
-    deviation = f" ± {values.std():.4f}" if values.count() > 1 else ""
-    return f"{values.mean():.4f}{deviation}"
+    return [metric for metric in ("f1", "dsc", "nsd", "hd95_mm", WITH_MISSES) if metric in scores.columns]
 
 
 def worst_median_best(scores: pandas.DataFrame) -> dict[str, str]:

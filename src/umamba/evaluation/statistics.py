@@ -4,7 +4,7 @@ Means and standard deviations are taken over cases, as in the paper's tables. Co
 Methods are compared by Wilcoxon's signed-rank test of paired cases with Holm's correction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TypeVar
 
@@ -14,11 +14,26 @@ from scipy.stats import wilcoxon
 
 Key = TypeVar("Key")
 
-MEAN = "mean"  # stands in the column "label" of the mean over the labels of each case
+MEAN = "mean"  # stands in the column "label" of the mean over the labels of each case; see `mean_label`
 _RESAMPLES = 2000
 _SEED = 0
 _CONFIDENCE = 0.95
 _FEWEST_PAIRS = 6  # with fewer pairs the p value of a signed-rank test cannot fall below 0.05
+
+
+def mean_label(labels: Iterable[str]) -> str:
+    """Return the name of the row of means over labels: "mean", or a longer one if a label has that name.
+
+    Args:
+        labels: names of the labels in the table.
+
+    >>> mean_label(["liver"]), mean_label(["mean"])
+    ('mean', 'mean of labels')
+    """
+    taken, name = set(labels), MEAN
+    while name in taken:
+        name += " of labels"
+    return name
 
 
 def with_case_means(scores: pandas.DataFrame, metrics: Sequence[str]) -> pandas.DataFrame:
@@ -31,7 +46,9 @@ def with_case_means(scores: pandas.DataFrame, metrics: Sequence[str]) -> pandas.
     kept = scores[["case", "label", *metrics]]
     if scores["label"].nunique() < 2:
         return kept
-    means = scores.groupby("case", sort=False)[list(metrics)].mean().reset_index().assign(label=MEAN)
+    means = (
+        scores.groupby("case", sort=False)[list(metrics)].mean().reset_index().assign(label=mean_label(scores["label"]))
+    )
     return pandas.concat([kept, means], ignore_index=True)[["case", "label", *metrics]]
 
 

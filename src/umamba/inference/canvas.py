@@ -14,7 +14,8 @@ from torch import Tensor
 
 from umamba.inference.decision import decide_labels
 from umamba.inference.resize import AxisMaps, VoxelBox, axis_maps, parts, resize_box, whole
-from umamba.io import UserError
+from umamba.io import Turn, UserError
+from umamba.io.orientation import AS_STORED
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Plan
 from umamba.preprocessing import CaseProperties
@@ -25,15 +26,17 @@ _VOXELS_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the crop that networks see lies in an image, along the axes of the file.
+    """Where the crop that networks see lies in an image.
 
     Attributes:
-        shape: voxels of the image.
-        crop: the crop in the image.
+        shape: voxels of the image, axes of the file.
+        crop: the crop in the turned image.
+        turn: from the axes of the file to those of the turned image, which the networks see.
     """
 
     shape: tuple[int, ...]
     crop: VoxelBox
+    turn: Turn = AS_STORED
 
     @classmethod
     def of(cls, properties: CaseProperties, plan: Plan) -> "Placement":
@@ -44,7 +47,9 @@ class Placement:
             plan: the plan.
         """
         z, y, x = (slice(*properties.bbox[axis]) for axis in plan.transpose_backward)
-        return cls(tuple(properties.shape_before_crop[axis] for axis in plan.transpose_backward), (z, y, x))
+        shape = [properties.shape_before_crop[axis] for axis in plan.transpose_backward]
+        turn = properties.turn
+        return cls(tuple(shape[axis] for axis in turn.back.axes), (z, y, x), turn)
 
     @property
     def crop_shape(self) -> tuple[int, ...]:
@@ -99,8 +104,11 @@ class Canvas:
             labels: labels, or regions and the order in which they are painted.
             probabilities: (num_classes, *shape) float32, which is filled as well; None: labels alone.
         """
-        self.placement, self._labels, self._probabilities = placement, labels, probabilities
+        self.placement, self._labels = placement, labels
         self.segmentation = np.zeros(placement.shape, dtype=np.min_scalar_type(labels.all_values[-1]))
+        # Views along the axes that the networks see; painting them fills the arrays along the axes of the file.
+        self._painted = placement.turn.of(self.segmentation)
+        self._probabilities = None if probabilities is None else placement.turn.of(probabilities)
         if probabilities is not None and not labels.has_regions:
             probabilities[0] = 1  # background beyond the crop
 
@@ -128,7 +136,7 @@ class Canvas:
                 decided = decide_labels(heads, mean.__getitem__, self._labels, threshold=0.5)
                 if self._probabilities is not None:
                     self._probabilities[(slice(None), *place)] = mean.cpu().numpy()
-            self.segmentation[place] = decided.cpu().numpy()
+            self._painted[place] = decided.cpu().numpy()
 
 
 def mean_probabilities(slabs: Sequence[Slab], box: VoxelBox, labels: LabelSet) -> Tensor:
@@ -162,7 +170,7 @@ def grid_maps(
     Args:
         shape: voxels of the grid.
         placement: of the crop in the image.
-        spacing: of the image in mm.
+        spacing: of the turned image in mm.
         plan: its transposition.
         configuration: its target spacing.
     """
@@ -196,7 +204,7 @@ def logits_to_segmentation(
     backward = [0, *(axis + 1 for axis in plan.transpose_backward)]
     turned = torch.as_tensor(logits).permute(backward)
     placement = Placement.of(properties, plan)
-    maps = grid_maps(turned.shape[1:], placement, properties.geometry.spacing, plan, configuration)
+    maps = grid_maps(turned.shape[1:], placement, properties.seen_geometry.spacing, plan, configuration)
     canvas = Canvas(placement, labels)
     canvas.add(whole(placement.crop_shape), [Slab(turned, (0, 0), maps)])
     return canvas.segmentation

@@ -3,52 +3,28 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 
 from umamba.datasets import RawCase
 from umamba.inference.canvas import Canvas
+from umamba.inference.exports import check_image_exports, write_exports
+from umamba.inference.likeness import Unlike, refuse_flat_image, unlike_training
 from umamba.inference.memory import MemoryLimit
 from umamba.inference.model import Model
+from umamba.inference.outputs import CaseFiles
 from umamba.inference.postprocessing import PostProcessing
-from umamba.inference.prepared_image import PreparedImage, paint, prepare_image
+from umamba.inference.prepared_image import PreparedImage, paint, prepare_image, warn_of_orientation
 from umamba.inference.probabilities import ProbabilitiesFile
-from umamba.io import Geometry, StorageError, UserError, read_image, voxel_count, write_segmentation
+from umamba.inference.problems import Problems
+from umamba.inference.progress import CaseProgress
+from umamba.inference.volumes import volume_rows
+from umamba.io import Geometry, read_image, turned, voxel_count, write_segmentation
+from umamba.io.orientation import AS_STORED
 from umamba.labels.instance_maps import numbered_instances
 from umamba.settings import PredictionSettings
 
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """The files that the prediction of a case writes.
-
-    Attributes:
-        segmentation: the label map.
-        probabilities: npz file; None: not wanted.
-        instances: numbered instances; None: not wanted.
-    """
-
-    segmentation: Path
-    probabilities: Path | None
-    instances: Path | None
-
-    @property
-    def paths(self) -> tuple[Path | None, ...]:
-        """All files in the order in which they are written, the segmentation last."""
-        return self.probabilities, self.instances, self.segmentation
-
-    def complete(self) -> bool:
-        """Return whether all wanted files exist."""
-        return all(path is None or path.exists() for path in self.paths)
-
-    def remove(self) -> None:
-        """Delete the files that exist."""
-        for path in self.paths:
-            if path is not None:
-                path.unlink(missing_ok=True)
+Read = tuple[PreparedImage, list[str]]  # an image, and how it differs from those of training
 
 
 @dataclass(frozen=True)
@@ -61,6 +37,8 @@ class CaseQueue:
         settings: how images are segmented and how many threads read and write.
         limit: of the memory.
         progress: show a progress bar.
+        problems: receives the reason for each case that cannot be segmented.
+        orientations: of the images so far, see `warn_of_orientation`.
     """
 
     models: Sequence[Model]
@@ -68,36 +46,40 @@ class CaseQueue:
     settings: PredictionSettings
     limit: MemoryLimit
     progress: bool
+    problems: Problems
+    orientations: set[str] = field(default_factory=set)
 
-    def run(self, cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> dict[str, str]:
-        """Segment the cases.
+    def run(self, cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> dict[str, list[dict[str, str]]]:
+        """Segment the cases. Whatever ends a case is one of `problems`, and the others are segmented.
 
         Args:
             cases: image files and names.
             files: what is written for each case.
 
         Returns:
-            The reason for each case (by `case_id`) that could not be segmented.
+            The rows of `volume_rows` of each case (by `case_id`) that was segmented.
 
         Raises:
             StorageError: the results cannot be written. No further case is begun; the written ones are complete.
         """
-        problems: dict[str, str] = {}
-        writing: deque[tuple[str, Future[None]]] = deque()
+        volumes: dict[str, list[dict[str, str]]] = {}
+        unlike = Unlike(cases)
+        writing: deque[tuple[str, Future[list[dict[str, str]]]]] = deque()
         at_once = self._at_once(cases)
 
         def finish(limit: int) -> None:
             while len(writing) > limit:
                 case_id, future = writing.popleft()
-                with _noting(case_id, problems):
-                    future.result()
+                with self.problems.noting(case_id):
+                    volumes[case_id] = future.result()
 
         readers, writers = (ThreadPoolExecutor(self.settings.workers) for _ in range(2))
         try:
             with CaseProgress(len(cases), self.progress) as progress:
                 for number, (case, read) in enumerate(_read_ahead(readers, self._read, cases, at_once)):
-                    with _noting(case.case_id, problems):
-                        writing.append((case.case_id, self._segment(read(), files[number], writers, progress.tiles)))
+                    with self.problems.noting(case.case_id):
+                        future = self._segment(case, read, files[number], writers, progress, unlike)
+                        writing.append((case.case_id, future))
                     del read  # frees the image before the next one is read
                     finish(at_once)
                     progress.case()
@@ -105,101 +87,87 @@ class CaseQueue:
         finally:
             for pool in (readers, writers):
                 pool.shutdown(cancel_futures=True)
-        return problems
+        unlike.summary()
+        return volumes
 
     def _at_once(self, cases: Sequence[RawCase]) -> int:
         """Return how many cases are read ahead, and as many written behind."""
         if self.limit.bytes is None:
             return self.settings.workers
-        largest = max((voxel_count(case.images) for case in cases), default=0)
+        largest = 0
+        for case in cases:
+            with suppress(Exception):  # reading it will name the fault
+                largest = max(largest, voxel_count(case.images))
         return self.limit.cases_at_once(self.settings.workers, largest)
 
-    def _read(self, case: RawCase) -> PreparedImage:
-        return prepare_image(read_image(case.images, time_is_channels=True), self.models)
+    def _read(self, case: RawCase) -> Read:
+        turn_channels = self.models[0].plan.reader is not None
+        image = read_image(case.images, time_is_channels=True, turn_channels=turn_channels)
+        refuse_flat_image(image, self.models)
+        check_image_exports(self.settings.export, image.geometry)
+        prepared = prepare_image(image, self.models, case.case_id)
+        turn = prepared.placement.turn
+        seen = image if turn == AS_STORED else turned(image, turn)
+        return prepared, unlike_training(seen, prepared.placement.crop, self.models[0])
 
     def _segment(
         self,
-        prepared: PreparedImage,
+        case: RawCase,
+        read: Callable[[], Read],
         files: CaseFiles,
         writers: ThreadPoolExecutor,
-        progress: Callable[[int, int], None],
-    ) -> "Future[None]":
-        """Run the networks; return the future of resampling and writing."""
+        progress: CaseProgress,
+        unlike: Unlike,
+    ) -> "Future[list[dict[str, str]]]":
+        """Wait for the image and run the networks; return the future of resampling and writing."""
+        prepared, differences = read()
+        unlike.add(case.case_id, differences)
         labels, placement, geometry = self.models[0].labels, prepared.placement, prepared.geometry
+        warn_of_orientation(case.case_id, geometry, self.models, self.orientations)
         with ExitStack() as stack:
             probabilities = None
             if files.probabilities is not None:
                 probabilities = ProbabilitiesFile(files.probabilities, (labels.num_classes, *placement.shape))
                 stack.callback(probabilities.discard)
             canvas = Canvas(placement, labels, None if probabilities is None else probabilities.array)
-            rest = paint(prepared, canvas, self.settings, self.limit, progress)
+            rest = paint(prepared, canvas, self.settings, self.limit, progress.tiles)
             stack = stack.pop_all()  # from here on the writing thread removes the temporary file
-        return writers.submit(self._write, files, canvas, geometry, rest, probabilities, stack)
+        return writers.submit(self._write, case, files, canvas, geometry, rest, probabilities, stack)
 
     def _write(
         self,
+        case: RawCase,
         files: CaseFiles,
         canvas: Canvas,
         geometry: Geometry,
         rest: Callable[[], None],
         probabilities: ProbabilitiesFile | None,
         stack: ExitStack,
-    ) -> None:
+    ) -> list[dict[str, str]]:
+        """Resample, decide and write; return the rows of the volumes."""
+        labels = self.models[0].labels
         with stack:
             rest()
             if probabilities is not None:
                 probabilities.save()
             segmentation = self.post_processing.apply(canvas.segmentation)
+            numbered = None
             if files.instances is not None and self.settings.instances is not None:
-                write_segmentation(files.instances, numbered_instances(segmentation, self.settings.instances), geometry)
+                numbered = numbered_instances(segmentation, self.settings.instances)
+                write_segmentation(files.instances, numbered, geometry)
+            write_exports(files.exports, segmentation, numbered, geometry, labels, case.images)
             write_segmentation(files.segmentation, segmentation, geometry)
-
-
-@contextmanager
-def _noting(case_id: str, problems: dict[str, str]) -> Iterator[None]:
-    """Note a UserError of the block as the problem of a case; a StorageError ends the queue."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except UserError as error:
-        problems[case_id] = str(error)
-
-
-class CaseProgress:
-    """A bar of the cases, and a second bar of the tiles of the case that the networks compute."""
-
-    def __init__(self, cases: int, shown: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, disable=not shown)
-        self._cases = self._progress.add_task("Predicting", total=cases)
-        self._tiles = self._progress.add_task("  tiles", total=None)
-
-    def __enter__(self) -> "CaseProgress":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.remove_task(self._tiles)
-        self._progress.stop()
-
-    def case(self) -> None:
-        """Count a case as done."""
-        self._progress.advance(self._cases)
-
-    def tiles(self, done: int, total: int) -> None:
-        """Show how many tiles of the case are done."""
-        self._progress.update(self._tiles, completed=done, total=total)
+        return volume_rows(case.case_id, segmentation, geometry, labels)
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[RawCase], PreparedImage], cases: Sequence[RawCase], ahead: int
-) -> Iterator[tuple[RawCase, Callable[[], PreparedImage]]]:
+    pool: ThreadPoolExecutor, read: Callable[[RawCase], Read], cases: Sequence[RawCase], ahead: int
+) -> Iterator[tuple[RawCase, Callable[[], Read]]]:
     """Yield each case with the function that waits for its image, while up to `ahead` more are read.
 
     The function is the only reference to the image, so that the caller can free it.
     """
-    queue: deque[tuple[RawCase, Future[PreparedImage]]] = deque()
+    queue: deque[tuple[RawCase, Future[Read]]] = deque()
     for case in cases:
         queue.append((case, pool.submit(read, case)))
         if len(queue) > ahead:
@@ -208,6 +176,6 @@ def _read_ahead(
         yield _taken(queue)
 
 
-def _taken(queue: "deque[tuple[RawCase, Future[PreparedImage]]]") -> tuple[RawCase, Callable[[], PreparedImage]]:
+def _taken(queue: "deque[tuple[RawCase, Future[Read]]]") -> tuple[RawCase, Callable[[], Read]]:
     case, future = queue.popleft()
     return case, future.result

@@ -27,17 +27,40 @@ def list_cases(source: Path, num_channels: int) -> list[RawCase]:
         UserError: there is no such folder or no image in it; or cases have missing or doubled channels, which one
             message lists.
     """
+    cases, problems = find_cases(source, num_channels)
+    if problems:
+        raise UserError("These images cannot be used:\n" + "\n".join(problems.values()))
+    return cases
+
+
+def find_cases(source: Path, num_channels: int) -> tuple[list[RawCase], dict[str, str]]:
+    """List the cases that can be read, and the problem of each one that cannot; see `list_cases`.
+
+    Args:
+        source: an image file, a folder of a DICOM series, or a folder of images and such folders.
+        num_channels: channels of an image.
+
+    Returns:
+        The cases, and case -> problem for those with missing or doubled channels and folders that cannot be read.
+
+    Raises:
+        UserError: there is no such folder, it cannot be read, or no image is in it.
+    """
     source = Path(source)
     if source.is_file():
-        return [_case_of(source, num_channels)]
+        return _case_of(source, num_channels)
     if not source.is_dir():
         raise UserError(f"input: there is no file or folder {source}. Give an image or the folder that holds them.")
-    if holds_dicom(source):
-        return [RawCase(source.absolute().name, (source,), None)]
-    return _group(source, sorted(source.iterdir()), num_channels)
+    try:
+        series, paths = holds_dicom(source), sorted(source.iterdir())
+    except OSError as error:
+        raise UserError(f"input: {source} cannot be read ({error.strerror}). Check its permissions.") from None
+    if series:
+        return [RawCase(source.absolute().name, (source,), None)], {}
+    return _group(source, paths, num_channels)
 
 
-def _case_of(path: Path, num_channels: int) -> RawCase:
+def _case_of(path: Path, num_channels: int) -> tuple[list[RawCase], dict[str, str]]:
     stem = path.stem if path.suffix.lower() == ".dcm" else _stem(path)
     if stem is None:
         raise UserError(
@@ -45,18 +68,22 @@ def _case_of(path: Path, num_channels: int) -> RawCase:
         )
     match = CHANNEL_NAME.match(stem)
     if match is None or int(match["channel"]) != 0:
-        return RawCase(stem, (path,), None)
+        return [RawCase(stem, (path,), None)], {}
     ending = path.name[len(stem) :]
     names = [f"{match['case']}_{channel:04d}{ending}" for channel in range(num_channels)]
     siblings = [path.with_name(name) for name in names if path.with_name(name).exists()]
-    return _group(path.parent, siblings, num_channels)[0]
+    return _group(path.parent, siblings, num_channels)
 
 
-def _group(folder: Path, paths: list[Path], num_channels: int) -> list[RawCase]:
+def _group(folder: Path, paths: list[Path], num_channels: int) -> tuple[list[RawCase], dict[str, str]]:
     found: dict[str, dict[int, Path]] = {}
-    problems = []
+    problems: dict[str, str] = {}
     for path in paths:
-        stem = _stem(path)
+        try:
+            stem = _stem(path)
+        except OSError as error:
+            problems[path.name] = f"{path}: cannot be read ({error.strerror}). Check its permissions."
+            continue
         if stem is None:
             continue
         match = CHANNEL_NAME.match(stem)
@@ -64,9 +91,9 @@ def _group(folder: Path, paths: list[Path], num_channels: int) -> list[RawCase]:
         case, channel = (match["case"], int(match["channel"])) if match and is_channel else (stem, 0)
         files = found.setdefault(case, {})
         if channel in files:
-            problems.append(f"{path}: {files[channel].name} has the same case and channel. Keep one of them.")
+            problems[case] = f"{path}: {files[channel].name} has the same case and channel. Keep one of them."
         files.setdefault(channel, path)
-    if not found:
+    if not found and not problems:
         raise UserError(
             f"input: no images in {folder}. Put files there that end in {', '.join(supported_endings())}, or DICOM "
             "series, each in a folder of its own."
@@ -75,14 +102,15 @@ def _group(folder: Path, paths: list[Path], num_channels: int) -> list[RawCase]:
         missing = [channel for channel in range(num_channels) if channel not in files]
         if missing and set(files) != {0}:
             names = ", ".join(f"{case}_{channel:04d}" for channel in missing)
-            problems.append(
+            problems[case] = (
                 f"{folder / case}: the files of {names} are missing. Add them, or one file with all channels."
             )
-    if problems:
-        raise UserError("These images cannot be used:\n" + "\n".join(problems))
-    return [
-        RawCase(case, tuple(files[channel] for channel in sorted(files)), None) for case, files in sorted(found.items())
+    cases = [
+        RawCase(case, tuple(files[channel] for channel in sorted(files)), None)
+        for case, files in sorted(found.items())
+        if case not in problems
     ]
+    return cases, problems
 
 
 def _stem(path: Path) -> str | None:

@@ -1,6 +1,7 @@
 """One trained network with what is needed to use it: its plan, labels, device and precision."""
 
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,18 +85,22 @@ class Model:
         self.network.to(self.device).eval()
 
     @classmethod
-    def from_checkpoint(cls, path: Path, device: torch.device, precision: str = "auto") -> "Model":
+    def from_checkpoint(
+        cls, path: Path, device: torch.device, precision: str = "auto", trust: str | Sequence[str] = ()
+    ) -> "Model":
         """Build the network of a checkpoint; nothing else is needed.
 
         Args:
             path: checkpoint of a run, or of nnU-Net or U-Mamba, or a results folder of these two.
             device: where the network runs.
             precision: Lightning's name; auto: what the device computes fast.
+            trust: packages whose functions may build the network, if it is none of this project's.
 
         Raises:
-            UserError: the file is no such checkpoint, or its weights do not fit the network that it names.
+            UserError: the file is no such checkpoint, its weights do not fit the network that it names, or that network
+                is built by code that is not trusted.
         """
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, trust)
         record = checkpoint.record
         network = build_network(
             record.architecture,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from umamba.io import UserError, atomic_path, read_json, write_json
+from umamba.io import UserError, atomic_path, below, read_json, write_json
 from umamba.networks import to_official_state_dict
 from umamba.planning import to_nnunet_plans
 from umamba.records import CheckpointRecord, read_checkpoint
@@ -36,7 +36,7 @@ def export_to_nnunet(checkpoint: Path, output: Path, fold: int | str = 0) -> Pat
     Raises:
         UserError: the architecture is none of nnU-Net's, the fold exists already, or the folder has another plan.
     """
-    read = read_checkpoint(checkpoint)
+    read = read_checkpoint(checkpoint, trust=None)
     record, name = read.record, read.record.architecture.name
     if name not in _RESIDUAL:
         raise UserError(
@@ -47,7 +47,8 @@ def export_to_nnunet(checkpoint: Path, output: Path, fold: int | str = 0) -> Pat
         raise UserError(f"fold={fold}: give a number from 0 on, or all.")
     plans = _plans(record, _RESIDUAL[name])
     dataset = _dataset(record)
-    folder = output / plans["dataset_name"] / f"{_TRAINER}__{plans['plans_name']}__{record.configuration_name}"
+    network = f"{_TRAINER}__{plans['plans_name']}__{record.configuration_name}"
+    folder = below(output, plans["dataset_name"], network)
     target = folder / f"fold_{fold}" / FILE_NAME
     if target.exists():
         raise UserError(f"{target}: exists already. Delete it, or give another output or fold.")

@@ -4,7 +4,8 @@ Training's own predictions and `predict.py` both use this class, therefore they 
 """
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +15,20 @@ import numpy as np
 
 from umamba.datasets import RawCase
 from umamba.inference.canvas import Canvas
-from umamba.inference.case_queue import CaseFiles, CaseQueue
-from umamba.inference.cases import list_cases
+from umamba.inference.case_queue import CaseQueue
+from umamba.inference.cases import find_cases
+from umamba.inference.checkpoints import find_checkpoints
+from umamba.inference.exports import check_exports
+from umamba.inference.label_files import write_label_files
+from umamba.inference.likeness import refuse_flat_image
 from umamba.inference.memory import measure_limit
 from umamba.inference.model import Model, choose_device
+from umamba.inference.outputs import Outputs
 from umamba.inference.postprocessing import PostProcessing
-from umamba.inference.prepared_image import paint, prepare_image
-from umamba.io import (
-    Image,
-    UserError,
-    exclusive,
-    read_json,
-    remove_stale,
-    storage_errors,
-    write_json,
-)
+from umamba.inference.prepared_image import paint, prepare_image, warn_of_orientation
+from umamba.inference.problems import Problems
+from umamba.inference.volumes import write_volumes
+from umamba.io import Image, UserError, exclusive, storage_errors
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
 from umamba.labels.instance_maps import BOUNDARY, INTERIOR
@@ -37,8 +37,8 @@ from umamba.settings import PredictionSettings
 log = logging.getLogger(__name__)
 
 DEFAULTS = PredictionSettings()
-_RECORD = "prediction.json"  # in the output folder: what its segmentations were made with
-_LOCK = ".prediction.lock"
+# Names of a second label that say that it is the boundary of the first.
+_BOUNDARY_NAME = re.compile("bound|border|contour|edge|membrane|outline", re.IGNORECASE)
 
 
 @dataclass
@@ -90,25 +90,30 @@ class Predictor:
         device: str = "auto",
         precision: str = "auto",
         post_processing: PostProcessing | None = None,
+        trust: str | Sequence[str] = (),
     ) -> "Predictor":
         """Build the network of a checkpoint, or those of several; nothing else is needed.
 
         Args:
-            checkpoints: a checkpoint of a run, of nnU-Net or of U-Mamba, or a results folder of these two; or several
-                of them for the mean of their probabilities.
+            checkpoints: a checkpoint of a run, of nnU-Net or of U-Mamba, a results folder of these two, or the folder
+                of a run or of an experiment with several folds; or several of them. Several networks decide by the
+                mean of their probabilities.
             device: auto (CUDA where there is a GPU, else the CPU), cpu, cuda, cuda:1, ...
             precision: Lightning's name, 32-true, bf16-mixed or 16-mixed; auto: what the device computes fast.
             post_processing: applied to every segmentation; None: nothing.
+            trust: packages whose functions may build a network, such as "mypackage"; this project's need no trust.
 
         Raises:
-            UserError: a file is no such checkpoint, or its weights do not fit the network that it names; the networks
-                do not fit together; the device or precision cannot be used.
+            UserError: a file is no such checkpoint, or its weights do not fit the network that it names, or that
+                network is built by code that is not trusted; the networks do not fit together; the device or precision
+                cannot be used.
         """
         paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
         if not paths:
             raise UserError("checkpoint: none is given. Give one, or several as checkpoint=[a.ckpt,b.ckpt].")
         chosen = choose_device(device)
-        models = tuple(Model.from_checkpoint(Path(path), chosen, precision) for path in paths)
+        files = find_checkpoints([Path(path) for path in paths])
+        models = tuple(Model.from_checkpoint(path, chosen, precision, trust) for path in files)
         return cls(models, post_processing or PostProcessing())
 
     @property
@@ -139,8 +144,10 @@ class Predictor:
         Raises:
             UserError: the image does not fit the network, the memory does not suffice, or logits are not finite.
         """
+        refuse_flat_image(image, self.models)
         limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
         prepared = prepare_image(image, self.models)
+        warn_of_orientation("The image", prepared.geometry, self.models, set())
         canvas = Canvas(prepared.placement, self.labels)
         paint(prepared, canvas, settings, limit, lambda done, total: None)()
         return self.post_processing.apply(canvas.segmentation)
@@ -157,7 +164,7 @@ class Predictor:
 
         Args:
             input: an image, or a folder of images; `list_cases` says how files make a case.
-            output: folder of the segmentations; made if missing.
+            output: folder of the segmentations, made if missing; or a file, such as seg.nii.gz, for a single image.
             settings: see `predict_cases`.
             progress: show a progress bar.
 
@@ -165,9 +172,15 @@ class Predictor:
             The segmentations of all cases in the order of their names, those of earlier calls included.
 
         Raises:
-            UserError: there are no images, or as in `predict_cases`.
+            UserError: there are no images, the output is a file and there are several, or as in `predict_cases`.
         """
-        return self.predict_cases(list_cases(Path(input), self.num_channels), Path(output), settings, progress=progress)
+        cases, problems = find_cases(Path(input), self.num_channels)
+        outputs = Outputs.at(Path(output), self.file_ending)
+        if outputs.only is not None and len(cases) + len(problems) > 1:
+            raise UserError(
+                f"output={output}: is a file, but {input} holds {len(cases) + len(problems)} images. Give a folder."
+            )
+        return self._predict(cases, outputs, settings, progress, problems)
 
     def predict_cases(
         self,
@@ -178,6 +191,8 @@ class Predictor:
         progress: bool = True,
     ) -> list[Path]:
         """Segment cases into output/<case_id><file_ending>; threads read and write beside the network.
+
+        Names and colours of the labels (labels_itksnap.txt, labels_slicer.ctbl) and volumes.csv are written, too.
 
         Args:
             cases: image files and names.
@@ -190,57 +205,71 @@ class Predictor:
             The segmentations of all cases in their order, those of earlier calls included.
 
         Raises:
-            UserError: the folder holds segmentations of another network or other settings; instances are asked of a
-                network without interior and boundary; or, after all other cases are done, the list of cases that could
-                not be segmented, each with its reason.
+            UserError: the folder holds segmentations of another network or other settings, or files that no prediction
+                made; instances are asked of a network without interior and boundary; or, after all other cases are
+                done, the list of cases that could not be segmented, each with its reason.
             StorageError: the output cannot be written; the files that were written before are complete.
         """
-        output = Path(output)
+        return self._predict(cases, Outputs(Path(output), self.file_ending), settings, progress, {})
+
+    def _predict(
+        self,
+        cases: Sequence[RawCase],
+        outputs: Outputs,
+        settings: PredictionSettings,
+        progress: bool,
+        unusable: Mapping[str, str],
+    ) -> list[Path]:
+        """Segment cases; `unusable` are further cases that cannot be read, each with its reason."""
         self._check_instances(settings.instances)
-        files = [self._files(output, case, settings.probabilities, settings.instances is not None) for case in cases]
+        check_exports(settings.export, self.models)
+        files = [outputs.case(case.case_id, settings) for case in cases]
         inputs = {path.resolve() for case in cases for path in case.images}
         for own in files:
             if own.segmentation.resolve() in inputs:
-                raise UserError(
-                    f"output: {own.segmentation} is one of the images. Give another folder for the segmentations."
-                )
+                raise UserError(f"output: {own.segmentation} is one of the images. Give another folder or file.")
+        folder = outputs.folder
+        problems = Problems(outputs.tracebacks)
+        problems.reasons.update(unusable)
+        if unusable and not cases:
+            raise problems.error(len(unusable), folder)
         with ExitStack() as stack:
             stack.enter_context(shown(progress))
-            with storage_errors(output):
-                stack.enter_context(exclusive(output / _LOCK, f"the predictions in {output}"))
-                remove_stale(output)
+            with storage_errors(folder):
+                stack.enter_context(exclusive(outputs.lock, f"the predictions in {folder}"))
+                outputs.remove_stale(files)
                 if settings.overwrite:
                     for case in cases:
-                        self._files(output, case, probabilities=True, instances=True).remove()
-                    (output / _RECORD).unlink(missing_ok=True)
-                _claim(output, self._record(settings))
+                        outputs.remove(case.case_id)
+                    for path in (outputs.record, outputs.volumes, outputs.itksnap_labels, outputs.slicer_labels):
+                        path.unlink(missing_ok=True)
+                outputs.claim(self._record(settings), files)
+                outputs.tracebacks.unlink(missing_ok=True)
+            write_label_files(outputs.itksnap_labels, outputs.slicer_labels, self.labels)
             missing = [number for number, own in enumerate(files) if not own.complete()]
             if len(missing) < len(cases):
-                log.info("%d of %d images were segmented before, in %s", len(cases) - len(missing), len(cases), output)
-            if not missing:
-                return [own.segmentation for own in files]
-            limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
-            queue = CaseQueue(self.models, self.post_processing, settings, limit, progress)
-            problems = queue.run([cases[number] for number in missing], [files[number] for number in missing])
-        if problems:
-            raise UserError(
-                f"{len(problems)} of {len(missing)} images could not be segmented, the others are in {output}:\n"
-                + "\n".join(f"{case}: {problem}" for case, problem in problems.items())
-            )
+                log.info(
+                    "%d of %d segmentations were there already, in %s", len(cases) - len(missing), len(cases), folder
+                )
+            volumes: dict[str, list[dict[str, str]]] = {}
+            if missing:
+                limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
+                queue = CaseQueue(self.models, self.post_processing, settings, limit, progress, problems)
+                volumes = queue.run([cases[number] for number in missing], [files[number] for number in missing])
+            segmentations = [(case.case_id, own.segmentation) for case, own in zip(cases, files, strict=True)]
+            write_volumes(outputs.volumes, segmentations, volumes, self.labels, problems)
+        if problems.reasons:
+            raise problems.error(len(cases) + len(unusable), folder)
         return [own.segmentation for own in files]
 
-    def _files(self, output: Path, case: RawCase, probabilities: bool, instances: bool) -> CaseFiles:
-        return CaseFiles(
-            output / f"{case.case_id}{self.file_ending}",
-            output / f"{case.case_id}.npz" if probabilities else None,
-            output / f"{case.case_id}_label.tiff" if instances else None,
-        )
-
     def _check_instances(self, method: str | None) -> None:
-        if method is not None and self.labels.values != ((INTERIOR,), (BOUNDARY,)):
+        if method is None:
+            return
+        names = ", ".join(self.labels.names)
+        if self.labels.values != ((INTERIOR,), (BOUNDARY,)) or not _BOUNDARY_NAME.search(self.labels.names[1]):
             raise UserError(
-                f"instances={method}: needs a network of two labels, {INTERIOR} the interior and {BOUNDARY} the "
-                f"boundary; this one has {', '.join(self.labels.names)}. Leave instances away."
+                f"instances={method}: is for cells, and needs a network of two labels, {INTERIOR} the interior and "
+                f"{BOUNDARY} the boundary, named so; this one has {names}. Leave instances away."
             )
 
     def _record(self, settings: PredictionSettings) -> dict[str, Any]:
@@ -256,14 +285,3 @@ class Predictor:
         if settings.instances is not None:
             record["instances"] = settings.instances
         return record
-
-
-def _claim(output: Path, record: dict[str, Any]) -> None:
-    """Record what the folder's segmentations are made with; UserError if they were made with something else."""
-    path = output / _RECORD
-    if path.exists() and read_json(path) != record:
-        raise UserError(
-            f"{output}: holds segmentations of another network or other settings ({_RECORD}). Give another "
-            "folder, or overwrite=true to make them again."
-        )
-    write_json(path, record)

@@ -1,5 +1,6 @@
 """One image through all networks: preprocessed as each of them was trained, its labels painted slab by slab."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,9 +11,11 @@ from umamba.inference.canvas import Canvas, Placement, grid_maps
 from umamba.inference.memory import MemoryLimit, place_sums
 from umamba.inference.model import Model
 from umamba.inference.slabs import SlabLayout, View, count_tiles, give_slabs
-from umamba.io import Geometry, Image, UserError
+from umamba.io import Geometry, Image, UserError, orientation_of
 from umamba.preprocessing import preprocess_case
 from umamba.settings import SlidingWindowSettings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,28 @@ class PreparedImage:
     geometry: Geometry
 
 
-def prepare_image(image: Image, models: Sequence[Model]) -> PreparedImage:
+def prepare_image(image: Image, models: Sequence[Model], name: str = "") -> PreparedImage:
     """Preprocess an image for each network; networks of the same plan share the result.
 
     Args:
         image: the image, (C, Z, Y, X).
         models: the networks.
+        name: of the image, for warnings.
 
     Raises:
-        UserError: the image has another number of channels than the networks were trained with, or cannot be
-            normalised.
+        UserError: the image has another number of channels than the networks were trained with, cannot be normalised
+            or turned, or the networks' plans read images differently.
     """
     expected = models[0].num_channels
     if len(image.array) != expected:
         raise UserError(
             f"the image has {len(image.array)} channels, the network was trained with {expected}. "
             "Give the same channels in the same order."
+        )
+    if any(model.plan.reader != models[0].plan.reader for model in models):
+        raise UserError(
+            "checkpoint: some of the networks see images turned to RAS (NibabelIOWithReorient), the others as they are "
+            "stored. Average networks of one reader."
         )
     views: list[View] = []
     for model in models:
@@ -55,12 +64,45 @@ def prepare_image(image: Image, models: Sequence[Model]) -> PreparedImage:
         if same is not None:
             views.append(replace(same, model=model))
             continue
-        data, _, properties = preprocess_case(image, None, model.plan, model.configuration, model.labels)
+        data, _, properties = preprocess_case(image, None, model.plan, model.configuration, model.labels, name)
         grid = torch.from_numpy(data).permute(0, *(axis + 1 for axis in model.plan.transpose_backward))
         placement = Placement.of(properties, model.plan)
-        maps = grid_maps(grid.shape[1:], placement, image.geometry.spacing, model.plan, model.configuration)
+        maps = grid_maps(grid.shape[1:], placement, properties.seen_geometry.spacing, model.plan, model.configuration)
         views.append(View(model, grid, maps))
     return PreparedImage(tuple(views), placement, image.geometry)
+
+
+def warn_of_orientation(name: str, geometry: Geometry, models: Sequence[Model], seen: set[str]) -> None:
+    """Log a warning if an image is stored in another orientation than the training images; once for several images.
+
+    Where those of the training are not known, the first image sets the orientation that is expected of the others.
+    Networks whose reader turns the images need no warning.
+
+    Args:
+        name: of the image, for the message.
+        geometry: of the image.
+        models: the networks.
+        seen: the same set for all images of a call; it begins empty, and what must be remembered is added.
+    """
+    found = orientation_of(geometry)
+    trained = sorted({name for model in models for name in model.plan.orientations})
+    if found is None or any(model.plan.reader is not None for model in models) or found in trained or found in seen:
+        return
+    if trained and not seen:
+        log.warning(
+            "%s is stored in the orientation %s, but the training images in %s. The network sees it turned or mirrored "
+            "and may confuse left and right. Store it like them, for example with "
+            'SimpleITK.DICOMOrient(image, "%s"). Further images of this kind are not named.',
+            *(name, found, " and ".join(trained), trained[0]),
+        )
+    elif not trained and len(seen) == 1:
+        log.warning(
+            "%s is stored in the orientation %s, images before it in %s. At most one of the two is that of the "
+            "training images; the network may confuse left and right in the other. Further images of this kind are not "
+            "named.",
+            *(name, found, *seen),
+        )
+    seen.add(found)
 
 
 def paint(

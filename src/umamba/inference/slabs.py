@@ -16,7 +16,7 @@ from umamba.inference.canvas import Slab
 from umamba.inference.forward import Forward
 from umamba.inference.model import Model
 from umamba.inference.resize import AxisMaps, VoxelBox
-from umamba.inference.tiling import LogitRows, tiles_along
+from umamba.inference.tiling import LogitRows, Tile, tiles_along
 from umamba.settings import SlidingWindowSettings
 
 
@@ -184,11 +184,22 @@ def count_tiles(views: Sequence[View], crop_shape: Sequence[int], layout: SlabLa
             tiles_along(length, size, tile_step_size)
             for length, size in zip(view.image.shape[1:], view.model.window, strict=True)
         )
+        planes = _used(planes, [view.maps[0].needed(extent) for extent in ranges(crop_shape[0], layout.rows)])
         for extent in _strips(crop_shape[1], layout.strips):
             columns = view.maps[1].needed(extent)
             own = [tile for tile in rows if tile.start < columns.stop and tile.stop > columns.start]
             total += math.prod(map(len, (planes, own, across)))
     return total
+
+
+def _used(tiles: Sequence[Tile], wanted: Sequence[slice]) -> list[Tile]:
+    """Return the tiles that `LogitRows.take` computes when it is called with these ranges one after the other."""
+    left, used = list(tiles), []
+    for extent in wanted:
+        reached = [tile for tile in left if tile.start < extent.stop]
+        used += [tile for tile in reached if tile.stop > extent.start]
+        left = left[len(reached) :]
+    return used
 
 
 def _counting(forward: Forward, advance: Callable[[int], None]) -> Forward:

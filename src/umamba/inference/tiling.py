@@ -149,7 +149,8 @@ class LogitRows:
         """
         todo = []
         while self._next is not None and self._next.start < stop:
-            todo.append(self._next)
+            if self._next.stop > first:  # where slices lie far apart, whole tiles lie between the rows that are wanted
+                todo.append(self._next)
             self._next = next(self._z, None)
         self._keep(first, max([stop, self._reached, *(min(tile.stop, self._size[0]) for tile in todo)]))
         places = itertools.product(todo, self._y, self._x)

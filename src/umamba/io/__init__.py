@@ -7,46 +7,56 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from umamba.io.decode import stored_axes, stored_spacing
     from umamba.io.dicom import holds_dicom
     from umamba.io.errors import StorageError, UserError
     from umamba.io.files import (
         atomic_directory,
         atomic_path,
-        exclusive,
+        below,
         file_digest,
+        make_folder,
         partial_path,
         read_json,
         remove_stale,
         storage_errors,
         write_json,
+        wrong_name,
     )
     from umamba.io.image import (
         Geometry,
         Image,
         geometry_difference,
+        orientation_of,
+        oriented_like,
+        ras_turn,
         read_image,
         read_label,
         supported_endings,
+        turned,
         voxel_count,
         write_segmentation,
     )
+    from umamba.io.locks import exclusive
+    from umamba.io.orientation import Turn
     from umamba.io.versions import provenance
+    from umamba.io.write import write_image
 
 # The module that defines each name. No name equals a module's, because the module would hide it once it is loaded.
 _MODULES = {
-    "decode": ("stored_axes", "stored_spacing"),
     "dicom": ("holds_dicom",),
     "errors": ("StorageError", "UserError"),
     "files": (
-        *("atomic_directory", "atomic_path", "exclusive", "file_digest", "partial_path", "read_json", "remove_stale"),
-        *("storage_errors", "write_json"),
+        *("atomic_directory", "atomic_path", "below", "file_digest", "make_folder", "partial_path", "read_json"),
+        *("remove_stale", "storage_errors", "write_json", "wrong_name"),
     ),
     "image": (
         *("Geometry", "Image", "geometry_difference", "read_image", "read_label", "supported_endings", "voxel_count"),
-        "write_segmentation",
+        *("orientation_of", "oriented_like", "ras_turn", "turned", "write_segmentation"),
     ),
+    "locks": ("exclusive",),
+    "orientation": ("Turn",),
     "versions": ("provenance",),
+    "write": ("write_image",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -54,26 +64,33 @@ __all__ = [
     "Geometry",
     "Image",
     "StorageError",
+    "Turn",
     "UserError",
     "atomic_directory",
     "atomic_path",
+    "below",
     "exclusive",
     "file_digest",
     "geometry_difference",
     "holds_dicom",
+    "make_folder",
+    "orientation_of",
+    "oriented_like",
     "partial_path",
     "provenance",
+    "ras_turn",
     "read_image",
     "read_json",
     "read_label",
     "remove_stale",
     "storage_errors",
-    "stored_axes",
-    "stored_spacing",
     "supported_endings",
+    "turned",
     "voxel_count",
+    "write_image",
     "write_json",
     "write_segmentation",
+    "wrong_name",
 ]
 
 

@@ -1,30 +1,48 @@
-"""Decode one image file with SimpleITK, without its warnings, and refuse damaged files.
+"""Decode one image file of any format, without ITK's warnings, and refuse damaged files.
 
-ITK fills the missing end of a truncated NIfTI file with zeros and reports success. It also replaces NaN by zero, and
-some of its readers print to the terminal. This module therefore compares the length of an uncompressed file with its
-header, decompresses a gzip stream up to its checksum, and checks the floating-point voxels of NIfTI files.
+NIfTI files are read by `nifti`, DICOM by `dicom`, TIFF by `tiff`, and by `raster` the pictures that ITK reads otherwise
+than scikit-image. The others are read by SimpleITK, after `headers` has compared them with their header,
+because ITK reads some truncated files without an error and takes memory for whatever size a header declares.
 """
 
-import gzip
+import math
 import os
 import re
-import struct
-import zlib
-from collections import deque
-from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 
+from umamba.io.bounds import REMEDY, check_length, check_regular
+from umamba.io.dicom import decode_dicom, is_dicom
 from umamba.io.errors import UserError
+from umamba.io.headers import check_layout
 from umamba.io.itk import one_at_a_time
+from umamba.io.nifti import ENDINGS as NIFTI_ENDINGS
+from umamba.io.nifti import read_nifti
+from umamba.io.raster import decode_raster
+from umamba.io.tiff import decode_tiff, is_tiff
+from umamba.io.tiff_spacing import TIFF_ENDINGS
 
-# Compressed bytes per read. Deflate expands at most about 1000 times, so decompression takes at most 64 MB.
-_CHUNK = 1 << 16
-_SWAPPED_348 = int.from_bytes((348).to_bytes(4, "big"), "little")
-_REMEDY = "Copy or export the file again, or remove the case from the dataset."
+_READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO", ".gipl": "GiplImageIO"}  # of any case of the ending
+# How the content of a format begins, and the ending that belongs to it
+_CONTENTS = (
+    (b"NRRD000", ".nrrd"),
+    (b"ObjectType", ".mha"),
+    (b"NDims", ".mha"),
+    (b"\x5c\x01\0\0", ".nii"),
+    (b"\0\0\x01\x5c", ".nii"),
+    (b"\x1c\x02\0\0n+2", ".nii"),
+    (b"\0\0\x02\x1cn+2", ".nii"),
+    (b"\x89PNG", ".png"),
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+    (b"II+\0", ".tif"),
+    (b"MM\0+", ".tif"),
+    (b"BM", ".bmp"),
+    (b"\x1f\x8b", ".nii.gz"),
+)
+_SAME = ({".nii", ".nii.gz"}, {".tif", ".tiff"})  # endings of one reader, which decides by the content
 
 
 def nonfinite_error(path: Path, count: int) -> UserError:
@@ -44,32 +62,62 @@ def decode(path: Path) -> sitk.Image:
         path: the file; its ending chooses the reader.
 
     Raises:
-        UserError: the file is missing, empty, undecodable or truncated, or a NIfTI file holds NaN or infinity.
+        UserError: the file is missing, no regular file, empty, undecodable, truncated, larger than the memory, or of
+            another format than its ending says; or its spacing is not positive.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Check the name and the file ending.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty. {_REMEDY}")
-    if path.name.lower().endswith((".gz", ".nii")):
-        _check_stream(path)
+    check_regular(path)
+    _check_ending(path)
+    if path.name.lower().endswith(NIFTI_ENDINGS):
+        return read_nifti(path)
+    if is_dicom(path) or path.suffix.lower() == ".dcm":
+        return decode_dicom(path)
+    if path.name.lower().endswith(TIFF_ENDINGS) and is_tiff(path):
+        return decode_tiff(path)
+    picture = decode_raster(path)
+    if picture is not None:
+        return picture
+    numbers = check_layout(path)
     with one_at_a_time:
-        image = _read(path)
+        image = _read(path, numbers)
     return _without_palette(path, image) if path.suffix.lower() == ".bmp" else image
 
 
-def _read(path: Path) -> sitk.Image:
+def _check_ending(path: Path) -> None:
+    """Raise UserError if the content is known to be of another format than the ending says."""
+    with open(path, "rb") as stream:
+        start = stream.read(132)
+    found = next((ending for magic, ending in _CONTENTS if start.startswith(magic)), None)
+    if start[128:] == b"DICM":
+        found = ".dcm"
+    own = _ending(path)
+    if found is None or own is None or own == found or any({own, found} <= same for same in _SAME):
+        return
+    what = "compressed with gzip" if found == ".nii.gz" else f"of the format {found}"
+    remedy = "Decompress it" if found == ".nii.gz" else f"Rename it so that it ends in {found}"
+    raise UserError(f"{path}: its content is {what}, although its name ends in {own}. {remedy}.")
+
+
+def _ending(path: Path) -> str | None:
+    """Return the lower-case ending if it is one of a format that `_CONTENTS` knows."""
+    endings = [*NIFTI_ENDINGS, ".gipl", ".tiff", *(ending for _, ending in _CONTENTS)]
+    return next((ending for ending in endings if path.name.lower().endswith(ending)), None)
+
+
+def _read(path: Path, numbers: int | None) -> sitk.Image:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(os.fspath(path))
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        reader.SetImageIO("NiftiImageIO")  # otherwise ITK asks each of its readers in turn
+    if path.suffix.lower() in _READERS:
+        reader.SetImageIO(_READERS[path.suffix.lower()])  # ITK itself looks for lower-case endings only
     try:
         reader.ReadImageInformation()
-        _check_length(path, reader)
+        if numbers is not None and math.prod(reader.GetSize()) * reader.GetNumberOfComponents() != numbers:
+            raise UserError(f"{path}: its header can be read in two ways. {REMEDY}")
+        _check_bmp_length(path)
         return reader.Execute()
     except RuntimeError as error:
-        raise UserError(f"{path}: cannot be decoded ({_reason(error)}). {_REMEDY}") from None
+        raise UserError(f"{path}: cannot be decoded ({_reason(error)}). {REMEDY}") from None
 
 
 def _reason(error: RuntimeError) -> str:
@@ -80,97 +128,10 @@ def _reason(error: RuntimeError) -> str:
     return re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", reason)
 
 
-def _check_stream(path: Path) -> None:
-    """Read a gzip or NIfTI file to its end; raise UserError if it is truncated, damaged, or holds NaN or infinity."""
-    parts = _decompressed(path) if path.name.lower().endswith(".gz") else _parts(path)
-    header = b""
-    for part in parts:
-        header += part
-        if len(header) >= 352:
-            break
-    kind, offset = _float_voxels(header)
-    if kind is None:
-        deque(parts, maxlen=0)  # read the rest for its checksum
-        return
-    nonfinite, rest = 0, header[offset:]
-    for part in chain([b""], parts):
-        rest += part
-        whole = len(rest) - len(rest) % kind.itemsize
-        voxels = np.frombuffer(rest[:whole], kind)
-        nonfinite += len(voxels) - int(np.count_nonzero(np.isfinite(voxels)))
-        rest = rest[whole:]
-    if nonfinite:
-        raise nonfinite_error(path, nonfinite)
-
-
-def _float_voxels(header: bytes) -> tuple[np.dtype | None, int]:
-    """Return dtype and byte offset of a NIfTI-1 file's voxels; the dtype is None unless it is floating point."""
-    if len(header) < 352 or header[344:347] not in (b"n+1", b"ni1"):
-        return None, 0
-    order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
-    (code,) = struct.unpack(f"{order}h", header[70:72])
-    (offset,) = struct.unpack(f"{order}f", header[108:112])
-    width = {16: 4, 64: 8}.get(code)
-    return (None if width is None else np.dtype(f"{order}f{width}")), max(352, int(offset))
-
-
-def _parts(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
-
-
-def _decompressed(path: Path) -> Iterator[bytes]:
-    """Yield the content of a gzip file, checking the checksum of each member."""
-    inflate = zlib.decompressobj(wbits=31)
-    try:
-        for chunk in _parts(path):
-            while chunk:
-                yield inflate.decompress(chunk)
-                chunk = inflate.unused_data.lstrip(b"\0")  # another member, or zeros as padding
-                if chunk:
-                    inflate = zlib.decompressobj(wbits=31)
-    except zlib.error as error:
-        raise UserError(f"{path}: not a valid gzip file ({error}). {_REMEDY}") from None
-    if not inflate.eof:
-        raise UserError(f"{path}: the file is truncated (its gzip stream has no end). {_REMEDY}")
-
-
-def _check_length(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Raise UserError if an uncompressed NIfTI, MHA, GIPL or BMP file is shorter than its header declares."""
-    suffix = path.suffix.lower()
-    if suffix not in (".nii", ".mha", ".bmp", ".gipl"):
-        return
-    if suffix == ".mha" and _compressed_mha(path):
-        return
-    actual = path.stat().st_size
-    expected = _declared_bmp(path) if suffix == ".bmp" else _declared(path, suffix, reader)
-    if actual < expected:
-        raise UserError(f"{path}: the file is truncated ({actual} bytes, its header declares {expected}). {_REMEDY}")
-
-
-def _declared(path: Path, suffix: str, reader: sitk.ImageFileReader) -> int:
-    voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
-    expected = voxel.GetSizeOfPixelComponent() * reader.GetNumberOfComponents()
-    for length in reader.GetSize():
-        expected *= length
-    return expected + _header_bytes(path, suffix)
-
-
-def _header_bytes(path: Path, suffix: str) -> int:
-    """Return the byte offset of the voxels; 0 for formats whose header length is not known."""
-    with open(path, "rb") as stream:
-        start = stream.read(4096)
-    if suffix == ".nii":
-        return 352
-    local = re.search(rb"ElementDataFile\s*=\s*LOCAL\r?\n", start) if suffix == ".mha" else None
-    return local.end() if local else 0
-
-
-def _compressed_mha(path: Path) -> bool:
-    with open(path, "rb") as stream:
-        header = stream.read(4096).split(b"ElementDataFile", 1)[0].lower().replace(b" ", b"")
-    return b"compresseddata=true" in header
+def _check_bmp_length(path: Path) -> None:
+    """Raise UserError if a BMP file is shorter than its header declares."""
+    if path.suffix.lower() == ".bmp":
+        check_length(path, path.stat().st_size, _declared_bmp(path))
 
 
 def _declared_bmp(path: Path) -> int:
@@ -188,57 +149,3 @@ def _without_palette(path: Path, image: sitk.Image) -> sitk.Image:
     if (colours != colours[..., :1]).any():
         return image
     return sitk.VectorIndexSelectionCast(image, 0)
-
-
-def stored_spacing(path: Path) -> tuple[float, ...] | None:
-    """Return the spacing that a NIfTI-1 or MHA header stores, in SimpleITK's order (X, Y, Z).
-
-    ITK silently replaces a zero, negative or NaN spacing, so a check must read the file itself.
-
-    Args:
-        path: the image file.
-
-    Returns:
-        One entry per spatial axis, or None for other formats.
-    """
-    nifti = _nifti_header(path)
-    if nifti is not None:
-        order, header = nifti
-        dimension = struct.unpack(f"{order}h", header[40:42])[0]
-        return struct.unpack(f"{order}3f", header[80:92])[: max(1, min(3, dimension))]
-    if path.name.lower().endswith(".mha"):
-        with open(path, "rb") as stream:
-            start = stream.read(4096).split(b"ElementDataFile", 1)[0]
-        match = re.search(rb"^Element(?:Spacing|Size)\s*=\s*(.+?)\s*$", start, re.MULTILINE)
-        return tuple(float(word) for word in match[1].split()) if match else None
-    return None
-
-
-def stored_axes(path: Path) -> np.ndarray | None:
-    """Return the axes of a NIfTI-1 file's sform, each a column of a (3, 3) array.
-
-    ITK silently ignores a skewed sform if the file also has a qform, so a check must read the file itself.
-
-    Args:
-        path: the image file.
-
-    Returns:
-        The axes, or None for other formats and for files without an sform.
-    """
-    nifti = _nifti_header(path)
-    if nifti is None or struct.unpack(f"{nifti[0]}h", nifti[1][254:256])[0] <= 0:
-        return None
-    order, header = nifti
-    return np.array(struct.unpack(f"{order}12f", header[280:328])).reshape(3, 4)[:, :3]
-
-
-def _nifti_header(path: Path) -> tuple[str, bytes] | None:
-    """Return byte order and header of a NIfTI-1 file; None for any other file."""
-    name = path.name.lower()
-    if not name.endswith((".nii", ".nii.gz")):
-        return None
-    with gzip.open(path) if name.endswith(".gz") else open(path, "rb") as stream:
-        header = stream.read(348)
-    if len(header) < 348 or struct.unpack("<i", header[:4])[0] not in (348, _SWAPPED_348):
-        return None
-    return ("<" if struct.unpack("<i", header[:4])[0] == 348 else ">"), header

@@ -1,16 +1,18 @@
-"""Write files atomically, read and write JSON, lock files, remove files of interrupted writers, hash file contents.
+"""Write files atomically, read and write JSON, remove files of interrupted writers, hash file contents.
 
-A writer fills a hidden sibling `.NAME.<host>.<pid>.<number>.partial<suffixes>` of its target, flushes it to disk and
-renames it. From the host and process number in that name `remove_stale` knows whether the writer still runs.
+A writer fills a hidden sibling `.NAME.<host>.<pid>.<token>.partial<suffixes>` of its target, flushes it to disk and
+renames it. From the host and process number in that name `remove_stale` knows whether the writer still runs. The token
+is random, and the sibling is created exclusively, so that nobody can put a link in its place beforehand. A disk that
+cannot be written ends in a StorageError that names the target.
 """
 
 import errno
 import hashlib
-import itertools
 import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -18,23 +20,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from umamba.io.errors import StorageError, UserError
+from umamba.io.errors import StorageError, UserError, storage_error
 
 log = logging.getLogger(__name__)
 
-_PARTIAL = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.\d+\.partial(?P<suffixes>\..+)?$")
-_counter = itertools.count()
+_LONGEST_NAME = 200  # file systems have 255, of which temporary names need some
+_PARTIAL = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]+\.partial(?P<suffixes>\..+)?$")
 
 
-def _host() -> str:
+def host() -> str:
+    """Return the name of this machine, in letters that a file name may have."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()) or "host"
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process of this machine runs.
+
+    Args:
+        pid: its number.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _temporary_sibling(path: Path, suffixes: str) -> Path:
     stem = path.name.removesuffix(suffixes) if suffixes else path.name
-    return path.with_name(f".{stem}.{_host()}.{os.getpid()}.{next(_counter)}.partial{suffixes}")
+    return path.with_name(f".{stem}.{host()}.{os.getpid()}.{secrets.token_hex(6)}.partial{suffixes}")
 
 
 def _flush(path: Path) -> None:
@@ -49,13 +65,58 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def below(root: Path, *names: str) -> Path:
+    """Return a path below a folder whose names come from a file of somebody else; nothing else may be written there.
+
+    Args:
+        root: the folder.
+        names: names of the folders and the file below it, each a single one.
+
+    Raises:
+        UserError: a name is empty or too long, is "." or "..", or has a slash, a backslash or a control character.
+
+    >>> below(Path("out"), "Dataset001_A", "case 1.nii.gz").as_posix()
+    'out/Dataset001_A/case 1.nii.gz'
+    """
+    for name in names:
+        wrong = wrong_name(name)
+        if wrong:
+            raise UserError(f"{root}: {name!r} {wrong}, so it cannot be the name of a file or folder. Rename it.")
+    return Path(root).joinpath(*names)
+
+
+def wrong_name(name: str) -> str | None:
+    """Return why a text cannot be the name of a file or folder; None if it can.
+
+    Args:
+        name: the text.
+    """
+    if not isinstance(name, str) or not name.strip() or name in (".", ".."):
+        return "is no name"
+    if any(character in "/\\" or ord(character) < 32 or ord(character) == 127 for character in name):
+        return "has a slash, a backslash or a control character"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        return f"is longer than {_LONGEST_NAME} bytes"
+    return None
+
+
 def partial_path(path: Path) -> Path:
-    """Return the path of a new hidden sibling of `path`, which `remove_stale` deletes after this process has ended.
+    """Create a hidden empty sibling of `path`, which `remove_stale` deletes after this process has ended.
 
     Args:
         path: the target; its suffixes are kept, because many writers choose the format by them.
+
+    Returns:
+        The sibling.
+
+    Raises:
+        StorageError: it cannot be created.
     """
-    return _temporary_sibling(path, "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix)
+    two = path.name.lower().endswith(".gz")
+    temporary = _temporary_sibling(path, "".join(path.suffixes[-2:]) if two else path.suffix)
+    with storage_errors(path):
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+    return temporary
 
 
 @contextmanager
@@ -70,9 +131,27 @@ def storage_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except StorageError:
+        raise
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise StorageError(f"{path}: could not be written ({reason}). Check disk space and permissions.") from None
+        raise storage_error(path, error) from None
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents, unless they exist.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        `path`.
+
+    Raises:
+        StorageError: it cannot be created.
+    """
+    with storage_errors(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @contextmanager
@@ -83,6 +162,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Args:
         path: the file to write. Missing parent folders are created; the sibling has the same suffixes.
+
+    Raises:
+        StorageError: the disk cannot be written, whatever error the block raised because of that.
 
     Example:
         >>> from pathlib import Path
@@ -96,15 +178,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
         (False, '0.91')
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = partial_path(path)
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with storage_errors(path):
+        try:
+            try:
+                yield temporary
+            except (RuntimeError, ValueError):
+                _append(temporary)
+                raise
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _append(path: Path) -> None:
+    """Write a little more to a file; an OSError explains why a library, which does not say so, could not write it."""
+    with open(path, "ab") as stream:
+        stream.write(bytes(1 << 16))
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextmanager
@@ -116,27 +211,31 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
     Args:
         path: the folder to write. Missing parent folders are created.
+
+    Raises:
+        StorageError: the disk cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = _temporary_sibling(path, "")
-    temporary.mkdir()
-    try:
-        yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                _flush(Path(folder) / name)
-            _flush(Path(folder))
-        if path.exists():
-            aside = _temporary_sibling(path, "")
-            os.replace(path, aside)
-            os.replace(temporary, path)
-            shutil.rmtree(aside)
-        else:
-            os.replace(temporary, path)
-        _flush(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with storage_errors(path):
+        temporary.mkdir()
+        try:
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    _flush(Path(folder) / name)
+                _flush(Path(folder))
+            if path.exists():
+                aside = _temporary_sibling(path, "")
+                os.replace(path, aside)
+                os.replace(temporary, path)
+                shutil.rmtree(aside)
+            else:
+                os.replace(temporary, path)
+            _flush(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, obj: Any) -> None:
@@ -175,47 +274,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as text ({error}). Check the file and its permissions.") from None
 
 
-@contextmanager
-def exclusive(lock_path: Path, waiting_for: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; wait if another process holds it, with a log message every minute.
-
-    The operating system releases the lock when its holder ends, so a killed run never blocks the next one.
-
-    Args:
-        lock_path: the lock file. Missing parent folders are created.
-        waiting_for: what the other process makes, for the log message.
-    """
-    lock_path = Path(lock_path)
-    lock_path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(lock_path)
-    waited = 0
-    while True:
-        try:
-            lock.acquire(timeout=0 if waited == 0 else 60)
-            break
-        except Timeout:
-            if waited == 0:
-                log.info("Waiting for %s (another process holds %s).", waiting_for, lock_path)
-                waited = 1
-            else:
-                log.info("Still waiting for %s after %d min.", waiting_for, waited)
-                waited += 1
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def remove_stale(folder: Path, target: str | None = None) -> None:
     """Delete partial files and folders that interrupted writers left directly in `folder`.
 
@@ -234,7 +292,7 @@ def remove_stale(folder: Path, target: str | None = None) -> None:
         match = _PARTIAL.match(entry.name)
         if match is None or (target is not None and match["name"] + (match["suffixes"] or "") != target):
             continue
-        if match["host"] == _host() and _alive(int(match["pid"])):
+        if match["host"] == host() and alive(int(match["pid"])):
             continue
         log.info("Removing a partial file of an interrupted run: %s", entry)
         if entry.is_dir() and not entry.is_symlink():

@@ -38,3 +38,17 @@ def peak_resident_bytes() -> int:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_bytes() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or the limit of its control group."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path) as stream:
+                limit = stream.read().strip()
+        except OSError:
+            continue
+        if limit.isdigit() and int(limit) > 0:
+            total = min(total, int(limit))
+    return total

@@ -1,9 +1,7 @@
-"""Record which versions, machine and git revision made a result."""
+"""Record which versions, system and git revision made a result."""
 
 import platform
-import socket
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,17 +34,16 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def provenance() -> dict[str, Any]:
-    """Return package versions, Python, platform, git revision, host and command line as JSON-able values.
+    """Return package versions, Python, system and git revision as JSON-able values.
 
     The versions come from package metadata, so no package is imported. The version of an absent package is None, and
-    `git` is None without git or outside a repository.
+    `git` is None without git or outside a repository. Nothing names the machine, the user or a folder, because the
+    record stands in every checkpoint, and checkpoints are shared.
     """
     return {
         "umamba": _version("umamba"),
         "python": platform.python_version(),
-        "platform": platform.platform(),
-        "hostname": socket.gethostname(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "system": f"{platform.system()} {platform.machine()}",
         "packages": {package: _version(package) for package in _PACKAGES},
         "git": _git_state(),
     }

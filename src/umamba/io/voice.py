@@ -14,6 +14,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import Progress
 
+from umamba.io.escape import printable_lines
+
 Entry = TypeVar("Entry")
 
 _LOGGER = logging.getLogger("umamba")
@@ -23,13 +25,13 @@ class ConsoleHandler(logging.Handler):
     """Print information to standard output, warnings and errors to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one message; text is printed without rich's markup."""
+        """Print one message; what looks like rich's markup, an emoji or a terminal's command is printed as it is."""
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         try:
             if isinstance(record.msg, str):
-                print(record.getMessage(), file=stream, flush=True)
+                print(printable_lines(record.getMessage()), file=stream, flush=True)
             else:
-                Console(soft_wrap=True, highlight=False, file=stream).print(record.msg)
+                Console(soft_wrap=True, highlight=False, markup=False, emoji=False, file=stream).print(record.msg)
         except (OSError, ValueError):  # the other end of the pipe is closed
             self.handleError(record)
 

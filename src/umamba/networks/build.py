@@ -1,11 +1,8 @@
 """`build_network`: from an architecture's settings and the plan's configuration to a network."""
 
-import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from importlib import import_module
-from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -14,7 +11,8 @@ from umamba.io import UserError
 from umamba.networks.depth_two import protect_gradients
 from umamba.networks.from_patch import choose_configuration
 from umamba.planning import Configuration
-from umamba.settings import ArchitectureSettings, CustomArchitectureSettings, Settings, parse, read_architecture
+from umamba.settings import ArchitectureSettings, CustomArchitectureSettings, Settings, read_architecture
+from umamba.settings.own_code import own_function, own_options
 
 Architecture = ArchitectureSettings | str | Mapping[str, Any]
 Builder = Callable[[Any, Configuration, int, int], nn.Module]
@@ -29,8 +27,6 @@ BUILDERS = {
     "unetr": ("umamba.networks.monai_nets", "build_unetr"),
     "swinunetr": ("umamba.networks.monai_nets", "build_swinunetr"),
 }
-
-_CUSTOM_NAME = re.compile(r"umamba\.networks\.[a-z][a-z0-9_]*:[a-z][a-z0-9_]*")
 
 
 def architecture_names() -> tuple[str, ...]:
@@ -52,8 +48,9 @@ def build_network(
 
     Args:
         architecture: a settings record, a name out of `architecture_names()`, or plain values with a `name` as in
-            configs/architecture/*.yaml. The name umamba.networks.MODULE:FUNCTION chooses a backbone that a user added
-            there; modules elsewhere are refused because a checkpoint holds this name and must not run any code.
+            configs/architecture/*.yaml. The name package.module:function, or an entry point of the group
+            umamba.backbones, chooses a backbone of the user's own, whose module is imported. If the name comes from a
+            file, `read_checkpoint` checks first that the user trusts it.
         configuration: the plan's configuration. Give either this or `patch_size`.
         in_channels: image channels.
         num_classes: channels of the logits.
@@ -89,8 +86,9 @@ def build_network(
         residual_encoder=settings.name == "resenc_unet",
     )
     builder = _builder(settings.name)
-    options = _custom_options(settings, builder) if isinstance(settings, CustomArchitectureSettings) else settings
+    options = custom_settings(settings) if isinstance(settings, CustomArchitectureSettings) else settings
     network: Any = builder(options, chosen, in_channels, num_classes)
+    _check_contract(network, settings.name)
     # Layers of MONAI and of user modules are plain nn.Conv3d, whose bfloat16 gradients are wrong on some CPUs where a
     # feature map is two voxels deep; their class is changed here because their code is not ours (see depth_two.py).
     protect_gradients(network)
@@ -105,7 +103,7 @@ def custom_settings(settings: CustomArchitectureSettings) -> Settings:
     `umamba.settings.Settings` (or `ArchitectureSettings`, which adds the name).
 
     Args:
-        settings: the name umamba.networks.MODULE:FUNCTION and the options as plain values.
+        settings: the name package.module:function and the options as plain values.
 
     Returns:
         The options as the module's record.
@@ -114,41 +112,26 @@ def custom_settings(settings: CustomArchitectureSettings) -> Settings:
         UserError: no such module or function, or a function without a settings record.
         InvalidSettings: an unknown option or a wrong value.
     """
-    return _custom_options(settings, _builder(settings.name))
-
-
-def _custom_options(settings: CustomArchitectureSettings, builder: Builder) -> Settings:
-    parameters = list(signature(builder).parameters)
-    record = typing.get_type_hints(builder).get(parameters[0]) if parameters else None
-    if not (isinstance(record, type) and issubclass(record, Settings)):
-        raise UserError(
-            f"architecture.name={settings.name}: the function's first parameter must be annotated with its settings, a "
-            "frozen dataclass that inherits umamba.settings.ArchitectureSettings. See docs/own-architecture.md."
-        )
-    named = any(entry.name == "name" for entry in fields(record))
-    values = {"name": settings.name, **settings.options} if named else settings.options
-    return parse(record, values, "architecture")
+    builder = own_function(settings.name, "architecture.name")
+    return own_options(builder, settings.name, settings.options, "architecture", "docs/own-architecture.md")
 
 
 def _builder(name: str) -> Builder:
     """Import the function that builds an architecture."""
-    if name in BUILDERS:
-        module, function = BUILDERS[name]
-    elif _CUSTOM_NAME.fullmatch(name):
-        module, function = name.split(":")
-    else:
-        raise UserError(
-            f"architecture.name={name}: must be one of {', '.join(BUILDERS)}, or umamba.networks.MODULE:FUNCTION."
-        )
+    if name not in BUILDERS:
+        return own_function(name, "architecture.name")
+    module, function = BUILDERS[name]
     try:
-        builder: Builder = getattr(import_module(module), function)
-    except AttributeError as error:
-        raise UserError(f"architecture.name={name}: the module {module} has no function {function}.") from error
+        return typing.cast(Builder, getattr(import_module(module), function))
     except ModuleNotFoundError as error:
-        if name not in BUILDERS and error.name in (module, module.split(".")[0]):
-            path = f"src/{module.replace('.', '/')}.py"
-            raise UserError(f"architecture.name={name}: there is no module {module}. Write it as {path}.") from error
         if (error.name or "").split(".")[0] != "monai":
             raise
         raise UserError(f"architecture.name={name}: needs MONAI, which is not installed: pip install monai") from error
-    return builder
+
+
+def _check_contract(network: Any, name: str) -> None:
+    """Refuse a network without the attributes that training and prediction read."""
+    missing = [each for each in ("supports_deep_supervision", "fixed_patch_size") if not hasattr(network, each)]
+    if not isinstance(network, nn.Module) or missing:
+        lacks = f"has no {' and no '.join(missing)}" if isinstance(network, nn.Module) else "is no torch.nn.Module"
+        raise UserError(f"architecture.name={name}: what it builds {lacks}. See docs/own-architecture.md.")

@@ -1,5 +1,6 @@
 """The cost of a network as a table, and the points on which the U-Mamba paper and its released code disagree."""
 
+from rich import box
 from rich.table import Table
 
 from umamba.networks.build import Architecture
@@ -23,18 +24,19 @@ def cost_table(cost: NetworkCost, title: str, batch_size: int) -> Table:
         title: title of the table.
         batch_size: patches of the batch whose cost the caption gives.
     """
-    table = Table(title=title, title_justify="left", show_footer=True)
+    # Without vertical lines, so that it fits into 80 columns, which is also the width of a redirected output.
+    table = Table(title=title, title_justify="left", show_footer=True, box=box.SIMPLE, show_edge=False, padding=0)
     table.add_column("part", "all", no_wrap=True)
-    for name in ("features", "map", "tokens x width", "scan"):
-        table.add_column(name, justify="right")
-    table.add_column("parameters", f"{cost.parameters:,}", justify="right")
-    table.add_column("GFLOPs", f"{cost.flops / 1e9:,.2f}", justify="right")
-    table.add_column("activations", _megabytes(cost.activation_bytes), justify="right")
+    table.add_column("output", justify="right", no_wrap=True)
+    table.add_column("parameters", f"{cost.parameters:,}", justify="right", no_wrap=True)
+    table.add_column("GFLOPs", f"{cost.flops / 1e9:,.2f}", justify="right", no_wrap=True)
+    table.add_column("MiB", _megabytes(cost.activation_bytes), justify="right", no_wrap=True)
     for stage in cost.stages:
         table.add_row(*_row(stage))
     table.caption_justify = "left"
     table.caption = (
-        f"Forward pass of one patch. Activations: float32 tensors that are kept for the backward pass.\n"
+        "Forward pass of one patch. Output: features x map, or tokens x width of a token.\n"
+        "MiB: activations, float32 tensors that are kept for the backward pass.\n"
         f"A batch of {batch_size}: {batch_size * cost.flops / 1e9:,.1f} GFLOPs, "
         f"{batch_size * cost.activation_bytes / 2**30:,.2f} GiB of activations."
     )
@@ -42,12 +44,13 @@ def cost_table(cost: NetworkCost, title: str, batch_size: int) -> Table:
 
 
 def _row(stage: StageCost) -> tuple[str, ...]:
+    output = " x ".join(map(str, (stage.features, *stage.size)))
+    if stage.tokens:
+        kind = "channels" if stage.scan == "channel" else "tokens"
+        output = f"{stage.tokens:,} x {stage.width:,} {kind}"
     return (
         stage.name,
-        str(stage.features),
-        " x ".join(map(str, stage.size)),
-        f"{stage.tokens:,} x {stage.width:,}" if stage.tokens else "",
-        stage.scan or "",
+        output,
         f"{stage.parameters:,}",
         f"{stage.flops / 1e9:,.2f}",
         _megabytes(stage.activation_bytes),
@@ -55,7 +58,7 @@ def _row(stage: StageCost) -> tuple[str, ...]:
 
 
 def _megabytes(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
+    return f"{count / 2**20:,.1f}"
 
 
 def disagreements(architecture: Architecture, configuration: Configuration) -> list[str]:

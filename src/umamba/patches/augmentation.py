@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torchio as tio
 
+from umamba.patches.extra import CropPatch, Surroundings, extra_transforms
 from umamba.patches.intensity import (
     AddNoise,
     ApplyGamma,
@@ -68,7 +69,13 @@ def read_size(augmentation: AugmentationSettings, patch_size: Sequence[int]) -> 
     >>> read_size(AugmentationSettings(), (512, 512))
     (1, 602, 602)
     """
-    whole = as_3d(patch_size)
+    return _sampled_size(augmentation, patch_size, as_3d(patch_size))
+
+
+def _sampled_size(
+    augmentation: AugmentationSettings, patch_size: Sequence[int], whole: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the size of the region for a patch whose size with its surroundings is `whole` (Z, Y, X)."""
     if not augmentation.rotation.p and not augmentation.scaling.p:
         return whole
     angle = np.deg2rad(min(90.0, max_degrees(augmentation, patch_size)))
@@ -85,8 +92,65 @@ def read_size(augmentation: AugmentationSettings, patch_size: Sequence[int]) -> 
     return (whole[0], *enlarged) if in_plane else enlarged
 
 
+def surroundings(
+    augmentation: AugmentationSettings, patch_size: Sequence[int], spacing: Sequence[float]
+) -> Surroundings:
+    """Return the voxels that the extra transforms need around what they are applied to.
+
+    Args:
+        augmentation: kinds, probabilities and ranges.
+        patch_size: the network's patch, 2 or 3 axes, voxels.
+        spacing: mm for each axis of the patch.
+
+    Raises:
+        UserError: TorchIO refuses an argument of an extra transform.
+    """
+    patch = as_3d(patch_size)
+    after = before = (0, 0, 0)
+    for step in reversed(extra_transforms(augmentation, "after", spacing)):
+        after = _sum(after, step.border(_enlarged(patch, after)))
+    region = _sampled_size(augmentation, patch_size, _enlarged(patch, after))
+    for step in reversed(extra_transforms(augmentation, "before", spacing)):
+        before = _sum(before, step.border(_enlarged(region, before)))
+    return Surroundings(before, after)
+
+
+def read_margin(
+    augmentation: AugmentationSettings, patch_size: Sequence[int], spacing: Sequence[float]
+) -> tuple[int, ...]:
+    """Return the voxels (Z, Y, X) that are read at each side beyond `read_size`; 0 without extra transforms.
+
+    Args:
+        augmentation: kinds, probabilities and ranges.
+        patch_size: the network's patch, 2 or 3 axes, voxels.
+        spacing: mm for each axis of the patch.
+
+    Raises:
+        UserError: TorchIO refuses an argument of an extra transform.
+    """
+    if not augmentation.extra:
+        return (0, 0, 0)
+    around, drawn = surroundings(augmentation, patch_size, spacing), read_size(augmentation, patch_size)
+    region = _sampled_size(augmentation, patch_size, _enlarged(as_3d(patch_size), around.after))
+    grown = [-((size - larger) // 2) for size, larger in zip(drawn, region, strict=True)]  # rounded up
+    return _sum(grown, around.before)
+
+
+def _sum(one: Sequence[int], other: Sequence[int]) -> tuple[int, int, int]:
+    first, second, third = (a + b for a, b in zip(one, other, strict=True))
+    return first, second, third
+
+
+def _enlarged(size: Sequence[int], around: Sequence[int]) -> tuple[int, int, int]:
+    """Return a size with a border at each side."""
+    return _sum(size, _sum(around, around))
+
+
 def training_transforms(
-    augmentation: AugmentationSettings, patch_size: Sequence[int], use_mask_for_norm: Sequence[bool]
+    augmentation: AugmentationSettings,
+    patch_size: Sequence[int],
+    use_mask_for_norm: Sequence[bool],
+    spacing: Sequence[float] | None = None,
 ) -> tio.Compose:
     """Return the chain of transforms for training patches; kinds with probability 0 are left out.
 
@@ -95,16 +159,23 @@ def training_transforms(
         patch_size: the network's patch, 2 or 3 axes, voxels.
         use_mask_for_norm: for each channel, whether it was normalised inside the nonzero mask only; such channels are
             set to zero outside the mask.
+        spacing: mm for each axis of the patch, which extra transforms need; None: 1 mm.
 
     Raises:
-        UserError: mirroring is asked for along an axis that the patch does not have.
+        UserError: mirroring is asked for along an axis that the patch does not have, or TorchIO refuses an argument of
+            an extra transform.
     """
     kinds = augmentation
     in_plane = moves_in_plane(patch_size)
-    chain: list[tio.Transform] = []
+    spacing = (1.0,) * len(patch_size) if spacing is None else spacing
+    around, patch = surroundings(kinds, patch_size, spacing), as_3d(patch_size)
+    sampled = _enlarged(patch, around.after)
+    chain: list[tio.Transform] = [*extra_transforms(kinds, "before", spacing)]
     if kinds.rotation.p or kinds.scaling.p:
         largest = max_degrees(kinds, patch_size)
-        chain.append(RotateScaleCrop(as_3d(patch_size), in_plane, largest, kinds.rotation, kinds.scaling))
+        chain.append(RotateScaleCrop(sampled, in_plane, largest, kinds.rotation, kinds.scaling, around.before))
+    elif any(around.before):
+        chain.append(CropPatch(sampled))
     if kinds.noise.p:
         chain.append(AddNoise(kinds.noise))
     if kinds.blur.p:
@@ -123,6 +194,9 @@ def training_transforms(
         added_axes = 3 - len(patch_size)
         axes = [axis + added_axes for axis in kinds.mirrored_axes(len(patch_size))]
         chain.append(MirrorPatch(axes, kinds.mirror.p))
+    chain += extra_transforms(kinds, "after", spacing)
+    if any(around.after):
+        chain.append(CropPatch(patch))
     chain.append(ClearOutside([channel for channel, masked in enumerate(use_mask_for_norm) if masked]))
     return tio.Compose(chain, copy=False)
 

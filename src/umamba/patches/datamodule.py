@@ -17,7 +17,7 @@ import torchio as tio
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
-from umamba.patches.augmentation import read_size, training_transforms, validation_transforms
+from umamba.patches.augmentation import read_margin, read_size, training_transforms, validation_transforms
 from umamba.patches.dataset import PatchDataset, PatchSampler, keep_batch
 from umamba.patches.sampling import as_3d
 from umamba.patches.seeding import seed_of
@@ -37,7 +37,8 @@ class PatchDataModule(lightning.LightningDataModule):
 
     Args:
         store: the preprocessed cases.
-        configuration: the plan's configuration; patch size, batch size and masked channels are read.
+        configuration: the plan's configuration; patch size, spacing, batch size and masked channels are
+            read.
         labels: the label set.
         train_cases: names of the cases that training patches are drawn from.
         val_cases: names of the cases that validation patches are drawn from.
@@ -75,7 +76,7 @@ class PatchDataModule(lightning.LightningDataModule):
         super().__init__()
         _check_cases(store, "training", train_cases, iterations)
         _check_cases(store, "validation", val_cases, val_iterations)
-        patch_size = tuple(configuration.patch_size)
+        patch_size, spacing = tuple(configuration.patch_size), configuration.spacing
         dataset = partial(
             PatchDataset,
             store,
@@ -88,8 +89,9 @@ class PatchDataModule(lightning.LightningDataModule):
         )
         self.train_patches = dataset(
             case_ids=train_cases,
-            transforms=training_transforms(augmentation, patch_size, configuration.use_mask_for_norm),
+            transforms=training_transforms(augmentation, patch_size, configuration.use_mask_for_norm, spacing),
             read_size=read_size(augmentation, patch_size),
+            margin=read_margin(augmentation, patch_size, spacing),
             iterations=iterations,
             stream="train",
             deferred=augmentation.device == "gpu",

@@ -44,6 +44,7 @@ class PatchDataset(Dataset[tio.Subject]):
         seed: seed of the run.
         stream: name that separates training patches from validation patches.
         deferred: do not apply the transforms, but read whole regions; `transform_batch` applies them later.
+        margin: voxels (Z, Y, X) at each side beyond `read_size` that extra transforms may need.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class PatchDataset(Dataset[tio.Subject]):
         seed: int,
         stream: str,
         deferred: bool = False,
+        margin: Sequence[int] = (0, 0, 0),
     ) -> None:
         self.cases = CaseCache(store)
         self.case_ids = tuple(case_ids)
@@ -69,6 +71,7 @@ class PatchDataset(Dataset[tio.Subject]):
         self.transforms = transforms
         self.spatial = next((step for step in transforms.transforms if isinstance(step, RotateScaleCrop)), None)
         self.read_size = tuple(read_size)
+        self.largest_size = tuple(size + 2 * edge for size, edge in zip(read_size, margin, strict=True))
         self.patch_size = tuple(patch_size)
         self.dim = dim
         self.batch_size = batch_size
@@ -217,9 +220,9 @@ class PatchDataset(Dataset[tio.Subject]):
         """Draw the rotation first, then read only the region it needs, then apply all transforms."""
         with seeded_torch(*self._key(number), "augmentation"):
             if self.spatial is None:
-                return self.transforms(read(self.read_size))
+                return self.transforms(read(self.largest_size))
             matrix = self.spatial.draw_matrix()
-            subject = read(self.spatial.source_size(matrix, self.read_size))
+            subject = read(self.spatial.source_size(matrix, self.largest_size))
             subject["matrix"] = matrix
             return self.transforms(subject)
 

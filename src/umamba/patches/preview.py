@@ -1,18 +1,19 @@
 """A picture of augmented training patches: one row for each patch, first without and then with augmentation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torchio as tio
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from umamba.io import atomic_path
-from umamba.labels import LabelSet, colours
-from umamba.patches.augmentation import read_size, training_transforms
+from umamba.io.escape import mathtext
+from umamba.labels import LabelSet
+from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_labels
+from umamba.labels.view import View, largest_slice, plane_size
+from umamba.patches.augmentation import read_margin, read_size, training_transforms
 from umamba.patches.dataset import PatchDataset, make_subject
 from umamba.patches.sampling import as_3d
 from umamba.patches.seeding import seeded_torch
@@ -22,8 +23,6 @@ from umamba.settings import AugmentationSettings
 if TYPE_CHECKING:
     from umamba.planning import Configuration
     from umamba.preprocessing import CaseStore
-
-ALPHA = 0.4  # opacity of the labels
 
 
 def draw_preview(
@@ -43,7 +42,7 @@ def draw_preview(
 
     Args:
         store: the preprocessed cases.
-        configuration: the plan's configuration; patch size and masked channels are read.
+        configuration: the plan's configuration; patch size, spacing and masked channels are read.
         labels: values and names of the labels, which also determine the colours.
         augmentation: kinds, probabilities and ranges.
         path: the file to write, ending in .png.
@@ -61,6 +60,7 @@ def draw_preview(
         labels,
         tio.Compose([]),
         read_size=read_size(augmentation, patch_size),
+        margin=read_margin(augmentation, patch_size, configuration.spacing),
         patch_size=as_3d(patch_size),
         dim=len(patch_size),
         batch_size=1,
@@ -69,10 +69,11 @@ def draw_preview(
         seed=seed,
         stream="preview",
     )
-    transforms = training_transforms(augmentation, patch_size, configuration.use_mask_for_norm)
-    figure = Figure(figsize=(2.2 * columns, 2.2 * rows + 0.6), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
+    transforms = training_transforms(augmentation, patch_size, configuration.use_mask_for_norm, configuration.spacing)
+    figure = new_figure(2.2 * columns, 2.2 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False)
+    spacing = (1.0,) * (3 - len(patch_size)) + tuple(configuration.spacing)
+    drawn: set[int] = set()
     for row in range(rows):
         region = regions[row]
         for column in range(columns):
@@ -82,18 +83,24 @@ def draw_preview(
                     subject = transforms(subject)
             image = crop_centre(subject.get_image("image").data, as_3d(patch_size)).numpy()
             label = crop_centre(subject.get_image("label").data, as_3d(patch_size)).numpy()[0]
-            title = f"{region['case_id']}: not augmented" if column == 0 else ""
-            draw_patch(grid[row, column], image, label, labels, title)
-    handles = [
-        Patch(color=colour / 255, label=name)
-        for name, colour in zip(labels.names, colours(len(labels.names)), strict=True)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)))
+            view = View.of(store.letters(str(region["case_id"])))
+            drawn |= draw_patch(grid[row, column], image, label, labels, spacing, view, named=column == 0)
+            if column == 0:
+                grid[row, 0].set_title(mathtext(f"{region['case_id']}: not augmented"), fontsize=7)
+    label_legend(figure, labels, drawn)
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
 
 
-def draw_patch(axes: Axes, image_CZYX: np.ndarray, label_ZYX: np.ndarray, labels: LabelSet, title: str) -> None:
+def draw_patch(
+    axes: Axes,
+    image_CZYX: np.ndarray,
+    label_ZYX: np.ndarray,
+    labels: LabelSet,
+    spacing: Sequence[float],
+    view: View,
+    named: bool,
+) -> set[int]:
     """Draw the slice with most foreground and its labels.
 
     Args:
@@ -101,18 +108,24 @@ def draw_patch(axes: Axes, image_CZYX: np.ndarray, label_ZYX: np.ndarray, labels
         image_CZYX: three channels are drawn in colour, otherwise the first channel in grey.
         label_ZYX: integers of the same size.
         labels: values and names of the labels.
-        title: text above the picture.
+        spacing: (Z, Y, X) in mm.
+        view: how the slice is turned.
+        named: whether letters at the edges name the patient's sides, which mirroring would change.
+
+    Returns:
+        The positions in the label set of the labels that were drawn.
     """
     foreground = np.isin(label_ZYX, sorted({value for values in labels.values for value in values}))
-    index = int(foreground.sum(axis=(1, 2)).argmax())
+    index = largest_slice(foreground, 0)
     natural = len(image_CZYX) == 3
     picture = np.moveaxis(image_CZYX[:, index], 0, -1) if natural else image_CZYX[0, index]
     low, high = np.percentile(picture, (1, 99))
     shown = np.clip((picture - low) / max(high - low, 1e-6), 0, 1)
-    axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
-    overlay = np.zeros((*label_ZYX.shape[1:], 4))
-    for values, colour in zip(labels.values, colours(len(labels.names)), strict=True):
-        overlay[np.isin(label_ZYX[index], values)] = [*(colour / 255), ALPHA]
-    axes.imshow(overlay, interpolation="nearest")
-    axes.set_title(title, fontsize=7)
-    axes.set_axis_off()
+    axis = view.order.index(0)  # across the slices in the turned patch
+    size = plane_size(tuple(label_ZYX.shape[stored] for stored in view.order), view.turn_axes(spacing), axis)
+    if natural:
+        turned = np.stack([np.take(view.turn(shown[None, ..., c]), 0, axis=axis) for c in range(3)], axis=-1)
+    else:
+        turned = np.take(view.turn(shown[None]), 0, axis=axis)
+    draw_plane(axes, turned, size, view.edges(axis) if named else ("",) * 4)
+    return paint_labels(axes, np.take(view.turn(label_ZYX[index][None]), 0, axis=axis), size, labels)

@@ -34,10 +34,17 @@ class RotateScaleCrop(tio.SpatialTransform):
         max_degrees: largest angle about each axis, degrees.
         rotation: probability of a rotation.
         scaling: probability and range of the zoom.
+        around: voxels (Z, Y, X) at each side that transforms before this one need around the sampled region.
     """
 
     def __init__(
-        self, patch_size: Sequence[int], in_plane: bool, max_degrees: float, rotation: Rotation, scaling: Scaling
+        self,
+        patch_size: Sequence[int],
+        in_plane: bool,
+        max_degrees: float,
+        rotation: Rotation,
+        scaling: Scaling,
+        around: Sequence[int] = (0, 0, 0),
     ) -> None:
         super().__init__(copy=False)
         self.patch_size = tuple(patch_size)
@@ -45,6 +52,7 @@ class RotateScaleCrop(tio.SpatialTransform):
         self.max_degrees = max_degrees
         self.rotation = rotation
         self.scaling = scaling
+        self.around = np.array(around)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Return the subject at the size of the patch; without rotation and scaling it is cropped to the centre."""
@@ -73,9 +81,10 @@ class RotateScaleCrop(tio.SpatialTransform):
         """
         size = np.array(self.patch_size)
         if matrix is None:
-            return self.patch_size
+            return tuple((size + 2 * self.around).tolist())
         reach = np.abs(matrix) @ (size[-self.axes :] - 1)  # distance between the outermost sampled points
         size[-self.axes :] = np.ceil(reach) + 3  # room for the cells that these points fall into
+        size += 2 * self.around
         size += (np.array(largest) - size) % 2  # the same parity, so that the centre does not move
         return tuple(np.minimum(size, largest).tolist())
 

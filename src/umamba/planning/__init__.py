@@ -1,7 +1,7 @@
 """Derive the plan of a dataset from its statistics: fingerprint, planner, folds, nnU-Net's plans files."""
 
 from umamba.planning.crop import nonzero_box
-from umamba.planning.fingerprint import Fingerprint, compute_fingerprint
+from umamba.planning.fingerprint import Fingerprint, compute_fingerprint, inspect_dataset
 from umamba.planning.folds import fold_cases, split_folds
 from umamba.planning.nnunet_files import foreign_settings, parse_nnunet_plans, read_nnunet_plans, to_nnunet_plans
 from umamba.planning.paper import PaperSetting, assumed_fingerprint, paper_setting, planned_configuration
@@ -19,6 +19,7 @@ __all__ = [
     "compute_fingerprint",
     "fold_cases",
     "foreign_settings",
+    "inspect_dataset",
     "nonzero_box",
     "paper_setting",
     "parse_nnunet_plans",

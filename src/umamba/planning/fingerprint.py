@@ -5,14 +5,26 @@ once and checked at the same time.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from umamba.datasets import Finding, RawCase, RawDataset, findings_table, inspect_case, list_findings, over_cases
+from umamba.datasets import (
+    REORIENTING_READER,
+    Finding,
+    RawCase,
+    RawDataset,
+    findings_table,
+    inspect_case,
+    list_findings,
+    over_cases,
+    same_images,
+    voxel_digest,
+)
 from umamba.io import UserError
 from umamba.planning.crop import nonzero_box
 from umamba.planning.plan import Intensity, axis3, parse_record
@@ -34,15 +46,18 @@ class Fingerprint:
         shapes_after_crop: size of each case in voxels after the crop to the nonzero region.
         intensity: foreground intensities of each channel.
         median_relative_size_after_cropping: median over the cases of the voxels after the crop / before it.
+        orientations: in which the images are stored, such as "RAS", the most frequent first; empty for 2D images and in
+            files of earlier versions. They are not compared.
     """
 
     spacings: tuple[tuple[float, float, float], ...]
     shapes_after_crop: tuple[tuple[int, int, int], ...]
     intensity: tuple[Intensity, ...]
     median_relative_size_after_cropping: float
+    orientations: tuple[str, ...] = field(default=(), compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of nnU-Net's dataset_fingerprint.json."""
+        """Return the content of nnU-Net's dataset_fingerprint.json, and the orientations if they are known."""
         return {
             "spacings": [list(spacing) for spacing in self.spacings],
             "shapes_after_crop": [list(shape) for shape in self.shapes_after_crop],
@@ -50,6 +65,7 @@ class Fingerprint:
                 str(index): asdict(channel) for index, channel in enumerate(self.intensity)
             },
             "median_relative_size_after_cropping": self.median_relative_size_after_cropping,
+            **({"orientations": list(self.orientations)} if self.orientations else {}),
         }
 
     @classmethod
@@ -71,6 +87,7 @@ def _fingerprint(obj: Mapping[str, Any]) -> Fingerprint:
         shapes_after_crop=tuple(axis3(shape) for shape in obj["shapes_after_crop"]),
         intensity=read_intensities(obj["foreground_intensity_properties_per_channel"]),
         median_relative_size_after_cropping=float(obj["median_relative_size_after_cropping"]),
+        orientations=tuple(str(name) for name in obj.get("orientations", ())),
     )
 
 
@@ -106,6 +123,8 @@ class CaseStatistics:
         shape_after_crop: (Z, Y, X) in voxels; None if the case has errors.
         relative_size: voxels after the crop / before it.
         draws: one entry per channel; empty if the case has errors or no foreground.
+        orientation: in which the image is stored, such as "RAS"; None for 2D images and if the case has errors.
+        content: hash of the image's voxels; empty if it cannot be decoded.
     """
 
     findings: tuple[Finding, ...]
@@ -113,10 +132,12 @@ class CaseStatistics:
     shape_after_crop: tuple[int, int, int] | None = None
     relative_size: float = 1.0
     draws: tuple[Draws, ...] = ()
+    orientation: str | None = None
+    content: str = ""
 
 
 def compute_fingerprint(dataset: RawDataset, workers: int) -> Fingerprint:
-    """Decode and check every training case of a dataset and compute the statistics.
+    """Return the fingerprint alone; see `inspect_dataset`.
 
     Args:
         dataset: the dataset.
@@ -125,18 +146,46 @@ def compute_fingerprint(dataset: RawDataset, workers: int) -> Fingerprint:
     Raises:
         UserError: with a table of all problems of the dataset, including those of its listing.
     """
+    return inspect_dataset(dataset, workers)[0]
+
+
+def inspect_dataset(dataset: RawDataset, workers: int) -> tuple[Fingerprint, tuple[Finding, ...]]:
+    """Decode and check every training case of a dataset and compute the statistics.
+
+    Args:
+        dataset: the dataset.
+        workers: worker processes; 0 or 1 works in this process.
+
+    Returns:
+        The fingerprint, and the warnings about the decoded images, which are also logged.
+
+    Raises:
+        UserError: with a table of all problems of the dataset, including those of its listing.
+    """
     _, findings = list_findings(dataset.root)
     num_draws = _TOTAL_DRAWS // max(1, len(dataset.training))
     # The workers need only labels and channels. Without its cases the dataset is small to pickle.
-    inspect = partial(case_statistics, replace(dataset, training=(), test=()), num_draws=num_draws)
+    inspect = partial(case_statistics, replace(dataset, training=(), test=(), groups={}), num_draws=num_draws)
     statistics = over_cases(inspect, dataset.training, workers, f"Fingerprint of {dataset.name}")
     decoded = [finding for case in statistics for finding in case.findings]
+    cases = zip(dataset.training, statistics, strict=True)
+    decoded += same_images(dataset, {case.case_id: found.content for case, found in cases if found.content})
     if any(finding.severity == "error" for finding in [*findings, *decoded]):
         table = findings_table([*findings, *decoded])
         raise UserError(f"{dataset.root}: the dataset has errors and cannot be used.\n{table}")
     if decoded:
         log.warning("%s:\n%s", dataset.root, findings_table(decoded))
-    return pooled_fingerprint(dataset.root.name, statistics)
+    counts = Counter(case.orientation for case in statistics if case.orientation is not None)
+    if len(counts) > 1 and dataset.reader is None:
+        log.warning(
+            "%s: the training images are stored in different orientations: %s. The network would learn mirrored and "
+            'turned anatomy side by side and confuse left and right. Set "overwrite_image_reader_writer": "%s" in '
+            "dataset.json, which turns all of them to RAS.",
+            dataset.root,
+            ", ".join(f"{name} ({count})" for name, count in counts.most_common()),
+            REORIENTING_READER,
+        )
+    return pooled_fingerprint(dataset.root.name, statistics), tuple(decoded)
 
 
 def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseStatistics:
@@ -151,8 +200,9 @@ def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseS
     """
     inspection = inspect_case(dataset, case)
     image, label = inspection.image, inspection.label
+    content = "" if image is None else voxel_digest(image.array)
     if image is None or label is None or any(finding.severity == "error" for finding in inspection.findings):
-        return CaseStatistics(inspection.findings)
+        return CaseStatistics(inspection.findings, content=content)
     _, box = nonzero_box(image.array)
     cropped = image.array[(slice(None), *box)]
     foreground = label.array[(0, *box)] > 0
@@ -162,6 +212,8 @@ def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseS
         axis3(foreground.shape),
         foreground.size / label.array.size,
         tuple(draw_intensities(cropped[:, foreground], num_draws)),
+        inspection.orientation,
+        content,
     )
 
 
@@ -210,6 +262,12 @@ def pooled_fingerprint(name: str, statistics: Sequence[CaseStatistics]) -> Finge
         shapes_after_crop=tuple(case.shape_after_crop for case in statistics if case.shape_after_crop is not None),
         intensity=tuple(intensity_of(channel) for channel in zip(*drawn, strict=True)),
         median_relative_size_after_cropping=float(np.median([case.relative_size for case in statistics])),
+        orientations=tuple(
+            name
+            for name, _ in Counter(
+                case.orientation for case in statistics if case.orientation is not None
+            ).most_common()
+        ),
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from umamba.datasets import READERS, REORIENTING_READER
 from umamba.io import UserError, read_json
 from umamba.planning.fingerprint import read_intensities
 from umamba.planning.plan import Configuration, Plan, axis3, floats, integers, parse_record, stages
@@ -53,8 +54,8 @@ def parse_nnunet_plans(obj: Any, origin: str) -> Plan:
 def foreign_settings(obj: Mapping[str, Any], configuration: str) -> list[str]:
     """Return the settings of a plans file that this project does not support, as "key: value".
 
-    These are other preprocessors or resampling functions, and layers that nnU-Net's planners do not choose, such as
-    another norm, dropout or another nonlinearity.
+    These are other readers of images, preprocessors or resampling functions, and layers that nnU-Net's planners do not
+    choose, such as another norm, dropout or another nonlinearity.
 
     Args:
         obj: the content of the plans file.
@@ -65,7 +66,9 @@ def foreign_settings(obj: Mapping[str, Any], configuration: str) -> list[str]:
     asked = {key: value for key, value in entry.items() if key == "preprocessor_name" or key.startswith("resampling_")}
     asked |= entry.get("architecture", {}).get("arch_kwargs", {})
     known |= known["architecture"]["arch_kwargs"]
-    return [f"{key}: {value}" for key, value in asked.items() if key not in known or value != known[key]]
+    reader = obj.get("image_reader_writer")
+    foreign = [] if reader is None or reader in READERS else [f"image_reader_writer: {reader}"]
+    return foreign + [f"{key}: {value}" for key, value in asked.items() if key not in known or value != known[key]]
 
 
 def to_nnunet_plans(plan: Plan, file_ending: str = ".nii.gz") -> dict[str, Any]:
@@ -85,7 +88,7 @@ def to_nnunet_plans(plan: Plan, file_ending: str = ".nii.gz") -> dict[str, Any]:
         "plans_name": name,
         "original_median_spacing_after_transp": list(plan.median_spacing),
         "original_median_shape_after_transp": [round(size) for size in plan.median_shape],
-        "image_reader_writer": _image_reader(file_ending.lower(), "3d_fullres" in configurations),
+        "image_reader_writer": plan.reader or _image_reader(file_ending.lower(), "3d_fullres" in configurations),
         "transpose_forward": list(plan.transpose_forward),
         "transpose_backward": list(plan.transpose_backward),
         "configurations": configurations,
@@ -166,6 +169,7 @@ def _read_plan(obj: Mapping[str, Any]) -> Plan:
             for name, entry in obj["configurations"].items()
             if "previous_stage" not in entry
         },
+        reader=REORIENTING_READER if obj.get("image_reader_writer") == REORIENTING_READER else None,
     )
 
 

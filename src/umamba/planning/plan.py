@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
+from umamba.datasets import REORIENTING_READER
 from umamba.io import UserError
 
 Parsed = TypeVar("Parsed")
@@ -112,6 +113,10 @@ class Plan:
         intensity: foreground intensities of each channel.
         configurations: the configurations by name.
         decisions: the planner's decisions with the numbers behind them, in order. They are not compared or stored.
+        reader: nnU-Net's name of the reader where it changes the images: `REORIENTING_READER`, which turns them to RAS;
+            None for all others.
+        orientations: in which the training images are stored, such as "RAS", the most frequent first; empty if that is
+            not known. They are not compared, and stored in checkpoints only.
     """
 
     dataset_name: str
@@ -123,6 +128,8 @@ class Plan:
     intensity: tuple[Intensity, ...]
     configurations: Mapping[str, Configuration]
     decisions: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    reader: str | None = None
+    orientations: tuple[str, ...] = field(default=(), compare=False)
 
     def configuration(self, name: str) -> Configuration:
         """Return a configuration by name.
@@ -141,10 +148,12 @@ class Plan:
         return self.configurations[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan, without its decisions, as JSON-able values."""
-        names = [entry.name for entry in fields(self) if entry.name not in ("intensity", "configurations", "decisions")]
+        """Return the plan, without its decisions and orientations, as JSON-able values."""
+        apart = ("intensity", "configurations", "reader", "orientations", "decisions")
+        names = [entry.name for entry in fields(self) if entry.name not in apart]
         return {
             **_as_json({name: getattr(self, name) for name in names}),
+            **({} if self.reader is None else {"reader": self.reader}),
             "intensity": [asdict(channel) for channel in self.intensity],
             "configurations": {name: entry.to_json() for name, entry in self.configurations.items()},
         }
@@ -250,7 +259,14 @@ def _plan(obj: Mapping[str, Any]) -> Plan:
         median_shape=floats(obj["median_shape"]),
         intensity=tuple(Intensity(**channel) for channel in obj["intensity"]),
         configurations={str(name): _configuration(entry) for name, entry in obj["configurations"].items()},
+        reader=_reader(obj.get("reader")),
     )
+
+
+def _reader(name: Any) -> str | None:
+    if name not in (None, REORIENTING_READER):
+        raise ValueError(f"the reader {name!r} is not known")
+    return None if name is None else REORIENTING_READER
 
 
 def _as_json(value: Any) -> Any:

@@ -5,19 +5,22 @@ from typing import Any
 
 from rich.table import Table
 
+from umamba.io.escape import rich_text
 from umamba.planning.plan import Configuration, Plan
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: Plan, trained: str | None = None) -> Table:
     """Return a table of a plan with one column per configuration.
 
     Args:
         plan: the plan.
+        trained: the configuration that is trained, whose column is marked; None: none.
     """
-    table = Table(title=f"Plan of {plan.dataset_name} by the rules {plan.rules}", title_justify="left")
+    table = Table(title=rich_text(f"Plan of {plan.dataset_name} by the rules {plan.rules}"), title_justify="left")
     table.add_column("")
     for name in plan.configurations:
-        table.add_column(name)
+        chosen = name == trained
+        table.add_column(rich_text(f"{name} (trained)" if chosen else name), style="bold" if chosen else "")
     rows = [_rows(configuration) for configuration in plan.configurations.values()]
     for label in rows[0]:
         table.add_row(label, *(column[label] for column in rows))

@@ -1,20 +1,26 @@
 """Preprocess one case: from its raw image to the network's grid, with the facts needed to undo it.
 
-The steps are in nnU-Net's order: transpose, crop to the nonzero region, cast to float32, normalise, resample.
+The steps are in nnU-Net's order: turn to RAS if the plan's reader does so, transpose, crop to the nonzero region, cast
+to float32, normalise, resample.
 Background outside the nonzero mask gets the label -1.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from umamba.io import Geometry, Image, UserError
+from umamba.io import Geometry, Image, Turn, UserError, ras_turn, turned
+from umamba.io.image import turned_geometry
+from umamba.io.orientation import AS_STORED
 from umamba.labels import LabelSet
-from umamba.planning import Configuration, Plan, nonzero_box
+from umamba.planning import Configuration, Intensity, Plan, nonzero_box
 from umamba.preprocessing.normalize import normalize_channel
 from umamba.preprocessing.resample import resample_image, resample_label, resampled_shape
+
+log = logging.getLogger(__name__)
 
 OUTSIDE = -1  # label of background voxels outside the nonzero mask
 
@@ -28,6 +34,7 @@ class CaseProperties:
     Attributes:
         case_id: name of the case; empty for an image that is not from a dataset.
         geometry: geometry of the original image, in the axis order of the file.
+        turn: what became of the axes of the file before all other steps; the plan axes are those of the turned image.
         shape_before_crop: original size in voxels, plan axes.
         bbox: first voxel and last voxel + 1 of the crop along each plan axis.
         shape_after_crop: size of the crop in voxels, plan axes, at the original spacing.
@@ -38,6 +45,12 @@ class CaseProperties:
     shape_before_crop: Size
     bbox: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     shape_after_crop: Size
+    turn: Turn = AS_STORED
+
+    @property
+    def seen_geometry(self) -> Geometry:
+        """Geometry of the turned image, which the network sees."""
+        return self.geometry if self.turn == AS_STORED else turned_geometry(self.geometry, self.turn)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold; `from_json` reads them back."""
@@ -59,7 +72,15 @@ class CaseProperties:
             shape_before_crop=_size(record["shape_before_crop"]),
             bbox=(low, middle, high),
             shape_after_crop=_size(record["shape_after_crop"]),
+            turn=_turn(record.get("turn")),
         )
+
+
+def _turn(record: Mapping[str, Any] | None) -> Turn:
+    if record is None:
+        return AS_STORED
+    first, second, third = (bool(flip) for flip in record["flipped"])
+    return Turn(_size(record["axes"]), (first, second, third))
 
 
 def _size(values: Any) -> Size:
@@ -79,8 +100,9 @@ def preprocess_case(
 
     Args:
         image: (C, Z, Y, X) as read; it is not modified.
-        label: (1, Z, Y, X) on the same grid, or None.
-        plan: gives the axis order and the foreground intensities.
+        label: (1, Z, Y, X) on the same grid, or None. If the plan's reader turns images, each is turned by its own
+            direction, so that they may be stored in different orientations.
+        plan: gives the reader, the axis order and the foreground intensities.
         configuration: gives spacing and normalisation. A 2D configuration keeps the spacing of the first plan axis.
         labels: the declared labels.
         case_id: name of the case, for the properties.
@@ -91,8 +113,13 @@ def preprocess_case(
 
     Raises:
         UserError: the number of channels does not fit the plan, image and label map differ in shape, a label is not
-            declared, or a channel cannot be normalised.
+            declared, a channel cannot be normalised, or a 2D image is to be turned.
     """
+    geometry, turn = image.geometry, AS_STORED
+    if plan.reader is not None:
+        turn = ras_turn(geometry)
+        image = turned(image, turn)
+        label = None if label is None else turned(label, ras_turn(label.geometry))
     _check(image, label, configuration, labels)
     axes = (0, *(axis + 1 for axis in plan.transpose_forward))
     raw = image.array.transpose(axes)
@@ -107,19 +134,42 @@ def preprocess_case(
             normalize_channel(channel, configuration.normalization[number], intensity, valid if masked else None)
         except UserError as error:
             raise UserError(f"channel {number}: {error}") from None
+        if channel.min() == channel.max():
+            _warn_of_constant(case_id, number, raw[(number, *box)], configuration.normalization[number], intensity)
 
     spacing = tuple(image.geometry.spacing[axis] for axis in plan.transpose_forward)
     target = spacing[: 3 - configuration.dim] + tuple(configuration.spacing)
     shape = tuple(max(1, size) for size in resampled_shape(data.shape[1:], spacing, target))
     properties = CaseProperties(
         case_id=case_id,
-        geometry=image.geometry,
+        geometry=geometry,
+        turn=turn,
         shape_before_crop=_size(raw.shape[1:]),
         bbox=tuple((extent.start, extent.stop) for extent in box),  # type: ignore[arg-type]
         shape_after_crop=_size(data.shape[1:]),
     )
     data = resample_image(data, shape, spacing, target)
     return data, None if label is None else resample_label(segmentation, shape, spacing, target), properties
+
+
+def _warn_of_constant(case_id: str, number: int, voxels: np.ndarray, scheme: str, intensity: Intensity | None) -> None:
+    """Log a warning if the voxels of a channel (Z, Y, X), which normalisation has made constant, were not so before."""
+    low, high = voxels.min(), voxels.max()
+    if low == high:
+        return
+    limits = ""
+    if scheme == "CTNormalization" and intensity is not None:
+        limits = f" The plan clips to {intensity.percentile_00_5:g} to {intensity.percentile_99_5:g}."
+    log.warning(
+        "%s, channel %d: %s makes all voxels equal, although the file has %g to %g; the network sees nothing of it.%s "
+        "Compare the units of this file with those of the training images, or choose another plan.normalization.",
+        case_id or "An image",
+        number,
+        scheme,
+        low,
+        high,
+        limits,
+    )
 
 
 def _segmentation(label: Image | None, axes: Sequence[int], box: tuple[slice, ...], inside: np.ndarray) -> np.ndarray:

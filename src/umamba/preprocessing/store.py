@@ -11,6 +11,7 @@ one gets a new store beside the old.
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,11 +23,26 @@ import blosc2
 import numpy as np
 
 from umamba.datasets import RawCase, RawDataset, over_cases
-from umamba.io import UserError, atomic_path, exclusive, read_image, read_json, read_label, remove_stale, write_json
+from umamba.io import (
+    StorageError,
+    UserError,
+    atomic_path,
+    exclusive,
+    make_folder,
+    read_image,
+    read_json,
+    read_label,
+    remove_stale,
+    write_json,
+)
+from umamba.io.checksums import checksums
 from umamba.labels import LabelSet
+from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
+
+log = logging.getLogger(__name__)
 
 FORMAT = 3  # increase it whenever the same dataset and plan would give other files
 _STORE = "store.json"
@@ -103,14 +119,32 @@ class CaseStore:
             ) from error
         return StoredCase(case_id, image, label, voxels, properties)
 
+    def letters(self, case_id: str) -> tuple[str, str, str] | None:
+        """Return the anatomical directions in which a case's stored axes grow; None for a two-dimensional image.
+
+        Args:
+            case_id: name of the case.
+        """
+        letters = letters_of(self.load(case_id).properties.seen_geometry)
+        if letters is None:
+            return None
+        first, second, third = (letters[axis] for axis in self.plan.transpose_forward)
+        return first, second, third
+
 
 def prepare_store(
-    dataset: RawDataset, digest: str, plan: Plan, configuration_name: str, root: Path, workers: int
+    dataset: RawDataset,
+    digest: str,
+    plan: Plan,
+    configuration_name: str,
+    root: Path,
+    workers: int,
+    check: bool = True,
 ) -> CaseStore:
     """Preprocess the training cases of a dataset, unless their store exists.
 
-    Several processes may call this at once: one works while the others wait. Cases that an interrupted process has
-    finished are kept.
+    The files of a store are compared with their checksums, and damaged cases are prepared again. Several processes may
+    call this at once: one works while the others wait. Cases that an interrupted process has finished are kept.
 
     Args:
         dataset: the raw dataset.
@@ -119,21 +153,32 @@ def prepare_store(
         configuration_name: name of the plan's configuration.
         root: folder of all preprocessed datasets.
         workers: worker processes.
+        check: whether to compare the files of an existing store with their checksums. Stores of version 0.1 have none.
 
     Raises:
         UserError: with a list of all cases that cannot be preprocessed.
+        StorageError: the disk cannot be written; the cases that are complete are kept.
     """
     configuration = plan.configuration(configuration_name)
     folder = root / dataset.name / f"{configuration_name}_{store_key(digest, plan, configuration, dataset.labels)}"
     store = CaseStore(folder, tuple(sorted(case.case_id for case in dataset.training)))
-    if (folder / _STORE).exists():
+    if (folder / _STORE).exists() and not (check and _damaged(store, workers)):
         return store
     with exclusive(folder.parent / f".{folder.name}.lock", f"the preprocessed cases in {folder}"):
         if (folder / _STORE).exists():
-            return store
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_stale(folder)
-        missing = [case for case in dataset.training if not _file(folder, case.case_id, "image").exists()]
+            damaged = _damaged(store, workers) if check else set()
+            if not damaged:
+                return store
+            log.warning("%s: damaged on the disk, and prepared again: %s", folder, ", ".join(sorted(damaged)))
+        else:
+            damaged = set()
+            make_folder(folder)
+            remove_stale(folder)
+        missing = [
+            case
+            for case in dataset.training
+            if case.case_id in damaged or not _file(folder, case.case_id, "image").exists()
+        ]
         prepare = partial(_prepare_case, folder=folder, plan=plan, configuration=configuration, labels=dataset.labels)
         title = f"Preprocessing {dataset.name} for {configuration_name}"
         problems = [problem for problem in over_cases(prepare, missing, workers, title) if problem]
@@ -146,9 +191,28 @@ def prepare_store(
             "plan": plan.to_json(),
             "labels": dataset.labels.to_json(),
             "cases": list(store.case_ids),
+            "checksums": _checksums(store, workers),
         }
         write_json(folder / _STORE, content)
     return store
+
+
+def _files(store: CaseStore) -> list[Path]:
+    return [_file(store.path, case_id, what) for case_id in store.case_ids for what in ("image", "label")]
+
+
+def _checksums(store: CaseStore, workers: int) -> dict[str, int | None]:
+    files = _files(store)
+    return {file.name: value for file, value in zip(files, checksums(files, workers), strict=True)}
+
+
+def _damaged(store: CaseStore, workers: int) -> set[str]:
+    """Return the cases whose files differ from their checksums; none for a store without checksums."""
+    expected = read_json(store.path / _STORE).get("checksums")
+    if not isinstance(expected, dict):
+        return set()
+    found = _checksums(store, workers)
+    return {name.rpartition(".")[0].rpartition(".")[0] for name in found if found[name] != expected.get(name)}
 
 
 def open_store(folder: Path) -> CaseStore:
@@ -186,6 +250,7 @@ def store_key(digest: str, plan: Plan, configuration: Configuration, labels: Lab
         "use_mask_for_norm": configuration.use_mask_for_norm,
         "intensity": [asdict(channel) for channel in plan.intensity],
         "labels": labels.to_json(),
+        **({} if plan.reader is None else {"reader": plan.reader}),
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
@@ -198,8 +263,15 @@ def _prepare_case(
         if case.label is None:
             raise UserError("has no label file. Add it to labelsTr.")
         image, label, properties = preprocess_case(
-            read_image(case.images), read_label(case.label), plan, configuration, labels, case.case_id
+            read_image(case.images, turn_channels=plan.reader is not None),
+            read_label(case.label),
+            plan,
+            configuration,
+            labels,
+            case.case_id,
         )
+    except StorageError:
+        raise
     except UserError as error:
         return f"{case.images[0].name}: {error}"
     assert label is not None

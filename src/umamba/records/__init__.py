@@ -5,13 +5,14 @@
 
 from umamba.records.checkpoint import Checkpoint, CheckpointRecord, network_weights, read_checkpoint
 from umamba.records.official import find_checkpoint
-from umamba.records.run_folder import RunFolder, experiment_folder
+from umamba.records.run_folder import RunFolder, experiment_folder, experiment_name
 
 __all__ = [
     "Checkpoint",
     "CheckpointRecord",
     "RunFolder",
     "experiment_folder",
+    "experiment_name",
     "find_checkpoint",
     "network_weights",
     "read_checkpoint",

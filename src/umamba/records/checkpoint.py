@@ -6,8 +6,8 @@ Only tensors and plain types are read, so that nothing in a file is executed.
 import json
 import pickle
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from umamba.io import UserError
+from umamba.io.checksums import check_archive
 from umamba.labels import LabelSet
 from umamba.networks import official_state_dict
 from umamba.planning import Configuration, Plan
 from umamba.records.official import SAFE_GLOBALS, find_checkpoint, from_official
 from umamba.settings import ArchitectureSettings, RecipeSettings, parse, plain, read_architecture
+from umamba.settings.entry_points import is_trusted, module_of
 
 FORMAT = 1
 NETWORK = "network."  # prefix of the network's weights in a LightningModule
@@ -84,6 +86,7 @@ class CheckpointRecord:
             "format": FORMAT,
             **self.identity(),
             "file_ending": self.file_ending,
+            "orientations": list(self.plan.orientations),
             "recipe": {} if self.recipe is None else plain(self.recipe),
             "mirror_axes": self.mirror_axes,
             "provenance": dict(self.provenance),
@@ -123,7 +126,9 @@ class CheckpointRecord:
             raise UserError(f"the checkpoint lacks {', '.join(missing)}.")
         axes, scores = content.get("mirror_axes"), content.get("scores") or {}
         return cls(
-            plan=Plan.from_json(content["plan"]),
+            plan=replace(
+                Plan.from_json(content["plan"]), orientations=tuple(map(str, content.get("orientations", ())))
+            ),
             configuration_name=str(content["configuration"]),
             architecture=read_architecture(content["architecture"]),
             labels=LabelSet.from_json(content["labels"]),
@@ -153,15 +158,17 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, trust: str | Sequence[str] | None = ()) -> Checkpoint:
     """Read a checkpoint of a run, of nnU-Net or of U-Mamba, without executing anything in it.
 
     Args:
         path: the file, or a results folder of nnU-Net or U-Mamba that holds one.
+        trust: packages whose functions may build the network; None: any, because the caller builds none.
 
     Raises:
         UserError: the file is missing, damaged, holds anything but tensors and plain types, or is no checkpoint of this
-            project, of this version of it, or of nnU-Net or U-Mamba.
+            project, of this version of it, or of nnU-Net or U-Mamba; or its network is built by code that is neither
+            this project's nor trusted.
     """
     path = find_checkpoint(path)
     content = load_safely(path)
@@ -174,6 +181,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         record = CheckpointRecord.from_json(content[_KEY])
     except UserError as error:
         raise UserError(f"{path}: {error} {_ACCEPTED}") from None
+    if trust is not None and not is_trusted(record.architecture.name, trust):
+        package = module_of(record.architecture.name).split(".")[0]
+        raise UserError(
+            f"{path}: its network is built by {record.architecture.name}, which is not part of this project. A file "
+            f"must not choose which code runs, so nothing was imported. If you trust the package {package} that is "
+            f"installed here, add trust={package}."
+        )
     return Checkpoint(path, record, network_weights(content["state_dict"]))
 
 
@@ -239,6 +253,7 @@ def load_safely(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file. {_ACCEPTED}")
     try:
+        check_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
             # torch warns about old pickle protocols, but such files are refused below or load without loss.
             warnings.filterwarnings("ignore", "Detected pickle protocol")

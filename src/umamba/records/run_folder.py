@@ -6,26 +6,24 @@ The path follows from the settings of the run and never from the time, so that t
         config.yaml plan.json run.json metrics.csv progress.png checkpoints/ panels/
         validation/ validation.csv (of the fold) predictions/ scores.csv overlays/ (of the test images)
 
-`run.json` holds the state of the run. The same command reads it and continues, or stops if the run is finished.
+`run.json` holds the state of the run. The same command reads it and continues, or stops if the run is finished (see
+`records.begin` for what is the same).
 """
 
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from umamba.io import UserError, provenance, read_json, write_json
+from umamba.io import exclusive, read_json, write_json
 from umamba.planning import planned_configuration
-from umamba.records.checkpoint import CheckpointRecord
-from umamba.settings import TrainSettings, plain, read_architecture
+from umamba.settings import TrainSettings
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
+DRY_RUN = "fast_dev_run_"  # begins the name of the experiment of trainer.fast_dev_run
 
 
 @dataclass(frozen=True)
@@ -186,71 +184,53 @@ class RunFolder:
         Raises:
             UserError: another process uses the run folder.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"{self.path} is in use by another process. Wait for it, stop it, or choose another fold, seed or name."
-            ) from error
-        try:
+        busy = f"{self.path} is in use by another process. Wait for it, stop it, or choose another fold, seed or name."
+        with exclusive(self.path / ".lock", "the run", busy):
             yield
-        finally:
-            lock.release()
 
-    def clear(self) -> None:
-        """Delete the content of the folder except the lock."""
-        for entry in self.path.iterdir():
-            if entry.name == ".lock":
-                continue
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+    def saved(self) -> bool:
+        """Return whether the run has a checkpoint of its last or previous epoch."""
+        return self.last.exists() or self.previous.exists()
 
-    def is_finished(self, max_epochs: int, max_seconds: float | None) -> bool:
+    def trained(self) -> bool:
+        """Return whether the folder holds what a run has learnt; a command that failed before that does not count."""
+        return self.saved() or self.status().get("state") in ("predicting", "finished")
+
+    def is_finished(
+        self, max_epochs: int, max_seconds: float | None, early_stopping: Sequence[Mapping[str, Any]] = ()
+    ) -> bool:
         """Return whether the run is trained, predicted and scored as far as a command asks.
 
         Args:
             max_epochs: epochs that the command asks for.
             max_seconds: time limit of the command; None: no limit.
+            early_stopping: options of the command's early stopping.
         """
         status = self.status()
         if status.get("state") != "finished" or status.get("max_epochs", 0) < max_epochs:
             return False
+        if "ended_after" in status and status.get("early_stopping", []) != list(early_stopping):
+            return False
         former = status.get("max_seconds")
         return former is None or (max_seconds is not None and max_seconds <= former)
 
-    def begin(self, record: CheckpointRecord, max_epochs: int, max_seconds: float | None) -> None:
-        """Check that the folder is empty or holds the same run, then write run.json and plan.json.
 
-        Args:
-            record: the identity of the run that starts or continues.
-            max_epochs: epochs of the whole training.
-            max_seconds: time limit of the training; None: no limit.
+def experiment_name(settings: TrainSettings) -> str:
+    """Return the name of a run's experiment: `name`, or <dataset>_<architecture>; a dry run has a name of its own.
 
-        Raises:
-            UserError: the folder holds a run with another architecture, plan or dataset.
-        """
-        before, now = _identity_of(self.status()), record.identity()
-        changed = [name for name in now if before and differs(before.get(name), now[name])]
-        if changed:
-            details = "\n".join(
-                f"  {line}" for name in changed for line in differences(name, before.get(name), now[name])
-            )
-            raise UserError(
-                f"{self.path} holds a run that differs from this command in:\n{details}\n"
-                "Give the new run another name (name=...), or delete the old run with restart=true."
-            )
-        self.set_status(
-            state="training",
-            identity=now,
-            max_epochs=max_epochs,
-            max_seconds=max_seconds,
-            provenance=provenance(),
-        )
-        write_json(self.plan, now["plan"])
+    Args:
+        settings: the settings of a run.
+    """
+    return f"{DRY_RUN}{base_name(settings)}" if settings.trainer.dry_run else base_name(settings)
+
+
+def base_name(settings: TrainSettings) -> str:
+    """Return `name`, or <dataset>_<architecture>.
+
+    Args:
+        settings: the settings of a run.
+    """
+    return settings.name or f"{settings.dataset.root.name}_{settings.architecture.name}"
 
 
 def experiment_folder(settings: TrainSettings) -> Path:
@@ -264,40 +244,4 @@ def experiment_folder(settings: TrainSettings) -> Path:
     """
     dataset = settings.dataset.root.name
     configuration = planned_configuration(dataset, settings.plan.paper, settings.plan.configuration)
-    return settings.paths.runs / (settings.name or f"{dataset}_{settings.architecture.name}") / configuration
-
-
-def differs(before: Any, now: Any) -> bool:
-    """Return whether two values differ in JSON, where a tuple equals a list and an integer equals its float.
-
-    Args:
-        before: a JSON-able value.
-        now: another one.
-    """
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return before.keys() != now.keys() or any(differs(before[key], now[key]) for key in before)
-    if isinstance(before, list | tuple) and isinstance(now, list | tuple):
-        return len(before) != len(now) or any(differs(a, b) for a, b in zip(before, now, strict=True))
-    return bool(before != now)
-
-
-def differences(name: str, before: Any, now: Any) -> list[str]:
-    """Return a line for each value that differs.
-
-    Args:
-        name: dotted name of the value.
-        before: a JSON-able value.
-        now: another one.
-    """
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        keys = list(dict.fromkeys([*before, *now]))
-        return [line for key in keys for line in differences(f"{name}.{key}", before.get(key), now.get(key))]
-    return [f"{name}: was {before}, is {now}"] if differs(before, now) else []
-
-
-def _identity_of(status: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identity in run.json; options that are newer than the run get their defaults."""
-    identity = dict(status.get("identity", {}))
-    if identity.get("architecture"):
-        identity["architecture"] = plain(read_architecture(identity["architecture"]))
-    return identity
+    return settings.paths.runs / experiment_name(settings) / configuration

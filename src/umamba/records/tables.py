@@ -8,11 +8,13 @@ from pathlib import Path
 import pandas
 
 from umamba.io import UserError, atomic_path
+from umamba.io.tabular import read_table, write_table
 
 MetricsRow = dict[str, str]
 # The metric that represents a run as one number: the first one that the table has.
 MAIN_METRICS = ("dsc", "f1")
 _KEYS = ("case", "label")
+FOLD = "fold"  # a further column of the scores of several folds
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
@@ -63,19 +65,14 @@ def read_scores(path: Path) -> pandas.DataFrame:
         path: the file; if it does not exist, the table is empty.
 
     Returns:
-        Columns `case` and `label` (text), and a column of numbers for each metric.
+        Columns `case`, `label` and, for several folds, `fold` (text), and a column of numbers for each metric.
 
     Raises:
         UserError: the file is not such a table.
     """
     if not path.exists():
         return pandas.DataFrame(columns=list(_KEYS))
-    try:
-        table = pandas.read_csv(
-            path, dtype=dict.fromkeys(_KEYS, str), keep_default_na=False, na_values=["", "nan", "NaN"]
-        )
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a table ({error}). Score the run again.") from error
+    table = read_table(path, (*_KEYS, FOLD), "Score the run again.")
     if any(name not in table for name in _KEYS):
         raise UserError(f"{path}: the columns case and label are missing. Score the run again.")
     return table
@@ -88,8 +85,19 @@ def write_scores(path: Path, table: pandas.DataFrame) -> None:
         path: the file.
         table: columns as in `read_scores`.
     """
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(path, table)
+
+
+def read_curves(path: Path) -> pandas.DataFrame:
+    """Read a metrics.csv as numbers, a row for each epoch.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file is not such a table.
+    """
+    return read_table(path, remedy="It is written again by the next epoch of the run.")
 
 
 def main_score(table: pandas.DataFrame) -> float:

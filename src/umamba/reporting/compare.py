@@ -35,6 +35,7 @@ class Number:
         scored: whether any case of the method has a score of this metric.
         done: number of finished runs.
         planned: number of all runs.
+        rules: sentence on the rules of the scores; empty if they are not recorded.
     """
 
     dataset: str
@@ -50,6 +51,7 @@ class Number:
     scored: bool
     done: int
     planned: int
+    rules: str = ""
 
     @property
     def difference(self) -> float:
@@ -76,7 +78,7 @@ def _of_dataset(results: Results, dataset: str) -> list[Number]:
     printed = [key for key in results.published if key[0] == dataset]
     metrics = [name for name in METRICS if name in set(own["metric"]) | {key[3] for key in printed}]
     labels = list(dict.fromkeys([*own["label"], *(key[2] for key in printed if key[2] != AVERAGE)]))
-    found = []
+    found, rules = [], results.rules(dataset)
     for metric in metrics:
         for label in (*labels, AVERAGE):
             samples = {method: _sample(own, method, label, metric) for method in results.methods(dataset)}
@@ -99,6 +101,7 @@ def _of_dataset(results: Results, dataset: str) -> list[Number]:
                         scored=bool(((own["method"] == method) & (own["metric"] == metric)).any()),
                         done=sum(state.state == "done" for state in runs),
                         planned=len(runs),
+                        rules=rules,
                     )
                 )
     return found

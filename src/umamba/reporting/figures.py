@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from umamba.io.escape import mathtext
 from umamba.reporting.results import Results
 
 _DPI = 110
@@ -40,7 +41,8 @@ def box_plot(results: Results, dataset: str, metric: str) -> bytes | None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     values = [means.xs(method, level="method").to_numpy() for method in reversed(methods)]
-    axes.boxplot(values, orientation="horizontal", tick_labels=list(reversed(methods)), showmeans=True, widths=0.6)
+    names = [mathtext(method) for method in reversed(methods)]
+    axes.boxplot(values, orientation="horizontal", tick_labels=names, showmeans=True, widths=0.6)
     for row, points in enumerate(values, start=1):
         axes.plot(points, [row] * len(points), "|", color="tab:blue", alpha=0.5, markersize=8)
     axes.set_xlabel(f"{metric.upper()} of a case, mean over labels (line: median, triangle: mean)")
@@ -72,16 +74,16 @@ def learning_curves(results: Results, dataset: str) -> bytes | None:
         _draw_curves(axes, curves, columns, title)
     grid[-1].set_xlabel("epoch")
     grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, names = grid[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    names = [mathtext(name) for name in curves]
+    figure.legend(grid[0].get_lines(), names, loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     return _png(figure)
 
 
 def _draw_curves(axes: Axes, curves: dict[str, pandas.DataFrame], columns: tuple[str, ...], title: str) -> None:
-    for name, curve in curves.items():
+    for curve in curves.values():
         column = next((column for column in columns if column in curve), None)
         values = curve["epoch"] * float("nan") if column is None else curve[column]
-        axes.plot(curve["epoch"] + 1, values, label=name, marker="." if len(curve) < 20 else "", linewidth=1)
+        axes.plot(curve["epoch"] + 1, values, marker="." if len(curve) < 20 else "", linewidth=1)
     axes.set_ylabel(title, fontsize=8)
     axes.grid(alpha=0.3)
 

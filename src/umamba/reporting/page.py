@@ -3,16 +3,16 @@
 import base64
 import math
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from umamba.io import atomic_path, provenance
+from umamba.io.escape import anchor, html
 from umamba.reporting.compare import ALPHA, REFERENCE, Number, best_two, spread_sentences
 from umamba.reporting.cost import Cost
 from umamba.reporting.figures import box_plot, learning_curves
 from umamba.reporting.gallery import gallery
-from umamba.reporting.results import Results
-from umamba.reporting.text_tables import difference, ours, tables, theirs
+from umamba.reporting.results import SPLIT, Results
+from umamba.reporting.text_tables import NumberTable, counted, difference, ours, tables, theirs
 from umamba.sweeps.ledger import duration
 
 _STYLE = """
@@ -50,11 +50,11 @@ def write_page(path: Path, results: Results, found: Sequence[Number], cost: Sequ
     """
     done = sum(state.state == "done" for state in results.states)
     sections = [
-        f"<h1>{escape(results.name)}</h1><p>{escape(results.question)}</p>",
+        f"<h1>{html(results.name)}</h1><p>{html(results.question)}</p>",
         f"<p>{done} of {len(results.states)} runs are done. Numbers that are not measured yet are shown as "
         "missing.</p>",
-        f'<p class="remark">{escape(results.remark)}</p>' if results.remark else "",
-        "<nav>" + "".join(f'<a href="#{dataset}">{dataset}</a>' for dataset in results.datasets)
+        f'<p class="remark">{html(results.remark)}</p>' if results.remark else "",
+        "<nav>" + "".join(f'<a href="#{_section(dataset)}">{html(dataset)}</a>' for dataset in results.datasets)
         + '<a href="#runs">runs</a><a href="#cost">cost</a><a href="#cases">cases</a></nav>',
         *(_dataset(results, dataset, found) for dataset in results.datasets),
         _spread(found),
@@ -67,20 +67,22 @@ def write_page(path: Path, results: Results, found: Sequence[Number], cost: Sequ
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{escape(results.name)}</title><style>{_STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+        f"<title>{html(results.name)}</title><style>{_STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
 def _dataset(results: Results, dataset: str, found: Sequence[Number]) -> str:
-    parts = [f'<h2 id="{dataset}">{dataset}</h2>']
+    parts = [f'<h2 id="{_section(dataset)}">{html(dataset)}</h2>']
     own = [number for number in found if number.dataset == dataset]
-    for title, names, rows in tables(own):
-        parts.append(f"<h3>{escape(title)}</h3>{_table(names, rows, 'averages' in title, own)}")
+    for table in tables(own):
+        parts.append(f"<h3>{html(table.title)}</h3>{_table(table, own)}")
     parts.append(
-        '<p class="note">Mean ± standard deviation over cases; bold and underlined: best and second best of ours; '
-        "below, the paper's number and, in brackets, ours minus the paper's. No case: the label is in no reference and "
+        f'<p class="note">Scores of the {SPLIT} images. {html(results.rules(dataset))} Mean ± standard deviation over '
+        "cases; bold and underlined: best and second best of ours; below, the paper's number and, in brackets, ours "
+        "minus the paper's. n: number of cases that have this score, where other scores have more. No case: the label "
+        "is in no reference and "
         f"no prediction. * differs from {REFERENCE}: Wilcoxon signed-rank test over cases with Holm's correction, "
         f"p &lt; {ALPHA}; at least six cases are needed.</p>"
     )
@@ -91,11 +93,13 @@ def _dataset(results: Results, dataset: str, found: Sequence[Number]) -> str:
     return "".join(parts)
 
 
-def _table(names: Sequence[str], rows: Sequence[list[Number]], averages: bool, own: Sequence[Number]) -> str:
-    head = "".join(f"<th>{number.metric.upper() if averages else escape(number.method)}</th>" for number in rows[0])
+def _table(table: NumberTable, own: Sequence[Number]) -> str:
+    head = "".join(
+        f"<th>{number.metric.upper() if table.averages else html(number.method)}</th>" for number in table.rows[0]
+    )
     body = "".join(
-        f"<tr><td>{escape(name)}</td>{''.join(_cell(number, own) for number in row)}</tr>"
-        for name, row in zip(names, rows, strict=True)
+        f"<tr><td>{html(name)}</td>{''.join(_cell(number, own) for number in row)}</tr>"
+        for name, row in zip(table.names, table.rows, strict=True)
     )
     return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -105,40 +109,46 @@ def _cell(number: Number, own: Sequence[Number]) -> str:
     first, second = best_two([other for other in own if (other.label, other.metric) == key])
     kind = "best" if number.method == first else "second" if number.method == second else ""
     attributes = "".join(
-        f' data-{name}="{escape(getattr(number, name))}"' for name in ("dataset", "method", "label", "metric")
+        f' data-{name}="{html(getattr(number, name))}"' for name in ("dataset", "method", "label", "metric")
     )
     behind = f" <span>({difference(number)})</span>" if difference(number) else ""
     paper = f"<small>paper {theirs(number)}{behind}</small>" if number.published else ""
     if math.isnan(number.mean):
         return f'<td class="missing"{attributes}>{ours(number)}{paper}</td>'
-    link = f'<a class="{kind}" href="#{_anchor(number.dataset, number.method)}">{ours(number)}</a>'
+    link = (
+        f'<a class="{kind}" href="#{_anchor(number.dataset, number.method)}">{ours(number)}</a>{counted(number, own)}'
+    )
     return f"<td{attributes}>{link}{paper}</td>"
 
 
 def _anchor(dataset: str, method: str) -> str:
-    return f"cases-{dataset}-{method}"
+    return anchor("cases", dataset, method)
+
+
+def _section(dataset: str) -> str:
+    return anchor("dataset", dataset)
 
 
 def _figure(png: bytes | None, caption: str, kind: str = "whole") -> str:
     if png is None:
         return ""
     data = base64.b64encode(png).decode()
-    text = escape(caption)
+    text = html(caption)
     picture = f'<div class="{kind}"><img alt="{text}" src="data:image/png;base64,{data}"></div>'
     return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
 
 
 def _spread(found: Sequence[Number]) -> str:
     sentences = spread_sentences(found)
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    items = "".join(f"<li>{html(sentence)}</li>" for sentence in sentences)
     return f"<h2>Differences and the spread of trainings</h2><ul>{items}</ul>" if sentences else ""
 
 
 def _runs(results: Results) -> str:
     rows = "".join(
-        f"<tr><td>{escape(run.dataset)} {escape(run.method)}</td><td>{run.fold}</td><td>{run.seed}</td>"
+        f"<tr><td>{html(run.dataset)} {html(run.method)}</td><td>{run.fold}</td><td>{run.seed}</td>"
         f'<td class="{state.state}">{state.state}</td><td>{state.epochs}/{run.max_epochs}</td>'
-        f"<td>{escape(state.reason)}</td></tr>"
+        f"<td>{html(state.reason)}</td></tr>"
         for state in results.states
         for run in (state.run,)
     )
@@ -152,7 +162,7 @@ def _cost(cost: Sequence[Cost]) -> str:
         for name in ("run", "fold", "seed", "epochs", "batches took", "memory", "parameters", "FLOPs of a step")
     )
     rows = "".join(
-        f"<tr><td>{escape(entry.dataset)} {escape(entry.method)}</td><td>{entry.fold}</td><td>{entry.seed}</td>"
+        f"<tr><td>{html(entry.dataset)} {html(entry.method)}</td><td>{entry.fold}</td><td>{entry.seed}</td>"
         f"<td>{entry.epochs}</td><td>{'' if math.isnan(entry.hours) else duration(3600 * entry.hours)}</td>"
         f"<td>{'not logged' if math.isnan(entry.memory_gb) else f'{entry.memory_gb:.1f} GB'}</td>"
         f"<td>{'' if entry.parameters is None else f'{entry.parameters:,}'}</td>"
@@ -172,15 +182,15 @@ def _cases(results: Results) -> str:
     parts = ['<h2 id="cases">Cases</h2>']
     for (dataset, method), rows in results.scores.groupby(["dataset", "method"], sort=False):
         wide = rows.pivot_table(index=["seed", "fold", "case"], columns=["label", "metric"], values="value", sort=False)
-        head = "".join(f"<th>{escape(label)} {metric.upper()}</th>" for label, metric in wide.columns)
+        head = "".join(f"<th>{html(label)} {metric.upper()}</th>" for label, metric in wide.columns)
         body = "".join(
-            f"<tr><td>{escape(str(case))}</td><td>{fold}</td><td>{seed}</td>"
+            f"<tr><td>{html(str(case))}</td><td>{fold}</td><td>{seed}</td>"
             + "".join(f"<td>{'' if math.isnan(value) else f'{value:.4f}'}</td>" for value in values)
             + "</tr>"
             for (seed, fold, case), values in zip(wide.index, wide.to_numpy(), strict=True)
         )
         parts.append(
-            f"<details><summary>{escape(dataset)} {escape(method)}: {len(wide)} cases</summary>"
+            f"<details><summary>{html(dataset)} {html(method)}: {len(wide)} cases</summary>"
             f'<div class="scroll" id="{_anchor(dataset, method)}"><table>'
             f"<tr><th>case</th><th>fold</th><th>seed</th>{head}</tr>{body}</table></div></details>"
         )
@@ -191,4 +201,4 @@ def _made_with() -> str:
     facts = provenance()
     git = facts["git"]
     revision = "" if git is None else f", revision {git['revision'][:12]}{' with changes' if git['dirty'] else ''}"
-    return f'<p class="note">Made with umamba {escape(str(facts["umamba"]))}{revision}, Python {facts["python"]}.</p>'
+    return f'<p class="note">Made with umamba {html(str(facts["umamba"]))}{revision}, Python {facts["python"]}.</p>'

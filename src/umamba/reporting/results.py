@@ -2,22 +2,31 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas
 
+from umamba.evaluation import rules_sentence
 from umamba.io import UserError
 from umamba.records import RunFolder
-from umamba.records.tables import read_scores
+from umamba.records.tables import read_curves, read_scores
 from umamba.sweeps import PlannedRun, RunState, run_state
 
 METRICS = ("dsc", "nsd", "f1")
 AVERAGE = "average"
 SCORE_COLUMNS = ("dataset", "method", "fold", "seed", "case", "label", "metric", "value")
-# Other names of the organs in Tables 5 to 7, which datasets use.
+SPLIT = "test"  # a report is of the test images
+# Names of the organs in Tables 5 to 7, and other names that datasets use.
+_ORGANS = (
+    *("liver", "right kidney", "spleen", "pancreas", "aorta", "IVC", "RAG", "LAG", "gallbladder", "esophagus"),
+    *("stomach", "duodenum", "left kidney"),
+)
 _ALIASES = {
     "rk": "right kidney",
     "lk": "left kidney",
@@ -85,6 +94,23 @@ class Results:
             else "these are not the runs of the study itself."
         )
 
+    def rules(self, dataset: str) -> str:
+        """Return a sentence on the rules of a dataset's scores; empty for runs of versions that did not record them.
+
+        Args:
+            dataset: the benchmark.
+        """
+        found = (state.run.folder.status().get("scoring") for state in self.states if state.run.dataset == dataset)
+        known = [
+            record
+            for record in found
+            if isinstance(record, dict) and "protocol" in record and isinstance(record.get("tolerance_mm"), int | float)
+        ]
+        sentences = list(
+            dict.fromkeys(rules_sentence(str(record["protocol"]), record["tolerance_mm"]) for record in known)
+        )
+        return " ".join(["These runs were scored by different rules:", *sentences] if len(sentences) > 1 else sentences)
+
     def methods(self, dataset: str) -> list[str]:
         """Return the methods of a dataset in the order of the study.
 
@@ -119,54 +145,99 @@ def gather(
         UserError: published.csv or a run's scores have an unexpected form.
     """
     states = tuple(run_state(run) for run in runs)
+    printed = read_published(published) if published is not None else {}
     rows: list[tuple[Any, ...]] = []
     for state in states:
         if state.state == "done":
-            rows += run_scores(state.run)
+            rows += run_scores(state.run, {key[2] for key in printed})
     files = {state.run.folder: state.run.folder.metrics for state in states}
-    curves = {folder: pandas.read_csv(path) for folder, path in files.items() if path.exists()}
+    curves = {folder: read_curves(path) for folder, path in files.items() if path.exists()}
     return Results(
         name=name,
         question=question,
         states=states,
-        scores=pandas.DataFrame(rows, columns=list(SCORE_COLUMNS)),
+        scores=_spelled_alike(pandas.DataFrame(rows, columns=list(SCORE_COLUMNS))),
         curves={folder: curve for folder, curve in curves.items() if len(curve)},
-        published=read_published(published) if published is not None else {},
+        published=printed,
         overrides=tuple(overrides),
     )
 
 
-def run_scores(run: PlannedRun) -> list[tuple[Any, ...]]:
+def run_scores(run: PlannedRun, printed: Collection[str] = ()) -> list[tuple[Any, ...]]:
     """Read the scores of a run.
 
     Args:
         run: the run.
+        printed: labels of published numbers.
 
     Returns:
         Rows (SCORE_COLUMNS); none if the run has no scores.csv, for example because its test images have no labels.
     """
     table = read_scores(run.folder.scores)
+    labels = label_names(table["label"].unique(), printed)
     rows: list[tuple[Any, ...]] = []
     for values in table.to_dict("records"):
         for metric in METRICS:
             value = float(values.get(metric, math.nan))
             if not math.isnan(value):
-                label = label_name(values["label"])
+                label = labels[values["label"]]
                 rows.append((run.dataset, run.method, str(run.fold), run.seed, values["case"], label, metric, value))
     return rows
 
 
-def label_name(name: str) -> str:
-    """Return the name that the paper's tables give a label, or its own in lower case if the tables do not have it.
+def _spelled_alike(scores: pandas.DataFrame) -> pandas.DataFrame:
+    """Give a case one spelling in all runs of a dataset, where they differ by the Unicode form (NFC, NFD) of its name.
+
+    Runs on macOS and Linux may differ so. If one run has two cases of one form, all names stay as they are.
+    """
+    if scores.empty:
+        return scores
+    forms = scores["case"].map(partial(unicodedata.normalize, "NFC"))
+    each = scores.assign(form=forms).groupby(["dataset", "method", "fold", "seed"])[["case", "form"]].nunique()
+    if (each["case"] != each["form"]).any():
+        return scores
+    return scores.assign(case=scores.groupby([scores["dataset"], forms])["case"].transform("first"))
+
+
+def label_names(labels: Iterable[str], printed: Collection[str] = ()) -> dict[str, str]:
+    """Return the names of a run's labels in the tables; labels that differ have different names.
+
+    Args:
+        labels: names of the labels in the dataset.
+        printed: labels of published numbers, which are used like those of the paper.
+
+    >>> label_names(["RK", "right_kidney", "liver", "average"])
+    {'RK': 'RK', 'right_kidney': 'right_kidney', 'liver': 'liver', 'average': 'average (label)'}
+    """
+    own = list(labels)
+    named = {name: label_name(name, printed) for name in own}
+    counts = Counter(named.values())
+    taken = {AVERAGE}
+    for name in own:
+        chosen = named[name] if counts[named[name]] == 1 else name
+        while chosen in taken:
+            chosen += " (label)"
+        named[name] = chosen
+        taken.add(chosen)
+    return named
+
+
+def label_name(name: str, printed: Collection[str] = ()) -> str:
+    """Return the name that the paper's tables give a label, or its own if the tables do not have it.
 
     Args:
         name: name of the label in the dataset.
+        printed: labels of published numbers, which are used like those of the paper.
 
-    >>> label_name("Postcava"), label_name("left_kidney")
-    ('IVC', 'left kidney')
+    >>> label_name("Postcava"), label_name("left_kidney"), label_name("NA")
+    ('IVC', 'left kidney', 'NA')
     """
-    plain = name.replace("_", " ").strip().lower()
-    return _ALIASES.get(plain, plain)
+    composed = unicodedata.normalize("NFC", name)
+    plain = composed.replace("_", " ").strip().lower()
+    organ = _ALIASES.get(plain, plain)
+    if organ in _ORGANS or organ in printed:
+        return organ
+    return plain if plain in printed else composed
 
 
 def read_published(path: Path) -> dict[tuple[str, str, str, str], Published]:
@@ -182,7 +253,7 @@ def read_published(path: Path) -> dict[tuple[str, str, str, str], Published]:
         UserError: a column is missing, or a value is not a number.
     """
     found = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
             try:
                 key = (row["dataset"], row["method"], row["label"], row["metric"])

@@ -1,17 +1,20 @@
 """Write the tables of a study as CSV, Markdown and LaTeX, in the paper's form: a row a method, or a row a label."""
 
-import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from umamba.io import atomic_path
+import pandas
+
+from umamba.io import escape
+from umamba.io.tabular import write_table
 from umamba.reporting.compare import Number, best_two
-from umamba.reporting.results import AVERAGE
+from umamba.reporting.results import AVERAGE, SPLIT
 
 CSV_COLUMNS = (
     *("dataset", "method", "label", "metric", "mean", "sd", "cases", "published_mean", "published_sd", "difference"),
-    *("p_value", "runs_done", "runs_planned"),
+    *("p_value", "runs_done", "runs_planned", "split", "rules"),
 )
 MISSING = "missing"
 NO_CASE = "no case"
@@ -24,26 +27,17 @@ def write_csv(path: Path, found: Sequence[Number]) -> None:
         path: the CSV file.
         found: the numbers.
     """
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(CSV_COLUMNS)
-        for number in found:
-            printed = number.published
-            values = (number.mean, number.sd, float(number.cases))
-            paper = (printed.mean if printed else math.nan, printed.sd if printed and printed.sd else math.nan)
-            writer.writerow(
-                (
-                    *(number.dataset, number.method, number.label, number.metric),
-                    *(_plain(value) for value in values[:2]),
-                    number.cases,
-                    *(_plain(value) for value in (*paper, number.difference, number.p_value)),
-                    *(number.done, number.planned),
-                )
+    rows = []
+    for number in found:
+        printed = number.published
+        paper = (printed.mean if printed else math.nan, printed.sd if printed and printed.sd else math.nan)
+        rows.append(
+            (
+                *(number.dataset, number.method, number.label, number.metric, number.mean, number.sd, number.cases),
+                *(*paper, number.difference, number.p_value, number.done, number.planned, SPLIT, number.rules),
             )
-
-
-def _plain(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)
+        )
+    write_table(path, pandas.DataFrame(rows, columns=list(CSV_COLUMNS)))
 
 
 def ours(number: Number) -> str:
@@ -56,6 +50,17 @@ def ours(number: Number) -> str:
         return NO_CASE if number.scored else MISSING
     deviation = "" if math.isnan(number.sd) else f"±{number.sd:.4f}"
     return f"{number.mean:.4f}{deviation}{'*' if number.significant else ''}"
+
+
+def counted(number: Number, found: Sequence[Number]) -> str:
+    """Return the number of cases as text if fewer cases have this score than another one of the dataset.
+
+    Args:
+        number: the number.
+        found: the numbers of all tables.
+    """
+    most = max((other.cases for other in found if other.dataset == number.dataset), default=0)
+    return f" (n={number.cases})" if 0 < number.cases < most else ""
 
 
 def theirs(number: Number) -> str:
@@ -78,27 +83,41 @@ def difference(number: Number) -> str:
     return "" if math.isnan(number.difference) else f"{number.difference:+.4f}"
 
 
-def tables(found: Sequence[Number]) -> list[tuple[str, list[str], list[list[Number]]]]:
+class NumberTable(NamedTuple):
+    """Numbers arranged in a table.
+
+    Attributes:
+        title: what the table shows.
+        names: name of each row.
+        rows: the numbers, a column a metric for averages, otherwise a column a method.
+        averages: whether the rows are methods and their averages over labels.
+    """
+
+    title: str
+    names: list[str]
+    rows: list[list[Number]]
+    averages: bool
+
+
+def tables(found: Sequence[Number]) -> list[NumberTable]:
     """Arrange the numbers in tables: for each dataset the averages by method, then each metric by label and method.
 
     Args:
         found: the numbers.
-
-    Returns:
-        Title, row names and rows of each table.
     """
     made = []
     for dataset in dict.fromkeys(number.dataset for number in found):
         own = [number for number in found if number.dataset == dataset]
         methods = list(dict.fromkeys(number.method for number in own))
         averages = [[n for n in own if n.label == AVERAGE and n.method == method] for method in methods]
-        made.append((f"{dataset}: averages", methods, averages))
+        made.append(NumberTable(f"{dataset}, {SPLIT} images: averages", methods, averages, True))
         labels = [label for label in dict.fromkeys(number.label for number in own) if label != AVERAGE]
         for metric in dict.fromkeys(number.metric for number in own):
             rows = [[n for n in own if n.label == label and n.metric == metric] for label in labels]
             kept = [(label, row) for label, row in zip(labels, rows, strict=True) if row]
             if kept:
-                made.append((f"{dataset}: {metric.upper()} by label", [k[0] for k in kept], [k[1] for k in kept]))
+                title = f"{dataset}, {SPLIT} images: {metric.upper()} by label"
+                made.append(NumberTable(title, [k[0] for k in kept], [k[1] for k in kept], False))
     return made
 
 
@@ -109,17 +128,22 @@ def markdown(found: Sequence[Number], remark: str) -> str:
         found: the numbers.
         remark: text above the tables.
     """
-    return (f"{remark}\n\n" if remark else "") + "\n".join(
-        f"### {title}\n\n{_markdown_table(names, rows, 'averages' in title, found)}"
-        for title, names, rows in tables(found)
+    return (f"{escape.markdown(remark)}\n\n" if remark else "") + "\n".join(
+        f"### {escape.markdown(table.title)}\n\n{_rules(table)}{_markdown_table(table, found)}"
+        for table in tables(found)
     )
 
 
-def _markdown_table(names: Sequence[str], rows: Sequence[list[Number]], averages: bool, found: Sequence[Number]) -> str:
-    head = _columns(rows[0], averages)
+def _rules(table: NumberTable) -> str:
+    rules = table.rows[0][0].rules
+    return f"{escape.markdown(rules)}\n\n" if rules else ""
+
+
+def _markdown_table(table: NumberTable, found: Sequence[Number]) -> str:
+    head = [escape.markdown(column) for column in _columns(table)]
     lines = [["", *(f"{name} {what}" for name in head for what in ("ours", "paper", "difference"))]]
-    for name, row in zip(names, rows, strict=True):
-        cells = [name]
+    for name, row in zip(table.names, table.rows, strict=True):
+        cells = [escape.markdown(name)]
         for number in row:
             cells += [_marked(number, found, "**{}**", "<u>{}</u>"), theirs(number), difference(number)]
         lines.append(cells)
@@ -134,43 +158,38 @@ def latex(found: Sequence[Number], remark: str) -> str:
         found: the numbers.
         remark: comment above the tables.
     """
-    return (f"% {remark}\n" if remark else "") + "\n".join(
-        _latex_table(title, names, rows, "averages" in title, found) for title, names, rows in tables(found)
+    return (f"% {escape.printable(remark)}\n" if remark else "") + "\n".join(
+        _latex_table(table, found) for table in tables(found)
     )
 
 
-def _latex_table(
-    title: str, names: Sequence[str], rows: Sequence[list[Number]], averages: bool, found: Sequence[Number]
-) -> str:
-    head = _columns(rows[0], averages)
+def _latex_table(table: NumberTable, found: Sequence[Number]) -> str:
+    head, rules = _columns(table), table.rows[0][0].rules
     lines = [
-        f"% {title}",
+        f"% {escape.printable(table.title)}",
+        *([f"% {escape.printable(rules)}"] if rules else []),
         rf"\begin{{tabular}}{{l{'c' * len(head)}}}",
         r"\toprule",
-        " & ".join(["", *map(_escape, head)]) + r" \\",
+        " & ".join(["", *map(escape.latex, head)]) + r" \\",
         r"\midrule",
     ]
-    for name, row in zip(names, rows, strict=True):
+    for name, row in zip(table.names, table.rows, strict=True):
         cells = [_marked(number, found, r"\textbf{{{}}}", r"\underline{{{}}}") for number in row]
-        lines.append(" & ".join([_escape(name), *(cell.replace("±", r"$\pm$") for cell in cells)]) + r" \\")
+        lines.append(" & ".join([escape.latex(name), *(cell.replace("±", r"$\pm$") for cell in cells)]) + r" \\")
         if any(number.published for number in row):
             papers = [rf"\scriptsize paper {theirs(n)} {difference(n)}".replace("±", r"$\pm$") for n in row]
             lines.append(" & ".join(["", *papers]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _columns(row: Iterable[Number], averages: bool) -> list[str]:
+def _columns(table: NumberTable) -> list[str]:
     """Return the titles of the columns: metrics in the table of averages, methods in the others."""
-    return [number.metric.upper() if averages else number.method for number in row]
+    return [number.metric.upper() if table.averages else number.method for number in table.rows[0]]
 
 
 def _marked(number: Number, found: Sequence[Number], best: str, second: str) -> str:
     """Return our number as text, in the format for the best or second best method if it is one of these."""
     key = (number.dataset, number.label, number.metric)
     first, next_best = best_two([other for other in found if (other.dataset, other.label, other.metric) == key])
-    text = ours(number)
+    text = ours(number) + counted(number, found)
     return best.format(text) if number.method == first else second.format(text) if number.method == next_best else text
-
-
-def _escape(text: str) -> str:
-    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")

@@ -1,4 +1,4 @@
-"""Whole pieces of work as functions: prepare, train, score, select the best, smoke test. The API of a notebook.
+"""Whole pieces of work as functions: prepare, train, predict, score, select, smoke test. The API of a notebook.
 
 Nothing here knows Hydra or the command line, and nothing prints by itself (see `umamba.io.voice`). The names load on
 first use, because training imports Lightning, which takes seconds.
@@ -8,12 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from umamba.runs.prediction import predict
     from umamba.runs.preparation import PlannedDataset, PreparedDataset, plan_of, prepare, preprocess
     from umamba.runs.select import Selection, find_best
     from umamba.runs.smoke import smoke_test
     from umamba.runs.whole_run import RunResult, run, train
 
 _MODULES = {
+    "prediction": ("predict",),
     "preparation": ("PlannedDataset", "PreparedDataset", "plan_of", "prepare", "preprocess"),
     "select": ("Selection", "find_best"),
     "smoke": ("smoke_test",),
@@ -26,6 +28,7 @@ __all__ = [
     "Selection",
     "find_best",
     "plan_of",
+    "predict",
     "prepare",
     "preprocess",
     "run",

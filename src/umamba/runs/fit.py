@@ -1,25 +1,30 @@
 """Train a run: build its module, patches and trainer, continue after an interruption, and explain errors."""
 
+import hashlib
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umamba.io import UserError, provenance
 from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
+from umamba.patches.extra import check_on_patch
 from umamba.planning import fold_cases
 from umamba.records import CheckpointRecord, RunFolder
+from umamba.records.identity import learnt_settings
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
-from umamba.runs.trainer import build_datamodule, build_trainer, expected_warnings, is_first_process
+from umamba.runs.trainer import build_datamodule, build_trainer, expected_warnings, is_first_process, processes
 from umamba.settings import TrainSettings
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.checkpoints import newest_readable
 from umamba.training.learning_rate import found_learning_rate
-from umamba.training.losses import DiceCrossEntropy
+from umamba.training.losses import build_loss
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged
 from umamba.training.pretrained import load_pretrained
@@ -53,6 +58,21 @@ def checkpoint_record(settings: TrainSettings, planned: PlannedDataset) -> Check
     )
 
 
+def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: CheckpointRecord) -> dict[str, Any]:
+    """Return everything that changes what a run learns; a continued run must not change it.
+
+    Args:
+        settings: the settings of the run.
+        prepared: the dataset, whose cases are split into training and validation.
+        record: the record of its checkpoints: architecture, plan, labels and dataset.
+    """
+    train_cases, val_cases = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
+    names = "\n".join([*sorted(train_cases), "", *sorted(val_cases)])
+    digest = hashlib.blake2b(names.encode(), digest_size=4).hexdigest()
+    split = f"{len(train_cases)} to train, {len(val_cases)} to validate ({digest})"
+    return {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split}
+
+
 def step_flops(record: CheckpointRecord) -> float:
     """Return the FLOPs of a training step on the plan's batch: the backward pass costs twice the forward pass.
 
@@ -71,11 +91,14 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
         planned: the dataset with its plan.
 
     Raises:
-        UserError: the architecture cannot be built at this plan, or the loss does not fit the labels.
+        UserError: the architecture cannot be built at this plan, the loss does not fit the labels, or a transform of
+            TorchIO does not fit the patch.
     """
     classes = planned.labels.num_classes
     build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
-    DiceCrossEntropy(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
+    build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
+    if settings.augmentation.extra:
+        check_on_patch(settings.augmentation, planned.configuration.patch_size, planned.configuration.spacing)
 
 
 def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
@@ -88,7 +111,12 @@ def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
     Raises:
         UserError: there is no such fold, or too few cases to split.
     """
-    fold_cases([case.case_id for case in planned.dataset.training], settings.fold, splits_file(settings, planned))
+    fold_cases(
+        [case.case_id for case in planned.dataset.training],
+        settings.fold,
+        splits_file(settings, planned),
+        planned.dataset.groups,
+    )
 
 
 def fit(
@@ -128,7 +156,9 @@ def attempt(
     settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, record: CheckpointRecord
 ) -> list[Logger]:
     """Train once, with the arguments and result of `fit`; raise `Diverged` if gradients stay non-finite."""
-    train_cases, val_cases = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
+    train_cases, val_cases = fold_cases(
+        prepared.store.case_ids, settings.fold, splits_file(settings, prepared), prepared.dataset.groups
+    )
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     held_out = set(val_cases).isdisjoint(train_cases)
     module = SegmentationModule(record, held_out)
@@ -160,9 +190,15 @@ def attempt(
     if settings.trainer.activation_checkpointing:
         log.info("Activation checkpointing: %d stages keep their inputs only.", checkpoint_stages(module.network))
     if settings.trainer.compile:
-        module.network.compile()
+        module.network.compile(dynamic=False)  # patches have one size; symbolic sizes make Inductor fail
+    status = folder.status()
+    if resume and status.get("ended_after") == resume[1] and status.get("max_epochs") == settings.trainer.max_epochs:
+        log.info("Training ended after epoch %d, as trainer.max_time or the early stopping says.", resume[1])
+        return trainer.loggers
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume and resume[0], weights_only=True)
+    except MisconfigurationException as error:
+        raise UserError(f"The trainer group does not fit this training: {error}") from error
     except (RuntimeError, UserError) as error:
         explained = explain_worker_error(error, datamodule)
         if explained is None:

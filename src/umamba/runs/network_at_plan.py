@@ -1,5 +1,6 @@
 """A network and its plan, without training: from a checkpoint, or from a dataset, Table 2 or a plans file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def network_at_plan(settings: DescribeSettings) -> NetworkAtPlan:
         UserError: the settings name no source of a plan, or a file cannot be used.
     """
     if settings.checkpoint:
-        return _of_checkpoint(settings.checkpoint)
+        return _of_checkpoint(settings.checkpoint, settings.trust)
     root = settings.dataset.root
     if settings.dataset.kind == "phantom" or root.is_dir():
         workers = settings.data.prepare_workers or available_cpus()
@@ -79,8 +80,8 @@ def network_at_plan(settings: DescribeSettings) -> NetworkAtPlan:
     )
 
 
-def _of_checkpoint(path: Path) -> NetworkAtPlan:
-    record = read_checkpoint(path).record
+def _of_checkpoint(path: Path, trust: str | Sequence[str]) -> NetworkAtPlan:
+    record = read_checkpoint(path, trust).record
     return NetworkAtPlan(
         record.architecture, record.configuration, record.num_channels, record.labels.num_classes, f"checkpoint {path}"
     )

@@ -1,14 +1,22 @@
 """Prepare a raw dataset: compute its fingerprint, derive its plan and preprocess its cases."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from umamba.datasets import RawDataset, dataset_digest, list_findings, read_dataset, write_phantom, write_phantom_2d
+from umamba.datasets import (
+    Finding,
+    RawDataset,
+    dataset_digest,
+    list_findings,
+    read_dataset,
+    write_phantom,
+    write_phantom_2d,
+)
 from umamba.datasets.numbered_instances import classes_of_instances, holds_instances
 from umamba.datasets.phantom import VOXEL_MM
 from umamba.datasets.phantom_archives import converted_phantom
-from umamba.io import UserError, exclusive, read_json, write_json
+from umamba.io import StorageError, UserError, exclusive, read_json, write_json
 from umamba.io.resources import available_cpus
 from umamba.labels import LabelSet
 from umamba.planning import (
@@ -16,6 +24,7 @@ from umamba.planning import (
     Fingerprint,
     Plan,
     compute_fingerprint,
+    inspect_dataset,
     paper_setting,
     plan_dataset,
     plan_table,
@@ -38,12 +47,15 @@ class PlannedDataset:
         digest: hash of its content.
         plan: its plan.
         configuration: the configuration of the plan that the run uses.
+        findings: the warnings about the dataset's listing and images; None if an earlier version made the fingerprint,
+            which did not keep them.
     """
 
     dataset: RawDataset
     digest: str
     plan: Plan
     configuration: Configuration
+    findings: tuple[Finding, ...] | None
 
     @property
     def labels(self) -> LabelSet:
@@ -70,8 +82,11 @@ class PreparedDataset(PlannedDataset):
 def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[Fingerprint, str]:
     """Return the fingerprint and the content hash of a dataset, from a file if there is one for this content.
 
-    The file is root/<dataset name>/fingerprint_<first 8 digits of the hash>.json. It is written if it does not exist.
-    Several processes may call this at once: one works while the others wait.
+    The file is root/<dataset name>/fingerprint_<first 8 digits of the hash>.json, with `_ras` behind the digits for a
+    dataset whose images are turned. It is written if it does not exist, with the warnings about the images beside it
+    (`findings_file`).
+    Several processes may call this at once: one works while the others wait. If the disk cannot be written, a file
+    that exists is used without the lock.
 
     Args:
         dataset: the raw dataset.
@@ -80,17 +95,50 @@ def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[
 
     Raises:
         UserError: all problems of the dataset, together.
+        StorageError: the file does not exist, and the disk cannot be written.
     """
     folder = root / dataset.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / ".fingerprint.lock", f"the fingerprint of {dataset.name}"):
-        digest = dataset_digest(dataset, folder / "files.json")
-        path = folder / f"fingerprint_{digest[:8]}.json"
-        if path.exists():
-            return Fingerprint.from_json(read_json(path)), digest
-        fingerprint = compute_fingerprint(dataset, workers)
-        write_json(path, fingerprint.to_json())
-    return fingerprint, digest
+    cache = folder / "files.json"
+    try:
+        with exclusive(folder / ".fingerprint.lock", f"the fingerprint of {dataset.name}"):
+            digest = dataset_digest(dataset, cache)
+            path = _fingerprint_file(folder, digest, dataset.reader)
+            if path.exists():
+                return Fingerprint.from_json(read_json(path)), digest
+            fingerprint, findings = inspect_dataset(dataset, workers)
+            write_json(findings_file(folder, digest), [asdict(finding) for finding in findings])
+            write_json(path, fingerprint.to_json())
+        return fingerprint, digest
+    except StorageError:
+        digest = dataset_digest(dataset, cache, update=False)
+        path = _fingerprint_file(folder, digest, dataset.reader)
+        if not path.exists():
+            raise
+        return Fingerprint.from_json(read_json(path)), digest
+
+
+def _fingerprint_file(folder: Path, digest: str, reader: str | None) -> Path:
+    return folder / f"fingerprint_{digest[:8]}{'' if reader is None else '_ras'}.json"
+
+
+def findings_file(folder: Path, digest: str) -> Path:
+    """Return the file that lists the warnings about the images of a dataset.
+
+    Args:
+        folder: the dataset's folder of preprocessed cases.
+        digest: hash of the dataset's content.
+    """
+    return folder / f"findings_{digest[:8]}.json"
+
+
+def _kept_findings(folder: Path, digest: str) -> tuple[Finding, ...] | None:
+    path = findings_file(folder, digest)
+    if not path.exists():
+        return None
+    try:
+        return tuple(Finding(**entry) for entry in read_json(path))
+    except TypeError:
+        raise UserError(f"{path}: is no list of findings. Delete it.") from None
 
 
 def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerprint) -> tuple[Plan, str]:
@@ -117,7 +165,7 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
             raise UserError(
                 f"plan.from_file={wanted.from_file}: made for {found} channel(s), {dataset.name} has {expected}."
             )
-        return plan, configuration
+        return replace(plan, orientations=fingerprint.orientations), configuration
     notes: tuple[str, ...] = ()
     if wanted.paper:
         row = paper_setting(dataset.name, wanted.configuration)
@@ -133,6 +181,7 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
         gpu_memory_gb=settings.planner.gpu_memory_gb,
         overrides={configuration: pinned} if pinned else {},
     )
+    plan = replace(plan, reader=dataset.reader, orientations=fingerprint.orientations)
     return replace(plan, decisions=(*notes, *plan.decisions)), configuration
 
 
@@ -219,13 +268,34 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
     dataset = listed_dataset(root, workers)
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     plan, configuration = make_plan(settings, dataset, fingerprint)
-    log.info(plan_table(plan))
+    _refuse_lines(dataset, plan.configuration(configuration))
+    log.info(plan_table(plan, configuration))
     if explain:
         log.info("\n".join(["Decisions", *(f"  {decision}" for decision in plan.decisions)]))
     if nnunet_plans is not None:
         write_json(nnunet_plans, to_nnunet_plans(plan, dataset.file_ending))
         log.info("The plan as nnU-Net's plans file: %s", nnunet_plans.absolute())
-    return PlannedDataset(dataset, digest, plan, plan.configuration(configuration))
+    kept = _kept_findings(settings.paths.preprocessed / dataset.name, digest)
+    findings = None if kept is None else (*list_findings(root)[1], *kept)
+    return PlannedDataset(dataset, digest, plan, plan.configuration(configuration), findings)
+
+
+def _refuse_lines(dataset: RawDataset, configuration: Configuration) -> None:
+    """Refuse a 2D configuration whose patch is a line, because the images are slices along another axis of the file.
+
+    nnU-Net trains a network of lines on them without a word.
+
+    Raises:
+        UserError: the patch has one voxel along an axis.
+    """
+    if configuration.dim == 2 and min(configuration.patch_size) == 1:
+        patch = " x ".join(map(str, configuration.patch_size))
+        raise UserError(
+            f"{dataset.root}: plan.configuration={configuration.name} would train on lines of {patch} voxels, because "
+            "the images are single slices whose axis of one voxel is not the one that 2D plans cut along. Store them "
+            "as two-dimensional files, or turn their axes so that the axis of one voxel is the last one of the file "
+            "(X x Y x 1)."
+        )
 
 
 def preprocess(planned: PlannedDataset, settings: TrainSettings) -> PreparedDataset:
@@ -240,8 +310,10 @@ def preprocess(planned: PlannedDataset, settings: TrainSettings) -> PreparedData
     """
     workers = settings.data.prepare_workers or available_cpus()
     dataset, digest, plan, configuration = planned.dataset, planned.digest, planned.plan, planned.configuration
-    store = prepare_store(dataset, digest, plan, configuration.name, settings.paths.preprocessed, workers)
-    return PreparedDataset(dataset, digest, plan, configuration, store)
+    store = prepare_store(
+        dataset, digest, plan, configuration.name, settings.paths.preprocessed, workers, settings.data.check_store
+    )
+    return PreparedDataset(dataset, digest, plan, configuration, planned.findings, store)
 
 
 def prepare(settings: TrainSettings, explain: bool = False, nnunet_plans: Path | None = None) -> PreparedDataset:

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas
+from rich.table import Table
 
 from umamba.datasets import RawCase
-from umamba.evaluation import Rules, score_folder, score_table, worst_median_best
-from umamba.evaluation.overlay import overlay_figure
+from umamba.evaluation import Rules, rules_sentence, score_folder, score_table, worst_median_best
+from umamba.evaluation.overlay import case_figure, write_overlay
 from umamba.inference import Predictor
-from umamba.io import UserError, read_image, read_label
+from umamba.inference.problems import UnsegmentedCases
+from umamba.io import UserError, oriented_like, read_image, read_label
 from umamba.io.voice import showing
 from umamba.planning import fold_cases
 from umamba.records import RunFolder
@@ -18,6 +20,7 @@ from umamba.records.tables import read_scores, write_scores
 from umamba.runs.fit import splits_file
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.settings import PredictionSettings, TrainSettings
+from umamba.settings.entry_points import module_of
 
 log = logging.getLogger(__name__)
 
@@ -69,19 +72,18 @@ def predict_and_score(
     held_out = validation_cases(settings, prepared) if settings.predict.validation else []
     rules, validation = scoring_rules(settings, prepared), None
     if held_out:
-        predictor = Predictor.from_checkpoint(checkpoint)
+        predictor = Predictor.from_checkpoint(checkpoint, trust=module_of(settings.architecture.name))
         validation = score_cases(
             predictor, held_out, folder.validation, folder.validation_scores, rules, settings.predict.prediction
         )
-        log.info("Validation cases of fold %s, whole:", settings.fold)
         if validation is not None:
-            log.info(score_table(validation))
-        pool_folds(folder)
+            log.info(score_table(validation, f"Validation of fold {settings.fold}, whole", rules.sentence))
+        pool_folds(folder, rules.sentence)
     test = prepared.dataset.test
     if not test:
         log.info("No test images (imagesTs): nothing to predict.")
         return validation, None
-    predictor = Predictor.from_checkpoint(checkpoint)
+    predictor = Predictor.from_checkpoint(checkpoint, trust=module_of(settings.architecture.name))
     scores = score_cases(predictor, test, folder.predictions, folder.scores, rules, settings.predict.prediction)
     if scores is None:
         log.info("The test images have no labels (labelsTs): predicted, not scored.")
@@ -95,7 +97,9 @@ def validation_cases(settings: TrainSettings, prepared: PreparedDataset) -> list
         settings: `fold` and `paths.preprocessed` (which may hold a splits file) are read.
         prepared: the dataset and its preprocessed cases.
     """
-    train, val = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
+    train, val = fold_cases(
+        prepared.store.case_ids, settings.fold, splits_file(settings, prepared), prepared.dataset.groups
+    )
     held_out = set(val) - set(train)
     return [case for case in prepared.dataset.training if case.case_id in held_out]
 
@@ -119,10 +123,16 @@ def score_cases(
         settings: how cases are segmented.
 
     Returns:
-        A table with the columns case, label and metrics; None if no case has a reference.
+        A table with the columns case, label and metrics; None if no case has a reference. An image that cannot be
+        segmented is named in a warning and has no scores.
     """
-    predictor.predict_cases(cases, predictions, settings, progress=showing())
     truths = references(cases, rules.protocol)
+    try:
+        predictor.predict_cases(cases, predictions, settings, progress=showing())
+    except UnsegmentedCases as error:
+        log.warning("%s\nThe scores are those of the other images.", error)
+        written = {case.case_id for case in cases if (predictions / f"{case.case_id}{predictor.file_ending}").exists()}
+        truths = {case_id: file for case_id, file in truths.items() if case_id in written}
     if not truths:
         return None
     table = score_folder(predictions, truths, rules, predictor.file_ending)
@@ -178,44 +188,62 @@ def draw_cases(prepared: PreparedDataset, scores: pandas.DataFrame, folder: RunF
         The PNG files of the drawn cases, with the keys worst, median and best; a case without a label is left out.
     """
     known = {case.case_id: case for case in prepared.dataset.test}
+    truths = references(prepared.dataset.test, "cell" if "f1" in scores.columns else "generic")
     pictures = {}
     for rank, case_id in worst_median_best(scores).items():
-        case = known[case_id]
-        if case.label is None:
+        if case_id not in truths:
             continue
         pictures[rank] = folder.overlays / f"{rank}_{case_id}.png"
-        image, truth = read_image(case.images), read_label(case.label)
+        image = read_image(known[case_id].images, turn_channels=prepared.plan.reader is not None)
+        truth = oriented_like(read_label(truths[case_id]), image.geometry)
         prediction = read_label(folder.predictions / f"{case_id}{prepared.dataset.file_ending}")
-        overlay_figure(
-            image.array,
-            truth.array[0],
-            prediction.array[0],
-            image.geometry.spacing,
-            prepared.labels,
-            pictures[rank],
-        )
+        figure = case_figure(image, truth.array[0], prediction.array[0], prepared.labels, scores, case_id)
+        write_overlay(figure, pictures[rank])
     return pictures
 
 
-def pool_folds(folder: RunFolder) -> pandas.DataFrame | None:
+def table_of_test_images(scores: pandas.DataFrame, settings: TrainSettings) -> Table:
+    """Return the printable table of the scores of a run's test images.
+
+    Args:
+        scores: columns case, label and metrics.
+        settings: the settings of the run, whose rules of the scores the caption names.
+    """
+    dataset = settings.dataset
+    return score_table(scores, "Test images", rules_sentence(dataset.protocol, dataset.tolerance_mm))
+
+
+def pool_folds(folder: RunFolder, rules: str | None = None) -> pandas.DataFrame | None:
     """Write and report the validation scores of all folds of this experiment and seed that have been scored.
+
+    Every case counts once: a fold that validates a case of a fold with a smaller number is left out. That is so for
+    numbers beyond the splits, which are random splits of all cases.
 
     Args:
         folder: the run folder of one fold. The table is written to its `cross_validation_scores`.
+        rules: sentence on the rules of the scores.
 
     Returns:
         The scores with a further column `fold`; None if fewer than two folds have scores.
     """
-    tables = [
-        read_scores(other.validation_scores).assign(fold=other.fold)
-        for other in folder.other_folds()
-        if other.validation_scores.exists()
-    ]
+    tables: list[pandas.DataFrame] = []
+    counted: set[str] = set()
+    for other in sorted(folder.other_folds(), key=lambda other: (len(other.fold), other.fold)):
+        if not other.validation_scores.exists():
+            continue
+        table = read_scores(other.validation_scores)
+        twice = sorted(counted & set(table["case"]))
+        if twice:
+            message = "Fold %s is left out of the cross-validation: %d of its cases, such as %s, are in other folds."
+            log.warning(message, other.fold, len(twice), twice[0])
+            continue
+        counted |= set(table["case"])
+        tables.append(table.assign(fold=other.fold))
     if len(tables) < 2:
         return None
     pooled = pandas.concat(tables, ignore_index=True)
     write_scores(folder.cross_validation_scores, pooled)
     folds = ", ".join(pooled["fold"].unique())
-    log.info("Cross-validation, folds %s so far (%s):", folds, folder.cross_validation_scores)
-    log.info(score_table(pooled))
+    log.info(score_table(pooled, f"Cross-validation, folds {folds} so far", rules))
+    log.info("All scores of the cross-validation: %s", folder.cross_validation_scores)
     return pooled

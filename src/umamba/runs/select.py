@@ -7,6 +7,7 @@ label; then the largest component of each label, if that raises the label's own 
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,12 +18,16 @@ from rich.table import Table
 
 from umamba.datasets import RawDataset, read_dataset
 from umamba.evaluation import dice
+from umamba.evaluation.statistics import mean_label
 from umamba.inference import PostProcessing, Predictor
-from umamba.io import UserError, read_label, write_json
+from umamba.io import UserError, oriented_like, read_label, write_json
+from umamba.io.escape import rich_text
 from umamba.io.voice import showing
 from umamba.labels import LabelSet
 from umamba.planning import fold_cases
 from umamba.settings import FindBestSettings, PredictionSettings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,9 @@ def mean_dice(
     """
 
     def score(case: str) -> list[float]:
-        truth = read_label(truths[case]).array[0].astype(np.int64)
-        predicted = change(read_label(segmentations[case]).array[0]).astype(np.int64)
+        found = read_label(segmentations[case])
+        truth = oriented_like(read_label(truths[case]), found.geometry).array[0].astype(np.int64)
+        predicted = change(found.array[0]).astype(np.int64)
         if labels.ignore is not None:
             counted = truth != labels.ignore
             predicted, truth = predicted * counted, truth * counted
@@ -131,6 +137,7 @@ def validate(
     *,
     device: str,
     settings: PredictionSettings,
+    trust: str | Sequence[str] = (),
 ) -> Validated:
     """Predict the validation cases of every fold with that fold's networks, and score them.
 
@@ -141,14 +148,17 @@ def validate(
         output: folder of the segmentations.
         device: auto, cpu, cuda, ...
         settings: how cases are segmented.
+        trust: packages whose functions may build the networks.
     """
     name = "+".join(members)
     folds = sorted(next(iter(members.values())))
     cases = {case.case_id: case for case in dataset.training}
     segmentations: dict[str, Path] = {}
     for fold in folds:
-        _, held_out = fold_cases(list(cases), fold, splits)
-        predictor = Predictor.from_checkpoint([checkpoints[fold] for checkpoints in members.values()], device)
+        _, held_out = fold_cases(list(cases), fold, splits, dataset.groups)
+        predictor = Predictor.from_checkpoint(
+            [checkpoints[fold] for checkpoints in members.values()], device, trust=trust
+        )
         folder = output / name / f"fold_{fold}"
         predictor.predict_cases([cases[case] for case in held_out], folder, settings, progress=showing())
         segmentations |= {case: folder / f"{case}{predictor.file_ending}" for case in held_out}
@@ -228,6 +238,7 @@ def find_best(settings: FindBestSettings) -> Selection:
     own = dataset.root / "splits_final.json"
     splits = settings.splits or (own if own.exists() else None)
     members = {_name(path): fold_checkpoints(path, settings.checkpoint, settings.seed) for path in settings.candidates}
+    members = {name: _once(checkpoints, dataset, splits) for name, checkpoints in members.items()}
     if len({tuple(sorted(folds)) for folds in members.values()}) != 1:
         found = "; ".join(f"{name} has {', '.join(map(str, sorted(folds)))}" for name, folds in members.items())
         raise UserError(f"candidates: not the same folds are trained: {found}. Train those that are missing.")
@@ -235,7 +246,10 @@ def find_best(settings: FindBestSettings) -> Selection:
     if settings.pairs:
         tried += [{one: members[one], two: members[two]} for one, two in itertools.combinations(members, 2)]
     prediction, output = settings.prediction, settings.output
-    validated = [validate(each, dataset, splits, output, device=settings.device, settings=prediction) for each in tried]
+    validated = [
+        validate(each, dataset, splits, output, device=settings.device, settings=prediction, trust=settings.trust)
+        for each in tried
+    ]
     ranked = tuple(sorted(validated, key=lambda each: -each.mean))
     best = ranked[0]
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
@@ -253,17 +267,32 @@ def find_best(settings: FindBestSettings) -> Selection:
     return Selection(ranked, steps, scores)
 
 
+def _once(checkpoints: Mapping[int, Path], dataset: RawDataset, splits: Path | None) -> dict[int, Path]:
+    """Leave out folds that validate a case of a fold before them, such as the random splits beyond the last fold."""
+    kept: dict[int, Path] = {}
+    counted: set[str] = set()
+    for fold, path in sorted(checkpoints.items()):
+        held_out = set(fold_cases([case.case_id for case in dataset.training], fold, splits, dataset.groups)[1])
+        if held_out & counted:
+            log.warning("%s is left out: fold %d validates cases of other folds, which would count twice.", path, fold)
+            continue
+        counted |= held_out
+        kept[fold] = path
+    return kept
+
+
 def ranking_table(ranked: Sequence[Validated]) -> Table:
     """Return a printable table of the mean DSC of all labels and of each label.
 
     Args:
         ranked: the candidates in the order of the rows, at least one.
     """
-    table = Table(title="Cross-validation")
-    for column in ("configuration", "DSC", *ranked[0].scores):
-        table.add_column(column, justify="left" if column == "configuration" else "right")
+    table = Table(title="Validation cases of all folds: DSC, mean over cases", caption="mean: over the labels' means")
+    table.add_column("configuration")
+    for column in (mean_label(ranked[0].scores), *ranked[0].scores):
+        table.add_column(rich_text(column), justify="right")
     for each in ranked:
-        table.add_row(each.name, f"{each.mean:.4f}", *(f"{score:.4f}" for score in each.scores.values()))
+        table.add_row(rich_text(each.name), f"{each.mean:.4f}", *(f"{score:.4f}" for score in each.scores.values()))
     return table
 
 

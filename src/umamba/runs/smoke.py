@@ -11,6 +11,7 @@ from typing import TypeVar
 from umamba.planning import planned_configuration
 from umamba.settings import (
     ArchitectureSettings,
+    LoggerSettings,
     PhantomSettings,
     PlanSettings,
     SegResNetSettings,
@@ -49,7 +50,7 @@ def smoke_test(settings: Run) -> Run:
         plan=_small_plan(settings),
         architecture=_small_network(settings.architecture),
         trainer=_short(settings.trainer),
-        logger=replace(settings.logger, wandb=False, panels_every=0, upload_model=False),
+        logger=LoggerSettings(wandb=False, panels_every=0),
     )
 
 

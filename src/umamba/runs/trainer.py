@@ -1,6 +1,7 @@
 """Build Lightning's Trainer and the datamodule of a run from its settings."""
 
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from umamba.inference import choose_precision
+from umamba.inference import choose_precision, tile_window
+from umamba.inference.tiling import tile_starts
 from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
 from umamba.io.voice import showing
@@ -25,14 +27,15 @@ from umamba.sweeps.preflight import MOST_WORKERS
 from umamba.training.case_validation import CaseValidation
 from umamba.training.checkpoints import AtomicCheckpointIO, SaveCheckpoints
 from umamba.training.curves import ProgressPicture
-from umamba.training.loggers import wandb_logger
+from umamba.training.loggers import build_loggers, check_loggers
 from umamba.training.metrics_csv import MetricsCsv
 from umamba.training.nonfinite import SkipNonFinite
 from umamba.training.panels import ValidationPanels
 from umamba.training.peak_memory import PeakMemory
 from umamba.training.profiling import build_profiler
-from umamba.training.progress import progress_callbacks
+from umamba.training.progress import EpochLines
 from umamba.training.stopping import LeaveOnSignal, TimeBudget
+from umamba.training.user_callbacks import AskedPatience, user_callbacks
 
 # Lightning warnings that are expected here.
 EXPECTED = (
@@ -47,7 +50,10 @@ EXPECTED = (
 _OWN = {
     *("limit_train_batches", "limit_val_batches", "max_time", "find_lr"),
     *("compile", "activation_checkpointing", "ddp_batch", "precision", "profiler", "enable_progress_bar", "further"),
+    *("callbacks", "strategy"),
 }
+# Strategy of several devices. The lowest deep-supervision head takes no part in the loss: its gradients are missing.
+SEVERAL = "ddp_find_unused_parameters_true"
 
 
 def is_first_process() -> bool:
@@ -56,16 +62,68 @@ def is_first_process() -> bool:
 
 
 def check_trainer(settings: TrainSettings) -> None:
-    """Build Lightning's Trainer once, so that a missing device is refused before any work.
+    """Build Lightning's Trainer and the user's callbacks once, so that what they refuse is known before any work.
 
     Args:
         settings: the settings of the run.
 
     Raises:
-        UserError: Lightning's Trainer refuses its arguments on this machine.
+        UserError: this machine lacks the device, a callback cannot be made, a logger is not installed, or Lightning's
+            Trainer refuses its arguments.
     """
+    check_devices(settings)
+    user_callbacks(settings.trainer.callbacks)
+    check_loggers(settings.logger)
     with expected_warnings():
         _trainer(settings, {"precision": _precision(settings, None), "enable_progress_bar": False, "logger": False})
+
+
+def check_devices(settings: TrainSettings) -> None:
+    """Refuse devices that this machine does not have.
+
+    Args:
+        settings: the settings of the run.
+
+    Raises:
+        UserError: the message names the key and what can be given instead.
+    """
+    accelerator, devices = settings.trainer.accelerator, settings.trainer.devices
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    missing = {"gpu": not cuda and not mps, "cuda": not cuda, "mps": not mps}
+    if missing.get(accelerator):
+        what = "an Apple GPU (MPS)" if accelerator == "mps" else "a CUDA device"
+        raise UserError(
+            f"trainer.accelerator={accelerator}: PyTorch {torch.__version__} does not see {what} on this machine. Give "
+            "trainer.accelerator=auto or cpu; `umamba doctor` says what is missing."
+        )
+    if _device(settings).type == "cuda" and devices != "auto":
+        count = torch.cuda.device_count()
+        last = devices - 1 if isinstance(devices, int) else max(devices)
+        if last >= count:
+            given = devices if isinstance(devices, int) else str(list(devices)).replace(" ", "")
+            raise UserError(
+                f"trainer.devices={given}: this machine has {count} CUDA device(s), counted from 0. Give at most "
+                f"{count}, or auto for all."
+            )
+    if _device(settings).type == "cpu" and isinstance(devices, tuple):
+        raise UserError(
+            f"trainer.devices={str(list(devices)).replace(' ', '')}: processors have no index. Give their number, such "
+            f"as trainer.devices={len(devices)}."
+        )
+
+
+def processes(settings: TrainSettings) -> int:
+    """Return the number of processes that train the run together.
+
+    Args:
+        settings: the settings of the run.
+    """
+    devices = settings.trainer.devices
+    if devices == "auto":
+        count = torch.cuda.device_count() if _device(settings).type == "cuda" else 1
+    else:
+        count = devices if isinstance(devices, int) else len(devices)
+    return count * settings.trainer.num_nodes
 
 
 def build_trainer(
@@ -87,6 +145,7 @@ def build_trainer(
     decay = settings.recipe.weight_averaging
     metrics = MetricsCsv(folder.metrics)
     every, shown = settings.data.validate_cases_every, val_cases[: settings.data.validation_cases]
+    asked = user_callbacks(settings.trainer.callbacks)
     callbacks: list[Callback] = [
         LeaveOnSignal(folder.path),
         # Before weight averaging, which removes the averaged weights from the network in the same hook.
@@ -94,29 +153,48 @@ def build_trainer(
         *([EMAWeightAveraging(device=_device(settings), decay=decay)] if decay is not None else []),
         SkipNonFinite(folder.nonfinite, settings.seed),
         PeakMemory(),
-        ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every),
-        *progress_callbacks(bar),
+        ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every, prepared.store.letters),
+        EpochLines(bar, _steps_after(settings, prepared, val_cases), every),
         TimeBudget(settings.trainer.max_seconds),
+        *asked,
+        AskedPatience(asked),
         metrics,
         ProgressPicture(folder.curves, metrics),
         SaveCheckpoints(folder),
     ]
     loggers: list[Logger] = []
-    if settings.logger.wandb and is_first_process():
-        shown_settings = {**plain(settings), "plan_json": prepared.plan.to_json(), "provenance": provenance()}
-        loggers.append(wandb_logger(folder, settings.logger.project, settings.logger.entity, shown_settings))
+    if is_first_process():
+        config = {**plain(settings), "plan_json": prepared.plan.to_json(), "provenance": provenance()}
+        tags = (prepared.dataset.name, settings.architecture.name, prepared.configuration.name)
+        loggers = build_loggers(folder, settings.logger, tags, config)
     return _trainer(
         settings,
         {
             "precision": _precision(settings, folder),
             "profiler": build_profiler(settings.trainer.profiler, folder.path),
-            "enable_progress_bar": bar,
+            "enable_progress_bar": False,  # EpochLines shows its own, which knows the whole run
             "callbacks": callbacks,
             "logger": loggers or False,
             "plugins": [AtomicCheckpointIO()],
+            "enable_checkpointing": True,  # because SaveCheckpoints is one of Lightning's Checkpoint callbacks
             "default_root_dir": folder.path,
         },
     )
+
+
+def _steps_after(settings: TrainSettings, prepared: PreparedDataset, val_cases: list[str]) -> float:
+    """Return how many validation steps of work the prediction after training needs, from the sizes of some cases."""
+    configuration, store = prepared.configuration, prepared.store
+    some = (val_cases or list(store.case_ids))[:10]
+    shapes = [store.load(case).image.shape[1:] for case in some]
+    step, window = settings.predict.tile_step_size, tile_window(configuration)
+    tiles = [
+        math.prod(len(tile_starts(max(length, size), size, step)) for length, size in zip(shape, window, strict=True))
+        for shape in shapes
+    ]
+    flips = 2 ** len(settings.augmentation.mirrored_axes(configuration.dim)) if settings.predict.tta else 1
+    cases = (len(val_cases) if settings.predict.validation else 0) + len(prepared.dataset.test)
+    return cases * flips * sum(tiles) / max(1, len(tiles)) / configuration.batch_size
 
 
 def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: list[str]) -> CaseValidation:
@@ -136,6 +214,9 @@ def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning
     own = {name: value for name, value in vars(settings.trainer).items() if name not in _OWN}
     devices = settings.trainer.devices
     own["devices"] = list(devices) if isinstance(devices, tuple) else devices
+    own["strategy"] = settings.trainer.strategy
+    if own["strategy"] == "auto" and processes(settings) > 1:
+        own["strategy"] = SEVERAL
     given = {**own, **settings.trainer.further, **arguments, "gradient_clip_val": settings.recipe.gradient_clip_norm}
     try:
         return lightning.Trainer(**given)  # type: ignore[arg-type]

@@ -1,26 +1,33 @@
 """One run from its settings to its scores: prepare, train, predict, score, draw."""
 
-import json
 import logging
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas
-from omegaconf import OmegaConf
+from lightning.pytorch.loggers import Logger
 
-from umamba.evaluation import score_table
-from umamba.io import atomic_path
+from umamba.evaluation import worst_median_best
+from umamba.evaluation.overlay import case_score
+from umamba.evaluation.score import TITLES, metrics_of
+from umamba.io import UserError
 from umamba.io.voice import shown
 from umamba.records import RunFolder
-from umamba.records.tables import read_scores
-from umamba.runs.fit import check_fold, check_network, checkpoint_record, fit
+from umamba.records.begin import begin, check_same_run, scored_otherwise
+from umamba.records.identity import early_stopping, scoring_settings
+from umamba.records.replacement import replacing
+from umamba.records.tables import read_curves, read_scores
+from umamba.runs.fit import check_fold, check_network, checkpoint_record, fit, run_identity
 from umamba.runs.preparation import PreparedDataset, plan_of, preprocess
-from umamba.runs.score import check_scoring, draw_cases, predict_and_score
+from umamba.runs.score import check_scoring, draw_cases, predict_and_score, table_of_test_images
 from umamba.runs.smoke import smoke_test
-from umamba.runs.trainer import check_trainer, is_first_process
-from umamba.settings import TrainSettings, plain
-from umamba.training.loggers import log_pictures, upload_model
+from umamba.runs.trainer import check_trainer, is_first_process, processes
+from umamba.settings import TrainSettings
+from umamba.training.checkpoints import newest_readable
+from umamba.training.loggers import close_loggers, log_pictures, log_scores, upload_model
+from umamba.training.notice import send_notice
 from umamba.training.stopping import LeaveOnSignal
 
 log = logging.getLogger(__name__)
@@ -48,14 +55,14 @@ class RunResult:
     @property
     def metrics(self) -> pandas.DataFrame:
         """The curves of training: one row for each epoch, with train/loss, val/loss, val/patch_dice and others."""
-        return pandas.read_csv(self.folder.metrics)
+        return read_curves(self.folder.metrics)
 
 
 def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
     """Train one network on one dataset, then predict, score and draw its test images.
 
     The run folder follows from the settings. A run that was interrupted continues after its last completed epoch; a
-    finished run returns its scores.
+    finished run returns its scores. A dry run (Lightning's fast_dev_run) has its own folder and always begins anew.
 
     Args:
         settings: the settings of the run.
@@ -67,6 +74,8 @@ def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
     with shown(progress):
         if settings.smoke:
             settings = smoke_test(settings)
+        if settings.trainer.dry_run:
+            settings = replace(settings, restart=True)
         check_trainer(settings)
         planned = plan_of(settings)
         check_fold(settings, planned)
@@ -83,7 +92,7 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -
     Args:
         settings: the settings of the run.
         prepared: the dataset, its plan and its preprocessed cases.
-        folder: the run folder, which is locked during the run and, with restart=true, emptied first.
+        folder: the run folder, which is locked during the run and, with restart=true, replaced.
 
     Returns:
         The folder and the scores; for a run that is already finished, the scores on disk.
@@ -91,35 +100,106 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -
     Raises:
         UserError: as `train`.
     """
-    max_epochs, max_seconds = settings.trainer.max_epochs, settings.trainer.max_seconds
     first = is_first_process()
-    with folder.lock() if first else nullcontext(), LeaveOnSignal(folder.path).installed():
-        if settings.restart and first:
-            folder.clear()
-        if folder.is_finished(max_epochs, max_seconds):
-            log.info("This run is finished: %s. Train it again with restart=true.", folder.path)
-            result = finished(folder)
-            if result.scores is not None:
-                log.info(score_table(result.scores))
-            return result
-        record = checkpoint_record(settings, prepared)
+    record = checkpoint_record(settings, prepared)
+    with _alone(folder, settings, first):
+        identity = run_identity(settings, prepared, record)
         if first:
-            folder.begin(record, max_epochs, max_seconds)
-            with atomic_path(folder.config) as temporary:
-                OmegaConf.save(OmegaConf.create(json.loads(json.dumps(plain(settings)))), temporary)
-        loggers = fit(settings, prepared, folder, record)
-        if not first:
-            return RunResult(folder, None, None)
-        if settings.logger.upload_model:
-            upload_model(loggers, folder)
-        folder.set_status(state="predicting")
-        validation, scores = predict_and_score(settings, prepared, folder)
-        if scores is not None:
-            log_pictures(loggers, "test", draw_cases(prepared, scores, folder))
-            log.info(score_table(scores))
-        folder.set_status(state="finished")
+            check_same_run(folder, identity, settings, processes(settings))
+        asked = (settings.trainer.max_epochs, settings.trainer.max_seconds, early_stopping(settings))
+        trained = not settings.restart and folder.is_finished(*asked)
+        otherwise = scored_otherwise(folder, settings) if trained and first else []
+        if trained and not otherwise:
+            return _as_it_is(folder, settings)
+        if first and not trained:
+            begin(folder, identity, settings, _completed(folder, settings), processes(settings))
+        try:
+            if trained:
+                log.info("This run is trained; its scores were made with other settings: %s", "; ".join(otherwise))
+            loggers = [] if trained else fit(settings, prepared, folder, record)
+            if not first:
+                return RunResult(folder, None, None)
+            result = _after_training(settings, prepared, folder, loggers)
+        except Exception as error:
+            if first:
+                send_notice(settings.logger, "failed", folder.path, str(error).strip().split("\n")[0])
+            raise
         log.info("Run folder: %s", folder.path)
-        return RunResult(folder, validation, scores)
+        send_notice(settings.logger, "finished", folder.path, _outcome(result))
+        close_loggers(loggers)
+        return result
+
+
+def _after_training(
+    settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, loggers: list[Logger]
+) -> RunResult:
+    """Predict, score and draw what the trained network segments; send scores and pictures to the loggers."""
+    if settings.logger.upload_model:
+        upload_model(loggers, folder)
+    folder.set_status(state="predicting")
+    validation, scores = predict_and_score(settings, prepared, folder)
+    log_pictures(loggers, "training", {"progress": folder.curves})
+    if validation is not None:
+        log_scores(loggers, "validation", validation, metrics_of(validation))
+    if scores is not None:
+        log_scores(loggers, "test", scores, metrics_of(scores))
+        captions = {rank: f"{case}, {case_score(scores, case)}" for rank, case in worst_median_best(scores).items()}
+        log_pictures(loggers, "test", draw_cases(prepared, scores, folder), captions)
+        log.info(table_of_test_images(scores, settings))
+    folder.set_status(state="finished", scoring=scoring_settings(settings))
+    return RunResult(folder, validation, scores)
+
+
+def _outcome(result: RunResult) -> str:
+    """Return the mean scores of a run in a sentence: over labels, then over cases, as in the tables."""
+    tables = {"Test images": result.scores, "Validation": result.validation}
+    means = {
+        name: table.groupby("case")[metrics_of(table)].mean().mean()
+        for name, table in tables.items()
+        if table is not None
+    }
+    parts = [
+        f"{name}: " + ", ".join(f"{TITLES[m]} {value:.3f}" for m, value in mean.items()) for name, mean in means.items()
+    ]
+    return ". ".join(parts) or "No case has a reference, so nothing was scored"
+
+
+@contextmanager
+def _alone(folder: RunFolder, settings: TrainSettings, first: bool) -> Iterator[None]:
+    """Hold the run folder: signals end the process, and the first process locks it and moves a former run aside."""
+    with LeaveOnSignal(folder.path).installed():
+        if not first:
+            yield
+            return
+        with folder.lock(), replacing(folder, settings.restart):
+            yield
+
+
+def _completed(folder: RunFolder, settings: TrainSettings) -> int:
+    """Return the epochs that the run has completed; refuse fewer of them than that, which would be another schedule."""
+    newest = newest_readable(folder)
+    epochs = 0 if newest is None else newest[1]
+    if epochs > settings.trainer.max_epochs:
+        raise UserError(
+            f"trainer.max_epochs={settings.trainer.max_epochs}: the run in {folder.path} has completed {epochs} epochs "
+            f"already. Give {epochs} or more to continue it, another name (name=...), or restart=true."
+        )
+    return epochs
+
+
+def _as_it_is(folder: RunFolder, settings: TrainSettings) -> RunResult:
+    """Report a finished run and return its result."""
+    trained = folder.status().get("max_epochs", settings.trainer.max_epochs)
+    more = f" It was trained for {trained} epochs, not {settings.trainer.max_epochs}."
+    log.info(
+        "This run is finished: %s.%s Train it again with restart=true.",
+        folder.path,
+        more if trained != settings.trainer.max_epochs else "",
+    )
+    result = finished(folder)
+    if result.scores is not None:
+        log.info(table_of_test_images(result.scores, settings))
+    return result
 
 
 def finished(folder: RunFolder) -> RunResult:

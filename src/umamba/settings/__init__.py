@@ -10,13 +10,14 @@ from umamba.settings.architecture import (
     ResEncUNetSettings,
     SegResNetSettings,
     SwinUNETRSettings,
+    TrustSettings,
     UMambaBotSettings,
     UMambaEncSettings,
     UNETRSettings,
     UNetSettings,
     read_architecture,
 )
-from umamba.settings.augmentation import AugmentationSettings
+from umamba.settings.augmentation import AugmentationSettings, ExtraTransform
 from umamba.settings.commands import (
     ConvertSettings,
     EvaluateSettings,
@@ -52,6 +53,7 @@ __all__ = [
     "DescribeSettings",
     "EvaluateSettings",
     "ExportSettings",
+    "ExtraTransform",
     "FindBestSettings",
     "InvalidSettings",
     "LoggerSettings",
@@ -75,6 +77,7 @@ __all__ = [
     "SwinUNETRSettings",
     "TrainSettings",
     "TrainerSettings",
+    "TrustSettings",
     "UMambaBotSettings",
     "UMambaEncSettings",
     "UNETRSettings",

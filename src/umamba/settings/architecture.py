@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from umamba.settings.entry_points import BACKBONES, name_problem, resolved
 from umamba.settings.fields import key
 from umamba.settings.validate import Settings
 
@@ -152,17 +153,33 @@ class SwinUNETRSettings(ArchitectureSettings):
 
 @dataclass(frozen=True)
 class CustomArchitectureSettings(ArchitectureSettings):
-    """A backbone that a user added: umamba.networks.MODULE:FUNCTION.
+    """A backbone of the user's own: package.module:function, or an entry point, which is replaced by its function.
 
     Its options stay plain values here because the record that checks them is in the user's module (see
     `umamba.networks.build.custom_settings`).
     """
 
     open_field: ClassVar[str] = "options"
+    entry_points: ClassVar[str] = BACKBONES
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Check the name, and replace an entry point by its function, so that a checkpoint says which code it needs.
 
-# name -> record; the empty name stands for umamba.networks.MODULE:FUNCTION.
+        Raises:
+            InvalidSettings: the name is no function that may be named.
+        """
+        object.__setattr__(self, "name", resolved(str(self.name), BACKBONES))
+        super().__post_init__()
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a name that cannot be imported."""
+        problem = name_problem(self.name, "architecture.name", BACKBONES)
+        if problem is not None:
+            yield problem
+
+
+# name -> record; the empty name stands for a backbone of the user's own.
 ARCHITECTURES: Mapping[str, type[ArchitectureSettings]] = {
     "umamba_bot": UMambaBotSettings,
     "umamba_enc": UMambaEncSettings,
@@ -173,6 +190,17 @@ ARCHITECTURES: Mapping[str, type[ArchitectureSettings]] = {
     "swinunetr": SwinUNETRSettings,
     "": CustomArchitectureSettings,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustSettings(Settings):
+    """Whose code a checkpoint may run."""
+
+    trust: str | tuple[str, ...] = key(
+        (),
+        "Packages whose backbones a checkpoint may use, such as mypackage: their code runs. The backbones of this "
+        "project need no trust.",
+    )
 
 
 @dataclass(frozen=True)

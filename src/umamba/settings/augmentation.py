@@ -3,11 +3,12 @@
 A kind that is null, or has p = 0, is off.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 from umamba.settings.fields import key
+from umamba.settings.torchio_arguments import argument_problems
 from umamba.settings.validate import InvalidSettings, Settings, parse
 
 Range = tuple[float, float]
@@ -154,6 +155,23 @@ class Mirror(Settings):
 
 
 @dataclass(frozen=True)
+class ExtraTransform(Settings):
+    """One transform of TorchIO: its name, its place, and TorchIO's own arguments, such as `p`."""
+
+    section: ClassVar[str] = "augmentation.extra"
+    open_field: ClassVar[str] = "arguments"
+    name: str = key(sentence="TorchIO's name of the transform, such as RandomMotion.")
+    place: Literal["before", "after"] = key(
+        "after", "before: on the region that rotation and scaling sample. after: on the patch, after all other kinds."
+    )
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a transform or an argument that TorchIO does not have, or that does not fit patches."""
+        return argument_problems(self.name, self.arguments)
+
+
+@dataclass(frozen=True)
 class AugmentationSettings(Settings):
     """The device of the augmentation, and all kinds in the order in which they are applied."""
 
@@ -173,6 +191,16 @@ class AugmentationSettings(Settings):
     gamma_negated: GammaNegated = key(GammaNegated, "Power law on the negated channel.", null=_OFF)
     gamma: Gamma = key(Gamma, "Power law on the channel.", null=_OFF)
     mirror: Mirror = key(Mirror, "Mirroring along axes.", null=_OFF)
+    extra: tuple[ExtraTransform, ...] = key(
+        (),
+        "Transforms of TorchIO by name, each with TorchIO's arguments, such as [{name: RandomMotion, p: 0.1, "
+        "degrees: 5}]; `place: before` applies one before the other kinds instead of after them.",
+    )
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield transforms of TorchIO on a GPU."""
+        if self.extra and self.device == "gpu":
+            yield "augmentation.device=gpu: TorchIO's transforms (augmentation.extra) run on the CPU. Give cpu."
 
     @classmethod
     def off(cls) -> "AugmentationSettings":
@@ -181,7 +209,7 @@ class AugmentationSettings(Settings):
         >>> AugmentationSettings.off().noise.p
         0.0
         """
-        return parse(cls, {entry.name: None for entry in fields(cls) if entry.name != "device"})
+        return parse(cls, {entry.name: None for entry in fields(cls) if entry.name not in ("device", "extra")})
 
     def mirrored_axes(self, dim: int) -> tuple[int, ...]:
         """Return the axes that are mirrored; none if mirroring is off.

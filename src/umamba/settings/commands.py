@@ -10,6 +10,13 @@ from umamba.settings.dataset import PROTOCOL_SENTENCE, PathsSettings, Protocol
 from umamba.settings.fields import key
 from umamba.settings.validate import Settings
 
+_CONVERT_KEYS = {
+    "name": ("msd", "totalsegmentator", "bids", "folders"),
+    "channels": ("bids", "folders"),
+    "label": ("bids", "folders"),
+    "labels": ("totalsegmentator", "bids", "folders"),
+    "crop": ("endovis",),
+}
 _LIMIT = re.compile(r"infinite|unlimited|(\d+-)?\d+(:\d+){0,2}")
 
 
@@ -77,10 +84,33 @@ class ReportSettings(Settings):
 class ConvertSettings(Settings):
     """All keys of `umamba convert`."""
 
-    archive: Literal["flare", "amos", "endovis", "cell"] = key(
-        sentence="The public dataset: flare, amos, endovis or cell."
+    archive: Literal["flare", "amos", "endovis", "cell", "nuclei", "msd", "totalsegmentator", "bids", "folders"] = key(
+        sentence="A public dataset: flare, amos, endovis, cell, nuclei (BBBC038), msd (a task of the Decathlon), "
+        "totalsegmentator. Or a layout: bids, or folders, which means a folder for each patient, as BraTS has them, or "
+        "imagesTr and labelsTr without dataset.json, which is then written."
     )
     source: Path = key(sentence="Folder of the unpacked archive, or of several unpacked archives.", existing=True)
+    name: str | None = key(
+        None,
+        "Name of the new dataset, such as Dataset500_Mine; null: the archive's own. totalsegmentator, bids and folders "
+        "need it.",
+    )
+    channels: tuple[str, ...] = key(
+        (),
+        "folders: endings of the image files of a patient, one for each channel, such as [_t1.nii.gz,_flair.nii.gz] "
+        "(names of the channels, if only dataset.json is written). bids: kinds of images, such as [T1w,FLAIR]. Empty: "
+        "all that every patient has.",
+    )
+    label: str | None = key(
+        None,
+        "folders: ending of the label file of a patient, such as _seg.nii.gz. bids: kind of the label maps, such as "
+        "dseg or label-lesion_mask. null: the only one that can be meant.",
+    )
+    labels: tuple[str, ...] = key(
+        (),
+        "bids and folders: names of the labels in ascending order of their values. totalsegmentator: the structures "
+        "that are kept. Empty: all, with the names that are known.",
+    )
     crop: bool = key(
         False,
         "EndoVis only: crop each frame to the camera's picture of 1280x1024. The plan of Table 2 needs whole frames.",
@@ -93,6 +123,13 @@ class ConvertSettings(Settings):
     )
     workers: int | None = key(None, "Threads that read and write; null: all CPUs of the allocation.", low=1)
     paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield keys that the archive does not have."""
+        for entry, archives in _CONVERT_KEYS.items():
+            if getattr(self, entry) and self.archive not in archives:
+                known = " and ".join(archives)
+                yield f"{entry}: archive={self.archive} does not have this key, only {known}. Leave it out."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,6 @@ class DatasetSettings(Settings):
         origin = f" The data: {self.source}." if self.source else ""
         return (
             f"dataset.root: there is no folder {self.root.absolute()}. Put the dataset there in nnU-Net's raw layout "
-            "(dataset.json, imagesTr, labelsTr), or say where it is with paths.raw=FOLDER or dataset.root=FOLDER."
-            f"{origin}"
+            "(dataset.json, imagesTr, labelsTr), or say where it is with paths.raw=FOLDER or dataset.root=FOLDER. "
+            f"`umamba convert --help` lists the layouts that can be converted.{origin}"
         )

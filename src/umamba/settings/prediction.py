@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from umamba.settings.architecture import TrustSettings
 from umamba.settings.fields import key
 from umamba.settings.recipe import Precision
 from umamba.settings.validate import Settings
@@ -43,6 +44,12 @@ class PredictionSettings(SlidingWindowSettings):
         "connected components of the interior, as they are scored. watershed: also split touching cells, and include "
         "the boundary. null: none.",
     )
+    export: tuple[Literal["seg_nrrd", "geojson", "outlines", "map16"], ...] = key(
+        (),
+        "Further forms of each segmentation, as [geojson,outlines], each in a sub-folder. seg_nrrd: a segmentation of "
+        "3D Slicer with names and colours. Of two-dimensional images, with numbered cells where instances is given: "
+        "geojson: outlines in pixels; outlines: the image in colour with outlines; map16: a 16-bit PNG.",
+    )
     overwrite: bool = key(
         False, "Also segment images whose segmentation exists; false: leave them out, which continues an earlier call."
     )
@@ -64,13 +71,14 @@ class DeviceSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(PredictionSettings, DeviceSettings):
+class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
     """All keys of `umamba predict`."""
 
     checkpoint: Path | tuple[Path, ...] = key(
-        sentence="A checkpoint of a run (checkpoints/last.ckpt or best.ckpt), or of nnU-Net or U-Mamba "
-        "(checkpoint_final.pth, or the results folder that holds it). Several as [a.ckpt,b.ckpt]: their probabilities "
-        "are averaged; they may differ in fold, architecture and plan.",
+        sentence="A checkpoint of a run (checkpoints/last.ckpt or best.ckpt), the folder of a run (its last.ckpt) or "
+        "of an experiment (those of all its folds), or one of nnU-Net or U-Mamba (checkpoint_final.pth, or the results "
+        "folder that holds it). Several as [a.ckpt,b.ckpt]: their probabilities are averaged; they may differ in fold, "
+        "architecture and plan.",
         existing=True,
     )
     input: Path = key(
@@ -78,7 +86,12 @@ class PredictSettings(PredictionSettings, DeviceSettings):
         "channel, NAME.ext holds all channels.",
         existing=True,
     )
-    output: Path = key(sentence="Folder of the segmentations, made if absent.")
+    output: Path = key(
+        sentence="Folder of the segmentations, made if absent; or a file, such as seg.nii.gz, for a single image."
+    )
+    previews: int = key(
+        8, "Draw a picture of so many images with their segmentations, the first ones in name order; 0: none.", low=0
+    )
     post_processing: Path | None = key(
         None,
         "JSON file of `umamba find-best`: the labels of which only the largest component is kept; null: none.",
@@ -99,7 +112,7 @@ class PredictSettings(PredictionSettings, DeviceSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindBestSettings(SlidingWindowSettings, DeviceSettings):
+class FindBestSettings(SlidingWindowSettings, DeviceSettings, TrustSettings):
     """All keys of `umamba find-best`."""
 
     candidates: tuple[Path, ...] = key(

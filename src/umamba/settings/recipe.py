@@ -1,11 +1,13 @@
 """The `recipe` group: optimiser, schedule, loss, clipping, precision. Defaults are nnU-Net's."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
+from umamba.settings.entry_points import LOSSES, name_problem, resolved
 from umamba.settings.fields import key
 from umamba.settings.validate import Settings
+from umamba.settings.wording import unknown_name
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 # Arguments of each optimiser besides lr and weight_decay, by PyTorch's names.
@@ -81,9 +83,15 @@ class ScheduleSettings(Settings):
 
 @dataclass(frozen=True)
 class LossSettings(Settings):
-    """Soft Dice plus cross-entropy."""
+    """Soft Dice plus cross-entropy, or a loss of the user's own, whose options are further keys."""
 
     section: ClassVar[str] = "recipe.loss"
+    open_field: ClassVar[str] = "options"
+    name: str | None = key(
+        None,
+        "A loss of your own instead: package.module:function, or an entry point of the group umamba.losses; null: soft "
+        "Dice plus cross-entropy.",
+    )
     dice_weight: float = key(1.0, "Factor of the soft Dice.", low=0)
     cross_entropy_weight: float = key(1.0, "Factor of the cross-entropy.", low=0)
     class_weights: tuple[float, ...] | None = key(
@@ -99,8 +107,33 @@ class LossSettings(Settings):
         low=0,
     )
 
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check every value, and replace an entry point by its function, so that a record says which code it needs.
+
+        Raises:
+            InvalidSettings: all mistakes of this record.
+        """
+        if isinstance(self.name, str):
+            object.__setattr__(self, "name", resolved(self.name, LOSSES))
+        super().__post_init__()
+
     def conflicts(self) -> Iterator[str]:
-        """Yield weights for which the loss is always zero or not defined."""
+        """Yield weights for which the loss is zero or not defined, and keys that the chosen loss does not have."""
+        own = {entry.name: entry.default for entry in fields(self) if entry.name not in ("name", "options")}
+        if self.name is None:
+            yield from (unknown_name(name, self.section, [*own, "name"]) for name in self.options)
+        else:
+            problem = name_problem(self.name, "recipe.loss.name", LOSSES)
+            if problem is not None:
+                yield problem
+            for name, default in own.items():
+                if getattr(self, name) != default:
+                    yield (
+                        f"recipe.loss.{name}: belongs to the soft Dice and cross-entropy, which recipe.loss.name="
+                        f"{self.name} replaces. Take it out, or give an option of your loss another name."
+                    )
         if not self.dice_weight and not self.cross_entropy_weight:
             yield "recipe.loss: dice_weight and cross_entropy_weight are both 0. Give one of them a factor above 0."
         if self.tversky is not None and not max(self.tversky):

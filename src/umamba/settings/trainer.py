@@ -6,11 +6,23 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from umamba.settings.fields import key
-from umamba.settings.lightning_arguments import RESERVED, trainer_arguments
+from umamba.settings.lightning_arguments import (
+    ELSEWHERE,
+    REFUSED_CALLBACKS,
+    RESERVED,
+    callback_arguments,
+    callback_modules,
+    trainer_arguments,
+)
 from umamba.settings.recipe import Precision
-from umamba.settings.validate import Settings, unknown_name
+from umamba.settings.validate import Settings, unknown_name, wrong_choice
 
 _TIME = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d):([0-5]?\d)")
+# What EarlyStopping can monitor; a label's own is val/patch_dice/LABEL.
+MONITORED = (
+    *(f"{part}/{name}" for part in ("val", "seen") for name in ("loss", "patch_dice", "ema_patch_dice")),
+    *("val/case_dice", "train/loss"),
+)
 _WORDS: Mapping[type, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -32,7 +44,8 @@ class TrainerSettings(Settings):
     )
     num_nodes: int = key(1, "Nodes that train one run together.", low=1)
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"] = key(
-        "auto", "How several devices share a run; trainer=ddp chooses it."
+        "auto",
+        "How several devices share a run. auto: DistributedDataParallel (as trainer=ddp) as soon as there are several.",
     )
     precision: Precision | None = key(None, "Precision of training; null: the recipe's.")
     max_epochs: int = key(1000, "Epochs of the whole training.", low=1)
@@ -50,6 +63,11 @@ class TrainerSettings(Settings):
     )
     accumulate_grad_batches: int = key(
         1, "Number of batches whose gradients are added up for each step of the optimiser.", low=1
+    )
+    callbacks: tuple[Mapping[str, Any], ...] = key(
+        (),
+        "Further callbacks: Lightning's by their name with their arguments, such as [{name: EarlyStopping, monitor: "
+        "val/patch_dice, mode: max, patience: 50}], or classes of an installed package, [{name: 'module:Class'}].",
     )
     compile: bool = key(
         False, "Compile the network (torch.compile), which takes minutes at the start and makes steps faster."
@@ -88,6 +106,11 @@ class TrainerSettings(Settings):
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
+    @property
+    def dry_run(self) -> bool:
+        """Whether Lightning's fast_dev_run is on: a few batches as a test, in a run folder of their own."""
+        return bool(self.further.get("fast_dev_run"))
+
     def conflicts(self) -> Iterator[str]:
         """Yield arguments that Lightning's Trainer does not have, and values that contradict each other."""
         if self.max_time is not None and _TIME.fullmatch(self.max_time) is None:
@@ -104,14 +127,41 @@ class TrainerSettings(Settings):
             )
         if self.find_lr and (self.num_nodes > 1 or self.strategy != "auto" or self.devices != 1):
             yield "trainer.find_lr=true: works on one device only. Find the learning rate with trainer.devices=1 first."
+        for index, entry in enumerate(self.callbacks):
+            yield from self._wrong_callback(f"trainer.callbacks[{index}]", dict(entry))
         yield from self._wrong_further()
+
+    def _wrong_callback(self, where: str, given: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong with the name or the arguments of a callback."""
+        name = str(given.pop("name", given.get("_target_", "")))
+        known = callback_modules()
+        if name in REFUSED_CALLBACKS:
+            yield f"{where}: {name} cannot be used, {REFUSED_CALLBACKS[name]}."
+        elif ":" in name:  # a class of the user's, imported before the run starts
+            return
+        elif "_target_" in given:
+            yield f"{where}: give name: {name.rpartition('.')[2]} instead of _target_."
+        elif name not in known:
+            allowed = sorted(set(known) - set(REFUSED_CALLBACKS))
+            yield wrong_choice(f"{where}.name", name or "(not given)", allowed) + " Or module:Class of your own."
+        else:
+            arguments = callback_arguments(name)
+            if arguments is not None:
+                accepted, needed = arguments
+                yield from (unknown_name(str(key), where, accepted) for key in given if key not in accepted)
+                yield from (f"{where}: {name} needs {key}: ..." for key in needed if key not in given)
+            monitor = given.get("monitor")
+            own = any(":" in str(entry.get("name")) for entry in self.callbacks)  # may log further values
+            label = str(monitor).startswith(("val/patch_dice/", "seen/patch_dice/"))
+            if name == "EarlyStopping" and monitor is not None and monitor not in MONITORED and not label and not own:
+                yield wrong_choice(f"{where}.monitor", monitor, [*MONITORED, "val/patch_dice/LABEL"])
 
     def _wrong_further(self) -> Iterator[str]:
         """Yield further arguments that Lightning's Trainer does not have, or that this project sets itself."""
         known = trainer_arguments()
         for name, value in self.further.items():
-            if name in RESERVED:
-                yield f"trainer.{name}: cannot be set, {RESERVED[name]}."
+            if name in RESERVED or name in ELSEWHERE:
+                yield f"trainer.{name}: cannot be set, {RESERVED.get(name) or ELSEWHERE[name]}."
             elif name not in known:
                 own = set(vars(self)) - {"further"}
                 yield unknown_name(name, "trainer", own | set(known) - set(RESERVED))

@@ -1,11 +1,11 @@
 """Settings of `umamba train`, `prepare` and `describe`, with the groups `data`, `logger` and `predict`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, UMambaBotSettings
+from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, TrustSettings, UMambaBotSettings
 from umamba.settings.augmentation import AugmentationSettings
 from umamba.settings.dataset import DatasetSettings, PathsSettings
 from umamba.settings.fields import key
@@ -39,6 +39,9 @@ class DataSettings(Settings):
     prepare_workers: int | None = key(
         None, "Processes that prepare the dataset; null: all CPUs of the allocation.", low=1
     )
+    check_store: bool = key(
+        True, "Compare the prepared files with their checksums when a run starts; damaged cases are prepared again."
+    )
     iterations_per_epoch: int = key(250, "Training batches of an epoch (trainer.limit_train_batches lowers it).", low=1)
     val_iterations: int = key(
         50, "Validation batches of an epoch (trainer.limit_val_batches lowers it); 0: none.", low=0
@@ -56,16 +59,30 @@ class LoggerSettings(Settings):
     """Loggers of curves and pictures; metrics.csv is always written."""
 
     section: ClassVar[str] = "logger"
-    wandb: bool = key(True, "Log to Weights & Biases (W&B); without an account or key it logs offline.")
-    project: str = key("umamba", "W&B project.")
+    wandb: bool = key(True, "Log to Weights & Biases (W&B); without an account, key or network it logs offline.")
+    tensorboard: bool = key(False, "Log to TensorBoard, into the folder tensorboard of the run.")
+    mlflow: bool = key(
+        False, "Log to MLflow: to MLFLOW_TRACKING_URI, or without it into the file mlflow.db of the run."
+    )
+    project: str = key("umamba", "W&B project, and experiment of MLflow.")
     entity: str | None = key(None, "W&B entity; null: the account's default.")
     panels_every: int = key(10, "Epochs between overlays of validation patches; 0: none.", low=0)
+    further: tuple[Mapping[str, Any], ...] = key(
+        (),
+        "Further loggers: Lightning's by their name with their arguments, such as [{name: CometLogger}], or "
+        "classes of an installed package, [{name: 'module:Class'}].",
+    )
     upload_model: bool = key(False, "Upload the last checkpoint to W&B as an artifact after training.")
+    alert: bool = key(False, "Send W&B's alert (e-mail, Slack) when the run has ended or failed.")
+    notify: str | None = key(
+        None, "Command that is run when the run has ended or failed; its last argument is the message. null: none."
+    )
 
     def conflicts(self) -> Iterator[str]:
-        """Yield an upload to W&B without W&B."""
-        if self.upload_model and not self.wandb:
-            yield "logger.upload_model=true: needs W&B. Give logger=wandb, or logger.upload_model=false."
+        """Yield what needs W&B without W&B."""
+        for name in ("upload_model", "alert"):
+            if getattr(self, name) and not self.wandb:
+                yield f"logger.{name}=true: needs W&B. Give logger=wandb, or logger.{name}=false."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +111,11 @@ class TrainSettings(Settings):
     name: str | None = key(None, "Name of the experiment and its folder in paths.runs; null: <dataset>_<architecture>.")
     fold: Fold = key(0, "Fold of the five-fold split, 0 to 4, or all: train on every case.", low=0)
     seed: int = key(0, "Seed of weights, patches and augmentation.", low=0, high=2**32 - 1)
-    restart: bool = key(False, "Delete the content of the run folder and start from the beginning.")
+    restart: bool = key(
+        False,
+        "Replace the run in the run folder and start from the beginning; the old run is deleted when the new one has "
+        "saved its first checkpoint.",
+    )
     pretrained: Path | None = key(
         None,
         "Fine-tune: a new run starts from the weights of this checkpoint (this project's, nnU-Net's or U-Mamba's); the "
@@ -140,11 +161,26 @@ class TrainSettings(Settings):
                 f"augmentation.mirror.axes={list(axes)}: {self.plan.configuration} has the axes 0 to "
                 f"{self.plan.dim - 1}; null mirrors all."
             )
+        for monitor in (entry.get("monitor") for entry in self.trainer.callbacks if "monitor" in entry):
+            yield from self._wrong_monitor(str(monitor))
         if self.predict.checkpoint == "best" and not self.val_batches:
             yield (
                 "predict.checkpoint=best: without validation batches there is no best checkpoint. Give "
                 "data.val_iterations above 0, or predict.checkpoint=last."
             )
+
+    def _wrong_monitor(self, monitor: str) -> Iterator[str]:
+        """Yield why a value that a callback monitors is never logged by this run."""
+        given = f"trainer.callbacks: monitor={monitor}"
+        if monitor.startswith("val/") and self.fold == "all":
+            yield f"{given}: fold=all holds no case out. Give seen/ instead of val/, or a fold."
+        elif monitor.startswith("seen/") and self.fold != "all":
+            yield f"{given}: fold={self.fold} holds cases out, so that the values begin with val/."
+        elif monitor == "val/case_dice":
+            if self.data.validate_cases_every != 1 or not self.data.validation_cases:
+                yield f"{given}: is not computed in every epoch. Give data.validate_cases_every=1, or val/patch_dice."
+        elif monitor.startswith(("val/", "seen/")) and not self.val_batches:
+            yield f"{given}: there are no validation batches. Give data.val_iterations above 0."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +201,7 @@ class PrepareSettings(TrainSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescribeSettings(TrainSettings):
+class DescribeSettings(TrainSettings, TrustSettings):
     """All keys of `umamba describe`."""
 
     checkpoint: Path | None = key(None, "Describe the network of this checkpoint instead.", existing=True)

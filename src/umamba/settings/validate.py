@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from umamba.io.errors import UserError
+from umamba.settings.entry_points import installed
 from umamba.settings.fields import Key
 from umamba.settings.wording import (
     alternatives,
@@ -19,6 +20,8 @@ from umamba.settings.wording import (
     is_choice,
     is_literal,
     join,
+    no_such_file,
+    not_given,
     shown,
     unknown_name,
     wrong_choice,
@@ -139,6 +142,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
     open_field = getattr(record, "open_field", "")
     arguments: dict[str, Any] = {}
     wrong: set[str] = set()
+    absent: list[str] = []
     for entry in fields(record):
         path = join(section, entry.name)
         if entry.name == open_field:
@@ -146,12 +150,14 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
         value = given.pop(entry.name, REQUIRED)
         if isinstance(value, str) and value == REQUIRED:
             if entry.name in _required(record):
-                problems.append(f"A required value is not given: {path}. Add it to the command: {path}=...")
+                absent.append(path)
             continue
         so_far = len(problems)
         arguments[entry.name] = _checked(value, *declared[entry.name], path, problems)
         if len(problems) > so_far:
             wrong.add(entry.name)
+    if absent:
+        problems.append(not_given(absent))
     if open_field:
         arguments[open_field] = given
     else:
@@ -180,11 +186,13 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
         if is_dataclass(candidate):
             value = limits.null if value is None and limits.null is not None else value
             return value if isinstance(value, candidate) else _parsed(candidate, value, path, problems)  # type: ignore[arg-type]
+        if _record_of(candidate) is not None and isinstance(value, list | tuple):
+            return tuple(_records(value, _record_of(candidate), path, problems))
         converted = _converted(value, candidate, limits)
         if converted is not _NO:
             if limits.existing:
                 files = [entry for entry in _listed(converted) if isinstance(entry, Path) and not entry.exists()]
-                problems += [f"{path}={file}: there is no such file or folder. Check the path." for file in files]
+                problems += [no_such_file(path, file) for file in files]
             return converted
     if is_choice(kind):
         choices = [shown(choice) for entry in kinds for choice in typing.get_args(entry) or (None,)]
@@ -192,6 +200,18 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
     else:
         problems.append(f"{path}={shown(value)}: must be {described(kind, limits)}.")
     return value
+
+
+def _record_of(kind: Any) -> Any:
+    """Return the record of a list of records; None for other types."""
+    entries = typing.get_args(kind) if typing.get_origin(kind) is tuple else ()
+    return entries[0] if len(entries) == 2 and is_dataclass(entries[0]) and entries[1] is Ellipsis else None
+
+
+def _records(values: Sequence[Any], record: Any, path: str, problems: list[str]) -> Iterator[Any]:
+    """Yield the records of a list; each mistake is added to the problems."""
+    for index, value in enumerate(values):
+        yield value if isinstance(value, record) else _parsed(record, value, f"{path}[{index}]", problems)
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -207,9 +227,12 @@ def _variant(value: Any, kind: Any, variants: Mapping[str, type[Any]], path: str
         problems.append(f"{path}: {type(value).__name__} is no {kind.__name__}. Give a record that inherits it.")
         return None
     name = value.get("name") if isinstance(value, Mapping) else value
-    record = variants.get(str(name)) or (variants.get("") if ":" in str(name) else None)
+    own = variants.get("")  # of functions in the user's own packages
+    offered = installed(own.entry_points) if own is not None and str(name) not in variants else {}
+    record = variants.get(str(name)) or (own if ":" in str(name) or name in offered else None)
     if record is None:
-        problems.append(wrong_choice(f"{path}.name", shown(name), [known for known in variants if known]))
+        known = [known for known in variants if known]
+        problems.append(wrong_choice(f"{path}.name", shown(name), [*known, *offered]))
         return None
     return _parsed(record, value, path, problems)
 

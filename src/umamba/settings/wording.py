@@ -1,6 +1,7 @@
 """Words of the validator's messages: allowed values of a key, similar names, values as on the command line."""
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +58,32 @@ def wrong_choice(path: str, value: Any, choices: Iterable[str]) -> str:
     return f"{path}={value}: must be one of {', '.join(names)}.{hint}"
 
 
+def not_given(paths: Sequence[str]) -> str:
+    """Return the message about required keys that have no value.
+
+    Args:
+        paths: dotted names of the keys.
+
+    >>> not_given(["study"])
+    'A required value is not given: study. Add it to the command: study=...'
+    """
+    values = " ".join(f"{path}=..." for path in paths)
+    if len(paths) == 1:
+        return f"A required value is not given: {paths[0]}. Add it to the command: {values}"
+    return f"These required values are not given: {', '.join(paths)}. Add them to the command: {values}"
+
+
+def no_such_file(path: str, file: Path) -> str:
+    """Return the message about a path that does not exist; it mentions quotes if a shell would need them.
+
+    Args:
+        path: dotted name of the key.
+        file: the path.
+    """
+    quotes = "" if re.fullmatch(r"[\w./:@%+,~-]*", str(file)) else ", and put quotes around the whole argument"
+    return f"{path}={file}: there is no such file or folder. Check the path{quotes}."
+
+
 def described(kind: Any, limits: Key) -> str:
     """Describe the allowed values of a key in words.
 
@@ -94,10 +121,14 @@ def _described(kind: Any, limits: Key) -> str:
 def _plural(kind: Any, limits: Key) -> str:
     if typing.get_origin(kind) is tuple:
         return f"lists of {_plural(typing.get_args(kind)[0], limits)}"
+    if typing.get_origin(kind) in (Mapping, dict) or kind is Mapping:
+        return "groups of keys"
     if is_literal(kind):
         choices = typing.get_args(kind)
         what = "numbers" if all(isinstance(choice, int) for choice in choices) else "names"
         return f"{what} out of {', '.join(map(str, choices))}"
+    if is_dataclass(kind):
+        return "groups of keys"
     numbers = {int: f"whole numbers{_range(limits)}", float: f"numbers{_range(limits)}"}
     return {**numbers, bool: "true or false", Path: "paths"}.get(kind, "names")
 

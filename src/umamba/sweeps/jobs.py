@@ -1,4 +1,7 @@
-"""A study as three SLURM jobs: prepare the datasets, train an array of runs, write the report. Each waits for the last.
+"""A study as SLURM jobs: prepare the datasets, train an array of runs, write the report. Each waits for the one before.
+
+A study with more runs than the cluster allows in an array has several lists: each is prepared and trained after the
+one before, and the report waits for all.
 
 A list file holds the run of each array task, so that a task needs only this file and its number. A list file is never
 changed. A later submission writes a new one with the runs that are not done by then.
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umamba.io import UserError, read_json, write_json
+from umamba.io import UserError, make_folder, read_json, write_json
 from umamba.records import RunFolder
 from umamba.settings import SlurmSettings
 from umamba.sweeps.ledger import PlannedRun
@@ -22,7 +25,7 @@ from umamba.sweeps.ledger import PlannedRun
 
 @dataclass(frozen=True)
 class Submission:
-    """A list file and the sbatch commands of its three jobs, without their dependencies.
+    """A list file and the sbatch commands of its jobs, without their dependencies.
 
     Attributes:
         list_file: the runs of the array tasks.
@@ -95,7 +98,7 @@ def submission(
         collect: arguments of `umamba report`.
     """
     content = read_json(list_file)
-    logs = list_file.parent / "logs"
+    logs = str(list_file.parent / "logs").replace("%", "%%")  # because sbatch reads %A, %a and %j in this path
     common = ["sbatch", "--parsable", f"--chdir={Path.cwd()}", "--open-mode=append"]
     light = [
         *common,
@@ -117,7 +120,7 @@ def submission(
         f"--mem={request.memory_gb}G",
         f"--time={request.time_limit}",
         f"--array=0-{len(content['tasks']) - 1}%{request.max_parallel}",
-        f"--output={logs / '%A_%a.log'}",
+        f"--output={logs}/%A_%a.log",
         "--requeue",
         f"--signal=B:USR1@{request.warn_s}",
         *request.extra,
@@ -128,36 +131,72 @@ def submission(
     prepare = [
         *light,
         "--job-name=umamba-prepare",
-        f"--output={logs / '%j_prepare.log'}",
+        f"--output={logs}/%j_prepare.log",
         f"--wrap={shlex.join([*program, 'slurm', 'prepare', str(list_file)])}",
     ]
     report = [
         *light,
         "--job-name=umamba-report",
-        f"--output={logs / '%j_report.log'}",
+        f"--output={logs}/%j_report.log",
         f"--wrap={shlex.join([*program, 'report', *collect])}",
     ]
     return Submission(list_file, prepare, train, report)
 
 
-def submit(jobs: Submission) -> dict[str, str]:
-    """Submit the three jobs to SLURM; each waits for the one before.
+def submit(jobs: Sequence[Submission]) -> list[dict[str, str]]:
+    """Submit jobs to SLURM: for each list its preparation and its array, and one report after the last array.
+
+    If SLURM refuses a job, the jobs that it took before are cancelled, and the list files are deleted.
 
     Args:
-        jobs: the commands, from `submission`.
+        jobs: the commands of each list, from `submission`.
 
     Returns:
-        The job number of "prepare", "train" and "collect".
+        For each list the job numbers of "prepare", "train" and "collect".
 
     Raises:
-        UserError: sbatch is not installed, or refuses a job.
+        UserError: sbatch is not installed, or refuses a job; jobs that could not be cancelled are named.
     """
-    (jobs.list_file.parent / "logs").mkdir(parents=True, exist_ok=True)
-    numbers = {"prepare": _sbatch(jobs.prepare, None)}
-    numbers["train"] = _sbatch(jobs.train, f"afterok:{numbers['prepare']}")
-    numbers["collect"] = _sbatch(jobs.collect, f"afterany:{numbers['train']}")
-    write_json(jobs.list_file.with_name(jobs.list_file.stem + "_jobs.json"), numbers)
+    make_folder(jobs[0].list_file.parent / "logs")
+    taken: list[str] = []
+    arrays: list[str] = []
+    numbers: list[dict[str, str]] = []
+
+    def queue(command: list[str], dependency: str | None) -> str:
+        taken.append(_sbatch(command, dependency))
+        return taken[-1]
+
+    try:
+        for entry in jobs:
+            prepare = queue(entry.prepare, None)
+            # One array after the other, so that no more trainings run at the same time than max_parallel.
+            after = f",afterany:{arrays[-1]}" if arrays else ""
+            arrays.append(queue(entry.train, f"afterok:{prepare}{after}"))
+            numbers.append({"prepare": prepare, "train": arrays[-1]})
+        report = queue(jobs[-1].collect, f"afterany:{':'.join(arrays)}")
+    except UserError as error:
+        for entry in jobs:
+            entry.list_file.unlink(missing_ok=True)
+        raise UserError(f"{error}{_cancelled(taken)}") from None
+    numbers = [{**entry, "collect": report} for entry in numbers]
+    for entry, found in zip(jobs, numbers, strict=True):
+        write_json(entry.list_file.with_name(entry.list_file.stem + "_jobs.json"), found)
     return numbers
+
+
+def _cancelled(numbers: Sequence[str]) -> str:
+    """Cancel jobs; return a sentence that says which are cancelled and which are still in the queue."""
+    if not numbers:
+        return ""
+    command = ["scancel", *numbers]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        problem = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        problem = str(error)
+    if problem:
+        return f"\nThe jobs submitted before it are still in the queue ({problem}). Cancel them: {shlex.join(command)}"
+    return f"\nThe jobs submitted before it were cancelled: {', '.join(numbers)}. Nothing of the study is in the queue."
 
 
 def queued_tasks(folder: Path) -> dict[Path, str]:
@@ -241,13 +280,14 @@ def launched(command: list[str], environment: Mapping[str, str]) -> list[str]:
     return [*srun, *command, "trainer=ddp", *devices, f"trainer.num_nodes={environment['SLURM_NNODES']}"]
 
 
-def dumps(jobs: Submission) -> str:
-    """Return the three commands as text for a shell, one a line.
+def dumps(jobs: Sequence[Submission]) -> str:
+    """Return the commands as text for a shell, one a line.
 
     Args:
-        jobs: the commands, from `submission`.
+        jobs: the commands of each list, from `submission`.
     """
-    return "\n".join(shlex.join(command) for command in (jobs.prepare, jobs.train, jobs.collect)) + "\n"
+    commands = [command for entry in jobs for command in (entry.prepare, entry.train)] + [jobs[-1].collect]
+    return "\n".join(map(shlex.join, commands)) + "\n"
 
 
 def prepared_overrides(list_file: Path) -> list[list[str]]:

@@ -6,15 +6,17 @@ Training writes `run.json` and `metrics.csv`. The process that runs a training a
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 
 from umamba.io import UserError, read_json
+from umamba.io.escape import rich_text
 from umamba.records import RunFolder
+from umamba.records.identity import identity_differences
 from umamba.records.tables import main_score, read_metrics, read_scores, seconds_per_epoch
 
 State = Literal["pending", "running", "failed", "done"]
@@ -36,6 +38,7 @@ class PlannedRun:
         max_epochs: epochs of the whole training.
         batches: training and validation batches of an epoch.
         preparation: a hash that is equal for runs with the same preprocessed cases.
+        learnt: the settings that change what is learnt; a folder with other ones does not hold this run.
     """
 
     overrides: tuple[str, ...]
@@ -47,6 +50,7 @@ class PlannedRun:
     max_epochs: int
     batches: int
     preparation: str
+    learnt: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,10 @@ def run_state(run: PlannedRun, now: float | None = None) -> RunState:
     status, task = _json(run.folder.status_file), _json(run.folder.task_file)
     rows = read_metrics(run.folder.metrics)
     epochs = len(rows)
+    trained = status.get("state") == "finished" or run.folder.saved()
+    other = identity_differences(status.get("identity") or {}, run.learnt) if trained else []
+    if other:
+        return RunState(run, "failed", epochs, reason=f"its folder holds another run: {'; '.join(other)}")
     if status.get("state") == "finished" and status.get("max_epochs", 0) >= run.max_epochs:
         return RunState(run, "done", epochs, 0.0, main_score(read_scores(run.folder.scores)))
     epoch_s = seconds_per_epoch(rows, run.batches)
@@ -118,20 +126,20 @@ def state_table(states: Sequence[RunState], title: str) -> Table:
     counts = {
         state: sum(entry.state == state for entry in states) for state in ("done", "running", "pending", "failed")
     }
-    table = Table(title=title, caption=", ".join(f"{count} {state}" for state, count in counts.items()))
-    for column in ("run", "fold", "seed", "state", "epoch", "left", "score", "remark"):
+    table = Table(title=rich_text(title), caption=", ".join(f"{count} {state}" for state, count in counts.items()))
+    for column in ("run", "fold", "seed", "state", "epoch", "left", "test score", "remark"):
         table.add_column(column, overflow="fold")
     for entry in states:
         run = entry.run
         table.add_row(
-            f"{run.dataset} {run.method}",
+            rich_text(f"{run.dataset} {run.method}"),
             str(run.fold),
             str(run.seed),
             entry.state,
             f"{entry.epochs}/{run.max_epochs}",
             duration(entry.eta_s) if entry.state == "running" and entry.eta_s is not None else "",
             "" if math.isnan(entry.score) else f"{entry.score:.4f}",
-            entry.reason,
+            rich_text(entry.reason),
         )
     return table
 

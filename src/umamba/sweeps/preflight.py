@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ MOST_WORKERS = 12
 _BASE_GB = 6.0
 _WORKER_GB = 1.0
 _BYTES = 4
+_NO_LIMIT = 10**6
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Partition:
         memory_gb: memory of a node, GiB.
         gpus: GPUs of a node.
         time_limit_s: time limit of a job, seconds; None: no limit.
+        up: whether the partition runs jobs.
     """
 
     name: str
@@ -36,23 +39,48 @@ class Partition:
     memory_gb: float
     gpus: int
     time_limit_s: float | None
+    up: bool = True
 
 
 def partitions() -> list[Partition]:
-    """Return SLURM's partitions, the default one first; empty if SLURM is not installed."""
-    try:
-        listed = subprocess.run(
-            ["sinfo", "-h", "-o", "%P|%c|%m|%G|%l"], capture_output=True, text=True, check=False
-        ).stdout
-    except FileNotFoundError:
-        return []
+    """Return SLURM's partitions, the default one first; empty if SLURM is not installed or does not answer."""
+    listed = _asked("sinfo", "-h", "-o", "%P|%c|%m|%G|%l|%a")
     return sorted((_partition(line) for line in listed.splitlines()), key=lambda entry: not entry.name.endswith("*"))
 
 
+def cluster_obstacles(offered: Sequence[Partition]) -> list[str]:
+    """Return a sentence for each reason why this machine cannot submit jobs: no sbatch, or no partition.
+
+    Args:
+        offered: the cluster's partitions.
+    """
+    if shutil.which("sbatch") is None:
+        return ["sbatch was not found. Submit from a machine where SLURM is installed."]
+    if not offered:
+        return ["sinfo names no partition: it is not installed, or SLURM's controller does not answer. Ask: sinfo"]
+    return []
+
+
+def largest_array() -> int:
+    """Return how many tasks SLURM allows in an array (MaxArraySize); a large number without SLURM's answer."""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _asked("scontrol", "show", "config"))
+    return max(1, int(found[1])) if found else _NO_LIMIT
+
+
+def _asked(*command: str) -> str:
+    """Return what a command of SLURM prints; empty if it is not installed or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
 def _partition(line: str) -> Partition:
-    name, cpus, memory, gres, limit = line.split("|")
+    name, cpus, memory, gres, limit, state = line.split("|")
     gpus = sum(int(count) for count in re.findall(r"gpu(?::[\w.-]+)?:(\d+)", gres))
-    return Partition(name, int(cpus.rstrip("+")), float(memory.rstrip("+")) / 1024, gpus, seconds(limit))
+    gigabytes = float(memory.rstrip("+")) / 1024
+    return Partition(name, int(cpus.rstrip("+")), gigabytes, gpus, seconds(limit), state == "up")
 
 
 def seconds(limit: str) -> float | None:
@@ -101,6 +129,8 @@ def preflight(runs: Sequence[PlannedRun], request: SlurmSettings, offered: Seque
         for wanted in dict.fromkeys((request.partition, request.prepare_partition)):
             if wanted is not None and wanted not in names:
                 remarks.append(f"partition {wanted}: does not exist. Choose one of {', '.join(names)}.")
+        if request.partition is None and not offered[0].name.endswith("*"):
+            remarks.append(f"partition: the cluster has no default. Give slurm.partition, one of {', '.join(names)}.")
         chosen = names.get(request.partition or offered[0].name.rstrip("*"))
         if chosen is not None:
             remarks += _of_partition(chosen, request)
@@ -160,7 +190,8 @@ def _of_time(runs: Sequence[PlannedRun], request: SlurmSettings) -> list[str]:
 
 def _of_partition(offered: Partition, request: SlurmSettings) -> list[str]:
     name = offered.name.rstrip("*")
-    remarks = [
+    remarks = [] if offered.up else [f"partition {name}: it is down, so jobs wait. Name another partition."]
+    remarks += [
         f"{what} {asked:g}: the largest node of partition {name} has {has:g}. Ask for {has:g}, or name another "
         "partition."
         for what, asked, has in (

@@ -51,8 +51,17 @@ def list_studies(experiments: Path) -> list[str]:
     return sorted(path.parent.name for path in Path(experiments).glob("*/sweep.yaml"))
 
 
+def is_study(path: str) -> bool:
+    """Return whether a text is the path of a study's folder.
+
+    Args:
+        path: the text.
+    """
+    return (Path(path) / "sweep.yaml").is_file()
+
+
 def read_study(experiments: Path, name: str) -> StudyFile:
-    """Read <experiments>/<name>/sweep.yaml.
+    """Read <experiments>/<name>/sweep.yaml, or <name>/sweep.yaml if that does not exist.
 
     Args:
         experiments: folder of all studies.
@@ -62,6 +71,8 @@ def read_study(experiments: Path, name: str) -> StudyFile:
         UserError: the study does not exist, or its file has a wrong key or value.
     """
     path = Path(experiments) / name / "sweep.yaml"
+    if not path.is_file() and is_study(name):
+        path = Path(name).resolve() / "sweep.yaml"
     if not path.is_file():
         raise UserError(
             f"study={name}: the file {path} does not exist. Choose one of {', '.join(list_studies(experiments))}."

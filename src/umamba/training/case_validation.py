@@ -58,7 +58,6 @@ class CaseValidation(Callback):
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Predict and score the cases in every `every`-th epoch."""
-        trainer.callback_metrics.pop("val/case_dice", None)  # else Lightning shows the old value in other epochs
         if trainer.sanity_checking or not self.case_ids or (trainer.current_epoch + 1) % self.every:
             return
         network: Any = pl_module.network

@@ -9,11 +9,13 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from umamba.io import UserError, atomic_path
+from umamba.io.checksums import check_archive
 from umamba.records import RunFolder
+from umamba.records.replacement import settle
 from umamba.records.run_folder import LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
@@ -57,8 +59,10 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             raise cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0]) from error
 
 
-class SaveCheckpoints(Callback):
+class SaveCheckpoints(Checkpoint):
     """Saves `last.ckpt` after every epoch, and `best.ckpt` when the smoothed patch Dice reaches a new maximum.
+
+    Lightning calls its `Checkpoint` callbacks last, so that the files hold what early stopping decided in the epoch.
 
     Args:
         folder: the run folder.
@@ -69,12 +73,19 @@ class SaveCheckpoints(Callback):
         self.best: float | None = None
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save after the epoch's validation (Lightning validates before this hook)."""
+        """Save after the epoch's validation (Lightning validates before this hook).
+
+        A run that ends before its last epoch is noted before its checkpoint, so that a continued run trains no further.
+        """
         score = pl_module.ema_patch_dice
         if isinstance(score, float) and (self.best is None or score > self.best):
             self.best = score
             trainer.save_checkpoint(self.folder.best)
+        if trainer.should_stop and trainer.is_global_zero:
+            self.folder.set_status(ended_after=trainer.current_epoch + 1)
         trainer.save_checkpoint(self.folder.last)
+        if trainer.is_global_zero:
+            settle(self.folder)  # the run that restart=true replaces is deleted now
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far."""
@@ -104,6 +115,7 @@ def newest_readable(folder: RunFolder) -> tuple[Path, int] | None:
         if not path.exists():
             continue
         try:
+            check_archive(path)
             epochs = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]) + 1
         except Exception as error:  # torch raises many kinds of error for a damaged file
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:

@@ -77,10 +77,9 @@ def draw_curves(rows: Rows, path: Path) -> None:
     plot(scores, rows, "val/case_dice", "Dice of whole validation cases", "black", style="o")
     scores.set_ylabel("Dice")
     handles = [*losses.get_legend_handles_labels()[0], *scores.get_legend_handles_labels()[0]]
-    losses.legend(handles=handles, loc="best")
+    losses.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     plot(times, rows, "time/iteration_s", "seconds per iteration", "tab:purple")
-    times.set_ylabel("s")
-    times.legend()
+    times.set_ylabel("seconds per iteration")
     plot(rates, rows, "lr", "learning rate", "tab:orange")
     rates.set_ylabel("learning rate")
     rates.set_xlabel("epoch")

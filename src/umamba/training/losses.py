@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
-from umamba.settings import LossSettings
+from umamba.settings import LossSettings, Settings
+from umamba.settings.own_code import own_function, own_options
 
 SMOOTH = 1e-5  # nnU-Net's smoothing of numerator and denominator
 EPSILON = 1e-8  # lower bound of the denominator
@@ -146,6 +147,70 @@ class DiceCrossEntropy(nn.Module):
             cross_entropy = masked_mean(losses, mask, weights)
             dice = soft_dice_loss(probabilities, one_hot, mask, self.batch_dice, self.settings.tversky)
         return self.settings.cross_entropy_weight * cross_entropy + self.settings.dice_weight * dice
+
+
+class OwnLoss(nn.Module):
+    """A loss of the user's own on one output, computed in float32 also under autocast.
+
+    Args:
+        loss: maps logits (B, K, *S) and integer labels (B, 1, *S) to a scalar.
+        name: package.module:function, for messages.
+    """
+
+    def __init__(self, loss: nn.Module, name: str) -> None:
+        super().__init__()
+        self.loss = loss
+        self.name = name
+
+    def forward(self, logits_BKS: Tensor, label_B1S: Tensor) -> Tensor:
+        """Return the scalar loss of logits (B, K, *S) against integer labels (B, 1, *S).
+
+        Raises:
+            UserError: the loss is no scalar.
+        """
+        with torch.autocast(logits_BKS.device.type, enabled=False):
+            loss = self.loss(logits_BKS.float(), label_B1S)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise UserError(f"recipe.loss.name={self.name}: the loss must be a scalar tensor, not {shape}.")
+        return loss
+
+
+def build_loss(labels: LabelSet, batch_dice: bool, settings: LossSettings) -> nn.Module:
+    """Return the loss of one output: soft Dice plus cross-entropy, or the user's own.
+
+    An own loss is a function of (options, labels, batch_dice) that returns a module; its options are a settings record,
+    the annotation of the first parameter (see docs/own-loss.md).
+
+    Args:
+        labels: the label set.
+        batch_dice: whether the plan's Dice is summed over the batch, see `soft_dice_loss`.
+        settings: the loss and its options.
+
+    Raises:
+        UserError: the loss does not fit the labels, or there is no such function, or it makes no module.
+    """
+    if settings.name is None:
+        return DiceCrossEntropy(labels, batch_dice, settings)
+    loss = own_function(settings.name, "recipe.loss.name")(own_loss_options(settings), labels, batch_dice)
+    if not isinstance(loss, nn.Module):
+        raise UserError(f"recipe.loss.name={settings.name}: what it returns is no torch.nn.Module.")
+    return OwnLoss(loss, settings.name)
+
+
+def own_loss_options(settings: LossSettings) -> Settings:
+    """Check the options of an own loss against the record in its module.
+
+    Args:
+        settings: with the `name` of an own loss.
+
+    Raises:
+        UserError: no such module or function, or a function without a settings record.
+        InvalidSettings: an unknown option or a wrong value.
+    """
+    name = str(settings.name)
+    function = own_function(name, "recipe.loss.name")
+    return own_options(function, name, settings.options, "recipe.loss", "docs/own-loss.md")
 
 
 def masked_mean(values: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:

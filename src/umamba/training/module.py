@@ -13,9 +13,11 @@ from umamba.networks import build_network
 from umamba.records import CheckpointRecord
 from umamba.records.checkpoint import store_record, stored_patch_dice
 from umamba.settings import RecipeSettings
-from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy
+from umamba.training.losses import DeepSupervisionLoss, build_loss
 from umamba.training.patch_dice import PatchDice
 from umamba.training.schedules import build_optimizer, learning_rate_factor
+
+_VALIDATED = ("val/", "seen/")  # prefixes of the metrics of validation
 
 
 class SegmentationModule(lightning.LightningModule):
@@ -40,10 +42,8 @@ class SegmentationModule(lightning.LightningModule):
         )
         self.learning_rate = self.recipe.optimizer.lr
         self.record = record
-        self.loss = DeepSupervisionLoss(
-            DiceCrossEntropy(record.labels, record.configuration.batch_dice, self.recipe.loss)
-        )
-        self.checked = "val" if held_out else "seen"
+        self.loss = DeepSupervisionLoss(build_loss(record.labels, record.configuration.batch_dice, self.recipe.loss))
+        self.checked = "val" if held_out else "seen"  # one of _VALIDATED
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.patch_dice = PatchDice(record.labels)
         self.ema_patch_dice: float | None = None
@@ -57,10 +57,15 @@ class SegmentationModule(lightning.LightningModule):
         return build_optimizer(self.parameters(), self.recipe.optimizer)
 
     def on_train_epoch_start(self) -> None:
-        """Compute the learning rate from the epoch's number alone, so that a resumed run needs no scheduler state.
+        """Forget the last validation, and compute the learning rate from the epoch's number alone.
 
-        During a search for the learning rate, Lightning's tuner sets it instead.
+        Lightning keeps the values of a validation until the next one, so that an epoch without validation would get
+        them again. The learning rate needs no state in a resumed run; during a search for it, Lightning's tuner sets
+        it instead.
         """
+        values = self.trainer.callback_metrics
+        for name in [name for name in values if name.startswith(_VALIDATED)]:
+            del values[name]
         if self.trainer.lr_scheduler_configs:
             return
         epochs = self.trainer.max_epochs

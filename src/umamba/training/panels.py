@@ -1,14 +1,17 @@
 """Draw validation patches as overlays during training, as files in the run folder and panels in W&B."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from umamba.evaluation.overlay import overlay_figure
+from umamba.evaluation.overlap import dice
+from umamba.evaluation.overlay import overlay_figure, write_overlay
 from umamba.inference import decide_labels
 from umamba.labels import LabelSet
 from umamba.training.loggers import log_pictures
@@ -24,13 +27,22 @@ class ValidationPanels(Callback):
         labels: the label set.
         spacing: spacing of the patches in mm, in the plan's axis order; two entries for 2D.
         every: epochs between drawings; the last epoch is always drawn.
+        letters: gives the anatomical directions of a case's stored axes (`CaseStore.letters`).
     """
 
-    def __init__(self, folder: Path, labels: LabelSet, spacing: tuple[float, ...], every: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        labels: LabelSet,
+        spacing: tuple[float, ...],
+        every: int,
+        letters: Callable[[str], tuple[str, str, str] | None],
+    ) -> None:
         self.folder = folder
         self.labels = labels
         self.spacing = spacing if len(spacing) == 3 else (999.0, *spacing)
         self.every = every
+        self.letters = letters
 
     def on_validation_batch_end(
         self,
@@ -55,10 +67,29 @@ class ValidationPanels(Callback):
         prediction = decide_labels(len(heads), heads.__getitem__, self.labels).numpy()
         if image.ndim == 3:
             image, truth, prediction = image.unsqueeze(1), truth.unsqueeze(0), prediction[None]
+        case_id = str(batch["case_id"][-1])
         path = self.folder / f"epoch_{epoch + 1:04d}.png"
         try:
-            overlay_figure(image.cpu().numpy(), truth.cpu().numpy(), prediction, self.spacing, self.labels, path)
+            figure = overlay_figure(
+                image.cpu().numpy(),
+                truth.cpu().numpy(),
+                prediction,
+                self.spacing,
+                self.labels,
+                letters=self.letters(case_id),
+                title=f"patch of {case_id}, epoch {epoch + 1}",
+                score=_score(prediction, truth.cpu().numpy(), self.labels),
+            )
+            write_overlay(figure, path)
         except OSError as error:
             log.warning("%s could not be written: %s", path, error.strerror or error)
             return
         log_pictures(trainer.loggers, "panels", {"patch": path})
+
+
+def _score(prediction: np.ndarray, truth: np.ndarray, labels: LabelSet) -> str:
+    """Return the mean Dice of the labels that the patch or its prediction contains, in words."""
+    counted = truth != labels.ignore if labels.ignore is not None else np.ones_like(truth, dtype=bool)
+    scores = [dice(np.isin(prediction, values) & counted, np.isin(truth, values) & counted) for values in labels.values]
+    known = [score for score in scores if score == score]
+    return f"Dice of this patch {np.mean(known):.3f}" if known else "no label in this patch"

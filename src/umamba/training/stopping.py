@@ -87,7 +87,8 @@ class TimeBudget(Callback):
         epoch = time.monotonic() - self.start
         self.used += epoch
         if self.seconds is not None:
-            trainer.should_stop = trainer.strategy.reduce_boolean_decision(self.used + epoch > self.seconds, all=False)
+            over = trainer.strategy.reduce_boolean_decision(self.used + epoch > self.seconds, all=False)
+            trainer.should_stop = trainer.should_stop or over  # early stopping may have decided already
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seconds used so far."""

@@ -17,7 +17,11 @@ from umamba.networks.scan.vector_math import exp, log1p
 
 CHUNK = 128  # tokens
 LANES = 16  # states of a group; the last group is padded with zeros
-_compile = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
+# The inner functions become part of their callers. As functions of their own they would be compiled twice, and which of
+# the two is called, with its own rounding, would depend on whether the code came from Numba's cache.
+_compile = numba.njit(
+    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"}, forceinline=True
+)
 
 
 @_compile

@@ -1,0 +1,151 @@
+"""Compares an image with the images that a network was trained on, as its plan describes them.
+
+A network segments any image without complaint, but its training says nothing about images of other units, resolution or
+extent. The plan holds the median spacing and size of the training images and their foreground's intensities.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from umamba.datasets import RawCase
+from umamba.inference.model import Model
+from umamba.inference.resize import VoxelBox
+from umamba.io import Image, UserError
+from umamba.planning import Configuration, Intensity, Plan
+
+log = logging.getLogger(__name__)
+
+_NAMED = 10  # images of which a warning is shown
+# A spacing or extent that differs from the median by more than this factor is far: training's augmentation scales
+# images by 0.7 to 1.4, and the images of one dataset seldom differ more.
+_FACTOR = 3.0
+# Share of the foreground's range (percentiles 0.5 to 99.5) that the image's own range must cover, and share of the
+# image's voxels that must lie between the foreground's minimum and maximum.
+_COVERED, _INSIDE = 0.5, 0.01
+# Z-scores forget scale and offset, therefore only another order of magnitude counts, which means other units.
+_WIDTH = 20.0
+_SAMPLES = 50  # along each axis, at least, from which percentiles are computed; fewer where the image has fewer
+_Z_SCORE, _CT = "ZScoreNormalization", "CTNormalization"
+
+
+def refuse_flat_image(image: Image, models: Sequence[Model]) -> None:
+    """Refuse a two-dimensional file where a network sees volumes.
+
+    Its thickness is unknown. nnU-Net would take 999 times the pixel's width and fill a volume with copies of the slice.
+
+    Args:
+        image: the image.
+        models: the networks.
+
+    Raises:
+        UserError: the file is two-dimensional, and a network is three-dimensional.
+    """
+    names = [model.configuration.name for model in models if model.configuration.dim == 3]
+    if image.geometry.is_2d and names:
+        raise UserError(
+            f"the image is two-dimensional, and the network sees volumes ({names[0]}). Give the volume that it is a "
+            "slice of, a file of one slice with its thickness, or a checkpoint of a 2d network."
+        )
+
+
+def unlike_training(image: Image, crop: VoxelBox, model: Model) -> list[str]:
+    """Return how an image differs from the images that a network was trained on, with the numbers.
+
+    Args:
+        image: the image as read.
+        crop: its part without the zeros around it, which preprocessing keeps.
+        model: the network.
+
+    Returns:
+        A sentence for the spacing, the field of view and the intensities of each channel, where they are far from those
+        of training; empty: nothing is.
+    """
+    return list(_differences(image, crop, model.plan, model.configuration))
+
+
+class Unlike:
+    """Warns of images that are unlike those of training: of the first ones at once, of the others by their number."""
+
+    def __init__(self, cases: Sequence[RawCase]) -> None:
+        """Begin without any.
+
+        Args:
+            cases: all cases that are segmented.
+        """
+        self._total, self._found = len(cases), 0
+
+    def add(self, case_id: str, differences: Sequence[str]) -> None:
+        """Warn of a case.
+
+        Args:
+            case_id: the case.
+            differences: what `unlike_training` returned.
+        """
+        if not differences:
+            return
+        self._found += 1
+        if self._found <= _NAMED:
+            log.warning(
+                "%s is unlike the training images: %s. Check its segmentation.", case_id, "; ".join(differences)
+            )
+
+    def summary(self) -> None:
+        """Warn of the number of cases, where not all were named."""
+        if self._found > _NAMED:
+            log.warning("%d of %d images are unlike the training images.", self._found, self._total)
+
+
+def _differences(image: Image, crop: VoxelBox, plan: Plan, configuration: Configuration) -> Iterator[str]:
+    first = 3 - configuration.dim
+    axes = plan.transpose_forward[first:]
+    spacing, usual = [image.geometry.spacing[axis] for axis in axes], plan.median_spacing[first:]
+    if _far(spacing, usual):
+        yield f"spacing {_sizes(spacing)} mm, the median of training is {_sizes(usual)} mm"
+    extent = [(crop[axis].stop - crop[axis].start) * image.geometry.spacing[axis] for axis in axes]
+    trained = [length * width for length, width in zip(plan.median_shape[first:], usual, strict=True)]
+    if _far(extent, trained):
+        yield f"field of view {_sizes(extent)} mm, the median of training is {_sizes(trained)} mm"
+    for number, (channel, scheme, intensity) in enumerate(
+        zip(image.array, configuration.normalization, plan.intensity, strict=False)
+    ):
+        reason = _unlike_intensities(channel[crop], scheme, intensity)
+        if reason:
+            where = f"channel {number}: " if len(image.array) > 1 else ""
+            yield f"{where}intensities {reason}"
+
+
+def _unlike_intensities(channel: np.ndarray, scheme: str, trained: Intensity) -> str | None:
+    """Return how a channel's intensities (Z, Y, X) differ from the foreground of training; None: they do not."""
+    z, y, x = (max(1, length // _SAMPLES) for length in channel.shape)
+    sample = channel[::z, ::y, ::x].astype(np.float64)
+    sample = sample[sample != 0]  # zeros are mostly background
+    if not sample.size:
+        return None
+    low, high = (float(value) for value in np.percentile(sample, (0.5, 99.5)))
+    first, last = float(channel.min()), float(channel.max())
+    usual_low, usual_high = trained.percentile_00_5, trained.percentile_99_5
+    width = max(usual_high - usual_low, 1e-8)
+    found = f"{low:.4g} to {high:.4g} (percentiles 0.5 and 99.5), training's foreground {usual_low:.4g} to "
+    found += f"{usual_high:.4g}"
+    if scheme == _Z_SCORE:
+        ratio = (high - low) / width
+        return f"{found}: other units?" if ratio > _WIDTH or ratio < 1 / _WIDTH else None
+    if scheme == _CT and usual_low < 0 <= first:
+        return f"{found}: no value is below 0, so these are probably not Hounsfield units"
+    covered = max(0.0, min(last, usual_high) - max(first, usual_low)) / width
+    inside = float(np.mean((sample >= trained.min) & (sample <= trained.max)))
+    return f"{found}: other units?" if covered < _COVERED or inside < _INSIDE else None
+
+
+def _far(found: Sequence[float], usual: Sequence[float]) -> bool:
+    return any(
+        own > _FACTOR * median or median > _FACTOR * own
+        for own, median in zip(found, usual, strict=True)
+        if own > 0 and median > 0
+    )
+
+
+def _sizes(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:.3g}" for value in values)

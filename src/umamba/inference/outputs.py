@@ -1,0 +1,182 @@
+"""The files that a prediction writes: their names, which are defined only here, and whether a case has all of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from umamba.io import UserError, below, read_json, remove_stale, supported_endings, write_json
+from umamba.settings import PredictionSettings
+
+# Form of `export` -> ending of its files.
+FORMS = {"seg_nrrd": ".seg.nrrd", "geojson": ".geojson", "outlines": ".png", "map16": ".png"}
+_PREVIEWS = "previews"
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one case.
+
+    Attributes:
+        segmentation: the label map.
+        probabilities: npz file; None: not wanted.
+        instances: numbered instances; None: not wanted.
+        exports: form of `export` -> its file.
+    """
+
+    segmentation: Path
+    probabilities: Path | None
+    instances: Path | None
+    exports: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files in the order in which they are written, the segmentation last."""
+        exports = [path for _, path in self.exports]
+        return tuple(path for path in (self.probabilities, self.instances, *exports, self.segmentation) if path)
+
+    def complete(self) -> bool:
+        """Return whether all wanted files exist."""
+        return all(path.exists() for path in self.paths)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of all cases of a prediction: those of a folder, or those beside the only segmentation.
+
+    Attributes:
+        folder: where they are written.
+        ending: of the segmentations, such as ".nii.gz".
+        only: name of the only segmentation without its ending; None: the segmentations are named by their cases.
+    """
+
+    folder: Path
+    ending: str
+    only: str | None = None
+
+    @classmethod
+    def at(cls, output: Path, ending: str) -> "Outputs":
+        """Return the files of an output: a folder, or a file if the name ends as an image does and is no folder.
+
+        Args:
+            output: the folder, or a file such as seg.nii.gz.
+            ending: of the segmentations in a folder.
+        """
+        own = next((known for known in supported_endings() if output.name.lower().endswith(known)), None)
+        if own is None or output.is_dir() or output.name.lower() == own:
+            return cls(output, ending)
+        return cls(output.parent, output.name[-len(own) :], output.name[: -len(own)])
+
+    def case(self, case_id: str, settings: PredictionSettings) -> CaseFiles:
+        """Return the files of a case.
+
+        Args:
+            case_id: name of the case.
+            settings: which files are wanted.
+        """
+        return self._case(case_id, settings.probabilities, settings.instances is not None, settings.export)
+
+    def remove(self, case_id: str) -> None:
+        """Delete all files of a case.
+
+        Args:
+            case_id: name of the case.
+        """
+        for path in (*self._case(case_id, True, True, tuple(FORMS)).paths, self.preview(case_id)):
+            path.unlink(missing_ok=True)
+
+    def _case(self, case_id: str, probabilities: bool, instances: bool, forms: Sequence[str]) -> CaseFiles:
+        name = case_id if self.only is None else self.only
+        return CaseFiles(
+            below(self.folder, f"{name}{self.ending}"),
+            below(self.folder, f"{name}.npz") if probabilities else None,
+            below(self.folder, f"{name}_label.tiff") if instances else None,
+            tuple((form, self._beside(name, form, FORMS[form])) for form in forms),
+        )
+
+    def preview(self, case_id: str) -> Path:
+        """Return the picture of a case.
+
+        Args:
+            case_id: name of the case.
+        """
+        return self._beside(case_id if self.only is None else self.only, _PREVIEWS, ".png")
+
+    def _beside(self, name: str, form: str, ending: str) -> Path:
+        """Return a further file of a case; a folder holds those of one form, so that they are no cases."""
+        names = (form, f"{name}{ending}") if self.only is None else (f"{name}_{form}{ending}",)
+        return below(self.folder, *names)
+
+    def _common(self, name: str, hidden: bool = False) -> Path:
+        dot = "." if hidden else ""
+        return self.folder / (f"{dot}{name}" if self.only is None else f"{dot}{self.only}_{name}")
+
+    @property
+    def record(self) -> Path:
+        """What the segmentations were made with."""
+        return self.folder / "prediction.json" if self.only is None else self._common("prediction.json", hidden=True)
+
+    @property
+    def lock(self) -> Path:
+        """The lock file."""
+        return self._common("prediction.lock", hidden=True)
+
+    @property
+    def volumes(self) -> Path:
+        """The table of volumes."""
+        return self._common("volumes.csv")
+
+    @property
+    def itksnap_labels(self) -> Path:
+        """Names and colours of the labels for ITK-SNAP."""
+        return self._common("labels_itksnap.txt")
+
+    @property
+    def slicer_labels(self) -> Path:
+        """Names and colours of the labels for 3D Slicer."""
+        return self._common("labels_slicer.ctbl")
+
+    @property
+    def tracebacks(self) -> Path:
+        """Where faults of the program are written."""
+        return self._common("prediction_errors.txt")
+
+    def remove_stale(self, files: Sequence[CaseFiles]) -> None:
+        """Delete partial files of interrupted commands.
+
+        Args:
+            files: of all cases.
+        """
+        if self.only is not None:
+            for path in (*(path for own in files for path in own.paths), self.volumes):
+                remove_stale(path.parent, path.name)
+            return
+        for folder in (self.folder, *(self.folder / form for form in (*FORMS, _PREVIEWS))):
+            remove_stale(folder)
+
+    def claim(self, record: Mapping[str, Any], files: Sequence[CaseFiles]) -> None:
+        """Record what the segmentations are made with.
+
+        Args:
+            record: plain values.
+            files: of all cases.
+
+        Raises:
+            UserError: they were made with something else, or there are files that no prediction made.
+        """
+        if self.record.exists():
+            if read_json(self.record) != dict(record):
+                where = self.folder if self.only is None else files[0].segmentation
+                raise UserError(
+                    f"{where}: holds segmentations of another network or other settings ({self.record.name}). Give "
+                    "another folder, or overwrite=true to make them again."
+                )
+        else:
+            common = [self.volumes, self.itksnap_labels, self.slicer_labels]
+            foreign = [path for path in (*common, *(path for own in files for path in own.paths)) if path.exists()]
+            if foreign:
+                raise UserError(
+                    f"output: {foreign[0]} exists, and no prediction made it ({self.record.name} is missing). Give "
+                    "another place, or overwrite=true to replace it."
+                )
+        write_json(self.record, dict(record))

@@ -1,0 +1,105 @@
+"""Segment images with checkpoints, then draw the first ones, so that one look shows gross mistakes."""
+
+import logging
+from pathlib import Path
+
+from umamba.inference import PostProcessing, Predictor
+from umamba.inference.cases import find_cases
+from umamba.inference.outputs import Outputs
+from umamba.inference.problems import UnsegmentedCases
+from umamba.io import StorageError, read_image, read_label, storage_errors
+from umamba.io.voice import showing, tracked
+from umamba.settings import PredictSettings
+
+log = logging.getLogger(__name__)
+
+
+def predict(settings: PredictSettings) -> list[Path]:
+    """Segment images and draw previews.
+
+    Args:
+        settings: the checkpoints, the images, and how they are segmented.
+
+    Returns:
+        The segmentations of all cases in the order of their names, those of earlier calls included.
+
+    Raises:
+        UserError: a checkpoint cannot be used, or some images could not be segmented; the others are, and are drawn.
+        StorageError: the output cannot be written.
+    """
+    predictor = Predictor.from_checkpoint(
+        settings.checkpoints,
+        device=settings.device,
+        precision=settings.precision,
+        post_processing=PostProcessing.read(settings.post_processing) if settings.post_processing else None,
+        trust=settings.trust,
+    )
+    outputs = Outputs.at(settings.output, predictor.file_ending)
+    try:
+        paths = predictor.predict(settings.input, settings.output, settings, progress=showing())
+    except UnsegmentedCases:
+        draw_previews(predictor, outputs, settings)
+        raise
+    draw_previews(predictor, outputs, settings)
+    return paths
+
+
+def draw_previews(predictor: Predictor, outputs: Outputs, settings: PredictSettings) -> list[Path]:
+    """Draw the first images with their segmentations; a picture that is newer than its segmentation is kept.
+
+    Args:
+        predictor: the networks, for their labels.
+        outputs: where the segmentations are, and the pictures go.
+        settings: `input`, `instances` and the number of `previews`.
+
+    Returns:
+        The PNG files of the drawn cases.
+
+    Raises:
+        StorageError: a picture cannot be written.
+    """
+    if not settings.previews:
+        return []
+    try:
+        from umamba.evaluation.overlay import overlay_figure, write_overlay
+        from umamba.labels.view import letters_of
+    except ImportError as error:
+        log.warning("No previews, because %s is not installed; previews=0 asks for none.", error.name)
+        return []
+    cases, _ = find_cases(settings.input, predictor.num_channels)
+    wanted = []
+    for case in cases:
+        files, picture = outputs.case(case.case_id, settings), outputs.preview(case.case_id)
+        drawn = files.instances or files.segmentation
+        if drawn.exists():
+            wanted.append((case, drawn, picture))
+        if len(wanted) == settings.previews:
+            break
+    wanted = [entry for entry in wanted if _older(entry[2], entry[1])]
+    made = []
+    for case, drawn, picture in tracked(wanted, "Drawing previews", len(wanted)):
+        try:
+            image, found = read_image(case.images, time_is_channels=True), read_label(drawn)
+            figure = overlay_figure(
+                image.array,
+                None,
+                found.array[0],
+                image.geometry.spacing,
+                predictor.labels,
+                letters=letters_of(image.geometry),
+                title=case.case_id,
+                instances=settings.instances is not None,
+            )
+            with storage_errors(picture):
+                write_overlay(figure, picture)
+            made.append(picture)
+        except StorageError:
+            raise
+        except Exception as error:  # a picture is no reason to fail
+            log.warning("%s: could not be drawn (%s: %s).", case.case_id, type(error).__name__, error)
+            log.debug("%s", case.case_id, exc_info=error)
+    return made
+
+
+def _older(picture: Path, segmentation: Path) -> bool:
+    return not picture.exists() or picture.stat().st_mtime_ns < segmentation.stat().st_mtime_ns

@@ -1,0 +1,112 @@
+"""An image that is unlike those of training is named with its numbers; one that is like them is not."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from torch import nn
+
+from umamba.inference import Model, Predictor
+from umamba.inference.likeness import unlike_training
+from umamba.inference.resize import whole
+from umamba.io import Geometry, Image
+from umamba.planning import Intensity
+from umamba.settings import PredictionSettings
+
+SOFT_TISSUE = Intensity(100, 95, 60, -150, 400, -90, 250)
+DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.fixture
+def model(make_model: Callable[..., Model]) -> Model:
+    """A CT network: spacing 2.5 x 0.8 x 0.8 mm, 40 x 100 x 100 voxels."""
+    made = make_model(nn.Identity(), (8, 8, 8), 2, num_channels=1, spacing=(2.5, 0.8, 0.8))
+    made.configuration = replace(made.configuration, normalization=("CTNormalization",))
+    made.plan = replace(
+        made.plan, median_spacing=(2.5, 0.8, 0.8), median_shape=(40.0, 100.0, 100.0), intensity=(SOFT_TISSUE,)
+    )
+    return made
+
+
+def ct(shape: tuple[int, int, int] = (20, 60, 60)) -> np.ndarray:
+    """Return air around a body of soft tissue with some bone."""
+    array = np.full(shape, -1000.0)
+    body = array[:, 10:-10, 10:-10]
+    body[:] = np.random.default_rng(0).normal(60, 60, body.shape)
+    body[:, :3, :3] = 900
+    return array
+
+
+def said(
+    model: Model, array: np.ndarray, spacing: tuple[float, float, float] = (3.0, 0.9, 0.9), is_2d: bool = False
+) -> str:
+    geometry = Geometry(spacing, (0.0, 0.0, 0.0), DIRECTION, array.shape, is_2d)  # type: ignore[arg-type]
+    return "; ".join(unlike_training(Image(array[None], geometry), whole(array.shape), model))
+
+
+def test_a_usual_ct_is_not_named(model: Model) -> None:
+    assert said(model, ct()) == ""
+    assert said(model, ct(), (5.0, 0.6, 0.6)) == ""
+
+
+def test_intensities_in_other_units(model: Model) -> None:
+    assert said(model, ct() + 1024).startswith("intensities 24 to ")
+    assert "training's foreground -90 to 250: no value is below 0, so these are probably not Houns" in said(
+        model, ct() + 1024
+    )
+    scaled = (ct() + 1000) / 1900
+    assert "intensities" in said(model, scaled)
+    assert "other units" in said(model, scaled - 0.5)
+    assert "other units" in said(model, 1000 * ct())
+
+
+def test_z_scores_forget_the_scale_within_reason(model: Model) -> None:
+    model.configuration = replace(model.configuration, normalization=("ZScoreNormalization",))
+    assert said(model, 3 * ct() + 5000) == ""
+    assert "other units" in said(model, 1000 * ct())
+
+
+def test_spacing_and_field_of_view(model: Model) -> None:
+    assert (
+        said(model, ct(), (8.0, 0.9, 0.9)) == "spacing 8 x 0.9 x 0.9 mm, the median of training is 2.5 x 0.8 x 0.8 mm"
+    )
+    assert said(model, ct((20, 60, 60))[:, :28, :28], (3.0, 0.9, 0.9)) == (
+        "field of view 60 x 25.2 x 25.2 mm, the median of training is 100 x 80 x 80 mm"
+    )
+
+
+def test_axes_of_a_transposed_plan_and_of_slices(model: Model) -> None:
+    """A 2D network does not see the distance of slices; a transposed plan's axes are compared with the right ones."""
+    model.configuration = replace(model.configuration, patch_size=(8, 8), spacing=(0.8, 0.8))
+    assert said(model, ct(), (999.0, 0.9, 0.9)) == ""
+    model.configuration = replace(model.configuration, patch_size=(8, 8, 8), spacing=(2.5, 0.8, 0.8))
+    model.plan = replace(model.plan, transpose_forward=(2, 0, 1), transpose_backward=(1, 2, 0))
+    assert said(model, np.moveaxis(ct(), 0, 2), (0.9, 0.9, 3.0)) == ""
+    assert "spacing 8 x 0.9 x 0.9" in said(model, np.moveaxis(ct(), 0, 2), (0.9, 0.9, 8.0))
+
+
+def test_a_warning_names_the_case_once(model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        image = sitk.GetImageFromArray((ct((8, 40, 40)) + 1024).astype(np.int16))
+        image.SetSpacing((0.9, 0.9, 5.0))
+        sitk.WriteImage(image, str(tmp_path / "in" / f"case{number:02d}.nii.gz"))
+
+    class Two(nn.Module):
+        def forward(self, x: object) -> object:
+            import torch
+
+            return torch.cat([x, -x], dim=1)  # type: ignore[list-item, operator]
+
+    model.network = Two()
+    caplog.set_level(logging.WARNING, "umamba")
+    settings = PredictionSettings(tile_step_size=1.0)
+    Predictor((model,)).predict(tmp_path / "in", tmp_path / "out", settings, progress=False)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 11
+    assert lines[0].startswith("case00 is unlike the training images: intensities 24 to ")
+    assert lines[-1] == "12 of 12 images are unlike the training images."
