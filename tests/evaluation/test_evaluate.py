@@ -284,7 +284,7 @@ def test_any_name_of_a_label_or_case_is_scored_and_kept(tmp_path: Path, capsys: 
         write(tmp_path / "truth" / f"{case}.nii.gz", array)
         for method in ("m", "n"):
             write(tmp_path / method / f"{unicodedata.normalize('NFD', case)}.nii.gz", array)
-    folders = {"[/b]": tmp_path / "m", "n": tmp_path / "n"}
+    folders = {"[b]": tmp_path / "m", "n": tmp_path / "n"}
     with shown():
         found = evaluate_folders(folders, tmp_path / "truth", tmp_path / "out", Rules(labels, details=True), workers=1)
     assert not found.problems
@@ -297,7 +297,14 @@ def test_any_name_of_a_label_or_case_is_scored_and_kept(tmp_path: Path, capsys: 
     assert set(comparison["cases"]) == {len(cases)}
     said = capsys.readouterr().out
     assert all(name in said for name in HOSTILE)
-    assert "[/b] - n" in said
+    assert "[b] - n" in said
+
+
+def test_a_method_cannot_choose_another_folder(two_methods: dict[str, Path], tmp_path: Path) -> None:
+    folders = {"..": two_methods["near"], "a/b": two_methods["far"]}
+    with pytest.raises(UserError, match="cannot be the name of a file or folder"):
+        evaluate_folders(folders, tmp_path / "data" / "truth", tmp_path / "out", Rules(GENERIC), workers=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_case_in_two_files_is_refused(two_methods: dict[str, Path], tmp_path: Path) -> None:
