@@ -1,6 +1,7 @@
 """Converters on phantoms written in the archives' own layouts and formats, against the phantoms' own labels."""
 
-import resource
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from umamba.datasets.convert_common import Converter, convert, count_lines
 from umamba.datasets.convert_endovis import endovis, instrument_type
 from umamba.datasets.phantom_2d import INSTRUMENTS, cell_instances, endoscopy_frame, write_picture
 from umamba.io import StorageError, UserError
+
+SizeLimit = Callable[[int], AbstractContextManager[None]]
 
 # The organs 1 to 15 of AMOS22, from its dataset.json.
 AMOS_ORGANS = (
@@ -256,20 +259,17 @@ def test_an_interrupted_conversion_continues(tmp_path: Path) -> None:
     assert not [path for path in root.rglob(".*") if path.is_file()]
 
 
-def test_a_full_disk_leaves_no_cut_image_and_the_next_conversion_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_cut_image_and_the_next_conversion_ends_as_an_undisturbed_one(
+    tmp_path: Path, file_size_limit: SizeLimit
+) -> None:
     source = flare_archive(tmp_path / "source")
     whole = convert(FLARE, source, tmp_path / "whole", 1)
     files = sorted(path.relative_to(whole) for path in whole.rglob("*.*") if path.is_file())
     sizes = sorted((whole / path).stat().st_size for path in files)
     target = tmp_path / "raw" / FLARE.folder
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in (0, 1, 300, sizes[0] - 1, *sizes[:-1:3], sizes[-1] - 1):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-        try:
-            with pytest.raises(StorageError, match=f"{target}/.*could not be written"):
-                convert(FLARE, source, tmp_path / "raw", 2)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with file_size_limit(limit), pytest.raises(StorageError, match=f"{target}/.*could not be written"):
+            convert(FLARE, source, tmp_path / "raw", 2)
         found = sorted(path.relative_to(target) for path in target.rglob("*.*") if path.is_file())
         assert set(found) <= set(files)  # no partial file
         for path in found:

@@ -1,6 +1,7 @@
 """Reading DICOM, against pydicom's numbers, ITK's geometry of plain series, and arithmetic by hand."""
 
 import io
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from pydicom.uid import (
 
 from umamba.io import UserError, read_image
 from umamba.io.dicom import declared_voxels, kept_locale, series_files
+
+Refusal = Callable[[Path], str]
 
 CT, ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1"
 STRAIGHT = [1, 0, 0, 0, 1, 0]
@@ -84,14 +87,6 @@ def write_enhanced(path: Path, order: list[int], scales: dict[int, tuple[float, 
     header(path, sop_class=ENHANCED_CT, **(usual | changes)).save_as(path, enforce_file_format=True)
 
 
-def refusal(path: Path) -> str:
-    with pytest.raises(UserError) as error:
-        read_image([path])
-    assert "\n" not in str(error.value)
-    assert str(path) in str(error.value)
-    return str(error.value)
-
-
 def test_each_slice_has_its_own_slope(tmp_path: Path) -> None:
     for z in range(6):
         write_slice(tmp_path, z, RescaleSlope=0.5 + z, RescaleIntercept=-10 * z)
@@ -150,7 +145,7 @@ def test_frames_are_sorted_and_scaled(tmp_path: Path) -> None:
         np.testing.assert_allclose(image.geometry.origin_xyz, (10, -20, 30))
 
 
-def test_missing_and_doubled_frames_are_refused(tmp_path: Path) -> None:
+def test_missing_and_doubled_frames_are_refused(tmp_path: Path, refusal: Refusal) -> None:
     write_enhanced(tmp_path / "gap.dcm", [0, 1, 2, 4, 5], {})
     assert "not evenly spaced: 4 mm between frame 3 and frame 4, 2 mm elsewhere" in refusal(tmp_path / "gap.dcm")
     write_enhanced(tmp_path / "twice.dcm", [0, 1, 1, 2, 3], {})
@@ -159,7 +154,7 @@ def test_missing_and_doubled_frames_are_refused(tmp_path: Path) -> None:
     assert "not evenly spaced" in refusal(tmp_path / "phases.dcm")
 
 
-def test_gantry_tilt_is_refused_with_its_angle(tmp_path: Path) -> None:
+def test_gantry_tilt_is_refused_with_its_angle(tmp_path: Path, refusal: Refusal) -> None:
     for z in range(6):
         shift = 2 * z * float(np.tan(np.radians(20)))
         write_slice(tmp_path / "tilt", z, ImagePositionPatient=[10, round(-20 + shift, 6), 30 + 2 * z])
@@ -171,7 +166,7 @@ def test_gantry_tilt_is_refused_with_its_angle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 2, 35, 69, 70])
-def test_too_few_pixels_are_refused(tmp_path: Path, missing: int) -> None:
+def test_too_few_pixels_are_refused(tmp_path: Path, missing: int, refusal: Refusal) -> None:
     for z in range(6):
         write_slice(tmp_path / "series", z)
     short = VOLUME[2].tobytes()[: 70 - missing]
@@ -182,7 +177,7 @@ def test_too_few_pixels_are_refused(tmp_path: Path, missing: int) -> None:
     assert f"holds {420 - 2 * missing} bytes of pixels, its header declares 420" in refusal(tmp_path / "a.dcm")
 
 
-def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path: Path) -> None:
+def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path: Path, refusal: Refusal) -> None:
     write_enhanced(tmp_path / "a.dcm", list(range(6)), {})
     content = (tmp_path / "a.dcm").read_bytes()
     for end in range(140, len(content), 7):
@@ -190,7 +185,7 @@ def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path: Path) -> None:
         refusal(tmp_path / "a.dcm")
 
 
-def test_sizes_that_lie_are_refused(tmp_path: Path) -> None:
+def test_sizes_that_lie_are_refused(tmp_path: Path, refusal: Refusal) -> None:
     write_slice(tmp_path, 0, "rows.dcm", Rows=60000, Columns=60000)
     assert "its header declares 7200000000" in refusal(tmp_path / "rows.dcm")
     write_slice(tmp_path, 0, "frames.dcm", PixelData=VOLUME.tobytes())
@@ -224,7 +219,7 @@ def compressed(folder: Path, voxels: np.ndarray, syntax: str) -> list[bytes]:
 @pytest.mark.parametrize(
     ("syntax", "kind"), [(JPEG2000Lossless, np.uint16), (JPEGLosslessSV1, np.uint16), (JPEGLosslessSV1, np.int16)]
 )
-def test_compressed_frames(tmp_path: Path, syntax: str, kind: type) -> None:
+def test_compressed_frames(tmp_path: Path, syntax: str, kind: type, refusal: Refusal) -> None:
     voxels: np.ndarray = (VOLUME.astype(int) - (500 if kind is np.int16 else 0)).astype(kind)
     frames = compressed(tmp_path, voxels, syntax)
     path = tmp_path / "enhanced" / "a.dcm"
@@ -266,7 +261,7 @@ def test_damaged_compressed_frames_end_no_process(tmp_path: Path, syntax: str) -
                 assert read_image([path]).array.shape == (1, 6, 5, 7)
 
 
-def test_run_lengths_and_deflate(tmp_path: Path) -> None:
+def test_run_lengths_and_deflate(tmp_path: Path, refusal: Refusal) -> None:
     for z in range(6):
         path = write_slice(tmp_path / "rle", z)
         dataset = pydicom.dcmread(path)
@@ -283,7 +278,7 @@ def test_run_lengths_and_deflate(tmp_path: Path) -> None:
     assert "deflated bytes grow to more than" in refusal(tmp_path / "bomb.dcm")
 
 
-def test_unknown_compression_is_one_sentence(tmp_path: Path) -> None:
+def test_unknown_compression_is_one_sentence(tmp_path: Path, refusal: Refusal) -> None:
     path = write_slice(tmp_path, 0)
     dataset = pydicom.dcmread(path)
     dataset.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.102")
@@ -305,7 +300,7 @@ def test_bits_beside_the_stored_ones_are_left_out(tmp_path: Path) -> None:
     assert read_image([tmp_path / "signed.dcm"]).array.ravel().tolist() == [-1, 1, 2047, -2048]
 
 
-def test_series_of_other_kinds(tmp_path: Path) -> None:
+def test_series_of_other_kinds(tmp_path: Path, refusal: Refusal) -> None:
     for z in range(6):
         write_slice(tmp_path / "mixed", z, ImageOrientationPatient=[0, 1, 0, 0, 0, 1] if z == 3 else STRAIGHT)
         write_slice(tmp_path / "spacing", z, PixelSpacing=[0.9, 0.8] if z == 3 else [0.9, 0.7])
@@ -349,7 +344,7 @@ def test_a_slice_cut_before_its_pixels_is_no_missing_slice(tmp_path: Path) -> No
         refusal_of_file(tmp_path, "5.dcm")
 
 
-def test_frames_that_state_a_distance_only(tmp_path: Path) -> None:
+def test_frames_that_state_a_distance_only(tmp_path: Path, refusal: Refusal) -> None:
     place = {"ImagePositionPatient": [1, 2, 3], "ImageOrientationPatient": STRAIGHT, "PixelSpacing": [0.9, 0.7]}
     stack = {**place, "NumberOfFrames": 6, "PixelData": VOLUME.tobytes()}
     dose = {"GridFrameOffsetVector": [0, 3, 6, 9, 12, 15], "DoseGridScaling": 0.25}

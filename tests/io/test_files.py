@@ -7,13 +7,12 @@ import multiprocessing.synchronize
 import os
 import platform
 import re
-import resource
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,8 @@ from umamba.io import (
     write_image,
     write_json,
 )
+
+SizeLimit = Callable[[int], AbstractContextManager[None]]
 
 
 def test_file_appears_on_success_only(tmp_path: Path) -> None:
@@ -66,18 +67,7 @@ def test_folder_appears_on_success_only(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Let the operating system refuse longer files, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path, file_size_limit: SizeLimit) -> None:
     target = tmp_path / "a.json"
     write_json(target, "old")
     message = f"{re.escape(str(target))}: could not be written"
@@ -101,7 +91,7 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".NII.GZ", ".nrrd", ".mha", ".png", ".tiff", ".bmp"])
-def test_no_part_of_an_image_appears_on_a_full_disk(tmp_path: Path, ending: str) -> None:
+def test_no_part_of_an_image_appears_on_a_full_disk(tmp_path: Path, ending: str, file_size_limit: SizeLimit) -> None:
     voxels = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
     image, path = sitk.GetImageFromArray(voxels), tmp_path / f"a{ending}"
     write_image(path, image)

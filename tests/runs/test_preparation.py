@@ -4,9 +4,9 @@ import errno
 import json
 import os
 import re
-import resource
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from umamba.settings import (
     PlanSettings,
     TrainSettings,
 )
+
+SizeLimit = Callable[[int], AbstractContextManager[None]]
 
 
 def write_raw(root: Path, channels: tuple[str, ...] = ("MRI",), cut: tuple[slice, ...] = ()) -> Path:
@@ -127,18 +129,13 @@ def test_a_plan_needs_no_preprocessing(settings: TrainSettings, tmp_path: Path) 
 
 
 def test_a_full_disk_ends_in_one_message_and_the_next_command_continues(
-    settings: TrainSettings, tmp_path: Path
+    settings: TrainSettings, tmp_path: Path, file_size_limit: SizeLimit
 ) -> None:
     whole = prepare(settings)
     full = replace(settings, paths=replace(settings.paths, preprocessed=tmp_path / "out"))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in (0, 20, 300, 2000, 20_000, 60_000):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-        try:
-            with pytest.raises(StorageError, match=f"{tmp_path}/out/.*could not be written"):
-                prepare(full)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with file_size_limit(limit), pytest.raises(StorageError, match=f"{tmp_path}/out/.*could not be written"):
+            prepare(full)
         assert not list(tmp_path.rglob("*partial*"))
     again = prepare(full)
     for case_id in again.store.case_ids:

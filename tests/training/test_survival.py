@@ -1,10 +1,9 @@
 """A run survives damaged checkpoints, a full disk, a lost logger, non-finite steps, dead workers and signals."""
 
 import os
-import resource
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from umamba.training.checkpoints import AtomicCheckpointIO, newest_readable
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import IN_A_ROW, watched
 from umamba.training.stopping import SIGNALS, LeaveOnSignal
+
+SizeLimit = Callable[[int], AbstractContextManager[None]]
 
 Fit = Callable[..., RunFolder]
 
@@ -74,18 +75,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
         newest_readable(folder)
 
 
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Let the operating system refuse longer files, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, file_size_limit: SizeLimit) -> None:
     folder = RunFolder(tmp_path)
     save(folder, 1)
     with file_size_limit(2000), pytest.raises(UserError, match=r"last\.ckpt cannot be written.*GB are free"):
@@ -94,7 +84,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in folder.checkpoints.iterdir()] == ["last.ckpt"]
 
 
-def test_a_disk_that_fills_costs_the_epoch_that_was_not_saved(small_fit: Fit, tmp_path: Path) -> None:
+def test_a_disk_that_fills_costs_the_epoch_that_was_not_saved(
+    small_fit: Fit, tmp_path: Path, file_size_limit: SizeLimit
+) -> None:
     whole = small_fit(name="whole")
     broken = RunFolder(tmp_path / "broken")
     small_fit("trainer.max_epochs=2", "trainer.limit_train_batches=3", name="broken")

@@ -102,7 +102,7 @@ def overlay_figure(
         if name == "prediction" and score:
             text += f", {score}"
         if name == "errors" and prediction.shape[rows[0]] > 1:
-            text += " of all slices (opaque: many)"
+            text += " in all slices"
         cell.set_title(mathtext(text), fontsize=9)
     figure.suptitle(mathtext(f"{title}: {shown_window}" if title else shown_window), fontsize=9)
     errors = [Patch(facecolor=_unit(colour), label=name) for name, colour in _ERRORS.items()]

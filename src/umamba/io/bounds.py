@@ -18,6 +18,22 @@ TRAILING_BYTES = 1 << 20  # accepted behind the last voxel of a compressed file;
 _CHUNK = 1 << 16  # compressed bytes per read; they expand to at most 68 MB
 
 
+def first_bytes(path: Path, count: int) -> bytes:
+    """Return the first bytes of a file; none if it cannot be read, or is a pipe, which would wait for its writer.
+
+    Args:
+        path: the file.
+        count: how many bytes, or fewer if the file is shorter.
+    """
+    if not path.is_file():
+        return b""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(count)
+    except OSError:
+        return b""
+
+
 def check_regular(path: Path) -> None:
     """Refuse what is no regular file, because opening a pipe or a device may wait forever.
 

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 from pydicom.dataset import FileDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from umamba.io.bounds import check_room
+from umamba.io.bounds import check_room, first_bytes
 from umamba.io.dicom_frames import Frame, frames_of, stack
 from umamba.io.dicom_pixels import check_deflated, declared_shape, real_values, stored_values
 from umamba.io.errors import UserError
@@ -44,13 +44,7 @@ def is_dicom(path: Path) -> bool:
     Args:
         path: the file. If it cannot be read, the answer is False.
     """
-    if not path.is_file():  # a pipe would wait for its writer
-        return False
-    try:
-        with open(path, "rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return first_bytes(path, 132)[128:] == b"DICM"
 
 
 def holds_dicom(folder: Path) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 
-from umamba.io.bounds import REMEDY, check_room
+from umamba.io.bounds import REMEDY, check_room, first_bytes
 from umamba.io.errors import UserError
 from umamba.io.itk import one_at_a_time
 from umamba.io.tiff_spacing import read_spacing, spacing_file
@@ -40,13 +40,7 @@ def is_tiff(path: Path) -> bool:
     Args:
         path: the file. If it cannot be read, the answer is False.
     """
-    if not path.is_file():  # a pipe would wait for its writer
-        return False
-    try:
-        with open(path, "rb") as stream:
-            return stream.read(4) in _MARKS
-    except OSError:
-        return False
+    return first_bytes(path, 4) in _MARKS
 
 
 def decode_tiff(path: Path) -> sitk.Image:
