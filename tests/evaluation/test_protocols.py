@@ -9,7 +9,8 @@ import pytest
 
 from umamba.evaluation.instances import score_cells
 from umamba.evaluation.protocols import ABDOMEN_ORGANS, score_abdomen
-from umamba.evaluation.score import Rules, Scores, score_arrays
+from umamba.evaluation.rules import Rules
+from umamba.evaluation.score import Scores, score_arrays
 from umamba.labels import LabelSet
 
 

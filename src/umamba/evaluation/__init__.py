@@ -1,9 +1,8 @@
 """Scores of segmentations: overlap, surface distance and objects, with tables, statistics and pictures."""
 
 from umamba.evaluation.overlap import dice
+from umamba.evaluation.rules import Rules, rules_sentence
 from umamba.evaluation.score import (
-    Rules,
-    rules_sentence,
     score_arrays,
     score_case,
     score_files,

@@ -20,7 +20,8 @@ from umamba.io.errors import UserError
 from umamba.io.files import storage_errors
 from umamba.io.itk import one_at_a_time
 from umamba.io.nifti import ENDINGS as NIFTI_ENDINGS
-from umamba.io.nifti import SKEWED, read_header
+from umamba.io.nifti import read_header
+from umamba.io.nifti_header import SKEWED
 from umamba.io.orientation import Turn, axis_letters, is_orthonormal, turn_between, turn_to_ras
 from umamba.io.tiff import declared_tiff_voxels, is_tiff
 from umamba.io.tiff_spacing import TIFF_ENDINGS, write_spacing
