@@ -76,18 +76,21 @@ def test_damaged_files_of_a_run_are_repaired_or_refused_before_an_epoch(
     config = folder.config.read_text()
     for file in (folder.metrics, folder.config, folder.plan):
         file.write_bytes(file.read_bytes()[:-7] if file == folder.metrics else file.read_bytes()[:100])
-    train("trainer.max_epochs=2")
+    again = ("predict.validation=true", "trainer.max_epochs=2")
+    train(*again)
     assert epochs(folder) == [1]  # the row of the first epoch was cut
     assert "metrics.csv is cut in its last row: 0 whole rows stay" in messages.text
     assert "config.yaml is damaged" in messages.text
-    assert folder.config.read_text() == config.replace("max_epochs: 1", "max_epochs: 2")
+    assert folder.config.read_text() == config.replace("max_epochs: 1", "max_epochs: 2").replace(
+        "  validation: false", "  validation: true"
+    )
     assert read_json(folder.plan) == folder.status()["identity"]["plan"]
     assert (folder.path / "metrics.csv.damaged").exists()
-    scores, checkpoint = folder.scores.read_text(), folder.last.read_bytes()
-    for content in (scores[:-3], "", "\0"):
-        folder.scores.write_text(content)
-        train("trainer.max_epochs=2")
-        assert folder.scores.read_text() == scores
+    scores, checkpoint = folder.validation_scores.read_text(), folder.last.read_bytes()
+    for content in (scores[:-3], ""):
+        folder.validation_scores.write_text(content)
+        train(*again)
+        assert folder.validation_scores.read_text() == scores
     assert "This run is trained, and is scored again" in messages.text
     for content in ("", "[]", '{"state": {}}', '{"state": "fini'):
         folder.status_file.write_text(content)
