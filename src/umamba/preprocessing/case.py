@@ -6,6 +6,7 @@ Background outside the nonzero mask gets the label -1.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from umamba.io import Geometry, Image, Turn, UserError, ras_turn, turned
 from umamba.io.image import turned_geometry
 from umamba.io.orientation import AS_STORED
+from umamba.io.resources import memory_bytes
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Intensity, Plan, nonzero_box
 from umamba.preprocessing.normalize import normalize_channel
@@ -140,6 +142,13 @@ def preprocess_case(
     spacing = tuple(image.geometry.spacing[axis] for axis in plan.transpose_forward)
     target = spacing[: 3 - configuration.dim] + tuple(configuration.spacing)
     shape = tuple(max(1, size) for size in resampled_shape(data.shape[1:], spacing, target))
+    needed = math.prod((len(data), *shape)) * data.itemsize
+    if needed > memory_bytes():
+        raise UserError(
+            f"the image would have {' x '.join(map(str, shape))} voxels at the plan's spacing, {needed / 2**30:.4g} "
+            f"GiB and more than the {memory_bytes() / 2**30:.3g} GiB of memory here. Check the spacing of the image, "
+            f"{', '.join(f'{mm:g}' for mm in spacing)} mm, and of the plan, {', '.join(f'{mm:g}' for mm in target)} mm."
+        )
     properties = CaseProperties(
         case_id=case_id,
         geometry=geometry,
