@@ -29,7 +29,7 @@ from typing import Any
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MS_RDONLY, MS_REMOUNT, MS_REC, MS_PRIVATE = 1, 32, 16384, 1 << 18
 ROOMY = "size=1g,nr_inodes=0"
-LIMIT_S = 120
+LIMIT_S = 300
 PLAN = [
     "plan.patch_size=[8,16,16]",
     "plan.features_per_stage=[4,8,8]",
@@ -339,7 +339,7 @@ def main() -> None:
     for name, arguments in commands(inputs, disk).items():
         if name not in wanted:
             continue
-        whole = answer(lambda a=arguments: point(disk, a, ROOMY, folder / "home", {}))
+        whole = answer(lambda a=arguments: point(disk, a, "size=1g", folder / "home", {}))
         print(json.dumps({"command": name, **whole}), flush=True)
         if "failed" in whole:
             continue

@@ -16,7 +16,7 @@ GROUPS = (
     {"predict": 20, "prepare": 5, "evaluate": 4, "report": 4},
 )
 # What a run that is continued writes again; everything else has its final content from the beginning.
-STATE = ("last.ckpt", "previous.ckpt", "best.ckpt", "metrics.csv", "run.json", "progress.png")
+STATE = ("config.yaml", "last.ckpt", "previous.ckpt", "best.ckpt", "metrics.csv", "run.json", "progress.png")
 
 Points = dict[str, list[dict[str, Any]]]
 

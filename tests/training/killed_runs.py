@@ -4,10 +4,12 @@
 
 SETTINGS is JSON: the overrides of the runs. A line of JSON for each run goes to the standard output: network, cache of
 compiled code (cold or warm), worker processes, kills, threads, and the SHA-256 of the weights. Each cache is tried with
-each number of workers, half of them killed and continued; with --all each is tried in both ways. The runs are forks of
-this process, which has imported all but compiled nothing, so that each one takes a second.
+each number of workers, half of them killed and continued; with --all each is tried in both ways, and with two threads
+of PyTorch, which round otherwise. The runs are forks of this process, which has imported all and compiled nothing, so
+that each one takes a second.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,13 +35,15 @@ from umamba.training.curves import ProgressPicture
 RUNS = (("cold", 0, 0), ("warm", 0, 1), ("warm", 1, 0), ("cold", 1, 1), ("cold", 2, 0), ("warm", 2, 1))
 KILLS = 5
 LIMIT_S = 240
-EPOCHS = 10
+EPOCHS = 16  # five kills cost at most three epochs each
 
 
 def forked(arguments: list[str], cache: Path, printed: int, threads: int = 1) -> int:
     """Start a training in a fork of this process, a process group of its own; return its number."""
     child = os.fork()
     if child:
+        with contextlib.suppress(OSError):  # parent and child both do this, because either may be first
+            os.setpgid(child, child)
         return child
     code = 70
     try:
@@ -74,21 +78,28 @@ def finish(arguments: list[str], cache: Path, threads: int = 1) -> float:
     return time.monotonic() - began
 
 
-def kill(arguments: list[str], cache: Path, last: Path, saves: int, delay: float) -> bool:
-    """Start a training and kill it a moment after it has saved several checkpoints; return whether it still ran."""
+def kill(arguments: list[str], cache: Path, last: Path, moment: float, begun: bool) -> bool:
+    """Start a training and kill it; return whether it still ran.
+
+    Args:
+        arguments: the training.
+        cache: folder of compiled code.
+        last: its checkpoint.
+        moment: when it is killed: this part of an epoch after its second save, or of 0.2 s after its start.
+        begun: whether it is killed after its second save, or before its first one.
+    """
     with tempfile.TemporaryFile() as printed:
         child = forked(arguments, cache, printed.fileno())
-        seen, saved, due = stamp(last), 0, time.monotonic() + LIMIT_S
-        while True:
+        seen, saves, due = stamp(last), [time.monotonic()], time.monotonic() + LIMIT_S
+        while begun and len(saves) < 3:
             if os.waitpid(child, os.WNOHANG)[0]:
                 return False
-            if saved < saves and stamp(last) != seen:
-                seen, saved = stamp(last), saved + 1
-            if saved >= saves:
-                break
+            if stamp(last) not in (seen, 0):
+                seen = stamp(last)
+                saves.append(time.monotonic())
             assert time.monotonic() < due
             time.sleep(0.001)
-        time.sleep(delay)
+        time.sleep(moment * (saves[2] - saves[1] if begun else 0.2))
         os.killpg(child, signal.SIGKILL)
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
@@ -129,8 +140,8 @@ def main() -> None:
             last = folder / "runs" / run / "3d_fullres" / "fold_0" / "seed_0" / "checkpoints" / "last.ckpt"
             compiled = folder / f"cache-{run}" if cache == "cold" and shared.exists() else shared
             done, began = 0, time.monotonic()
-            for number in range(kills):  # the first one before there is a checkpoint, the others after another epoch
-                done += kill(arguments, compiled, last, min(number, 1), moments.uniform(0, 0.2))
+            for number in range(kills):
+                done += kill(arguments, compiled, last, moments.random(), begun=number > 0)
             finish(arguments, compiled, threads)
             facts = {"network": name, "cache": cache, "workers": workers, "kills": done, "threads": threads}
             seconds = round(time.monotonic() - began, 1)
@@ -138,9 +149,10 @@ def main() -> None:
 
         for cache, workers, killed in RUNS:
             train(cache, workers, KILLS * killed, name=network)
-        for cache, workers, killed in RUNS if every else ():
-            train(cache, workers, KILLS * (1 - killed), name=network)
-        train("warm", 0, 0, 2, name=network)
+        if every:
+            for cache, workers, killed in RUNS:
+                train(cache, workers, KILLS * (1 - killed), name=network)
+            train("warm", 0, 0, 2, name=network)
 
 
 if __name__ == "__main__":
