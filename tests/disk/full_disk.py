@@ -60,8 +60,9 @@ PHANTOM = [
 ]
 RUN = "runs/tiny/3d_fullres/fold_0/seed_0"
 STUDY = "question: Does a full disk harm?\nruns: ['name=tiny']\nfolds: [0]\nseeds: [0]\n"
-# Keys and columns that differ between two equal runs: times, memory, the hash of a checkpoint that holds times.
-VOLATILE = ("time/iteration_s", "memory/peak_gb", "used", "continuations", "network")
+# Keys and columns that differ between two equal runs: times, memory, the hash of a checkpoint that holds times, and the
+# state of the checkout, in which somebody may work meanwhile.
+VOLATILE = ("time/iteration_s", "memory/peak_gb", "used", "continuations", "network", "provenance")
 
 
 def commands(inputs: Path, disk: Path) -> dict[str, list[str]]:

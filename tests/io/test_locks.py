@@ -107,9 +107,7 @@ def test_a_holder_touches_its_file(
     assert json.loads(held.read_text())["token"] == "theirs"
 
 
-def test_a_lock_that_cannot_be_written_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*arguments: object) -> int:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 

@@ -35,7 +35,8 @@ from umamba.training.curves import ProgressPicture
 RUNS = (("cold", 0, 0), ("warm", 0, 1), ("warm", 1, 0), ("cold", 1, 1), ("cold", 2, 0), ("warm", 2, 1))
 KILLS = 5
 LIMIT_S = 240
-EPOCHS = 16  # five kills cost at most three epochs each
+EPOCHS = 20  # more than five killed processes complete
+LONGEST_EPOCH_S = 0.1  # an epoch in which code is compiled is longer, and the next ones are not
 
 
 def forked(arguments: list[str], cache: Path, printed: int, threads: int = 1) -> int:
@@ -85,7 +86,7 @@ def kill(arguments: list[str], cache: Path, last: Path, moment: float, begun: bo
         arguments: the training.
         cache: folder of compiled code.
         last: its checkpoint.
-        moment: when it is killed: this part of an epoch after its second save, or of 0.2 s after its start.
+        moment: when it is killed: this part of an epoch after its second save, or of 0.2 s.
         begun: whether it is killed after its second save, or before its first one.
     """
     with tempfile.TemporaryFile() as printed:
@@ -99,7 +100,7 @@ def kill(arguments: list[str], cache: Path, last: Path, moment: float, begun: bo
                 saves.append(time.monotonic())
             assert time.monotonic() < due
             time.sleep(0.001)
-        time.sleep(moment * (saves[2] - saves[1] if begun else 0.2))
+        time.sleep(moment * (min(saves[2] - saves[1], LONGEST_EPOCH_S) if begun else 0.2))
         os.killpg(child, signal.SIGKILL)
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
