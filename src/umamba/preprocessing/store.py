@@ -1,7 +1,8 @@
 """Store preprocessed cases on disk in two blosc2 files per case, from which single patches can be read.
 
     <root>/<dataset>/<configuration>_<key>/
-        store.json            plan, configuration, dataset hash, case names; written last, so it marks a complete store
+        store.json            plan, configuration, dataset hash, case names, checksums of all files and of itself;
+                              written last, so it marks a complete store
         <case>.label.b2nd     (1, Z, Y, X) int16
         <case>.image.b2nd     (C, Z, Y, X) float32; its metadata hold the foreground voxels and the case's properties
 
@@ -13,7 +14,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +48,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 3  # increase it whenever the same dataset and plan would give other files
 _STORE = "store.json"
+_SEAL = "checksum"  # entry of store.json: the checksum of the others
 _BLOCK_VOXELS = 16 * 32 * 32  # decoded together: small enough for a core's cache, with little excess around a patch
 _CHUNK_VOXELS = 128**3
 
@@ -143,8 +146,9 @@ def prepare_store(
 ) -> CaseStore:
     """Preprocess the training cases of a dataset, unless their store exists.
 
-    The files of a store are compared with their checksums, and damaged cases are prepared again. Several processes may
-    call this at once: one works while the others wait. Cases that an interrupted process has finished are kept.
+    The files of a store are compared with their checksums, and damaged cases are prepared again; all of them, if
+    store.json itself is damaged. Several processes may call this at once: one works while the others wait. Cases that
+    an interrupted process has finished are kept.
 
     Args:
         dataset: the raw dataset.
@@ -170,6 +174,7 @@ def prepare_store(
             if not damaged:
                 return store
             log.warning("%s: damaged on the disk, and prepared again: %s", folder, ", ".join(sorted(damaged)))
+            remove_stale(folder)
         else:
             damaged = set()
             make_folder(folder)
@@ -193,7 +198,7 @@ def prepare_store(
             "cases": list(store.case_ids),
             "checksums": _checksums(store, workers),
         }
-        write_json(folder / _STORE, content)
+        write_json(folder / _STORE, {**content, _SEAL: _seal(content)})
     return store
 
 
@@ -208,11 +213,33 @@ def _checksums(store: CaseStore, workers: int) -> dict[str, int | None]:
 
 def _damaged(store: CaseStore, workers: int) -> set[str]:
     """Return the cases whose files differ from their checksums; none for a store without checksums."""
-    expected = read_json(store.path / _STORE).get("checksums")
+    content = _content(store.path)
+    if content is None:
+        return set(store.case_ids)
+    expected = content.get("checksums")
     if not isinstance(expected, dict):
         return set()
     found = _checksums(store, workers)
     return {name.rpartition(".")[0].rpartition(".")[0] for name in found if found[name] != expected.get(name)}
+
+
+def _content(folder: Path) -> dict[str, Any] | None:
+    """Return what store.json holds; None if it is damaged. That of an earlier version has no checksum of itself."""
+    try:
+        content = read_json(folder / _STORE)
+    except UserError:
+        return None
+    if not isinstance(content, dict) or not {"plan", "configuration", "labels", "cases"} <= content.keys():
+        return None
+    if content.get(_SEAL, _seal(content)) != _seal(content):
+        return None
+    return content
+
+
+def _seal(content: Mapping[str, Any]) -> int:
+    """Return the CRC-32 of what store.json holds, without the checksum itself."""
+    own = {name: value for name, value in content.items() if name != _SEAL}
+    return zlib.crc32(json.dumps(own, sort_keys=True).encode())
 
 
 def open_store(folder: Path) -> CaseStore:
@@ -226,7 +253,10 @@ def open_store(folder: Path) -> CaseStore:
     """
     if not (folder / _STORE).exists():
         raise UserError(f"{folder}: holds no complete set of preprocessed cases. Prepare the dataset to make them.")
-    return CaseStore(folder, tuple(read_json(folder / _STORE)["cases"]))
+    content = _content(folder)
+    if content is None or not isinstance(content.get("cases"), list):
+        raise UserError(f"{folder / _STORE}: is damaged. Prepare the dataset again, which makes it anew.")
+    return CaseStore(folder, tuple(map(str, content["cases"])))
 
 
 def store_key(digest: str, plan: Plan, configuration: Configuration, labels: LabelSet) -> str:
