@@ -154,6 +154,20 @@ class Outputs:
         for folder in (self.folder, *(self.folder / form for form in (*FORMS, _PREVIEWS))):
             remove_stale(folder)
 
+    def _recorded(self) -> Any:
+        """Return what the segmentations were made with.
+
+        Raises:
+            UserError: the record is damaged, so that nothing tells what made them.
+        """
+        try:
+            return read_json(self.record)
+        except UserError as error:
+            raise UserError(
+                f"{error} It tells which network made the segmentations in this folder; without it, give another "
+                "folder, or overwrite=true to make them again."
+            ) from None
+
     def claim(self, record: Mapping[str, Any], files: Sequence[CaseFiles]) -> None:
         """Record what the segmentations are made with.
 
@@ -165,7 +179,7 @@ class Outputs:
             UserError: they were made with something else, or there are files that no prediction made.
         """
         if self.record.exists():
-            if read_json(self.record) != dict(record):
+            if self._recorded() != dict(record):
                 where = self.folder if self.only is None else files[0].segmentation
                 raise UserError(
                     f"{where}: holds segmentations of another network or other settings ({self.record.name}). Give "

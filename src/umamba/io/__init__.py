@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from umamba.io.dicom import holds_dicom
+    from umamba.io.documents import read_json, read_yaml
     from umamba.io.errors import StorageError, UserError
     from umamba.io.files import (
         atomic_directory,
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
         file_digest,
         make_folder,
         partial_path,
-        read_json,
         remove_stale,
         storage_errors,
         write_json,
@@ -44,9 +44,10 @@ if TYPE_CHECKING:
 # The module that defines each name. No name equals a module's, because the module would hide it once it is loaded.
 _MODULES = {
     "dicom": ("holds_dicom",),
+    "documents": ("read_json", "read_yaml"),
     "errors": ("StorageError", "UserError"),
     "files": (
-        *("atomic_directory", "atomic_path", "below", "file_digest", "make_folder", "partial_path", "read_json"),
+        *("atomic_directory", "atomic_path", "below", "file_digest", "make_folder", "partial_path"),
         *("remove_stale", "storage_errors", "write_json", "wrong_name"),
     ),
     "image": (
@@ -82,6 +83,7 @@ __all__ = [
     "read_image",
     "read_json",
     "read_label",
+    "read_yaml",
     "remove_stale",
     "storage_errors",
     "supported_endings",

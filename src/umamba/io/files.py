@@ -253,27 +253,6 @@ def write_json(path: Path, obj: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: the file.
-
-    Raises:
-        UserError: the file is missing, not text, or not valid JSON; the message names the line of the mistake.
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Check the path.") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}: not valid JSON ({error.msg} at {where}). Correct that line.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error}). Check the file and its permissions.") from None
-
-
 def remove_stale(folder: Path, target: str | None = None) -> None:
     """Delete partial files and folders that interrupted writers left directly in `folder`.
 

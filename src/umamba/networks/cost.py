@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from umamba.io import UserError
+from umamba.io.resources import memory_bytes
+from umamba.networks.budget import weight_budget
 from umamba.networks.build import Architecture, build_network
 from umamba.networks.mamba import Mamba, MambaLayer
 from umamba.planning import Configuration
@@ -105,14 +108,18 @@ def build_without_data(
     Raises:
         UserError: see `build_network`.
     """
+    too_large = f"plan.{configuration.name}: no machine holds the weights of this network. Check its feature maps."
     try:
         with torch.device("meta"):
             return build_network(architecture, configuration, in_channels, num_classes)
     except RuntimeError as error:
+        if "overflow" in str(error):
+            raise UserError(too_large) from None
         if "meta" not in str(error):
             raise
     # MONAI's SwinUNETR reads values of its tensors while it is built, so it is built with data first.
-    return build_network(architecture, configuration, in_channels, num_classes).to("meta")
+    with weight_budget(memory_bytes() // 4, too_large):
+        return build_network(architecture, configuration, in_channels, num_classes).to("meta")
 
 
 def scan_flops(batch: int, channels: int, length: int, states: int) -> int:

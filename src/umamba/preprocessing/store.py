@@ -36,13 +36,17 @@ from umamba.io import (
     read_label,
     remove_stale,
     write_json,
+    wrong_name,
 )
 from umamba.io.checksums import checksums
+from umamba.io.documents import OWN_BYTES
 from umamba.labels import LabelSet
 from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
+from umamba.settings.validate import read_record
+from umamba.settings.wording import shown
 
 log = logging.getLogger(__name__)
 
@@ -87,17 +91,17 @@ class CaseStore:
     @property
     def plan(self) -> Plan:
         """The plan by which the cases were preprocessed."""
-        return Plan.from_json(read_json(self.path / _STORE)["plan"])
+        return Plan.from_json(_content(self.path).plan)
 
     @property
     def configuration(self) -> Configuration:
         """The plan's configuration by which the cases were preprocessed."""
-        return self.plan.configuration(str(read_json(self.path / _STORE)["configuration"]))
+        return self.plan.configuration(_content(self.path).configuration)
 
     @property
     def labels(self) -> LabelSet:
         """The labels of the dataset."""
-        return LabelSet.from_json(read_json(self.path / _STORE)["labels"])
+        return LabelSet.from_json(_content(self.path).labels)
 
     def load(self, case_id: str) -> StoredCase:
         """Open a case without reading its voxels.
@@ -115,7 +119,7 @@ class CaseStore:
                 int(key): np.frombuffer(value, np.int32).reshape(-1, 3) for key, value in meta["foreground"].items()
             }
             properties = CaseProperties.from_json(json.loads(meta["properties"]))
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise UserError(
                 f"{self.path}: the prepared files of {case_id} cannot be read ({error}). Delete that folder, and "
                 "prepare the dataset again."
@@ -146,9 +150,8 @@ def prepare_store(
 ) -> CaseStore:
     """Preprocess the training cases of a dataset, unless their store exists.
 
-    The files of a store are compared with their checksums, and damaged cases are prepared again; all of them, if
-    store.json itself is damaged. Several processes may call this at once: one works while the others wait. Cases that
-    an interrupted process has finished are kept.
+    The files of a store are compared with their checksums, and damaged cases are prepared again. Several processes may
+    call this at once: one works while the others wait. Cases that an interrupted process has finished are kept.
 
     Args:
         dataset: the raw dataset.
@@ -166,15 +169,14 @@ def prepare_store(
     configuration = plan.configuration(configuration_name)
     folder = root / dataset.name / f"{configuration_name}_{store_key(digest, plan, configuration, dataset.labels)}"
     store = CaseStore(folder, tuple(sorted(case.case_id for case in dataset.training)))
-    if (folder / _STORE).exists() and not (check and _damaged(store, workers)):
+    if _is_whole(store) and not (check and _damaged(store, workers)):
         return store
     with exclusive(folder.parent / f".{folder.name}.lock", f"the preprocessed cases in {folder}"):
-        if (folder / _STORE).exists():
+        if _is_whole(store):
             damaged = _damaged(store, workers) if check else set()
             if not damaged:
                 return store
             log.warning("%s: damaged on the disk, and prepared again: %s", folder, ", ".join(sorted(damaged)))
-            remove_stale(folder)
         else:
             damaged = set()
             make_folder(folder)
@@ -202,6 +204,48 @@ def prepare_store(
     return store
 
 
+@dataclass(frozen=True)
+class _Content:
+    """The content of store.json; `checksums` is None in stores of version 0.1."""
+
+    plan: Mapping[str, Any]
+    configuration: str
+    labels: Mapping[str, Any]
+    cases: tuple[str, ...]
+    checksums: Mapping[str, Any] | None = None
+
+
+def _content(folder: Path) -> _Content:
+    """Read the store.json of a store."""
+    path = folder / _STORE
+    try:
+        content = read_json(path, OWN_BYTES)
+        found = read_record(_Content, content)
+        if content.get(_SEAL, _seal(content)) != _seal(content):  # that of an earlier version has none
+            raise UserError("differs from its checksum.")
+        wrong = next((name for name in found.cases if wrong_name(name)), None)
+        if wrong is not None:
+            raise UserError(f"cases: {shown(wrong)} is no name of a case.")
+        return found
+    except UserError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: {text} Delete this file, and prepare the dataset again; its cases stay.") from None
+
+
+def _is_whole(store: CaseStore) -> bool:
+    """Return whether a store is complete; a damaged store.json is written again, as after an interruption."""
+    if not (store.path / _STORE).exists():
+        return False
+    try:
+        if _content(store.path).cases == store.case_ids:
+            return True
+        reason = "it lists other cases"
+    except UserError as error:
+        reason = str(error).removeprefix(f"{store.path / _STORE}: ").split(". ")[0]
+    log.warning("%s is damaged (%s), and is written again.", store.path / _STORE, reason)
+    return False
+
+
 def _files(store: CaseStore) -> list[Path]:
     return [_file(store.path, case_id, what) for case_id in store.case_ids for what in ("image", "label")]
 
@@ -213,27 +257,11 @@ def _checksums(store: CaseStore, workers: int) -> dict[str, int | None]:
 
 def _damaged(store: CaseStore, workers: int) -> set[str]:
     """Return the cases whose files differ from their checksums; none for a store without checksums."""
-    content = _content(store.path)
-    if content is None:
-        return set(store.case_ids)
-    expected = content.get("checksums")
-    if not isinstance(expected, dict):
+    expected = _content(store.path).checksums
+    if expected is None:
         return set()
     found = _checksums(store, workers)
     return {name.rpartition(".")[0].rpartition(".")[0] for name in found if found[name] != expected.get(name)}
-
-
-def _content(folder: Path) -> dict[str, Any] | None:
-    """Return what store.json holds; None if it is damaged. That of an earlier version has no checksum of itself."""
-    try:
-        content = read_json(folder / _STORE)
-    except UserError:
-        return None
-    if not isinstance(content, dict) or not {"plan", "configuration", "labels", "cases"} <= content.keys():
-        return None
-    if content.get(_SEAL, _seal(content)) != _seal(content):
-        return None
-    return content
 
 
 def _seal(content: Mapping[str, Any]) -> int:
@@ -253,10 +281,7 @@ def open_store(folder: Path) -> CaseStore:
     """
     if not (folder / _STORE).exists():
         raise UserError(f"{folder}: holds no complete set of preprocessed cases. Prepare the dataset to make them.")
-    content = _content(folder)
-    if content is None or not isinstance(content.get("cases"), list):
-        raise UserError(f"{folder / _STORE}: is damaged. Prepare the dataset again, which makes it anew.")
-    return CaseStore(folder, tuple(map(str, content["cases"])))
+    return CaseStore(folder, _content(folder).cases)
 
 
 def store_key(digest: str, plan: Plan, configuration: Configuration, labels: LabelSet) -> str:

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from umamba.io import atomic_path
+from umamba.io import UserError, atomic_path, read_yaml
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
@@ -22,8 +20,8 @@ def read_config(path: Path) -> dict[str, Any] | None:
         Nested plain values; None: there is no such file, or it cannot be read.
     """
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        content: Any = read_yaml(path)
+    except UserError:
         return None
     return {str(name): value for name, value in content.items()} if isinstance(content, dict) else None
 

@@ -77,11 +77,14 @@ def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
         if settings.trainer.dry_run:
             settings = replace(settings, restart=True)
         check_trainer(settings)
+        folder = RunFolder.of(settings)
+        if not settings.restart:
+            folder.status()  # a damaged run.json is refused before any work
         planned = plan_of(settings)
         check_fold(settings, planned)
         check_network(settings, planned)
         check_scoring(settings, planned)
-        return run(settings, preprocess(planned, settings), RunFolder.of(settings))
+        return run(settings, preprocess(planned, settings), folder)
 
 
 def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -> RunResult:
@@ -115,7 +118,7 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -
             begin(folder, identity, settings, _completed(folder, settings), processes(settings))
         try:
             if trained:
-                log.info("This run is trained; its scores were made with other settings: %s", "; ".join(otherwise))
+                log.info("This run is trained, and is scored again: %s", "; ".join(otherwise))
             loggers = [] if trained else fit(settings, prepared, folder, record)
             if not first:
                 return RunResult(folder, None, None)
