@@ -16,11 +16,12 @@ import torch
 
 from umamba.inference import Predictor, export_to_nnunet
 from umamba.io import UserError
+from umamba.labels import LabelSet
 from umamba.networks import build_network
 from umamba.planning import Configuration, Intensity, Plan
 from umamba.records import read_checkpoint
-from umamba.records.checkpoint import read_weights
 from umamba.records.share import share_checkpoint
+from umamba.training.pretrained import load_pretrained
 
 Made = Callable[[], None]
 _CONFIGURATION = Configuration(
@@ -112,12 +113,12 @@ def items() -> list[tuple[str, str, Callable[[Path, Made], str]]]:
 
 
 def _checkpoint(write: Callable[[Path], None], box: Path, made: Made) -> str:
-    """Read by all three entries; what one accepts must have the weights that were written."""
+    """Predict with it, and fine-tune it; what is accepted must be the weights of the sound checkpoint."""
     path = box / "last.ckpt"
     write(path)
     made()
     expected, said = weights(), []
-    for read in (_build, lambda path: read_weights(path)[0]):
+    for read in (_build, _tune):
         try:
             found = read(path)
         except UserError as error:
@@ -134,6 +135,12 @@ def _checkpoint(write: Callable[[Path], None], box: Path, made: Made) -> str:
 
 def _build(path: Path) -> Mapping[str, torch.Tensor]:
     return Predictor.from_checkpoint(path, device="cpu", precision="32-true").models[0].network.state_dict()
+
+
+def _tune(path: Path) -> Mapping[str, torch.Tensor]:
+    network, labels = build_network("unet", _CONFIGURATION, 1, 3), LabelSet(("organ", "lesion"), ((1,), (2,)))
+    load_pretrained(path, network, lambda classes: build_network("unet", _CONFIGURATION, 1, classes), labels)
+    return network.state_dict()
 
 
 def _tampered(changes: Mapping[str, Any], box: Path, made: Made) -> str:
@@ -174,10 +181,9 @@ def _official(change: Callable[[Path], None], box: Path, made: Made) -> str:
     change(network)
     made()
     found = Predictor.from_checkpoint(network, device="cpu", precision="32-true").models[0]
-    sound = found.plan.to_json() == {**_PLAN.to_json(), "rules": found.plan.rules} and found.labels.names == (
-        "organ",
-        "lesion",
-    )
+    own = _PLAN.to_json()
+    plan = {**own, **{name: found.plan.to_json()[name] for name in ("rules", "dataset_name")}}
+    sound = found.plan.to_json() == plan and found.labels.names == ("organ", "lesion")
     equal = all(torch.equal(value, weights()[name]) for name, value in found.network.state_dict().items())
     return "equal" if sound and equal else "different: plan, labels or weights"
 
@@ -188,7 +194,7 @@ def _code() -> Iterator[tuple[str, Callable[[Path], None]]]:
         "exec": Runs(exec, _CODE),
         "os.system": Runs(__import__("os").system, "touch $HOSTILE_MARK"),
         "subprocess": Runs(__import__("subprocess").call, ["touch", "-r", "/", "$HOSTILE_MARK"]),
-        "getattr": Runs(getattr, torch, "load"),
+        "getattr": Runs(getattr, 5, "real"),
         "torch.load": Runs(torch.load, "/etc/passwd"),
         "torch.hub": Runs(torch.hub.load, ".", "x"),
         "numpy.load": Runs(np.load, "/etc/passwd", None, True),
@@ -267,10 +273,10 @@ def _damaged() -> Iterator[tuple[str, Callable[[Path], None]]]:
             for part, data in parts:
                 archive.writestr(part, data)
             with archive.open(f"archive/{name}", "w", force_zip64=True) as stream:
-                for _ in range(300):
+                for _ in range(40):
                     stream.write(bytes(10_000_000))
 
-    yield "3 GB of zeros deflated, unused", partial(bomb, "unused")
+    yield "400 MB of zeros deflated, unused", partial(bomb, "unused")
 
     def declared(size: int, path: Path) -> None:
         torch.save(content(), path)
@@ -296,10 +302,6 @@ def _damaged() -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "without weights", partial(_rewritten, lambda parts: [(n, d) for n, d in parts if "/data/" not in n])
     yield "without pickle", partial(_rewritten, lambda parts: [(n, d) for n, d in parts if not n.endswith(".pkl")])
     yield "empty archive", partial(_rewritten, lambda parts: [])
-    yield (
-        "big-endian mark",
-        partial(_rewritten, lambda parts: [(n, b"big" if n.endswith("byteorder") else d) for n, d in parts]),
-    )
     pickles = {
         "nested 100,000 deep": b"\x80\x02" + b"(" * 100_000 + b"l" * 100_000 + b".",
         "lists 1000 deep": b"\x80\x02" + b"]" * 1000 + b"a" * 999 + b".",
@@ -356,12 +358,9 @@ def _shapes() -> Iterator[tuple[str, Callable[[Path], None]]]:
         "integers": torch.zeros(4, 1, 3, 3, dtype=torch.int64),
         "complex": torch.zeros(4, 1, 3, 3, dtype=torch.complex64),
         "sparse": torch.eye(4).to_sparse(),
-        "sparse with wrong indices": None,
         "meta": torch.zeros(4, 1, 3, 3, device="meta"),
-        "quantized": torch.quantize_per_tensor(torch.zeros(4, 1, 3, 3), 0.1, 0, torch.qint8),
         "bool": torch.zeros(4, 1, 3, 3, dtype=torch.bool),
     }
-    del values["sparse with wrong indices"]
     for what, value in values.items():
         yield f"one is {what}", partial(with_state, lambda state, value=value: state.update({first: value}))
     yield "one missing", partial(with_state, lambda state: state.pop(first))

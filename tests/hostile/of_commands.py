@@ -9,6 +9,7 @@ import runpy
 from collections.abc import Callable, Iterator
 from functools import partial
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ from umamba.records.config_file import read_config
 from umamba.records.tables import read_curves, read_metrics, read_scores
 from umamba.reporting.results import read_published
 from umamba.sweeps import read_study
+
+for _name in (
+    "cli.planned_runs",
+    "cli.predict",
+    "datasets.archives",
+    "evaluation.evaluate",
+    "reporting",
+    "runs.prediction",
+):
+    import_module(f"umamba.{_name}")  # before the processes are forked
 
 Made = Callable[[], None]
 _CHECKPOINTS = runpy.run_path(str(Path(__file__).with_name("of_checkpoints.py")))
@@ -344,7 +355,7 @@ def _predict(change: Callable[[Path], None], box: Path, made: Made) -> str:
         said = command("predict", f"checkpoint={checkpoint}", f"input={box / 'images'}", f"output={box / 'out'}",
                        "device=cpu", "precision=32-true", "tta=false", "previews=0")  # fmt: skip
     except UserError as error:
-        if "a_0000" not in str(error):
+        if "a_0000" not in str(error) and "\na: " not in str(error):
             return f"traceback: does not name the image: {error}"
         if not (box / "out" / "b.nii.gz").is_file() and "no regular file" not in str(error):
             return f"different: the sound image was not segmented: {error}"

@@ -11,7 +11,7 @@ Whether what was read is right is decided by the function, from what it wrote or
     different   read, but otherwise: a silent difference
     traceback   any other exception
     crash       the process died
-    slow        over 10 s
+    slow        over 10 s of a processor, or over 30 s of waiting
     large       over 1 GB of memory beyond what the libraries take
     escaped     a file outside the folder `out` was made, changed or removed, or code of the input ran
 
@@ -41,7 +41,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-SECONDS, BYTES, PROCESSES = 10.0, 1 << 30, 2
+SECONDS, WAITING, BYTES, PROCESSES = 10.0, 30.0, 1 << 30, 2
 OUTCOMES = ("tried", "refused", "equal", "different", "traceback", "crash", "slow", "large", "escaped")
 FAULTS = OUTCOMES[3:]
 MARK = "ran-code-of-the-input"  # a hostile input that runs makes a file of this name
@@ -167,31 +167,37 @@ def _worker(items: list[Item], numbers: list[int], root: Path, answers: int) -> 
         raise TooSlow
 
     signal.signal(signal.SIGALRM, alarm)
+    signal.signal(signal.SIGPROF, alarm)
     for number in numbers:
         os.write(answers, (json.dumps([number, None, "", 0]) + "\n").encode())
         folder = root / str(number)
         folder.mkdir()
-        began = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        began = time.process_time()
+        signal.setitimer(signal.ITIMER_REAL, WAITING)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             word, reason = outcome(items[number], folder)
         except TooSlow:
-            word, reason = "slow", f"over {SECONDS:.0f} s"
+            word, reason = "slow", "the alarm"
         except BaseException as error:
             word, reason = "traceback", f"{type(error).__name__}: {error}"
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         os.chdir(root)
         shutil.rmtree(folder, ignore_errors=True)
-        os.write(answers, (json.dumps([number, word, reason[:1500], time.monotonic() - began]) + "\n").encode())
+        os.write(answers, (json.dumps([number, word, reason[:1500], time.process_time() - began]) + "\n").encode())
     os._exit(0)
 
 
-def run(items: list[Item], root: Path, processes: int = PROCESSES) -> list[tuple[str, str, float]]:
+def run(
+    items: list[Item], root: Path, tell: Callable[[Item, tuple[str, str, float]], None], processes: int = PROCESSES
+) -> list[tuple[str, str, float]]:
     """Read all inputs in a few processes; one that dies is replaced, and the input it read counts as a crash.
 
     Args:
         items: the inputs.
         root: a folder for them.
+        tell: is called with each input and what became of it.
         processes: how many read at the same time.
 
     Returns:
@@ -225,7 +231,8 @@ def run(items: list[Item], root: Path, processes: int = PROCESSES) -> list[tuple
                 process["at"] = number
                 if word is not None:
                     found[number], process["at"] = (word, reason, seconds), None
-            stuck = time.monotonic() - process["heard"] > 3 * SECONDS
+                    tell(items[number], found[number])
+            stuck = time.monotonic() - process["heard"] > 2 * WAITING
             if not ended and not stuck:
                 continue
             if stuck:
@@ -237,6 +244,7 @@ def run(items: list[Item], root: Path, processes: int = PROCESSES) -> list[tuple
             if process["at"] is not None:
                 why = "no answer to the alarm" if stuck else f"ended by signal {os.WTERMSIG(status)}"
                 found[process["at"]] = ("slow" if stuck else "crash", why, 0.0)
+                tell(items[process["at"]], found[process["at"]])
                 left.remove(process["at"])
             if left:
                 waiting.append(left)
@@ -255,6 +263,10 @@ def table(items: list[Item], found: list[tuple[str, str, float]]) -> Iterator[st
         yield f"{kind:{width}} " + " ".join(f"{count[word]:9}" for word in OUTCOMES)
 
 
+def _is_fault(word: str) -> bool:
+    return word in FAULTS or word not in OUTCOMES
+
+
 def main() -> int:
     """Read all inputs, print faults and the table; return 1 after a fault."""
     parser = argparse.ArgumentParser()
@@ -262,15 +274,16 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="print the outcome of each input")
     arguments = parser.parse_args()
     items = every_item(arguments.only)
+
+    def tell(item: Item, found: tuple[str, str, float]) -> None:
+        if arguments.all or _is_fault(found[0]):
+            mark = "FAULT" if _is_fault(found[0]) else "     "
+            print(f"{mark} {item[0]} / {item[1]}: {found[0]}, {found[2]:.1f} s: {found[1]}", flush=True)
+
     with tempfile.TemporaryDirectory(prefix="hostile-") as root:
         began = time.monotonic()
-        found = run(items, Path(root))
-    faults = 0
-    for (kind, name, _), (word, reason, seconds) in zip(items, found, strict=True):
-        fault = word in FAULTS or word not in OUTCOMES
-        faults += fault
-        if fault or arguments.all:
-            print(f"{'FAULT' if fault else '     '} {kind} / {name}: {word}, {seconds:.1f} s: {reason}")
+        found = run(items, Path(root), tell)
+    faults = sum(_is_fault(word) for word, *_ in found)
     print(*table(items, found), sep="\n")
     slowest = max(seconds for *_, seconds in found)
     print(f"{len(items)} inputs, {faults} faults, slowest {slowest:.1f} s, together {time.monotonic() - began:.0f} s")

@@ -6,6 +6,7 @@ Background outside the nonzero mask gets the label -1.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from umamba.io import Geometry, Image, Turn, UserError, ras_turn, turned
 from umamba.io.image import turned_geometry
 from umamba.io.orientation import AS_STORED
+from umamba.io.resources import memory_bytes
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Intensity, Plan, nonzero_box
 from umamba.preprocessing.normalize import normalize_channel
@@ -23,6 +25,7 @@ from umamba.preprocessing.resample import resample_image, resample_label, resamp
 log = logging.getLogger(__name__)
 
 OUTSIDE = -1  # label of background voxels outside the nonzero mask
+_LONGEST = 1 << 17  # voxels of an axis after resampling: far more than any image has
 
 Size = tuple[int, int, int]
 
@@ -140,6 +143,11 @@ def preprocess_case(
     spacing = tuple(image.geometry.spacing[axis] for axis in plan.transpose_forward)
     target = spacing[: 3 - configuration.dim] + tuple(configuration.spacing)
     shape = tuple(max(1, size) for size in resampled_shape(data.shape[1:], spacing, target))
+    if max(shape) > _LONGEST or 4 * len(data) * math.prod(shape) > memory_bytes():
+        raise UserError(
+            f"its spacing of {_listed(spacing)} mm makes {shape} voxels at the plan's {_listed(target)} mm, which do "
+            "not fit into the memory. Check the spacing in its header."
+        )
     properties = CaseProperties(
         case_id=case_id,
         geometry=geometry,
@@ -150,6 +158,10 @@ def preprocess_case(
     )
     data = resample_image(data, shape, spacing, target)
     return data, None if label is None else resample_label(segmentation, shape, spacing, target), properties
+
+
+def _listed(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{value:.4g}" for value in spacing)
 
 
 def _warn_of_constant(case_id: str, number: int, voxels: np.ndarray, scheme: str, intensity: Intensity | None) -> None:
