@@ -355,7 +355,6 @@ def _shapes() -> Iterator[tuple[str, Callable[[Path], None]]]:
         "text": "weights",
         "None": None,
         "list": [1, 2],
-        "integers": torch.zeros(4, 1, 3, 3, dtype=torch.int64),
         "complex": torch.zeros(4, 1, 3, 3, dtype=torch.complex64),
         "sparse": torch.eye(4).to_sparse(),
         "meta": torch.zeros(4, 1, 3, 3, device="meta"),

@@ -115,3 +115,10 @@ def test_a_wrong_number_of_channels(make_plan: Maker) -> None:
     image = image_of(np.ones((2, 3, 4, 5), np.float32), (1, 1, 1))
     with pytest.raises(UserError, match=r"2 channel\(s\), the plan was made for 1"):
         preprocess_case(image, None, plan, plan.configuration("3d_fullres"), LABELS)
+
+
+def test_a_spacing_of_another_unit_is_refused_before_memory_is_taken(make_plan: Callable[..., Plan]) -> None:
+    image = image_of(np.random.default_rng(0).random((1, 3, 20, 24), dtype=np.float32), (1e-7, 1e7, 1e7))
+    plan = make_plan((2.0, 1.0, 1.0))
+    with pytest.raises(UserError, match=r"its spacing of 1e-07 x 1e\+07 x 1e\+07 mm makes \(1, 200000000, 240000000\)"):
+        preprocess_case(image, None, plan, plan.configuration("3d_fullres"), LABELS)
