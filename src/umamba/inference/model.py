@@ -107,14 +107,17 @@ class Model:
             f"{checkpoint.path}: the weights do not fit the network {record.architecture.name} of its plan, which has "
             "more of them. The file was changed, or another version of this project wrote it."
         )
-        with weight_budget(2 * stored_numbers(checkpoint.weights.values()), unfit):
-            network = build_network(
-                record.architecture,
-                record.configuration,
-                record.num_channels,
-                record.labels.num_classes,
-                deep_supervision=record.deep_supervision,
-            )
+        try:
+            with weight_budget(2 * stored_numbers(checkpoint.weights.values()), unfit):
+                network = build_network(
+                    record.architecture,
+                    record.configuration,
+                    record.num_channels,
+                    record.labels.num_classes,
+                    deep_supervision=record.deep_supervision,
+                )
+        except UserError as error:
+            raise UserError(f"{checkpoint.path}: {str(error).removeprefix(f'{checkpoint.path}: ')}") from None
         try:
             network.load_state_dict(checkpoint.weights, strict=True)
         except RuntimeError as error:

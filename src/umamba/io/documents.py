@@ -117,7 +117,10 @@ def read_yaml(path: Path) -> Any:
             if depth > _MOST_DEPTH:
                 raise UserError(f"{path}: is nested more than {_MOST_DEPTH} deep. Check that it is the right file.")
         content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else None
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        *(yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError),
+        RecursionError,
+    ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a valid YAML file ({reason[:200]}). Correct it.") from None
     check_values(content, str(path))
@@ -179,8 +182,6 @@ def _fault_of_key(key: Any) -> str:
 
 
 def _fault_of_text(text: str) -> str:
-    if "\0" in text:
-        return "holds text with a null character"
     if text.isascii():
         return ""
     try:

@@ -117,7 +117,7 @@ class LabelSet:
 def _values_of(name: str, value: Any) -> tuple[int, ...]:
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in items):
-        found = repr(value[:60]) if isinstance(value, str) else shown(value)
+        found = repr(value[:60]) if isinstance(value, str) else str(value) if value is True else shown(value)
         raise UserError(
             f'labels: "{name}" is {found}; it must be an integer of 0 or more, or a list of them (a region).'
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from umamba.io import UserError
 from umamba.planning.normalization import SCHEMES
 from umamba.planning.topology import total_stride
+from umamba.settings.wording import shown
 
 if TYPE_CHECKING:
     from umamba.planning.plan import Configuration, Plan
@@ -44,7 +45,9 @@ def check_configuration_fits(configuration: "Configuration", section: str) -> No
     for name in ("strides", "kernel_sizes"):
         for index, stage in enumerate(getattr(configuration, name)):
             if len(stage) != dim:
-                raise UserError(f"{section}.{name}[{index}]={list(stage)}: needs {dim} entries, as patch_size has.")
+                raise UserError(
+                    f"{section}.{name}[{index}]={shown(list(stage))}: needs {dim} entries, as patch_size has."
+                )
     if math.prod(configuration.patch_size) > _MOST_PATCH:
         raise UserError(f"{section}.patch_size={list(configuration.patch_size)}: has more than {_MOST_PATCH} voxels.")
     even = [size for kernel in configuration.kernel_sizes for size in kernel if size % 2 == 0]

@@ -139,13 +139,13 @@ class CheckpointRecord:
                 "configuration_name": content["configuration"],
                 "architecture": _architecture(content["architecture"]),
                 "labels": LabelSet.from_json(content["labels"]),
-                "recipe": parse(RecipeSettings, content["recipe"]) if content["recipe"] else None,
+                "recipe": parse(RecipeSettings, content["recipe"] or {}),
                 "provenance": content.get("provenance") or {},
                 "ema_patch_dice": _patch_dice(content.get("scores") or {}),
             },
         )
         found.check_fits()
-        return found
+        return found if content["recipe"] else replace(found, recipe=None)
 
     def check_fits(self) -> None:
         """Refuse a record whose parts do not fit each other.

@@ -51,19 +51,18 @@ def _metrics(path: Path) -> tuple[list[MetricsRow], str | None]:
     if len(content) > _MOST_METRICS:
         return [], f"has more than {_MOST_METRICS >> 20} MiB"
     rows: list[MetricsRow] = []
-    wrong = 0
+    wrong, whole = 0, False
     try:
         reader = csv.DictReader(io.StringIO(content.decode(errors="replace").replace("\0", "\ufffd"), newline=""))
         if "epoch" not in (reader.fieldnames or ()):
             return [], "is empty" if not content.strip() else "has no column epoch"
         for row in reader:
-            if _is_metrics(row):
-                rows.append(row)
-            else:
-                wrong += 1
+            whole = _is_metrics(row)
+            rows += [row] if whole else []
+            wrong += not whole
     except csv.Error as error:
         return rows, f"cannot be read as a table ({error})"
-    if not wrong and not content.endswith(b"\n"):
+    if whole and not content.endswith(b"\n"):
         return rows[:-1], "is cut in its last row"  # whose last number may have lost digits
     return rows, f"has {wrong} row(s) that are cut or hold other values" if wrong else None
 
@@ -147,7 +146,7 @@ def read_curves(path: Path) -> pandas.DataFrame:
     Raises:
         UserError: the file is not such a table.
     """
-    return read_table(path, remedy="It is written again by the next epoch of the run.")
+    return read_table(path, remedy="Delete it, or continue the run, which keeps its whole rows.")
 
 
 def main_score(table: pandas.DataFrame) -> float:
