@@ -165,6 +165,24 @@ def test_a_flipped_bit_is_found_and_its_case_prepared_again(
     assert not caplog.text, "it is whole again"
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"cases": ["a", "b"]}', "\0", '{"cases": ["a"], "plan": {"na'])
+def test_a_damaged_list_of_a_store_is_written_again(
+    raw: Path, tmp_path: Path, make_plan: Maker, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make_plan((2.0, 0.8, 0.8))
+    store = prepare(raw, plan, tmp_path / "out")
+    path = store.path / "store.json"
+    whole, times = path.read_text(), [file.stat().st_mtime_ns for file in sorted(store.path.glob("*.b2nd"))]
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"store\.json: .*Delete this file, and prepare the dataset again"):
+        open_store(store.path)
+    with caplog.at_level("WARNING", logger="umamba"):
+        assert prepare(raw, plan, tmp_path / "out") == store
+    assert "store.json is damaged" in caplog.text
+    assert path.read_text() == whole
+    assert [file.stat().st_mtime_ns for file in sorted(store.path.glob("*.b2nd"))] == times
+
+
 def test_a_store_of_version_0_1_has_no_checksums(raw: Path, tmp_path: Path, make_plan: Maker) -> None:
     plan = make_plan((2.0, 1.0, 1.0))
     store = prepare(raw, plan, tmp_path / "out")
