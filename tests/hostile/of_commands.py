@@ -7,6 +7,7 @@ import json
 import os
 import runpy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from importlib import import_module
@@ -17,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from umamba.cli.compose import settings_of
 from umamba.cli.main import main
 from umamba.inference.postprocessing import PostProcessing
 from umamba.io import UserError, read_json, read_label
@@ -27,6 +29,8 @@ from umamba.records import RunFolder
 from umamba.records.config_file import read_config
 from umamba.records.tables import read_curves, read_metrics, read_scores
 from umamba.reporting.results import read_published
+from umamba.runs import prepare
+from umamba.settings import TrainSettings
 from umamba.sweeps import read_study
 
 for _name in (
@@ -40,6 +44,7 @@ for _name in (
     import_module(f"umamba.{_name}")  # before the processes are forked
 
 Made = Callable[[], None]
+_SETTINGS = settings_of(TrainSettings, ["dataset.root=.", "data.prepare_workers=1"])  # composing takes long
 _CHECKPOINTS = runpy.run_path(str(Path(__file__).with_name("of_checkpoints.py")))
 _NAMES = {
     "up": "../../escaped",
@@ -199,15 +204,15 @@ def _dataset(box: Path, **changes: Any) -> Path:
     return root
 
 
-def _prepared(root: Path, box: Path, *overrides: str) -> str:
-    said = command("prepare", f"dataset.root={root}", *(f"paths.{name}={box / 'out' / name}" for name in
-                   ("raw", "preprocessed", "runs")), "data.prepare_workers=1", *overrides)  # fmt: skip
+def _prepared(root: Path, box: Path) -> str:
+    paths = replace(_SETTINGS.paths, **{name: box / "out" / name for name in ("raw", "preprocessed", "runs")})
+    prepare(replace(_SETTINGS, dataset=replace(_SETTINGS.dataset, root=root), paths=paths))
     (store,) = (box / "out").rglob("store.json")
     for case in open_store(store.parent).case_ids:
         opened = open_store(store.parent).load(case)
         if opened.image.shape[1:] != opened.label.shape[1:]:
             return "different: image and label of a case"
-    return _shown(said) or "equal"
+    return "equal"
 
 
 def _listed_case(name: str, box: Path, made: Made) -> str:
