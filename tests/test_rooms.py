@@ -25,7 +25,7 @@ OPTIONAL = {
     "wandb": {"training/loggers.py"},
     "triton": {"networks/scan/triton"},
     "hydra": {"cli/"},
-    "omegaconf": {"cli/", "records/config_file.py", "sweeps/study_file.py", "reporting/gallery.py"},
+    "omegaconf": {"cli/", "records/config_file.py"},
 }
 
 

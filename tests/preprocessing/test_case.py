@@ -117,8 +117,8 @@ def test_a_wrong_number_of_channels(make_plan: Maker) -> None:
         preprocess_case(image, None, plan, plan.configuration("3d_fullres"), LABELS)
 
 
-def test_a_spacing_of_another_unit_is_refused_before_memory_is_taken(make_plan: Callable[..., Plan]) -> None:
-    image = image_of(np.random.default_rng(0).random((1, 3, 20, 24), dtype=np.float32), (1e-7, 1e7, 1e7))
-    plan = make_plan((2.0, 1.0, 1.0))
-    with pytest.raises(UserError, match=r"its spacing of 1e-07 x 1e\+07 x 1e\+07 mm makes \(1, 200000000, 240000000\)"):
-        preprocess_case(image, None, plan, plan.configuration("3d_fullres"), LABELS)
+def test_an_image_that_memory_cannot_hold_at_the_plans_spacing_is_refused(make_plan: Maker) -> None:
+    image = image_of(np.ones((1, 8, 9, 10), np.float32), (4000.0, 4000.0, 4000.0))
+    plan = make_plan((0.5, 0.5, 0.5))
+    with pytest.raises(UserError, match=r"64000 x 72000 x 80000 voxels at the plan's spacing.*4000, 4000, 4000 mm"):
+        preprocess_case(image, None, plan, next(iter(plan.configurations.values())), LabelSet(("a",), ((1,),)))

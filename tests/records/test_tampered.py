@@ -229,7 +229,7 @@ def test_stores(tmp_path: Path) -> None:
 
 
 def test_the_state_of_a_run(tmp_path: Path) -> None:
-    settings = TrainSettings(dataset=DatasetSettings(root="a"))
+    settings = TrainSettings(dataset=DatasetSettings(root=Path("a")))
     content = {
         "state": "finished",
         "max_epochs": 3,
@@ -307,7 +307,9 @@ def test_hostile_checkpoints(tmp_path: Path) -> None:
     name = next(iter(content["state_dict"]))
     states: list[Any] = [[], {}, {1: torch.zeros(1)}, {name: 5}, {**weights(), name: torch.zeros(1).expand(1 << 40)}]
     states += [{**weights(), name: torch.zeros(2, 2).to_sparse()}, {**weights(), name: torch.zeros(3)}]
-    variants = [(f"state {index}", {**content, "state_dict": state}) for index, state in enumerate(states)]
+    variants: list[tuple[str, Any]] = [
+        (f"state {index}", {**content, "state_dict": state}) for index, state in enumerate(states)
+    ]
     record = content["umamba"]
     extremes = (itself, deep, doubled, 10**5000, (1, 2), {1: 2}, {(1, 2): 3}, b"bytes", torch.zeros(1), {1, 2})
     for index, value in enumerate(extremes):
@@ -360,7 +362,7 @@ def test_results_folders_of_nnunet(tmp_path: Path) -> None:
     network = build_network("unet", CONFIGURATION, 1, 3)
     plans = to_nnunet_plans(PLAN)
     dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
-    content = {
+    content: dict[str, Any] = {
         "network_weights": to_official_state_dict(network.state_dict()),
         "init_args": {"plans": plans, "dataset_json": dataset, "configuration": "3d_fullres", "fold": 0},
         "trainer_name": "nnUNetTrainer",

@@ -30,7 +30,9 @@ Fit = Callable[..., RunFolder]
 
 def save(folder: RunFolder, epoch: int) -> None:
     """Save a checkpoint as the trainer would."""
-    AtomicCheckpointIO().save_checkpoint({"epoch": epoch, "w": torch.arange(999.0)}, folder.last)
+    record = {"scores": {"ema_patch_dice": None}}
+    content = {"epoch": epoch, "state_dict": {"w": torch.arange(999.0)}, "umamba": record}
+    AtomicCheckpointIO().save_checkpoint(content, folder.last)
 
 
 def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
@@ -63,6 +65,18 @@ def test_a_cut_off_checkpoint_gives_way_to_the_one_before(tmp_path: Path, length
     assert newest_readable(folder) == (folder.last, 7)
     folder.last.unlink()
     assert newest_readable(folder) == (folder.previous, 6), "the damaged file did not become previous.ckpt"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"epoch": 6}, {"epoch": "x"}, [1], {"epoch": 6, "state_dict": {}}, {"epoch": 6, "umamba": {"scores": 3}}],
+)
+def test_an_edited_checkpoint_gives_way_to_the_one_before(tmp_path: Path, content: object) -> None:
+    folder = RunFolder(tmp_path)
+    for epoch in (5, 6):
+        save(folder, epoch)
+    torch.save(content, folder.last)
+    assert newest_readable(folder) == (folder.previous, 6)
 
 
 def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from umamba.io.dicom import holds_dicom
-    from umamba.io.documents import read_json, read_yaml
+    from umamba.io.documents import read_json
     from umamba.io.errors import StorageError, UserError
     from umamba.io.files import (
         atomic_directory,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 # The module that defines each name. No name equals a module's, because the module would hide it once it is loaded.
 _MODULES = {
     "dicom": ("holds_dicom",),
-    "documents": ("read_json", "read_yaml"),
+    "documents": ("read_json",),
     "errors": ("StorageError", "UserError"),
     "files": (
         *("atomic_directory", "atomic_path", "below", "file_digest", "make_folder", "partial_path"),
@@ -83,7 +83,6 @@ __all__ = [
     "read_image",
     "read_json",
     "read_label",
-    "read_yaml",
     "remove_stale",
     "storage_errors",
     "supported_endings",

@@ -1,4 +1,4 @@
-"""Read JSON and YAML that others may have written: bounded in size, depth and length of numbers.
+"""Read JSON that others may have written, and check other values of theirs: bounded in size, depth and numbers.
 
 A file of a few megabytes may otherwise cost gigabytes, end the interpreter's stack, or hold values that no later step
 expects: NaN, integers of thousands of digits, text that cannot be encoded, a key twice in one object.
@@ -16,8 +16,7 @@ from umamba.io.errors import UserError
 MOST_BYTES = 16 << 20  # of a file that people or other programs wrote
 OWN_BYTES = 512 << 20  # of lists that this project writes itself: an entry for each file of a dataset
 _BYTES_PER_VALUE = 16  # a file of the largest size may hold a value for so many bytes
-_MOST_YAML = 128 << 10  # read by Python code, which is slow
-_MOST_DEPTH = 64
+MOST_DEPTH = 64
 _MOST_BITS = 64
 
 
@@ -33,7 +32,7 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
             an integer of more than 64 bits, or a key twice in one object; the message names the line or the key.
     """
     path = Path(path)
-    text = _text(path, most_bytes)
+    text = bounded_text(path, most_bytes)
     repeated: list[str] = []
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: not valid JSON ({error.msg} at {where}). Correct that line.") from None
     except RecursionError:
-        raise UserError(f"{path}: is nested more than {_MOST_DEPTH} deep. Check that it is the right file.") from None
+        raise UserError(f"{path}: is nested more than {MOST_DEPTH} deep. Check that it is the right file.") from None
     except ValueError:  # Python refuses to convert integers of more than 4300 digits
         raise UserError(f"{path}: holds an integer of thousands of digits. Correct it.") from None
     if repeated:
@@ -67,8 +66,16 @@ def _listed(repeated: list[str]) -> str:
     return f"{', '.join(names[:10])} {'occurs' if len(names) == 1 else 'occur'} twice"
 
 
-def _text(path: Path, most_bytes: int) -> str:
-    """Return the text of a regular file of at most so many bytes."""
+def bounded_text(path: Path, most_bytes: int) -> str:
+    """Return the text of a regular file.
+
+    Args:
+        path: the file.
+        most_bytes: size from which on it is refused, unread.
+
+    Raises:
+        UserError: the file is missing, no regular file, too large, or no UTF-8.
+    """
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: is no regular file but a folder, pipe or device. Give a file.")
@@ -92,41 +99,6 @@ def _text(path: Path, most_bytes: int) -> str:
         raise UserError(f"{path}: cannot be read as text ({reason}). Save it as UTF-8, or put back a copy.") from None
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file as plain values, with omegaconf's rules for numbers; interpolations stay text.
-
-    Args:
-        path: the file.
-
-    Raises:
-        UserError: the file is missing, too large, not text, not valid YAML, nested too deeply, or holds aliases, which
-            may stand for more values than memory can hold.
-    """
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    path = Path(path)
-    text = _text(path, _MOST_YAML)
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            if isinstance(event, yaml.AliasEvent):
-                raise UserError(f"{path}: line {event.start_mark.line + 1} holds an alias (*). Write the values there.")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MOST_DEPTH:
-                raise UserError(f"{path}: is nested more than {_MOST_DEPTH} deep. Check that it is the right file.")
-        content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else None
-    except (
-        *(yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError),
-        RecursionError,
-    ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a valid YAML file ({reason[:200]}). Correct it.") from None
-    check_values(content, str(path))
-    return content
-
-
 def check_values(content: Any, what: str, most_values: int = MOST_BYTES // _BYTES_PER_VALUE, nan: bool = False) -> None:
     """Refuse nested plain values that later steps cannot hold; what is accepted can be copied, printed and encoded.
 
@@ -143,8 +115,8 @@ def check_values(content: Any, what: str, most_values: int = MOST_BYTES // _BYTE
     level, depth, count = [content], 0, 1
     while level:
         depth += 1
-        if depth > _MOST_DEPTH:
-            raise UserError(f"{what}: is nested more than {_MOST_DEPTH} deep. Check that it is the right file.")
+        if depth > MOST_DEPTH:
+            raise UserError(f"{what}: is nested more than {MOST_DEPTH} deep. Check that it is the right file.")
         inner: list[Any] = []
         for value in level:
             if isinstance(value, dict):

@@ -143,10 +143,12 @@ def preprocess_case(
     spacing = tuple(image.geometry.spacing[axis] for axis in plan.transpose_forward)
     target = spacing[: 3 - configuration.dim] + tuple(configuration.spacing)
     shape = tuple(max(1, size) for size in resampled_shape(data.shape[1:], spacing, target))
-    if max(shape) > _LONGEST or 4 * len(data) * math.prod(shape) > memory_bytes():
+    needed = math.prod((len(data), *shape)) * data.itemsize
+    if needed > memory_bytes() or max(shape) > _LONGEST:
         raise UserError(
-            f"its spacing of {_listed(spacing)} mm makes {shape} voxels at the plan's {_listed(target)} mm, which do "
-            "not fit into the memory. Check the spacing in its header."
+            f"the image would have {' x '.join(map(str, shape))} voxels at the plan's spacing, {needed / 2**30:.4g} "
+            f"GiB and more than the {memory_bytes() / 2**30:.3g} GiB of memory here. Check the spacing of the image, "
+            f"{', '.join(f'{mm:g}' for mm in spacing)} mm, and of the plan, {', '.join(f'{mm:g}' for mm in target)} mm."
         )
     properties = CaseProperties(
         case_id=case_id,
@@ -158,10 +160,6 @@ def preprocess_case(
     )
     data = resample_image(data, shape, spacing, target)
     return data, None if label is None else resample_label(segmentation, shape, spacing, target), properties
-
-
-def _listed(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{value:.4g}" for value in spacing)
 
 
 def _warn_of_constant(case_id: str, number: int, voxels: np.ndarray, scheme: str, intensity: Intensity | None) -> None:

@@ -261,7 +261,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], LabelSet | None]:
     content = load_safely(find_checkpoint(path))
     record, official = content.get(_KEY), content.get("network_weights")
     if isinstance(record, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        return network_weights(tensors_of(path, content["state_dict"])), _record(path, content).labels
+        check_values(record, str(path), nan=True)
+        try:
+            labels = LabelSet.from_json(record.get("labels"))  # type: ignore[arg-type]
+        except UserError as error:
+            raise UserError(f"{path}: {error} {_ACCEPTED}") from None
+        return network_weights(tensors_of(path, content["state_dict"])), labels
     if isinstance(official, Mapping):
         return official_state_dict(tensors_of(path, official)), None
     raise UserError(f"{path}: holds no weights of this project, nnU-Net or U-Mamba. {_ACCEPTED}")

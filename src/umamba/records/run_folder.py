@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from umamba.io import UserError, exclusive, read_json, write_json
-from umamba.planning import planned_configuration
+from umamba.planning import Configuration, Plan, planned_configuration
 from umamba.settings import TrainSettings, key
 from umamba.settings.validate import read_record
 
@@ -176,6 +176,13 @@ class RunFolder:
     def task_file(self) -> Path:
         """task.json, written by the process that runs the training as a cluster job."""
         return self.path / "task.json"
+
+    def planned(self) -> Configuration | None:
+        """Return the configuration that plan.json plans; None if the file is missing or damaged."""
+        try:
+            return Plan.from_json(read_json(self.plan)).configuration(self.path.parents[1].name)
+        except UserError:
+            return None
 
     def checkpoint(self, which: str) -> Path:
         """Return the path of a checkpoint.

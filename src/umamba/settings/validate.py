@@ -123,7 +123,8 @@ def read_record(record: type[Held], values: Any, section: str = "") -> Held:
     Traceback (most recent call last):
     umamba.io.errors.UserError: box.edges=[4, 0]: must be a list of 2 or 3 whole numbers from 1 on.
     """
-    declared = _declared(record)
+    kind: Any = record
+    declared = _declared(kind)
     if not isinstance(values, Mapping):
         raise UserError(f"{section or 'it'}={shown(values)}: must be an object with the keys {', '.join(declared)}.")
     problems: list[str] = []
@@ -132,7 +133,7 @@ def read_record(record: type[Held], values: Any, section: str = "") -> Held:
         for name, (kind, limits) in declared.items()
         if name in values
     }
-    missing = [join(section, name) for name in declared if name in _required(record) and name not in values]
+    missing = [join(section, name) for name in declared if name in _required(kind) and name not in values]
     if missing:
         problems.insert(0, f"{', '.join(missing)}: missing. Check that it is the right file, and complete.")
     if problems:

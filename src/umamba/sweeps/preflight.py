@@ -7,8 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from umamba.io import UserError, read_json
-from umamba.planning import Plan
+from umamba.io import UserError
 from umamba.records import RunFolder
 from umamba.records.tables import read_metrics, seconds_per_epoch
 from umamba.settings import SlurmSettings
@@ -163,10 +162,8 @@ def _of_plans(runs: Sequence[PlannedRun], request: SlurmSettings) -> list[str]:
 
 def _batch_gb(folder: RunFolder) -> float:
     """Return the size in GB of a batch of images with their labels; 0 if the run has no plan yet."""
-    try:
-        plan = Plan.from_json(read_json(folder.plan))
-        configuration = plan.configuration(folder.path.parents[1].name)
-    except UserError:
+    configuration = folder.planned()
+    if configuration is None:
         return 0.0
     voxels = math.prod(configuration.patch_size) * configuration.batch_size
     return voxels * (len(configuration.normalization) + 1) * _BYTES / 1e9

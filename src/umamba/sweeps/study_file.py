@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umamba.io import UserError, read_yaml
+from umamba.io import UserError
+from umamba.records.config_file import read_yaml
 from umamba.settings.training import Fold
 from umamba.settings.wording import shown
 

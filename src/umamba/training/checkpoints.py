@@ -14,7 +14,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from umamba.io import UserError, atomic_path
 from umamba.io.checksums import check_archive
-from umamba.records import RunFolder
+from umamba.records import RunFolder, network_weights
+from umamba.records.checkpoint import stored_patch_dice
 from umamba.records.replacement import settle
 from umamba.records.run_folder import LAST, PREVIOUS
 from umamba.records.torch_file import write_torch
@@ -107,7 +108,10 @@ def newest_readable(folder: RunFolder) -> tuple[Path, int] | None:
             continue
         try:
             check_archive(path)
-            epochs = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]) + 1
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            epochs = int(content["epoch"]) + 1
+            stored_patch_dice(content)  # fails where the record is missing
+            network_weights(content["state_dict"])
         except Exception as error:  # torch raises many kinds of error for a damaged file
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise UserError(f"{path} cannot be read: {error.strerror}. Check the disk and permissions.") from error
