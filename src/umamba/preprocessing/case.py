@@ -144,11 +144,12 @@ def preprocess_case(
     target = spacing[: 3 - configuration.dim] + tuple(configuration.spacing)
     shape = tuple(max(1, size) for size in resampled_shape(data.shape[1:], spacing, target))
     needed = math.prod((len(data), *shape)) * data.itemsize
+    large = f"{needed / 2**30:.4g} GiB and more than the {memory_bytes() / 2**30:.3g} GiB of memory here"
     if needed > memory_bytes() or max(shape) > _LONGEST:
+        limit = large if needed > memory_bytes() else f"more than {_LONGEST} along an axis"
         raise UserError(
-            f"the image would have {' x '.join(map(str, shape))} voxels at the plan's spacing, {needed / 2**30:.4g} "
-            f"GiB and more than the {memory_bytes() / 2**30:.3g} GiB of memory here. Check the spacing of the image, "
-            f"{', '.join(f'{mm:g}' for mm in spacing)} mm, and of the plan, {', '.join(f'{mm:g}' for mm in target)} mm."
+            f"the image would have {' x '.join(map(str, shape))} voxels at the plan's spacing, {limit}. Check the "
+            f"spacing of the image, {', '.join(f'{mm:g}' for mm in spacing)} mm, and of the plan, {', '.join(f'{mm:g}' for mm in target)} mm."
         )
     properties = CaseProperties(
         case_id=case_id,
