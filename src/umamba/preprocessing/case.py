@@ -149,7 +149,8 @@ def preprocess_case(
         limit = large if needed > memory_bytes() else f"more than {_LONGEST} along an axis"
         raise UserError(
             f"the image would have {' x '.join(map(str, shape))} voxels at the plan's spacing, {limit}. Check the "
-            f"spacing of the image, {', '.join(f'{mm:g}' for mm in spacing)} mm, and of the plan, {', '.join(f'{mm:g}' for mm in target)} mm."
+            f"spacing of the image, {', '.join(f'{mm:g}' for mm in spacing)} mm, and of the plan, "
+            f"{', '.join(f'{mm:g}' for mm in target)} mm."
         )
     properties = CaseProperties(
         case_id=case_id,
