@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,12 @@ def test_flipped_bits_are_found_or_harmless(tmp_path: Path) -> None:
             assert all(torch.equal(loaded["state_dict"][name], tensor) for name, tensor in state.items())
     assert found + harmless == 300
     assert found > 250
+
+
+def test_a_packed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    """torch.save packs nothing; 40 MB of zeros in 40 kB would stand for any number of bytes."""
+    path = save(tmp_path / "bomb.ckpt", {"state_dict": {}})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data/0", bytes(40_000_000))
+    with pytest.raises(UserError, match=r"bomb\.ckpt: is damaged \(a part of it is compressed"):
+        load_safely(path)

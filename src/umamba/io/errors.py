@@ -30,6 +30,12 @@ class UserError(Exception):
     and ends with exit code 2.
     """
 
+    def __str__(self) -> str:
+        """Return the message; what a file's header or name has of controls for the terminal is shown, not obeyed."""
+        from umamba.io.escape import printable_lines
+
+        return printable_lines(super().__str__())
+
 
 class StorageError(UserError, OSError):
     """The disk cannot be written, because it is full or read-only; trying other files would fail too.
@@ -39,7 +45,9 @@ class StorageError(UserError, OSError):
 
     def __str__(self) -> str:
         """Return the message alone; an OSError would put its number before it."""
-        return str(self.args[0])
+        from umamba.io.escape import printable_lines
+
+        return printable_lines(str(self.args[0]))
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

@@ -74,7 +74,8 @@ def below(root: Path, *names: str) -> Path:
         names: names of the folders and the file below it, each a single one.
 
     Raises:
-        UserError: a name is empty or too long, is "." or "..", or has a slash, a backslash or a control character.
+        UserError: a name is empty or too long, is "." or "..", or has a slash, a backslash or a control character,
+            or bytes that are no UTF-8.
 
     >>> below(Path("out"), "Dataset001_A", "case 1.nii.gz").as_posix()
     'out/Dataset001_A/case 1.nii.gz'
@@ -96,6 +97,8 @@ def wrong_name(name: str) -> str | None:
         return "is no name"
     if any(character in "/\\" or ord(character) < 32 or ord(character) == 127 for character in name):
         return "has a slash, a backslash or a control character"
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        return "has bytes that are no UTF-8"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         return f"is longer than {_LONGEST_NAME} bytes"
     return None

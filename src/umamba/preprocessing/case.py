@@ -25,6 +25,7 @@ from umamba.preprocessing.resample import resample_image, resample_label, resamp
 log = logging.getLogger(__name__)
 
 OUTSIDE = -1  # label of background voxels outside the nonzero mask
+_LONGEST = 1 << 17  # voxels of an axis after resampling: far more than any image has
 
 Size = tuple[int, int, int]
 
@@ -143,11 +144,13 @@ def preprocess_case(
     target = spacing[: 3 - configuration.dim] + tuple(configuration.spacing)
     shape = tuple(max(1, size) for size in resampled_shape(data.shape[1:], spacing, target))
     needed = math.prod((len(data), *shape)) * data.itemsize
-    if needed > memory_bytes():
+    large = f"{needed / 2**30:.4g} GiB and more than the {memory_bytes() / 2**30:.3g} GiB of memory here"
+    if needed > memory_bytes() or max(shape) > _LONGEST:
+        limit = large if needed > memory_bytes() else f"more than {_LONGEST} along an axis"
         raise UserError(
-            f"the image would have {' x '.join(map(str, shape))} voxels at the plan's spacing, {needed / 2**30:.4g} "
-            f"GiB and more than the {memory_bytes() / 2**30:.3g} GiB of memory here. Check the spacing of the image, "
-            f"{', '.join(f'{mm:g}' for mm in spacing)} mm, and of the plan, {', '.join(f'{mm:g}' for mm in target)} mm."
+            f"the image would have {' x '.join(map(str, shape))} voxels at the plan's spacing, {limit}. Check the "
+            f"spacing of the image, {', '.join(f'{mm:g}' for mm in spacing)} mm, and of the plan, "
+            f"{', '.join(f'{mm:g}' for mm in target)} mm."
         )
     properties = CaseProperties(
         case_id=case_id,

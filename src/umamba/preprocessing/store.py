@@ -1,7 +1,8 @@
 """Store preprocessed cases on disk in two blosc2 files per case, from which single patches can be read.
 
     <root>/<dataset>/<configuration>_<key>/
-        store.json            plan, configuration, dataset hash, case names; written last, so it marks a complete store
+        store.json            plan, configuration, dataset hash, case names, checksums of all files and of itself;
+                              written last, so it marks a complete store
         <case>.label.b2nd     (1, Z, Y, X) int16
         <case>.image.b2nd     (C, Z, Y, X) float32; its metadata hold the foreground voxels and the case's properties
 
@@ -13,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -50,6 +52,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 3  # increase it whenever the same dataset and plan would give other files
 _STORE = "store.json"
+_SEAL = "checksum"  # entry of store.json: the checksum of the others
 _BLOCK_VOXELS = 16 * 32 * 32  # decoded together: small enough for a core's cache, with little excess around a patch
 _CHUNK_VOXELS = 128**3
 
@@ -197,7 +200,7 @@ def prepare_store(
             "cases": list(store.case_ids),
             "checksums": _checksums(store, workers),
         }
-        write_json(folder / _STORE, content)
+        write_json(folder / _STORE, {**content, _SEAL: _seal(content)})
     return store
 
 
@@ -216,7 +219,10 @@ def _content(folder: Path) -> _Content:
     """Read the store.json of a store."""
     path = folder / _STORE
     try:
-        found = read_record(_Content, read_json(path, OWN_BYTES))
+        content = read_json(path, OWN_BYTES)
+        found = read_record(_Content, content)
+        if content.get(_SEAL, _seal(content)) != _seal(content):  # that of an earlier version has none
+            raise UserError("differs from its checksum.")
         wrong = next((name for name in found.cases if wrong_name(name)), None)
         if wrong is not None:
             raise UserError(f"cases: {shown(wrong)} is no name of a case.")
@@ -256,6 +262,12 @@ def _damaged(store: CaseStore, workers: int) -> set[str]:
         return set()
     found = _checksums(store, workers)
     return {name.rpartition(".")[0].rpartition(".")[0] for name in found if found[name] != expected.get(name)}
+
+
+def _seal(content: Mapping[str, Any]) -> int:
+    """Return the CRC-32 of what store.json holds, without the checksum itself."""
+    own = {name: value for name, value in content.items() if name != _SEAL}
+    return zlib.crc32(json.dumps(own, sort_keys=True).encode())
 
 
 def open_store(folder: Path) -> CaseStore:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from umamba.io import UserError
-from umamba.io.checksums import check_archive
+from umamba.io.checksums import read_checked
 from umamba.io.documents import check_values
 from umamba.labels import LabelSet
 from umamba.networks import official_state_dict
@@ -308,17 +308,18 @@ def load_safely(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file. {_ACCEPTED}")
     try:
-        check_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
             # torch warns about old pickle protocols, but such files are refused below or load without loss.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_checked(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
             f"{path}: not loaded, because it is no checkpoint or holds more than weights and plain values, which could "
             f"run foreign code ({reason}). {_ACCEPTED}"
         ) from None
+    except UserError:
+        raise
     except Exception as error:  # torch raises errors of many kinds for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -150,12 +150,13 @@ def tensors_of(path: Path, state: Any) -> dict[str, Tensor]:
         state: what the file holds as weights.
 
     Raises:
-        UserError: a name is no text, or a value is no tensor, or a sparse or quantised one.
+        UserError: a name is no text, or a value is no tensor, or a sparse, quantised, complex or meta one.
     """
     for name, value in state.items():
         if not isinstance(name, str):
             raise UserError(f"{path}: the weights have a name of type {type(name).__name__}, which is no text.")
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_nested:
+        odd = not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_nested
+        if odd or value.is_meta or value.is_complex() or value.dtype == torch.bool:
             raise UserError(f"{path}: {shown(name)}: is no plain tensor, as weights are.")
     return dict(state)
 

@@ -18,6 +18,7 @@ from umamba.records import RunFolder, network_weights
 from umamba.records.checkpoint import stored_patch_dice
 from umamba.records.replacement import settle
 from umamba.records.run_folder import LAST, PREVIOUS
+from umamba.records.torch_file import write_torch
 
 log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
@@ -39,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             with atomic_path(path) as temporary:
-                write(checkpoint, temporary)
+                write_torch(checkpoint, temporary)
                 if path.name == LAST and path.exists():
                     os.replace(path, path.with_name(PREVIOUS))
         except OSError as error:
@@ -48,16 +49,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{path} cannot be written: {error.strerror or error}; {free:.2f} GB are free there. Make room "
                 "(a run keeps three checkpoints); the same command then continues after the last epoch that was saved."
             ) from error
-
-
-def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a file by torch.save; raise OSError if that fails, because torch raises RuntimeErrors of several kinds."""
-    with path.open("wb") as file:
-        try:
-            torch.save(checkpoint, file)
-        except RuntimeError as error:
-            cause = error.__context__
-            raise cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0]) from error
 
 
 class SaveCheckpoints(Checkpoint):
