@@ -14,7 +14,8 @@ from umamba.evaluation.score import TITLES, metrics_of
 from umamba.io import Image, atomic_path
 from umamba.io.escape import mathtext
 from umamba.labels import LabelSet
-from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_instances, paint_labels, scaled
+from umamba.labels.masks import mask_of
+from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_instances, paint_labels, scaling
 from umamba.labels.view import View, largest_slice, letters_of, plane_size, planes_shown
 
 _COLUMN_INCHES = 3.2
@@ -68,7 +69,7 @@ def overlay_figure(
     found = _segmented(prediction, labels, instances)
     wanted = found if truth is None else _segmented(truth, labels, instances)
     guide = wanted if wanted.any() else found
-    picture, shown_window = scaled(image, window, guide)
+    scale, shown_window = scaling(image, window, guide)
     rows = planes_shown(prediction.shape)
     columns = {"image": None, "truth": truth, "prediction": prediction}
     if truth is None:
@@ -83,7 +84,7 @@ def overlay_figure(
     counts: dict[str, int] = {}
     for line, axis, size in zip(grid, rows, sizes, strict=True):
         index = largest_slice(guide, axis)
-        plane = np.take(picture, index, axis=axis)
+        plane = scale(np.take(image, index, axis=axis + 1))
         for cell, (name, segmentation) in zip(line, columns.items(), strict=False):
             draw_plane(cell, plane, size, view.edges(axis))
             if segmentation is None:
@@ -168,7 +169,7 @@ def write_overlay(figure: Figure, path: Path) -> None:
 def _segmented(segmentation: np.ndarray, labels: LabelSet, instances: bool) -> np.ndarray:
     if instances:
         return segmentation != 0
-    return np.isin(segmentation, sorted({value for values in labels.values for value in values}))
+    return mask_of(segmentation, sorted({value for values in labels.values for value in values}))
 
 
 def _paint_errors(
