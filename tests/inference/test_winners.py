@@ -37,7 +37,7 @@ def painted(logits: torch.Tensor, maps: AxisMaps, labels: np.ndarray, regions: b
     """Return the labels of the whole image."""
     shape = tuple(len(own.low) for own in maps)
     result = np.full(shape, 77, dtype=np.uint8)
-    assert paint_winners(result, logits, (0, 0), maps, whole(shape), labels, regions=regions)
+    assert paint_winners(result, [Slab(logits, (0, 0), maps)], whole(shape), labels, regions=regions)
     return result
 
 
@@ -103,32 +103,52 @@ def test_boxes_of_an_image_are_painted_as_the_whole(monkeypatch: pytest.MonkeyPa
         box = (planes, rows, slice(0, IMAGE[2]))
         z, y = maps[0].needed(planes), maps[1].needed(rows)
         part = logits[:, z, y]
-        assert paint_winners(found[planes, rows], part, (z.start, y.start), maps, box, labels, regions=False)
+        slab = Slab(part, (z.start, y.start), maps)
+        assert paint_winners(found[planes, rows], [slab], box, labels, regions=False)
     np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_noticed(value: float) -> None:
-    logits = smooth_logits(3, GRID)
-    logits[1, 2, 3, 4] = value
+@pytest.mark.parametrize("networks", [1, 2])
+def test_values_that_are_not_finite_are_noticed(value: float, networks: int) -> None:
     maps = axis_maps(GRID, IMAGE, ISOTROPIC, ISOTROPIC)
+    slabs = [Slab(smooth_logits(3, GRID, seed), (0, 0), maps) for seed in range(networks)]
+    slabs[-1].logits[1, 2, 3, 4] = value
     labels = np.arange(3, dtype=np.uint8)
-    assert not paint_winners(np.zeros(IMAGE, np.uint8), logits, (0, 0), maps, whole(IMAGE), labels, regions=False)
+    assert not paint_winners(np.zeros(IMAGE, np.uint8), slabs, whole(IMAGE), labels, regions=False)
 
 
+def test_the_mean_of_the_probabilities_of_several_networks_decides() -> None:
+    grids = (GRID, (7, 6, 15))  # of two plans
+    logits = [4 * smooth_logits(4, shape, seed) for seed, shape in enumerate(grids)]
+    maps = [axis_maps(shape, IMAGE, ISOTROPIC, ISOTROPIC) for shape in grids]
+    mean = np.zeros((4, *IMAGE))
+    for own, its in zip(logits, maps, strict=True):
+        odds = np.exp(interpolated(own, its))
+        mean += odds / odds.sum(axis=0) / 2
+    clear = np.diff(np.sort(mean, axis=0)[-2:], axis=0)[0] > 1e-5
+    labels = np.array([0, 5, 9, 2], dtype=np.uint8)
+    found = np.full(IMAGE, 77, dtype=np.uint8)
+    slabs = [Slab(own, (0, 0), its) for own, its in zip(logits, maps, strict=True)]
+    assert paint_winners(found, slabs, whole(IMAGE), labels, regions=False)
+    np.testing.assert_array_equal(found[clear], labels[mean.argmax(axis=0)][clear])
+    assert (found != labels[interpolated(logits[0], maps[0]).argmax(axis=0)]).any()
+
+
+@pytest.mark.parametrize("networks", [1, 2])
 @pytest.mark.parametrize("order", [None, (2, 1)])
 def test_large_images_get_the_labels_of_small_ones(
-    monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...] | None
+    monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...] | None, networks: int
 ) -> None:
     labels = LabelSet(("whole", "core"), ((1, 2), (2,)) if order else ((1,), (2,)), region_order=order)
-    logits = smooth_logits(labels.num_classes, GRID, seed=4)
     crop = (slice(1, 13), slice(0, 14), slice(2, 31))
     maps = axis_maps(GRID, IMAGE, ISOTROPIC, ISOTROPIC)
+    slabs = [Slab(smooth_logits(labels.num_classes, GRID, 4 + k), (0, 0), maps) for k in range(networks)]
     found = []
     for limit in (1 << 40, 0):
         monkeypatch.setattr(canvas, "_LARGE", limit)
         own = Canvas(Placement((14, 15, 33), crop), labels)
-        own.add(whole(IMAGE), [Slab(logits, (0, 0), maps)])
+        own.add(whole(IMAGE), slabs)
         found.append(own.segmentation)
     np.testing.assert_array_equal(*found)
     assert len(set(found[0].ravel())) > 1

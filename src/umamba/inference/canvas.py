@@ -96,23 +96,6 @@ class Slab:
             raise UserError(_NOT_FINITE)
         return values
 
-    def paint(self, painted: np.ndarray, box: VoxelBox, labels: np.ndarray, regions: bool) -> None:
-        """Paint the label of the head that wins at each voxel; see `paint_winners`.
-
-        Args:
-            painted: receives the labels, uint8 of the box's shape.
-            box: part of the crop.
-            labels: of the heads.
-            regions: whether heads are regions.
-
-        Raises:
-            UserError: logits are not finite.
-        """
-        from umamba.inference.winners import paint_winners  # numba, which small images do not need
-
-        if not paint_winners(painted, self.logits, self.first, self.maps, box, labels, regions=regions):
-            raise UserError(_NOT_FINITE)
-
 
 class Canvas:
     """The label map of one image, painted box by box; boxes may be added in any order and by several threads."""
@@ -152,10 +135,14 @@ class Canvas:
         """
         heads = self._labels.num_classes
         direct = len(slabs) == 1 and self._probabilities is None
-        if direct and self._compiled and slabs[0].logits.device.type == "cpu":
+        if self._compiled and all(slab.logits.device.type == "cpu" for slab in slabs):
+            from umamba.inference.winners import paint_winners  # numba, which small images do not need
+
             order = self._labels.region_order
             of_heads = np.array(range(heads) if order is None else (0, *order), dtype=np.uint8)
-            slabs[0].paint(self._painted[self._place(box)], box, of_heads, order is not None)
+            into = self._painted[self._place(box)]
+            if not paint_winners(into, slabs, box, of_heads, regions=order is not None):
+                raise UserError(_NOT_FINITE)
             return
         for part in parts(box, _VOXELS_AT_ONCE if direct else max(1, _VOXELS_AT_ONCE // heads)):
             place = self._place(part)
