@@ -16,6 +16,7 @@ from torch import Tensor
 from umamba.inference.decision import decide_labels
 from umamba.inference.resize import AxisMaps, VoxelBox, axis_maps, parts, resize_box, whole
 from umamba.io import Turn, UserError
+from umamba.io.lazy import load_beside
 from umamba.io.orientation import AS_STORED
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Plan
@@ -119,6 +120,8 @@ class Canvas:
             and labels.num_classes <= _MOST_HEADS
             and math.prod(placement.crop_shape) * labels.num_classes >= _LARGE
         )
+        if self._compiled:
+            load_beside("umamba.inference.winners")  # while the networks compute
         self._probabilities = None if probabilities is None else placement.turn.of(probabilities)
         if probabilities is not None and not labels.has_regions:
             probabilities[0] = 1  # background beyond the crop

@@ -1,7 +1,9 @@
-"""Names of a package that are loaded on first use, so that a command loads only what it needs."""
+"""Code that is loaded when it is needed, and not before: names of a package, and modules beside other work."""
 
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -29,3 +31,17 @@ def lazy_names(
         return sorted({*vars(sys.modules[package]), *module_of})
 
     return getter, lister
+
+
+def load_beside(module: str) -> None:
+    """Begin to load a module in a thread, so that other work need not wait for it later.
+
+    Args:
+        module: its full name. If it cannot be loaded, the import that needs it says so.
+    """
+
+    def load() -> None:
+        with suppress(ImportError):
+            import_module(module)
+
+    threading.Thread(target=load, name=f"load {module}").start()

@@ -8,6 +8,7 @@ from umamba.inference.cases import find_cases
 from umamba.inference.outputs import Outputs
 from umamba.inference.problems import UnsegmentedCases
 from umamba.io import StorageError, read_image, read_label, storage_errors
+from umamba.io.lazy import load_beside
 from umamba.io.voice import showing, tracked
 from umamba.settings import PredictSettings
 
@@ -35,6 +36,8 @@ def predict(settings: PredictSettings) -> list[Path]:
         trust=settings.trust,
     )
     outputs = Outputs.at(settings.output, predictor.file_ending)
+    if settings.previews:
+        load_beside("umamba.evaluation.overlay")  # while the networks compute
     try:
         paths = predictor.predict(settings.input, settings.output, settings, progress=showing())
     except UnsegmentedCases:
