@@ -26,7 +26,7 @@ _NOT_FINITE = (
     "the network gave values that are not finite: its training diverged, its precision is too low for it (try "
     "precision=32-true), or the image holds such values."
 )
-_MOST_HEADS = 254  # of the compiled code
+_MOST_HEADS = 254  # of the compiled code, so that their numbers and one more fit into a byte
 _LARGE = 1 << 25  # voxels of all heads; fewer take PyTorch less time than loading compiled code
 # Voxels of one class, or of all classes together for probabilities; bounds the memory beside the logits.
 _VOXELS_AT_ONCE = 1 << 22

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BYTES = 8 << 20  # of the float32 copy that a thread works on, if a single row of cells does not need more
 _PLANES = 16  # planes of the image that are decided from one copy
 _ROWS = 64  # rows of the image
-MOST_HEADS = 254  # so that the heads and one more number fit into a byte
+_THREADS = 16  # at most, so that their copies keep within what `memory` reserves for deciding
 _MIXED = 255  # marks voxels that must be interpolated
 _compile = numba.njit(nogil=True, cache=True, error_model="numpy")
 
@@ -34,7 +34,7 @@ def paint_winners(
 
     Args:
         painted: receives the labels: uint8 of the box's shape.
-        slabs: the logits of each network for the box, on the CPU, of any floating type; at most MOST_HEADS heads.
+        slabs: the logits of each network for the box, on the CPU, of any floating type; at most 254 heads.
         box: of the image; its last axis whole.
         labels: uint8, the label of each head; with regions those of no head and of each head.
         regions: False: the head of the highest logit wins, the first one of equal logits. True: the last head whose
@@ -61,7 +61,7 @@ def paint_winners(
             return bool(_decide(*_grid(slabs[0], block), labels, regions, True, into))
         return _decide_together([_grid(slab, block) for slab in slabs], labels, regions, into)
 
-    with ThreadPoolExecutor(min(torch.get_num_threads(), len(blocks))) as pool:
+    with ThreadPoolExecutor(min(torch.get_num_threads(), len(blocks), _THREADS)) as pool:
         return all(list(pool.map(decide, blocks)))
 
 
