@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import torch
-from openvino import opset13 as ops
 from torch import Tensor, nn
 
+from umamba.inference.openvino_runtime import openvino as ov
 from umamba.networks.depth_two import DepthTwoConv3d
 from umamba.networks.mamba import MambaLayer
+
+ops = ov.opset13
 
 _OPERATOR = "umamba::mamba_layer"  # exists in exported graphs only, so it has shapes and no kernel
 torch.library.define(_OPERATOR, "(Tensor features, int number) -> Tensor")
@@ -283,5 +284,3 @@ def _moved(rank: int, source: int, target: int) -> list[int]:
     order = [axis for axis in range(rank) if axis != source % rank]
     order.insert(target % rank, source % rank)
     return order
-
-
