@@ -99,6 +99,8 @@ class LabelSet:
         for name, value in zip(names, values, strict=True):
             if 0 in value:
                 raise UserError(f'labels: "{name}" includes 0, which is the background. Give it a value of 1 or more.')
+        if not has_regions and regions_class_order is not None:
+            _check_order(regions_class_order, values)  # nnU-Net ignores it without regions
         order = _order_of(names, values, regions_class_order) if has_regions else None
         label_set = cls(names, values, ignore, order)
         _check_consecutive(label_set)
@@ -159,14 +161,20 @@ def _check_consecutive(label_set: LabelSet) -> None:
 def _order_of(names: Sequence[str], values: Sequence[tuple[int, ...]], order: Sequence[int] | None) -> tuple[int, ...]:
     if order is None:
         raise UserError("regions_class_order: missing, but there are regions. List one value per region, in order.")
-    if not isinstance(order, list | tuple) or not all(type(value) is int for value in order):
-        raise UserError(
-            f"regions_class_order={shown(order)}: must be a list of label values, one per region, in order."
-        )
+    _check_order(order, values)
     if len(order) != len(names):
         raise UserError(
             f"regions_class_order: has {len(order)} values for {len(names)} regions ({shown(', '.join(names))}). List "
             "one value per region, in order."
+        )
+    return tuple(int(value) for value in order)
+
+
+def _check_order(order: Any, values: Sequence[tuple[int, ...]]) -> None:
+    """Refuse an order of regions that is no list of declared values."""
+    if not isinstance(order, list | tuple) or not all(type(value) is int for value in order):
+        raise UserError(
+            f"regions_class_order={shown(order)}: must be a list of label values, one per region, in order."
         )
     declared = {value for region in values for value in region}
     unknown = [value for value in order if value not in declared]
@@ -175,4 +183,3 @@ def _order_of(names: Sequence[str], values: Sequence[tuple[int, ...]], order: Se
             f"regions_class_order: {shown(unknown)} are not values of labels. Choose from {shown(sorted(declared))}, "
             "one per region."
         )
-    return tuple(int(value) for value in order)

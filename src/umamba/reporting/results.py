@@ -1,6 +1,7 @@
 """Read the run folders of a study: states, scores of each case and learning curves."""
 
 import csv
+import io
 import logging
 import math
 import unicodedata
@@ -15,12 +16,14 @@ import pandas
 
 from umamba.evaluation import rules_sentence
 from umamba.io import UserError
+from umamba.io.documents import MOST_BYTES, bounded_text
 from umamba.records import RunFolder
 from umamba.records.tables import read_curves, read_scores
 from umamba.sweeps import PlannedRun, RunState, run_state
 
 log = logging.getLogger(__name__)
 
+_COLUMNS = "Columns: dataset,method,label,metric,mean,sd."
 METRICS = ("dsc", "nsd", "f1")
 AVERAGE = "average"
 SCORE_COLUMNS = ("dataset", "method", "fold", "seed", "case", "label", "metric", "value")
@@ -267,13 +270,14 @@ def read_published(path: Path) -> dict[tuple[str, str, str, str], Published]:
         UserError: a column is missing, or a value is not a number.
     """
     found = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                key = (row["dataset"], row["method"], row["label"], row["metric"])
-                found[key] = Published(float(row["mean"]), float(row["sd"]) if row["sd"] else None)
-            except (KeyError, ValueError) as error:
-                raise UserError(
-                    f"{path}, line {line}: {error}. Columns: dataset,method,label,metric,mean,sd."
-                ) from error
+    try:
+        rows = list(csv.DictReader(io.StringIO(bounded_text(path, MOST_BYTES), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path}: cannot be read as a table ({error}). {_COLUMNS}") from error
+    for line, row in enumerate(rows, start=2):
+        try:
+            key = (row["dataset"], row["method"], row["label"], row["metric"])
+            found[key] = Published(float(row["mean"]), float(row["sd"]) if row["sd"] else None)
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {line}: {error}. {_COLUMNS}") from error
     return found

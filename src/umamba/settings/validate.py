@@ -128,17 +128,27 @@ def read_record(record: type[Held], values: Any, section: str = "") -> Held:
     if not isinstance(values, Mapping):
         raise UserError(f"{section or 'it'}={shown(values)}: must be an object with the keys {', '.join(declared)}.")
     problems: list[str] = []
-    arguments = {
-        name: _checked(values[name], kind, limits, join(section, name), problems)
-        for name, (kind, limits) in declared.items()
-        if name in values
-    }
+    arguments = {}
+    for name, (hint, limits) in declared.items():
+        if name in values:
+            path = join(section, name)
+            if _is_number_for_text(values[name], hint):
+                problems.append(f"{path}={shown(values[name])}: must be {described(hint, limits)}, not a number.")
+            else:
+                arguments[name] = _checked(values[name], hint, limits, path, problems)
     missing = [join(section, name) for name in declared if name in _required(kind) and name not in values]
     if missing:
         problems.insert(0, f"{', '.join(missing)}: missing. Check that it is the right file, and complete.")
     if problems:
         raise UserError(" ".join(problems[:_LISTED]))
     return record(**arguments)
+
+
+def _is_number_for_text(value: Any, kind: Any) -> bool:
+    """Return whether a number stands where a file must hold text; on the command line, numbers are text, too."""
+    if str in alternatives(kind):
+        return isinstance(value, int | float)
+    return kind == tuple[str, ...] and isinstance(value, list | tuple) and any(not isinstance(v, str) for v in value)
 
 
 def plain(value: Any) -> Any:
