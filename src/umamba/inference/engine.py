@@ -1,0 +1,294 @@
+"""What computes the networks on a CPU: PyTorch, or OpenVINO where it is faster and its logits agree with PyTorch's.
+
+The choice depends on the network and the machine only, never on the images, so that training's own predictions and
+those of a later command come from the same engine. The times of a tile are measured once for a kind of network (its
+structure, tile, precision) on a machine (processor, threads, versions), the agreement once for its weights. Both are
+kept in the user's cache folder, and so are compiled networks. They are not kept beside the checkpoint, because the
+folder of a checkpoint may come from somebody else, and OpenVINO trusts what it reads there.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from umamba.inference.engine_cache import Kept, cache_folder, kind_of, prune, weights_of
+from umamba.inference.model import Model, refuse_openvino
+from umamba.io import UserError
+from umamba.io.resources import available_cpus
+
+if TYPE_CHECKING:
+    from umamba.inference.openvino_network import OpenVinoNetwork
+
+log = logging.getLogger(__name__)
+
+# Where PyTorch computes a pass in less time, OpenVINO is not tried: its import and compilation take seconds.
+_SHORT_S = 0.02
+# So many times faster must OpenVINO be. Below that a second measurement might choose otherwise.
+_GAIN = 1.1
+# Largest difference to PyTorch in float32 that is agreement, as root mean square over that of the logits. In half
+# precision twice the difference of PyTorch's own half precision is allowed, if that is more.
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 1e-2
+# A measurement takes the fastest of so many passes, of fewer if they take longer than this.
+_PASSES, _MEASURING_S = 3, 1.0
+# Passes that OpenVINO computes at a time.
+_REQUESTS = 1
+_ADVICE = "pip install 'umamba[cpu]' makes prediction on CPUs several times faster"
+
+Settled = tuple["OpenVinoNetwork | None", str, int]  # the compiled network, the engine and why, level of the message
+
+
+class _Refused(Exception):
+    """Why OpenVINO does not compute a network, in a part of a sentence."""
+
+
+def settle_engines(models: Sequence[Model], begun: str | None = None) -> None:
+    """Choose what computes each model, where its settings leave it open, and log which engine it is and why.
+
+    Args:
+        models: the networks.
+        begun: the engine of earlier segmentations that are continued; None: there are none.
+
+    Raises:
+        UserError: engine=openvino is asked for, and OpenVINO cannot compute the network or its logits are wrong.
+    """
+    lines: dict[str, int] = {}  # message -> its level; the folds of an ensemble have the same message
+    for model in models:
+        if model.device.type != "cpu":
+            if begun == "openvino":
+                lines[f"torch on {model.device}, although openvino made the segmentations so far"] = logging.WARNING
+            continue
+        if model.engine == "torch":
+            continue
+        wanted = model.engine if model.engine != "auto" else begun or "auto"
+        if wanted == "torch":
+            model.use(None)
+            lines["torch, which made the segmentations that are there already"] = logging.INFO
+        elif model.compiled is None:
+            compiled, line, level = _settled(model, wanted)
+            model.use(compiled)
+            lines[line] = level
+    for line, level in lines.items():
+        log.log(level, "Engine: %s.", line)
+
+
+def openvino_problem() -> str | None:
+    """Return why OpenVINO does not work here, after it computed a small network; None if it works."""
+    refused = _import_problem()
+    if refused:
+        return refused
+    from umamba.inference.openvino_network import compile_network
+
+    network, tiles = nn.Conv3d(1, 2, 3, padding=1).eval(), torch.ones(1, 1, 4, 4, 4)
+    try:
+        compiled = compile_network(network, tuple(tiles.shape), "32-true", threads=1, cache_dir=None)
+        found = compiled.start(tiles).wait()
+        compiled.close()
+    except Exception as error:  # a broken installation may raise anything
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+    with torch.inference_mode():
+        return None if _relative(found, network(tiles)) <= _TOLERANCE else "its result differs from PyTorch's"
+
+
+def begun_engine(before: Mapping[str, Any] | None, file: Path, models: Sequence[Model]) -> str | None:
+    """Return the engine of earlier segmentations, which continues them.
+
+    Args:
+        before: the record that was written with them; None: there are none.
+        file: of that record, for the message.
+        models: the networks.
+
+    Returns:
+        torch, openvino, or None: there are none, or both engines made some of them.
+
+    Raises:
+        UserError: another engine is asked for.
+    """
+    if before is None:
+        return None
+    begun = before.get("engine", "torch")  # earlier versions knew no other
+    if begun not in ("torch", "openvino"):
+        return None
+    other = next((model.engine for model in models if model.engine not in ("auto", begun)), None)
+    if other:
+        raise UserError(
+            f"engine={other}: {file} says that engine={begun} made the segmentations that are there already. Give "
+            f"engine={begun} or auto, another folder, or overwrite=true to make them again."
+        )
+    return str(begun)
+
+
+def engines_record(before: Mapping[str, Any] | None, models: Sequence[Model]) -> dict[str, Any]:
+    """Return the names of engines and precisions for the record of segmentations.
+
+    Args:
+        before: the record of earlier segmentations; None: there are none.
+        models: the networks, whose engines are settled.
+
+    Returns:
+        `engine` and `precision`, each one name, or the list of all that made some of the segmentations.
+    """
+    engines = {"torch" if model.compiled is None else "openvino" for model in models}
+    precisions = {model.precision for model in models}
+    if before is None:
+        return {"engine": _joined(engines), "precision": _joined(precisions)}
+    record = {"engine": _joined(engines | _names(before.get("engine", "torch")))}
+    if "precision" in before:  # earlier versions did not record it
+        record["precision"] = _joined(precisions | _names(before["precision"]))
+    return record
+
+
+def _names(value: object) -> set[str]:
+    return set(map(str, value)) if isinstance(value, list) else {str(value)}
+
+
+def _joined(names: set[str]) -> str | list[str]:
+    return sorted(names) if len(names) > 1 else next(iter(names))
+
+
+def _settled(model: Model, wanted: str) -> Settled:
+    """Return the engine of a model that PyTorch computes until now."""
+    strict, auto = model.engine == "openvino", wanted == "auto"
+    if strict:
+        refuse_openvino(model.device)
+    folder, threads = cache_folder(), min(torch.get_num_threads(), available_cpus())
+    kind = kind_of(model, threads)
+    times, agreed = Kept(folder, kind), Kept(folder, f"{kind}-{weights_of(model.network)}")
+    known = times.read() if auto else {}
+
+    def by_torch(reason: str, level: int = logging.INFO, *, keep: bool = auto) -> Settled:
+        line = f"torch, {reason}"
+        if keep:
+            times.write({"engine": "torch", "line": line, "level": level})
+        return None, line, level
+
+    if known.get("engine") == "torch":
+        return None, str(known.get("line")), known.get("level") or logging.INFO
+    torch_s, openvino_s = known.get("torch_s"), known.get("openvino_s")
+    if auto and not torch_s:
+        tiles, forward = example_tiles(model), model.torch_forward(tta=False)
+        torch_s = _fastest(lambda: forward(tiles))
+        if torch_s < _SHORT_S:
+            return by_torch(f"because a pass of the network takes only {torch_s * 1000:.0f} ms")
+    try:
+        compiled = _compiled(model, folder, threads)
+    except _Refused as error:
+        if strict:
+            raise UserError(f"engine=openvino: {error}. Give engine=auto or engine=torch.") from None
+        installed = find_spec("openvino") is not None
+        return by_torch(f"because {error}", logging.WARNING if installed or not auto else logging.INFO)
+    difference = _difference(model, compiled, agreed)
+    if difference:
+        compiled.close()
+        if strict:
+            raise UserError(f"engine=openvino: {difference}. Give engine=auto or engine=torch.")
+        return by_torch(f"because {difference}", logging.WARNING, keep=False)
+    prune(folder)
+    if not auto:
+        return compiled, "openvino, as asked for" if strict else "openvino, which made the segmentations so far", 20
+    if not openvino_s:
+        openvino_s = _openvino_seconds(model, compiled)
+        if openvino_s * _GAIN > torch_s:
+            compiled.close()
+            return by_torch(f"{_rate(model, torch_s)} a tile against {_rate(model, openvino_s)} by openvino")
+        times.write({"engine": "openvino", "torch_s": torch_s, "openvino_s": openvino_s})
+    line = f"openvino, {_rate(model, openvino_s)} a tile against {_rate(model, torch_s)} by torch"
+    return compiled, line, logging.INFO
+
+
+def example_tiles(model: Model) -> Tensor:
+    """Return the tiles of one pass, always the same ones: coarse and fine structures, and a part of zeros.
+
+    Args:
+        model: whose channels and tiles are taken.
+
+    Returns:
+        (tiles_per_pass, C, *window) float32, of mean 0 and standard deviation near 1.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (model.tiles_per_pass, model.num_channels, *model.window)
+    coarse = torch.randn((*shape[:2], *(-(-size // 16) for size in model.window)), generator=generator)
+    tiles = functional.interpolate(coarse, size=model.window, mode="trilinear", align_corners=False)
+    tiles += 0.5 * torch.randn(shape, generator=generator)
+    tiles[..., : model.window[2] // 8] = 0
+    return tiles
+
+
+def _compiled(model: Model, folder: Path | None, threads: int) -> "OpenVinoNetwork":
+    refused = _import_problem()
+    if refused:
+        raise _Refused(refused)
+    from umamba.inference.openvino_network import NotConvertible, compile_network
+
+    try:
+        return compile_network(
+            model.network,
+            model.tile_shape,
+            model.precision,
+            threads=threads,
+            cache_dir=folder,
+            requests=_REQUESTS,
+        )
+    except NotConvertible as error:
+        raise _Refused(f"OpenVINO cannot compute this network ({str(error).rstrip('.')})") from None
+
+
+def _import_problem() -> str | None:
+    if find_spec("openvino") is None:
+        return f"openvino is not installed; {_ADVICE}"
+    try:
+        import_module("openvino")
+    except (ImportError, OSError) as error:  # an installation that does not fit this system
+        return f"openvino cannot be loaded ({error})"
+    return None
+
+
+def _difference(model: Model, compiled: "OpenVinoNetwork", agreed: Kept) -> str | None:
+    """Return how the logits of a tile differ from PyTorch's; None: they agree."""
+    if agreed.read().get("agrees"):
+        return None
+    tiles = example_tiles(model)
+    reference = model.torch_forward(False, "32-true")(tiles)
+    allowed = _TOLERANCE
+    if model.precision != "32-true":
+        allowed = max(_HALF_TOLERANCE, 2 * _relative(model.torch_forward(False)(tiles), reference))
+    difference = _relative(model.openvino_start(compiled, False)(tiles)(), reference)
+    if difference <= allowed:
+        agreed.write({"agrees": True, "difference": difference, "allowed": allowed})
+        return None
+    return f"the logits of openvino differ from PyTorch's by {difference:.1e} of their size ({allowed:.1e} is allowed)"
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+def _openvino_seconds(model: Model, compiled: "OpenVinoNetwork") -> float:
+    tiles, start = example_tiles(model), model.openvino_start(compiled, False)
+
+    def passes() -> None:
+        for wait in [start(tiles) for _ in range(compiled.requests)]:
+            wait()
+
+    return _fastest(passes) / compiled.requests
+
+
+def _fastest(run: Callable[[], object]) -> float:
+    seconds: list[float] = []
+    while len(seconds) < _PASSES and sum(seconds) < _MEASURING_S:
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _rate(model: Model, seconds: float) -> str:
+    """Return the time of a tile in words."""
+    return f"{seconds / model.tiles_per_pass:.2g} s"
