@@ -1,4 +1,4 @@
-"""What is kept of the choice of an engine, and where: small JSON files and compiled networks in the user's cache folder.
+"""What is kept of the choice of an engine: small JSON files and compiled networks in the user's cache folder.
 
 Nothing here fails where the folder cannot be written: then nothing is kept, and the next command measures again.
 """

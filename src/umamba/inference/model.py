@@ -70,6 +70,7 @@ class Model:
         engine: what computes the network: torch, openvino (on the CPU), or auto, see `umamba.inference.engine`.
         reload: builds the network again; None: `network` is kept.
         compiled: the network in OpenVINO, which then computes it instead of PyTorch; None: PyTorch computes it.
+        torch_is_faster: whether engine=auto has chosen PyTorch.
 
     Raises:
         UserError: the precision or the engine is none of these, or the engine cannot compute on the device.
@@ -88,6 +89,7 @@ class Model:
     engine: str = "auto"
     reload: Callable[[], nn.Module] | None = None
     compiled: "OpenVinoNetwork | None" = field(default=None, init=False)
+    torch_is_faster: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         for name, value, choices in (

@@ -18,7 +18,8 @@ from umamba.inference.canvas import Canvas
 from umamba.inference.case_queue import CaseQueue
 from umamba.inference.cases import find_cases
 from umamba.inference.checkpoints import find_checkpoints
-from umamba.inference.engine import begun_engine, engines_record, settle_engines
+from umamba.inference.engine import settle_engines
+from umamba.inference.engine_record import begun_engine, engines_record
 from umamba.inference.exports import check_exports
 from umamba.inference.label_files import write_label_files
 from umamba.inference.likeness import refuse_flat_image
