@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from umamba.inference.engine_cache import Kept, cache_folder, kind_of, prune, weights_of
+from umamba.inference.engine_cache import Kept, cache_folder, kind_of, weights_of
 from umamba.inference.model import Model, refuse_openvino
 from umamba.io import UserError
 from umamba.io.resources import available_cpus
@@ -39,7 +39,7 @@ _TOLERANCE, _HALF_TOLERANCE = 1e-3, 1e-2
 # A measurement repeats a pass so many times, or fewer times if the repetitions take longer than this.
 _PASSES, _MEASURING_S = 3, 1.0
 # Passes that OpenVINO computes at a time.
-_REQUESTS = 1
+_REQUESTS = 2
 _ADVICE = "pip install 'umamba[cpu]' makes prediction on CPUs several times faster"
 
 Settled = tuple["OpenVinoNetwork | None", str, int]  # the compiled network, the engine and why, level of the message
@@ -135,7 +135,6 @@ def _settled(model: Model, wanted: str) -> Settled:
         if strict:
             raise UserError(f"engine=openvino: {difference}. Give engine=auto or engine=torch.")
         return by_torch(f"because {difference}", logging.WARNING, keep=False)
-    prune(folder)
     if not auto:
         return (
             compiled,
@@ -174,7 +173,7 @@ def _compiled(model: Model, folder: Path | None, threads: int) -> "OpenVinoNetwo
     refused = _import_problem()
     if refused:
         raise _Refused(refused)
-    from umamba.inference.openvino_network import NotConvertible, compile_network
+    from umamba.inference.openvino_network import UnconvertibleError, compile_network
 
     try:
         return compile_network(
@@ -185,7 +184,7 @@ def _compiled(model: Model, folder: Path | None, threads: int) -> "OpenVinoNetwo
             cache_dir=folder,
             requests=_REQUESTS,
         )
-    except NotConvertible as error:
+    except UnconvertibleError as error:
         raise _Refused(f"OpenVINO cannot compute this network ({str(error).rstrip('.')})") from None
 
 
@@ -193,7 +192,7 @@ def _import_problem() -> str | None:
     if find_spec("openvino") is None:
         return f"openvino is not installed; {_ADVICE}"
     try:
-        import_module("openvino")
+        import_module("umamba.inference.openvino_network")
     except (ImportError, OSError) as error:  # an installation that does not fit this system
         return f"openvino cannot be loaded ({error})"
     return None

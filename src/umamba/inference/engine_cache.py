@@ -22,8 +22,6 @@ import umamba.networks
 from umamba.inference.model import Model
 from umamba.io import StorageError, UserError, read_json, write_json
 
-_MOST_BYTES = 4 << 30
-
 
 def cache_folder() -> Path | None:
     """Return the folder for compiled networks, $XDG_CACHE_HOME or ~/.cache, then umamba/openvino; it is made if absent.
@@ -72,25 +70,6 @@ class Kept:
         if self.folder is not None:
             with suppress(OSError, StorageError, ValueError):
                 write_json(self.folder / f"{self.name}.json", record)
-
-
-def prune(folder: Path | None, most: int = _MOST_BYTES) -> None:
-    """Delete the files that were used least recently until the folder keeps within a size.
-
-    Args:
-        folder: the cache folder; None: nothing is done.
-        most: bytes.
-    """
-    if folder is None:
-        return
-    with suppress(OSError):
-        files = [(path, path.stat()) for path in folder.rglob("*") if path.is_file()]
-        files.sort(key=lambda each: max(each[1].st_atime, each[1].st_mtime), reverse=True)
-        total = 0
-        for path, info in files:
-            total += info.st_size
-            if total > most:
-                path.unlink(missing_ok=True)
 
 
 def kind_of(model: Model, threads: int) -> str:
