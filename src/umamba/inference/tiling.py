@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from umamba.inference.forward import Forward, Start, at_once
 
+# Sums in half precision of so many values are worth the second that their compiled addition takes to load.
+_COMPILED_FROM = 1 << 25
 # Logits of a blank pass that are kept for further blank passes, at most so many bytes.
 _BLANK_BYTES = 64 << 20
 
@@ -147,6 +149,8 @@ class LogitRows:
         self._sums = torch.zeros(
             (num_classes, min(capacity, self._size[0]), *self._size[1:]), dtype=dtype, device=sums_on
         )
+        on_cpu = self._sums.device.type == "cpu" and dtype == torch.float16
+        self._compiled = on_cpu and self._sums.numel() >= _COMPILED_FROM
 
     def take(self, first: int, stop: int) -> Tensor:
         """Return rows of the logits; they are valid until the next call.
@@ -223,6 +227,12 @@ class LogitRows:
             part = logits[:, inner_z, inner_y, inner_x]
             if part.device == sums.device and part.dtype == sums.dtype == weights.dtype:
                 sums.addcmul_(part, weights)
+            elif self._compiled and part.device.type == "cpu":
+                from umamba.inference.half_sums import add_weighted
+
+                along = (z.weights[inner_z], y.weights[inner_y], x.weights[inner_x])
+                for into, values in zip(self._sums, part, strict=True):
+                    add_weighted(into, (rows.start, columns.start, across.start), values, along)
             else:
                 for into, values in zip(sums, part, strict=True):  # class by class, because each copy is then small
                     into += values.to(sums.device) * weights
