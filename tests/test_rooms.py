@@ -24,6 +24,7 @@ OPTIONAL = {
     "monai": {"networks/monai_nets.py"},
     "wandb": {"training/loggers.py"},
     "triton": {"networks/scan/triton"},
+    "openvino": {"inference/openvino_"},
     "hydra": {"cli/"},
     "omegaconf": {"cli/", "records/config_file.py", "sweeps/study_file.py", "reporting/gallery.py"},
 }
