@@ -47,23 +47,3 @@ def test_unknown_names_are_refused_with_the_choice() -> None:
         OptimizerSettings(name="adam", momentum=0.9)
     with pytest.raises(InvalidSettings, match=r"polly.*poly, cosine"):
         ScheduleSettings(name="polly")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_the_optimiser_on_a_cpu_takes_pytorchs_plain_steps_and_keeps_its_state(name: str) -> None:
-    settings = OptimizerSettings(name=name, lr=0.01)
-    start = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(1))
-    ours, plain = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    fused = build_optimizer([ours], settings)
-    single = type(fused)([plain], **settings.arguments(), foreach=False)  # type: ignore[call-arg]
-    assert fused.defaults["fused"]
-    for step in range(4):
-        gradient = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(10 + step))
-        for parameter, optimizer in ((ours, fused), (plain, single)):
-            parameter.grad = gradient.clone()
-            optimizer.step()
-    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-7)
-    assert set(fused.state[ours]) == set(single.state[plain])
-    resumed = build_optimizer([plain], settings)  # a checkpoint of today's plain optimiser continues plain
-    resumed.load_state_dict(single.state_dict())
-    assert not resumed.param_groups[0]["fused"]

@@ -1,9 +1,9 @@
 """The layers of the U-shaped networks; on a CPU under bfloat16 autocast they keep bfloat16 maps with channels last.
 
 Names, parameters and initial weights are those of PyTorch's layers. The results are, too, everywhere else: on GPUs, in
-float32, and while a network is compiled, exported or traced, which should see PyTorch's operators only. The CPU differs
-where oneDNN is slow: a convolution of one input channel gets a second channel of zeros; a kernel of one voxel and a
-transposed convolution are matrix products; norm, sum and LeakyReLU are one operator (fused_norm.py).
+float32, without Numba, and while a network is compiled, exported or traced, which should see PyTorch's operators only.
+The CPU differs where oneDNN is slow: a convolution of one input channel gets a second channel of zeros; a kernel of one
+voxel and a transposed convolution are matrix products; norm, sum and LeakyReLU are one operator (fused_norm.py).
 """
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umamba.networks.depth_two import DepthTwoConv3d
-from umamba.networks.fused_norm import channels_last, norm_activation
+from umamba.networks.fused_norm import channels_last, compiled, norm_activation
 
 LARGEST_HALF = torch.finfo(torch.float16).max
 
@@ -21,7 +21,7 @@ def on_fast_path(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return half and x.device.type == "cpu" and x.dtype != torch.float64
+    return half and compiled() and x.device.type == "cpu" and x.dtype != torch.float64
 
 
 def arranged(x: Tensor) -> Tensor:

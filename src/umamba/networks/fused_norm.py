@@ -4,6 +4,8 @@ PyTorch's own operators read and write such a map nine times, three of them in f
 """
 
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from threading import Thread
 from typing import Any
 
@@ -11,10 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from umamba.networks.fused_norm_kernels import differentiate, gradient_sums, normalise, statistics
-
 BLOCK_ELEMENTS = 32768  # of a block of voxels; a sum over a block is in float32
 FEW_ELEMENTS = 1 << 17  # so few are computed by the calling thread alone
+
+
+@cache
+def compiled() -> bool:
+    """Return whether Numba is installed, which compiles the kernels at their first use."""
+    return find_spec("numba") is not None
 
 
 def channels_last(dim: int) -> torch.memory_format:
@@ -43,6 +49,8 @@ def norm_activation(
 def _norm_activation(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, slope: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    from umamba.networks.fused_norm_kernels import normalise, statistics
+
     x = _arranged(x)
     y = torch.empty_like(x)
     rows, out = _rows(x), _rows(y)
@@ -71,6 +79,8 @@ def _(x, residual, weight, bias, slope, eps):  # type: ignore[no-untyped-def]
 def _norm_activation_backward(
     grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, slope: float, residual: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from umamba.networks.fused_norm_kernels import differentiate, gradient_sums
+
     x, grad = _arranged(x), _arranged(grad)
     grad_x = torch.empty_like(x)
     grad_residual = torch.empty_like(x) if residual else x.new_empty(0)

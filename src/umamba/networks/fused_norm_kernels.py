@@ -135,19 +135,26 @@ def gradient_sums(grad, x, y, mean, slope, block, first, stop, parts):
             _add_gradients(grad[sample, v], x[sample, v], y[sample, v], mean[sample], slope, total, product)
 
 
-@_compile
-def _differentiate_row(grad, row, out, a, b, c0, slope, grad_x):
-    for c in range(grad.shape[0]):
-        g = wide(grad[c])
-        g = g if wide(out[c]) > np.float32(0) else g * slope
-        grad_x[c] = narrow(a[c] * g + b[c] * wide(row[c]) + c0[c])
+# Two passes over a row, because LLVM does not vectorise one pass over so many arrays.
 
 
 @_compile
-def _residual_row(grad, out, slope, grad_residual):
+def _before_activation(grad, out, slope, before):
     for c in range(grad.shape[0]):
         g = wide(grad[c])
-        grad_residual[c] = narrow(g if wide(out[c]) > np.float32(0) else g * slope)
+        before[c] = g if wide(out[c]) > np.float32(0) else g * slope
+
+
+@_compile
+def _differentiate_row(before, row, a, b, c0, grad_x):
+    for c in range(row.shape[0]):
+        grad_x[c] = narrow(a[c] * before[c] + b[c] * wide(row[c]) + c0[c])
+
+
+@_compile
+def _narrow_row(before, grad_residual):
+    for c in range(before.shape[0]):
+        grad_residual[c] = narrow(before[c])
 
 
 @_compile
@@ -158,11 +165,11 @@ def differentiate(grad, x, y, a, b, c, slope, block, first, stop, grad_x, grad_r
     """
     voxels = x.shape[1]
     blocks = (voxels + block - 1) // block
+    before = np.empty(x.shape[2], np.float32)
     for number in range(first, stop):
         sample, begin = number // blocks, number % blocks * block
         for v in range(begin, min(voxels, begin + block)):
-            _differentiate_row(
-                grad[sample, v], x[sample, v], y[sample, v], a[sample], b[sample], c[sample], slope, grad_x[sample, v]
-            )
+            _before_activation(grad[sample, v], y[sample, v], slope, before)
+            _differentiate_row(before, x[sample, v], a[sample], b[sample], c[sample], grad_x[sample, v])
             if grad_residual.shape[1] > 0:
-                _residual_row(grad[sample, v], y[sample, v], slope, grad_residual[sample, v])
+                _narrow_row(before, grad_residual[sample, v])

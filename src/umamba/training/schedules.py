@@ -16,7 +16,7 @@ OPTIMIZERS: Mapping[str, type[Optimizer]] = {
 
 
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> Optimizer:
-    """Return the optimiser that `recipe.optimizer` describes; on a CPU it updates each tensor in one pass (`fused`).
+    """Return the optimiser that `recipe.optimizer` describes.
 
     Args:
         parameters: the parameters that it updates.
@@ -25,10 +25,7 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], settings: Optimize
     >>> build_optimizer([torch.nn.Parameter(torch.zeros(1))], OptimizerSettings(name="adamw", lr=1e-4)).defaults["lr"]
     0.0001
     """
-    own = list(parameters)
-    fused = all(parameter.device.type == "cpu" for parameter in own)
-    options = {**settings.arguments(), **({"fused": True} if fused else {})}
-    return OPTIMIZERS[settings.name](own, **options)  # type: ignore[arg-type]
+    return OPTIMIZERS[settings.name](parameters, **settings.arguments())  # type: ignore[arg-type]
 
 
 def learning_rate_factor(settings: ScheduleSettings, max_epochs: int) -> Callable[[int], float]:

@@ -14,7 +14,10 @@ from umamba.networks.fused_norm_kernels import narrow, wide
 from umamba.networks.scan.vector_math import exp
 
 BLOCK = 1024
-_compile = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+TOGETHER = 32  # voxels
+_compile = numba.njit(
+    nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"}, forceinline=True
+)
 
 
 def _read(value):  # type: ignore[no-untyped-def]
@@ -36,28 +39,92 @@ def _(number, like):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def _softmax(logits, sample, begin, count, p, highest, total):
-    """Fill p (K, BLOCK) with the softmax of a block, highest with the largest logit and total with the sum of exp."""
+def _truth(label, ignored, classes, lab):
+    """Fill lab with the classes of a block, -1 for ignored voxels; return whether a label is no class."""
+    wrong = False
+    for v in range(label.shape[0]):
+        true = np.int32(label[v])
+        counts = true != ignored
+        wrong |= counts and (true < 0 or true >= classes)
+        lab[v] = true if counts else np.int32(-1)
+    return wrong
+
+
+@_compile
+def _load(values, row):
+    for v in range(values.shape[0]):
+        row[v] = _read(values[v])
+
+
+@_compile
+def _store(row, values):
+    for v in range(values.shape[0]):
+        values[v] = _written(row[v], values[v])
+
+
+@_compile
+def _raise_to(row, highest):
+    for v in range(row.shape[0]):
+        highest[v] = max(highest[v], row[v])
+
+
+@_compile
+def _exponentiate(row, highest, lab, k, total, at_true):
+    """Replace row by exp(row - highest) and add it to total; note the exponent where k is the class."""
+    for v in range(row.shape[0]):
+        below = row[v] - highest[v]
+        at_true[v] = below if lab[v] == k else at_true[v]
+        e = exp(below) if below == below else below
+        row[v] = e
+        total[v] += e
+
+
+@_compile
+def _divide(row, total):
+    for v in range(row.shape[0]):
+        row[v] /= total[v]
+
+
+@_compile
+def _softmax(logits, lab, p, highest, total, at_true):
+    """Fill p (K, voxels) with a block's softmax, total with sums of exp, at_true with the true class's exponent."""
     for k in range(p.shape[0]):
-        row = p[k]
-        for v in range(count):
-            row[v] = _read(logits[sample, k, begin + v])
-    highest[:count] = p[0, :count]
+        _load(logits[k], p[k])
+    highest[:] = p[0]
     for k in range(1, p.shape[0]):
-        row = p[k]
-        for v in range(count):
-            highest[v] = max(highest[v], row[v])
-    total[:count] = 0
+        _raise_to(p[k], highest)
+    total[:] = 0
+    at_true[:] = 0
     for k in range(p.shape[0]):
-        row = p[k]
-        for v in range(count):
-            below = row[v] - highest[v]
-            row[v] = exp(below) if below == below else below
-            total[v] += row[v]
+        _exponentiate(p[k], highest, lab, np.int32(k), total, at_true)
     for k in range(p.shape[0]):
-        row = p[k]
-        for v in range(count):
-            row[v] /= total[v]
+        _divide(p[k], total)
+
+
+@_compile
+def _class_sums(row, lab, k):
+    """Return the sums of row where k is the class and over all counted voxels, and the number of voxels of k."""
+    zero, one = np.float32(0), np.float32(1)
+    true, every, voxels = zero, zero, zero
+    for v in range(row.shape[0]):
+        true += row[v] if lab[v] == k else zero
+        every += row[v] if lab[v] >= 0 else zero
+        voxels += one if lab[v] == k else zero
+    return true, every, voxels
+
+
+@_compile
+def _entropy(total, at_true, lab):
+    """Return the sum of log(total) - at_true over counted voxels."""
+    found = 0.0
+    for begin in range(0, total.shape[0], TOGETHER):
+        product = 1.0  # one logarithm for several voxels; each total is between 1 and the number of classes
+        for v in range(begin, min(total.shape[0], begin + TOGETHER)):
+            if lab[v] >= 0:
+                product *= total[v]
+                found -= at_true[v]
+        found += np.log(product)
+    return found
 
 
 @_compile
@@ -68,34 +135,39 @@ def sums(logits, label, ignored, first, stop, parts, entropy, wrong):
     """
     classes, voxels = logits.shape[1], logits.shape[2]
     blocks = (voxels + BLOCK - 1) // BLOCK
-    p = np.empty((classes, BLOCK), np.float32)
-    highest, total = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    counted = np.empty(BLOCK, np.float32)
+    p, lab = np.empty((classes, BLOCK), np.float32), np.empty(BLOCK, np.int32)
+    highest, total, at_true = (
+        np.empty(BLOCK, np.float32),
+        np.empty(BLOCK, np.float32),
+        np.empty(BLOCK, np.float32),
+    )
     for number in range(first, stop):
         sample, begin = number // blocks, number % blocks * BLOCK
-        count = min(BLOCK, voxels - begin)
-        _softmax(logits, sample, begin, count, p, highest, total)
-        parts[number] = 0
-        lost = 0.0
-        for v in range(count):
-            true = label[sample, begin + v]
-            if true == ignored:
-                counted[v] = 0
-                continue
-            if true < 0 or true >= classes:
-                wrong[number] = True
-                continue
-            counted[v] = 1
-            parts[number, 0, true] += p[true, v]
-            parts[number, 2, true] += 1
-            logit = _read(logits[sample, true, begin + v])
-            lost += np.log(total[v]) + highest[v] - logit
-        entropy[number] = lost
+        end = min(voxels, begin + BLOCK)
+        n = end - begin
+        wrong[number] = _truth(label[sample, begin:end], ignored, classes, lab)
+        _softmax(logits[sample, :, begin:end], lab, p[:, :n], highest[:n], total[:n], at_true[:n])
         for k in range(classes):
-            row, added = p[k], np.float32(0)
-            for v in range(count):
-                added += row[v] * counted[v]
-            parts[number, 1, k] = added
+            true, every, count = _class_sums(p[k, :n], lab, np.int32(k))
+            parts[number, 0, k], parts[number, 1, k], parts[number, 2, k] = true, every, count
+        entropy[number] = _entropy(total[:n], at_true, lab)
+
+
+@_compile
+def _add_scaled(row, factor, own, lab, k, dot):
+    """Add row * factor to dot, and row * own where k is the class."""
+    zero = np.float32(0)
+    for v in range(row.shape[0]):
+        dot[v] += row[v] * (factor + (own if lab[v] == k else zero))
+
+
+@_compile
+def _differentiate(row, factor, own, by_entropy, dot, lab, k):
+    """Replace the softmax of class k by the gradient of its logit."""
+    zero = np.float32(0)
+    for v in range(row.shape[0]):
+        g = row[v] * (factor - dot[v] + (own if lab[v] == k else zero)) - (by_entropy if lab[v] == k else zero)
+        row[v] = g if lab[v] >= 0 else zero
 
 
 @_compile
@@ -103,26 +175,18 @@ def gradient(logits, label, ignored, by_true, by_any, by_entropy, first, stop, o
     """Fill out with the gradient of the logits; by_true and by_any (B, K) and by_entropy (B,) are those of the sums."""
     classes, voxels = logits.shape[1], logits.shape[2]
     blocks = (voxels + BLOCK - 1) // BLOCK
-    p = np.empty((classes, BLOCK), np.float32)
-    highest, total = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    dot = np.empty(BLOCK, np.float32)
+    p, lab = np.empty((classes, BLOCK), np.float32), np.empty(BLOCK, np.int32)
+    highest, total, dot = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     for number in range(first, stop):
         sample, begin = number // blocks, number % blocks * BLOCK
-        count = min(BLOCK, voxels - begin)
-        _softmax(logits, sample, begin, count, p, highest, total)
-        dot[:count] = 0
+        end = min(voxels, begin + BLOCK)
+        n = end - begin
+        _truth(label[sample, begin:end], ignored, classes, lab)
+        _softmax(logits[sample, :, begin:end], lab, p[:, :n], highest[:n], total[:n], dot[:n])
+        dot[:n] = 0
         for k in range(classes):
-            row, factor = p[k], by_any[sample, k]
-            for v in range(count):
-                dot[v] += row[v] * factor
-        for v in range(count):
-            true = label[sample, begin + v]
-            if true != ignored:
-                dot[v] += p[true, v] * by_true[sample, true]
+            _add_scaled(p[k, :n], by_any[sample, k], by_true[sample, k], lab, np.int32(k), dot)
         for k in range(classes):
-            row, factor, own = p[k], by_any[sample, k] + by_entropy[sample], by_true[sample, k]
-            for v in range(count):
-                true = label[sample, begin + v]
-                g = row[v] * (factor - dot[v] + (own if true == k else np.float32(0)))
-                g -= by_entropy[sample] if true == k else np.float32(0)
-                out[sample, k, begin + v] = _written(g if true != ignored else np.float32(0), out[sample, k, begin + v])
+            lost = by_entropy[sample]
+            _differentiate(p[k, :n], by_any[sample, k] + lost, by_true[sample, k], lost, dot, lab, np.int32(k))
+            _store(p[k, :n], out[sample, k, begin:end])

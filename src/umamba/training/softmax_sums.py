@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from umamba.networks.fused_norm import in_threads
-from umamba.training.softmax_kernels import BLOCK, gradient, sums
+from umamba.networks.fused_norm import compiled, in_threads
 
 NO_LABEL = -(2**31)  # no voxel has this label
 
@@ -25,6 +24,8 @@ class SoftmaxSums(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, logits: Tensor, label: Tensor, ignore: int | None) -> tuple[Tensor, ...]:
         """Return the sums."""
+        from umamba.training.softmax_kernels import BLOCK, sums
+
         context.save_for_backward(logits, label)
         context.ignored = NO_LABEL if ignore is None else ignore
         values, truth = _flat(logits), _flat(label)[:, 0]
@@ -43,6 +44,8 @@ class SoftmaxSums(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of the logits."""
+        from umamba.training.softmax_kernels import BLOCK, gradient
+
         logits, label = context.saved_tensors
         by_true, by_any, _, by_entropy = (each.float().numpy() for each in gradients)
         values, truth = _flat(logits), _flat(label)[:, 0]
@@ -60,7 +63,7 @@ class SoftmaxSums(torch.autograd.Function):
 def fits(logits: Tensor) -> bool:
     """Return whether `SoftmaxSums` takes these logits (B, K, *S)."""
     dtypes = (torch.float32, torch.bfloat16)
-    return logits.device.type == "cpu" and logits.dtype in dtypes and not torch.compiler.is_compiling()
+    return compiled() and logits.device.type == "cpu" and logits.dtype in dtypes and not torch.compiler.is_compiling()
 
 
 def _flat(x: Tensor) -> np.ndarray:
