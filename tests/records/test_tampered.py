@@ -209,10 +209,10 @@ def test_post_processing_and_the_record_of_a_prediction(tmp_path: Path) -> None:
     check(PostProcessing.read, tmp_path / "post_processing.json", changed(content))
     record = {"checkpoints": ["a"], "settings": {"tta": True}}
     outputs = Outputs(tmp_path, ".nii.gz")
-    check(lambda path: outputs.claim(record, []), outputs.record, changed(record))
+    check(lambda path: outputs.earlier(record, []), outputs.record, changed(record))
     outputs.record.write_text("")
     with pytest.raises(UserError, match=r"prediction\.json: the file is empty.*overwrite=true"):
-        outputs.claim(record, [])
+        outputs.earlier(record, [])
 
 
 def test_stores(tmp_path: Path) -> None:
