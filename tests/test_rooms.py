@@ -20,10 +20,11 @@ NARROWER = {
 }
 OPTIONAL = {
     "mamba_ssm": {"networks/scan/cuda.py"},
-    "numba": {"networks/scan", "patches/blur.py", "patches/warp.py"},
+    "numba": {"inference/winners.py", "networks/scan", "patches/blur.py", "patches/warp.py"},
     "monai": {"networks/monai_nets.py"},
     "wandb": {"training/loggers.py"},
     "triton": {"networks/scan/triton"},
+    "openvino": {"inference/openvino_"},
     "hydra": {"cli/"},
     "omegaconf": {"cli/", "records/config_file.py"},
 }

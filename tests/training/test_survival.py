@@ -19,6 +19,7 @@ from umamba.records.tables import read_metrics
 from umamba.runs import PreparedDataset
 from umamba.settings import InvalidSettings, TrainerSettings
 from umamba.training.checkpoints import AtomicCheckpointIO, newest_readable
+from umamba.training.curves import complete_curves
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import IN_A_ROW, watched
 from umamba.training.stopping import SIGNALS, LeaveOnSignal
@@ -108,6 +109,27 @@ def test_a_disk_that_fills_costs_the_epoch_that_was_not_saved(
     with file_size_limit(20_000), pytest.raises(UserError, match="cannot be written"):
         small_fit(name="broken")
     assert_equal(weights(small_fit(name="broken")), weights(whole))
+
+
+def test_rows_and_curves_that_a_full_disk_did_not_take_are_written_by_the_next_run(
+    small_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, rows: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    whole, broken = small_fit(name="whole"), RunFolder(tmp_path / "broken")
+    with monkeypatch.context() as patch:
+        patch.setattr("umamba.training.metrics_csv.write_metrics", full)
+        patch.setattr("umamba.training.curves.draw_curves", full)
+        small_fit(name="broken")
+    assert not broken.metrics.exists()
+    assert not broken.curves.exists()
+    small_fit(name="broken")  # no epoch is left
+    assert column(broken, "train/loss") == column(whole, "train/loss")
+    complete_curves(broken.metrics, broken.curves)
+    drawn = broken.curves.stat().st_mtime_ns
+    complete_curves(broken.metrics, broken.curves)
+    assert broken.curves.stat().st_mtime_ns == drawn
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, when: Callable[[SegmentationModule, int], bool]) -> None:

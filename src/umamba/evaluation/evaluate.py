@@ -14,8 +14,8 @@ from rich.table import Table
 from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.rules import Rules
 from umamba.evaluation.score import TITLES, metrics_of, score_pairs, worst_median_best
-from umamba.evaluation.score_table import score_table
 from umamba.evaluation.statistics import compare_methods, summarize
+from umamba.evaluation.terminal_table import score_table
 from umamba.io import UserError, below, oriented_like, read_image, read_json, read_label, supported_endings
 from umamba.io.escape import rich_text
 from umamba.io.tabular import write_table

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from umamba.io import UserError, read_json, write_json
 from umamba.labels.label_set import MOST_VALUE
+from umamba.labels.masks import mask_of
 
 _CONNECTED = np.ones((3, 3, 3), dtype=bool)  # also across edges and corners
 _KEY = "keep_largest_component"
@@ -31,7 +31,9 @@ def keep_largest(segmentation: np.ndarray, values: Sequence[int]) -> np.ndarray:
     Returns:
         A new label map, or the same array where nothing is removed.
     """
-    mask = np.isin(segmentation, values)
+    from scipy import ndimage  # takes a while to load
+
+    mask = mask_of(segmentation, values)
     boxes = ndimage.find_objects(mask.astype(np.uint8))
     if not boxes:
         return segmentation

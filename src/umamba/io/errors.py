@@ -12,6 +12,11 @@ _REMEDIES = {
     errno.EEXIST: "A file stands where a folder is needed. Move it away, or choose another folder.",
     errno.ENOTDIR: "A file stands where a folder is needed. Move it away, or choose another folder.",
     errno.EISDIR: "A folder stands where a file is needed. Move it away, or choose another folder.",
+    errno.EROFS: "The disk is mounted for reading only. Choose another folder.",
+    errno.EACCES: "Ask for the permission to write there, or choose another folder.",
+    errno.EIO: "The disk is damaged or was disconnected. Check it, then repeat the command.",
+    errno.ESTALE: "The network file system has lost the file. Mount it again, then repeat the command.",
+    errno.ETIMEDOUT: "The network file system does not answer. Repeat the command when it does.",
     errno.ELOOP: "A symbolic link stands where a file is needed. Remove it.",
 }
 # Whatever was being written: the disk is full or read-only, and trying other files there would fail, too.

@@ -18,7 +18,7 @@ from umamba.io.image import turned_geometry
 from umamba.io.orientation import AS_STORED
 from umamba.io.resources import memory_bytes
 from umamba.labels import LabelSet
-from umamba.planning import Configuration, Intensity, Plan, nonzero_box
+from umamba.planning import Configuration, Intensity, Plan, nonzero_box, nonzero_extent
 from umamba.preprocessing.normalize import normalize_channel
 from umamba.preprocessing.resample import resample_image, resample_label, resampled_shape
 
@@ -126,10 +126,15 @@ def preprocess_case(
     _check(image, label, configuration, labels)
     axes = (0, *(axis + 1 for axis in plan.transpose_forward))
     raw = image.array.transpose(axes)
-    mask, box = nonzero_box(raw)
+    segmentation = valid = None
+    if label is None and not any(configuration.use_mask_for_norm):
+        box = nonzero_extent(raw)
+    else:
+        mask, box = nonzero_box(raw)
+        segmentation = None if label is None else _segmentation(label, axes, box, mask[box])
+        if any(configuration.use_mask_for_norm):
+            valid = mask[box] if segmentation is None else segmentation[0] >= 0
     data = raw[(slice(None), *box)].astype(np.float32, order="C")
-    segmentation = _segmentation(label, axes, box, mask[box])
-    valid = segmentation[0] >= 0 if any(configuration.use_mask_for_norm) else None
     for number, channel in enumerate(data):
         masked = configuration.use_mask_for_norm[number]
         intensity = plan.intensity[number] if number < len(plan.intensity) else None
@@ -161,7 +166,9 @@ def preprocess_case(
         shape_after_crop=_size(data.shape[1:]),
     )
     data = resample_image(data, shape, spacing, target)
-    return data, None if label is None else resample_label(segmentation, shape, spacing, target), properties
+    if segmentation is not None:
+        segmentation = resample_label(segmentation, shape, spacing, target)
+    return data, segmentation, properties
 
 
 def _warn_of_constant(case_id: str, number: int, voxels: np.ndarray, scheme: str, intensity: Intensity | None) -> None:
@@ -184,12 +191,9 @@ def _warn_of_constant(case_id: str, number: int, voxels: np.ndarray, scheme: str
     )
 
 
-def _segmentation(label: Image | None, axes: Sequence[int], box: tuple[slice, ...], inside: np.ndarray) -> np.ndarray:
-    """Return the cropped label map (zeros if there is none) with OUTSIDE for background outside the nonzero mask."""
-    if label is None:
-        segmentation = np.zeros((1, *inside.shape), dtype=np.int16)
-    else:
-        segmentation = label.array.transpose(axes)[(slice(None), *box)].astype(np.int16, order="C")
+def _segmentation(label: Image, axes: Sequence[int], box: tuple[slice, ...], inside: np.ndarray) -> np.ndarray:
+    """Return the cropped label map with OUTSIDE for background outside the nonzero mask."""
+    segmentation = label.array.transpose(axes)[(slice(None), *box)].astype(np.int16, order="C")
     if not inside.all():
         segmentation[0][~inside & (segmentation[0] == 0)] = OUTSIDE
     return segmentation

@@ -26,6 +26,7 @@ from umamba.runs.smoke import smoke_test
 from umamba.runs.trainer import check_trainer, is_first_process, processes
 from umamba.settings import TrainSettings
 from umamba.training.checkpoints import newest_readable
+from umamba.training.curves import complete_curves
 from umamba.training.loggers import close_loggers, log_pictures, log_scores, upload_model
 from umamba.training.notice import send_notice
 from umamba.training.stopping import LeaveOnSignal
@@ -149,6 +150,7 @@ def _after_training(
         captions = {rank: f"{case}, {case_score(scores, case)}" for rank, case in worst_median_best(scores).items()}
         log_pictures(loggers, "test", draw_cases(prepared, scores, folder), captions)
         log.info(table_of_test_images(scores, settings))
+    complete_curves(folder.metrics, folder.curves)
     folder.set_status(state="finished", scoring=scoring_settings(settings))
     return RunResult(folder, validation, scores)
 
