@@ -24,6 +24,7 @@ from umamba.runs.trainer import build_datamodule, build_trainer, expected_warnin
 from umamba.settings import TrainSettings
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.checkpoints import newest_readable
+from umamba.training.freed_memory import freed_memory_kept
 from umamba.training.learning_rate import found_learning_rate
 from umamba.training.losses import build_loss
 from umamba.training.module import SegmentationModule
@@ -203,7 +204,8 @@ def attempt(
         log.info("Training ended after epoch %d, as trainer.max_time or the early stopping says.", resume[1])
         return trainer.loggers
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resume and resume[0], weights_only=True)
+        with freed_memory_kept(trainer.strategy.root_device.type == "cpu"):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=resume and resume[0], weights_only=True)
     except MisconfigurationException as error:
         raise UserError(f"The trainer group does not fit this training: {error}") from error
     except (RuntimeError, UserError) as error:

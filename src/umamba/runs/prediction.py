@@ -38,6 +38,7 @@ def predict(settings: PredictSettings) -> list[Path]:
         precision=settings.precision,
         post_processing=PostProcessing.read(settings.post_processing) if settings.post_processing else None,
         trust=settings.trust,
+        engine=settings.engine,
     )
     outputs = Outputs.at(settings.output, predictor.file_ending)
     if settings.previews:
