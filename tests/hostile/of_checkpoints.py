@@ -156,6 +156,10 @@ def _tampered(changes: Mapping[str, Any], box: Path, made: Made) -> str:
     share_checkpoint(path, box / "out" / "shared.ckpt")
     export_to_nnunet(path, box / "out" / "results")
     ours, given = record.to_json(), written["umamba"]
+    for content_of in (ours, given):  # numbers become text where text is due; without regions they have no order
+        content_of["file_ending"] = str(content_of["file_ending"])
+        content_of["plan"]["dataset_name"] = str(content_of["plan"]["dataset_name"])
+        content_of["labels"] = content_of["labels"]["labels"]
     names = ("plan", "configuration", "labels", "channel_names", "file_ending", "mirror_axes")
     other = [name for name in names if ours[name] != given.get(name, ours[name])]
     return f"different: {', '.join(other)}: {[ours[name] for name in other]}" if other else "equal"

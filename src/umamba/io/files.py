@@ -83,7 +83,9 @@ def below(root: Path, *names: str) -> Path:
     for name in names:
         wrong = wrong_name(name)
         if wrong:
-            raise UserError(f"{root}: {name!r} {wrong}, so it cannot be the name of a file or folder. Rename it.")
+            raise UserError(
+                f"{root}: {str(name)[:200]!r} {wrong}, so it cannot be the name of a file or folder. Rename it."
+            )
     return Path(root).joinpath(*names)
 
 
