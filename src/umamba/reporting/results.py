@@ -266,14 +266,16 @@ def read_published(path: Path) -> dict[tuple[str, str, str, str], Published]:
     Raises:
         UserError: a column is missing, or a value is not a number.
     """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a table ({error}). Put the study's own file back.") from error
     found = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                key = (row["dataset"], row["method"], row["label"], row["metric"])
-                found[key] = Published(float(row["mean"]), float(row["sd"]) if row["sd"] else None)
-            except (KeyError, ValueError) as error:
-                raise UserError(
-                    f"{path}, line {line}: {error}. Columns: dataset,method,label,metric,mean,sd."
-                ) from error
+    for line, row in enumerate(rows, start=2):
+        try:
+            key = (row["dataset"], row["method"], row["label"], row["metric"])
+            found[key] = Published(float(row["mean"]), float(row["sd"]) if row["sd"] else None)
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {line}: {error}. Columns: dataset,method,label,metric,mean,sd.") from error
     return found
