@@ -236,9 +236,10 @@ def _image_name(name: str, box: Path, made: Made) -> str:
 
 
 def _patient(name: str, box: Path, made: Made) -> str:
-    for patient in (name, "other"):
+    for patient in ("one", "other"):
         volume(box / "source" / patient / "t1.nii.gz")
         volume(box / "source" / patient / "seg.nii.gz", kind=np.uint8, high=3)
+    os.rename(box / "source" / "one", box / "source" / name)  # ITK does not write below a name that is no text
     made()
     said = command("convert", "archive=folders", f"source={box / 'source'}", "name=Dataset500_Mine",
                    f"paths.raw={box / 'out'}", "workers=1")  # fmt: skip

@@ -297,8 +297,7 @@ def _trained_network(checkpoint: Checkpoint) -> nn.Module:
     except RuntimeError as error:
         raise UserError(
             f"{checkpoint.path}: the weights do not fit the network {record.architecture.name} of its plan. "
-            f"Another version of this project wrote it, or a trainer that changes the network. "
-            f"{str(error)[:2000]}"
+            f"Another version of this project wrote it, or a trainer that changes the network. {str(error)[:2000]}"
         ) from None
     return network
 
