@@ -23,6 +23,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,7 @@ def point(disk: Path, arguments: list[str], options: str, home: Path, whole: dic
             mount(disk, ROOMY, MS_REMOUNT)
         began = time.monotonic()
         more = ["data.num_workers=1"] if options == "shm" and not runs else []
-        code, said = in_a_child(lambda more=more: run_command([*arguments, *more], home))
+        code, said = in_a_child(partial(run_command, [*arguments, *more], home))
         seconds = time.monotonic() - began
         size, files = used(disk)
         runs.append({"code": code, "said": said, "tree": tree(disk), "size": size, "files": files, "seconds": seconds})
@@ -340,7 +341,7 @@ def main() -> None:
     for name, arguments in commands(inputs, disk).items():
         if name not in wanted:
             continue
-        whole = answer(lambda a=arguments: point(disk, a, "size=1g", folder / "home", {}))
+        whole = answer(partial(point, disk, arguments, "size=1g", folder / "home", {}))
         print(json.dumps({"command": name, **whole}), flush=True)
         if "failed" in whole:
             continue
@@ -349,7 +350,7 @@ def main() -> None:
         special = ["links", "ro", *(["shm"] if name == "train" else [])]
         for options, small_home in [*((option, False) for option in special), *sizes(most, int(wanted[name]), name)]:
             home = disk / "home" if small_home else folder / "home"
-            found = answer(lambda a=arguments, o=options, h=home, w=first["tree"]: point(disk, a, o, h, w))
+            found = answer(partial(point, disk, arguments, options, home, first["tree"]))
             print(json.dumps({"command": name, **found}), flush=True)
 
 

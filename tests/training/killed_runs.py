@@ -53,7 +53,7 @@ def forked(arguments: list[str], cache: Path, printed: int, threads: int = 1) ->
             os.dup2(printed, descriptor)
         signal.alarm(LIMIT_S)
         torch.set_num_threads(threads)
-        numba.config.CACHE_DIR = str(cache)
+        numba.config.CACHE_DIR = str(cache)  # type: ignore[attr-defined]
         for module in [module for name, module in sys.modules.items() if name.startswith("umamba.")]:
             for value in list(vars(module).values()):
                 if isinstance(value, Dispatcher):
