@@ -169,14 +169,14 @@ class Outputs:
         """
         if self.record.exists():
             found = read_json(self.record)
-            compared = {name: value for name, value in dict(found).items() if name not in MACHINE_KEYS}
-            if compared != dict(record):
+            known = found if isinstance(found, dict) else {}
+            if {name: value for name, value in known.items() if name not in MACHINE_KEYS} != dict(record):
                 where = self.folder if self.only is None else files[0].segmentation
                 raise UserError(
                     f"{where}: holds segmentations of another network or other settings ({self.record.name}). Give "
                     "another folder, or overwrite=true to make them again."
                 )
-            return dict(found)
+            return known
         common = [self.volumes, self.itksnap_labels, self.slicer_labels]
         foreign = [path for path in (*common, *(path for own in files for path in own.paths)) if path.exists()]
         if foreign:
