@@ -16,7 +16,8 @@ def test_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     with shown():
         assert doctor.main() == 0
     said = capsys.readouterr().out
-    for part in ("umamba", torch.__version__, "works,", "Prediction on the CPU: ", "Selective scan", "chosen", "reference"):
+    parts = ("umamba", torch.__version__, "works,", "Prediction on the CPU: ", "Selective scan", "chosen", "reference")
+    for part in parts:
         assert part in said
 
 
