@@ -59,7 +59,7 @@ def table(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("most", [3, 60])
 def test_voxels_of_labels_are_counted(dtype: type, most: int) -> None:
     labels = LabelSet(("both", "last"), ((1, most), (most,)), region_order=(1, most))
-    segmentation = np.random.default_rng(0).choice([0, 1, most], (3, 5, 7)).astype(dtype)
+    segmentation: np.ndarray = np.random.default_rng(0).choice([0, 1, most], (3, 5, 7)).astype(dtype)
     assert count_voxels(segmentation, labels) == (int((segmentation > 0).sum()), int((segmentation == most).sum()))
 
 

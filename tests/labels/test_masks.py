@@ -9,7 +9,7 @@ from umamba.labels.masks import mask_of, outer_percentiles, slice_areas
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 @pytest.mark.parametrize("shape", [(4, 5, 6), (7, 8)])
 def test_masks(dtype: type, shape: tuple[int, ...]) -> None:
-    segmentation = np.random.default_rng(0).integers(0, 9, shape).astype(dtype)
+    segmentation: np.ndarray = np.random.default_rng(0).integers(0, 9, shape).astype(dtype)
     assert np.array_equal(mask_of(segmentation, [2, 7]), np.isin(segmentation, [2, 7]))
     assert np.array_equal(mask_of(segmentation[::-1, ::-1], [3]), segmentation[::-1, ::-1] == 3)
 
@@ -24,7 +24,7 @@ def test_areas(axis: int) -> None:
 @pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.uint16, np.int32, np.float32])
 @pytest.mark.parametrize("shape", [(3, 40, 50), (51, 7), (1,), (402,)])
 def test_percentiles(dtype: type, shape: tuple[int, ...]) -> None:
-    values = (np.random.default_rng(0).normal(100, 30, shape)).clip(0, 255).astype(dtype)
+    values: np.ndarray = np.random.default_rng(0).normal(100, 30, shape).clip(0, 255).astype(dtype)
     if dtype == np.int16:
         values -= np.int16(300)
     low, high = outer_percentiles(values)

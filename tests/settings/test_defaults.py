@@ -427,6 +427,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
     assert composed(ExportSettings, f"checkpoint={here}", "output=out") == {
         "checkpoint": here,
         "output": "out",
+        "format": "nnunet",
         "fold": 0,
     }
     assert plain(SlurmSettings()) == {

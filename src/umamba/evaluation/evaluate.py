@@ -224,7 +224,10 @@ def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelS
     content = read_json(path)
     if not isinstance(content, dict) or "labels" not in content:
         raise UserError(f"{path}: it has no entry 'labels'. Give a dataset.json in nnU-Net's raw layout.")
-    return LabelSet.from_json(content["labels"], content.get("regions_class_order"))
+    try:
+        return LabelSet.from_json(content["labels"], content.get("regions_class_order"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def draw_overlays(

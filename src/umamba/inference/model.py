@@ -16,6 +16,7 @@ from umamba.inference.precision import choose_precision
 from umamba.io import UserError, file_digest
 from umamba.labels import LabelSet
 from umamba.networks import build_network
+from umamba.networks.budget import stored_numbers, weight_budget
 from umamba.planning import Configuration, Plan
 from umamba.records import read_checkpoint
 from umamba.records.checkpoint import Checkpoint
@@ -276,13 +277,21 @@ def refuse_openvino(device: torch.device) -> None:
 def _trained_network(checkpoint: Checkpoint) -> nn.Module:
     """Build the network of a checkpoint with its weights."""
     record = checkpoint.record
-    network = build_network(
-        record.architecture,
-        record.configuration,
-        record.num_channels,
-        record.labels.num_classes,
-        deep_supervision=record.deep_supervision,
+    unfit = (
+        f"{checkpoint.path}: the weights do not fit the network {record.architecture.name} of its plan, which has "
+        "more of them. The file was changed, or another version of this project wrote it."
     )
+    try:
+        with weight_budget(2 * stored_numbers(checkpoint.weights.values()), unfit):
+            network = build_network(
+                record.architecture,
+                record.configuration,
+                record.num_channels,
+                record.labels.num_classes,
+                deep_supervision=record.deep_supervision,
+            )
+    except UserError as error:
+        raise UserError(f"{checkpoint.path}: {str(error).removeprefix(f'{checkpoint.path}: ')}") from None
     try:
         network.load_state_dict(checkpoint.weights, strict=True)
     except RuntimeError as error:

@@ -109,7 +109,8 @@ def convert(network: nn.Module, shape: Sequence[int], mamba: type[ov.Op]) -> ov.
             model = _build(program, mamba) or _converted(program, mamba)
     except Exception as error:  # whatever the network, the exporter or the converter raises
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
-        reason = next((line for line in lines if "No conversion rule" in line), lines[0] if lines else "no message")
+        known = ("No conversion rule", "Conversion is failed")
+        reason = next((line for line in lines if any(each in line for each in known)), (lines or ["no message"])[0])
         raise UnconvertibleError(f"{type(error).__name__}: {reason.strip(' -')[:300]}") from error
     model.reshape([*shape])
     return model
@@ -144,7 +145,8 @@ def _converted(program: torch.export.ExportedProgram, mamba: type[ov.Op]) -> ov.
 
     def layer(context: Any) -> list[Any]:
         number = int(context.get_values_from_const_input(1))
-        return mamba([context.get_input(0), ops.constant(np.int32(number))]).outputs()
+        outputs: list[Any] = mamba([context.get_input(0), ops.constant(np.int32(number)).output(0)]).outputs()
+        return outputs
 
     name = f"{_OPERATOR.replace('::', '.')}.default"
     return ov.convert_model(program, extension=[ConversionExtension(name, layer)])

@@ -156,6 +156,20 @@ class Outputs:
         for folder in (self.folder, *(self.folder / form for form in (*FORMS, _PREVIEWS))):
             remove_stale(folder)
 
+    def _recorded(self) -> Any:
+        """Return what the segmentations were made with.
+
+        Raises:
+            UserError: the record is damaged, so that nothing tells what made them.
+        """
+        try:
+            return read_json(self.record)
+        except UserError as error:
+            raise UserError(
+                f"{error} It tells which network made the segmentations in this folder; without it, give another "
+                "folder, or overwrite=true to make them again."
+            ) from None
+
     def earlier(self, record: Mapping[str, Any], files: Sequence[CaseFiles]) -> dict[str, Any] | None:
         """Return the record of earlier segmentations that are continued; None: there are none.
 
@@ -168,15 +182,16 @@ class Outputs:
             UserError: they were made with something else, or there are files that no prediction made.
         """
         if self.record.exists():
-            found = read_json(self.record)
-            known = found if isinstance(found, dict) else {}
-            if {name: value for name, value in known.items() if name not in MACHINE_KEYS} != dict(record):
+            recorded = self._recorded()
+            found = dict(recorded) if isinstance(recorded, dict) else {}
+            compared = {name: value for name, value in found.items() if name not in MACHINE_KEYS}
+            if compared != dict(record):
                 where = self.folder if self.only is None else files[0].segmentation
                 raise UserError(
                     f"{where}: holds segmentations of another network or other settings ({self.record.name}). Give "
                     "another folder, or overwrite=true to make them again."
                 )
-            return known
+            return found
         common = [self.volumes, self.itksnap_labels, self.slicer_labels]
         foreign = [path for path in (*common, *(path for own in files for path in own.paths)) if path.exists()]
         if foreign:

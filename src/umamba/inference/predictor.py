@@ -4,6 +4,7 @@ Training's own predictions and `predict.py` both use this class, therefore they 
 """
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -230,9 +231,9 @@ class Predictor:
         self._check_instances(settings.instances)
         check_exports(settings.export, self.models)
         files = [outputs.case(case.case_id, settings) for case in cases]
-        inputs = {path.resolve() for case in cases for path in case.images}
+        inputs = {os.path.realpath(path) for case in cases for path in case.images}  # also of a link to itself
         for own in files:
-            if own.segmentation.resolve() in inputs:
+            if os.path.realpath(own.segmentation) in inputs:
                 raise UserError(f"output: {own.segmentation} is one of the images. Give another folder or file.")
         folder = outputs.folder
         problems = Problems(outputs.tracebacks)

@@ -58,7 +58,7 @@ def paint_winners(
             )
         ]
         if len(slabs) == 1:
-            return bool(_decide(*_grid(slabs[0], block), labels, regions, True, into))
+            return bool(_decide(*_grid(slabs[0], block), labels, regions, True, into))  # type: ignore[call-arg]
         return _decide_together([_grid(slab, block) for slab in slabs], labels, regions, into)
 
     with ThreadPoolExecutor(min(torch.get_num_threads(), len(blocks), _THREADS)) as pool:
@@ -84,7 +84,7 @@ def _decide_together(
     numbers = np.arange(256, dtype=np.uint8)
     agreed, own = np.empty((2, *painted.shape), dtype=np.uint8)
     for position, grid in enumerate(grids):
-        if not _decide(*grid, numbers, regions, False, own if position else agreed):
+        if not _decide(*grid, numbers, regions, False, own if position else agreed):  # type: ignore[call-arg]
             return False
         if position:
             agreed[agreed != own] = _MIXED
@@ -93,7 +93,7 @@ def _decide_together(
         heads = len(grids[0][0])
         total, logits = torch.zeros((heads, len(left[0]))), np.empty((heads, len(left[0])), dtype=np.float32)
         for grid in grids:
-            _sample(*grid, *left, logits)
+            _sample(*grid, *left, logits)  # type: ignore[call-arg]
             values = torch.from_numpy(logits)
             total += values.sigmoid() if regions else values.softmax(0)
         mean = (total / len(grids)).numpy()
@@ -224,7 +224,7 @@ def _decide(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(
-    f"void(float32[:,:,:,::1], {_AXIS}, {_AXIS}, {_AXIS}, int64[::1], int64[::1], int64[::1], float32[:,::1])",
+    f"void(float32[:,:,:,::1], {_AXIS}, {_AXIS}, {_AXIS}, int64[:], int64[:], int64[:], float32[:,::1])",
     nogil=True,
     cache=True,
     error_model="numpy",

@@ -9,6 +9,7 @@ from umamba.io.lazy import lazy_names
 
 if TYPE_CHECKING:
     from umamba.io.dicom_mark import holds_dicom
+    from umamba.io.documents import read_json
     from umamba.io.errors import StorageError, UserError
     from umamba.io.files import (
         atomic_directory,
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
         file_digest,
         make_folder,
         partial_path,
-        read_json,
         remove_stale,
         storage_errors,
         write_json,
@@ -44,9 +44,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "dicom_mark": ("holds_dicom",),
+    "documents": ("read_json",),
     "errors": ("StorageError", "UserError"),
     "files": (
-        *("atomic_directory", "atomic_path", "below", "file_digest", "make_folder", "partial_path", "read_json"),
+        *("atomic_directory", "atomic_path", "below", "file_digest", "make_folder", "partial_path"),
         *("remove_stale", "storage_errors", "write_json", "wrong_name"),
     ),
     "image": (

@@ -23,7 +23,10 @@ from umamba.io.raster import decode_raster
 from umamba.io.tiff import decode_tiff, is_tiff
 from umamba.io.tiff_spacing import TIFF_ENDINGS
 
-_READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO", ".gipl": "GiplImageIO"}  # of any case of the ending
+_READERS = {  # of any case of the ending
+    **{".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO"},
+    ".gipl": "GiplImageIO",
+}
 # How the content of a format begins, and the ending that belongs to it
 _CONTENTS = (
     (b"NRRD000", ".nrrd"),

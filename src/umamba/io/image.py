@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from umamba.io.bounds import check_spacing
+from umamba.io.bounds import check_regular, check_spacing
 from umamba.io.decode import decode, nonfinite_error
 from umamba.io.dicom_mark import is_dicom
 from umamba.io.errors import UserError
 from umamba.io.files import storage_errors
+from umamba.io.headers import layout_of
 from umamba.io.itk import one_at_a_time
 from umamba.io.nifti import ENDINGS as NIFTI_ENDINGS
 from umamba.io.nifti import read_header
@@ -311,6 +312,14 @@ def voxel_count(paths: Sequence[Path]) -> int:
             except UserError:
                 continue
             total += math.prod(header.shape_xyz) * header.components
+            continue
+        try:
+            check_regular(path)  # ITK would wait for the writer of a pipe
+            layout = layout_of(path)
+        except UserError:
+            continue
+        if layout is not None:
+            total += layout.numbers
             continue
         reader = sitk.ImageFileReader()
         reader.SetFileName(os.fspath(path))

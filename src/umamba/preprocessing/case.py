@@ -6,6 +6,7 @@ Background outside the nonzero mask gets the label -1.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from umamba.io import Geometry, Image, Turn, UserError, ras_turn, turned
 from umamba.io.image import turned_geometry
 from umamba.io.orientation import AS_STORED
+from umamba.io.resources import memory_bytes
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Intensity, Plan, nonzero_box, nonzero_extent
 from umamba.preprocessing.normalize import normalize_channel
@@ -23,6 +25,7 @@ from umamba.preprocessing.resample import resample_image, resample_label, resamp
 log = logging.getLogger(__name__)
 
 OUTSIDE = -1  # label of background voxels outside the nonzero mask
+_LONGEST = 1 << 17  # voxels of an axis after resampling: far more than any image has
 
 Size = tuple[int, int, int]
 
@@ -145,6 +148,15 @@ def preprocess_case(
     spacing = tuple(image.geometry.spacing[axis] for axis in plan.transpose_forward)
     target = spacing[: 3 - configuration.dim] + tuple(configuration.spacing)
     shape = tuple(max(1, size) for size in resampled_shape(data.shape[1:], spacing, target))
+    needed = math.prod((len(data), *shape)) * data.itemsize
+    large = f"{needed / 2**30:.4g} GiB and more than the {memory_bytes() / 2**30:.3g} GiB of memory here"
+    if needed > memory_bytes() or max(shape) > _LONGEST:
+        limit = large if needed > memory_bytes() else f"more than {_LONGEST} along an axis"
+        raise UserError(
+            f"the image would have {' x '.join(map(str, shape))} voxels at the plan's spacing, {limit}. Check the "
+            f"spacing of the image, {', '.join(f'{mm:g}' for mm in spacing)} mm, and of the plan, "
+            f"{', '.join(f'{mm:g}' for mm in target)} mm."
+        )
     properties = CaseProperties(
         case_id=case_id,
         geometry=geometry,

@@ -237,7 +237,11 @@ def pool_folds(folder: RunFolder, rules: str | None = None) -> pandas.DataFrame 
     for other in sorted(folder.other_folds(), key=lambda other: (len(other.fold), other.fold)):
         if not other.validation_scores.exists():
             continue
-        table = read_scores(other.validation_scores)
+        try:
+            table = read_scores(other.validation_scores)
+        except UserError as error:
+            log.warning("Fold %s is left out of the cross-validation. %s", other.fold, error)
+            continue
         twice = sorted(counted & set(table["case"]))
         if twice:
             message = "Fold %s is left out of the cross-validation: %d of its cases, such as %s, are in other folds."
