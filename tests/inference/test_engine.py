@@ -274,6 +274,13 @@ def test_a_folder_keeps_the_engine_that_began_it(
     assert "Engine: torch, which made the segmentations that are there already." in messages.messages
 
 
+def test_a_record_of_another_form_is_no_traceback(make_model: MakeModel, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "prediction.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match="holds segmentations of another network or other settings"):
+        Predictor((make_model(net(), (8, 6, 4), 2),)).predict(images, tmp_path / "out", progress=False)
+
+
 def test_nothing_is_deleted_for_an_engine_that_cannot_compute(
     make_model: MakeModel, trials: Trials, images: Path, tmp_path: Path
 ) -> None:
