@@ -149,8 +149,10 @@ def test_bfloat16_gives_the_labels_of_float32() -> None:
     """The network is trained, because the labels of random weights are a matter of rounding."""
     if inference_precision("bf16-mixed") != "bf16":
         pytest.skip("this processor has no bfloat16")
-    network, tiles = built("bot", 3)  # in 2D, Bot has no skip at full resolution
-    labels = (tiles[:, 0] > 0).long() + (tiles[:, 1] > 1).long()
+    network, tiles = built("bot", 2)
+    blocks = torch.randn(2, CHANNELS, 5, 3).repeat_interleave(8, 2).repeat_interleave(8, 3)  # (40, 24) pixels
+    tiles = blocks + 0.1 * tiles
+    labels = (blocks[:, 0] > 0).long() + (blocks[:, 1] > 0).long()
     network.deep_supervision = False
     optimiser = torch.optim.Adam(network.parameters(), 5e-3)
     for _ in range(40):
@@ -160,8 +162,8 @@ def test_bfloat16_gives_the_labels_of_float32() -> None:
     network.eval()
     probability, expected = by_torch(network, tiles).softmax(1).max(1)
     found = compiled(network, tiles, precision="bf16-mixed")(tiles).argmax(1)
-    confident = probability > 0.6
-    assert confident.float().mean() > 0.5
+    confident = probability > 0.7
+    assert confident.float().mean() > 0.2
     assert (found == expected)[confident].float().mean() >= 0.999
 
 
