@@ -88,7 +88,7 @@ def by_another_revision(source: Path, name: str, tile: tuple[int, ...], precisio
         "from umamba.networks import build_network\n"
         "from umamba.planning import Configuration\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
-        f"network = build_network({name!r}, Configuration(**{ct_plan(tile).__dict__!r}), 1, 14).eval()\n"
+        f"network = build_network({{'name': {name!r}}}, Configuration(**{ct_plan(tile).__dict__!r}), 1, 14).eval()\n"
         "network.deep_supervision = False\n"
         f"image = torch.randn(1, 1, *{tile!r})\n"
         f"enabled = {precision == 'bf16-mixed'!r}\n"
