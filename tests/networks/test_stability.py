@@ -53,6 +53,7 @@ def losses(name: str) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["umamba_bot", "umamba_enc"])
 def test_losses_stay_finite_in_float16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(math.isfinite(loss) for loss in losses(name))

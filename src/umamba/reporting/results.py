@@ -1,6 +1,7 @@
 """Read the run folders of a study: states, scores of each case and learning curves."""
 
 import csv
+import logging
 import math
 import unicodedata
 from collections import Counter
@@ -17,6 +18,8 @@ from umamba.io import UserError
 from umamba.records import RunFolder
 from umamba.records.tables import read_curves, read_scores
 from umamba.sweeps import PlannedRun, RunState, run_state
+
+log = logging.getLogger(__name__)
 
 METRICS = ("dsc", "nsd", "f1")
 AVERAGE = "average"
@@ -100,7 +103,9 @@ class Results:
         Args:
             dataset: the benchmark.
         """
-        found = (state.run.folder.status().get("scoring") for state in self.states if state.run.dataset == dataset)
+        found = (
+            state.run.folder.readable_status().get("scoring") for state in self.states if state.run.dataset == dataset
+        )
         known = [
             record
             for record in found
@@ -151,7 +156,7 @@ def gather(
         if state.state == "done":
             rows += run_scores(state.run, {key[2] for key in printed})
     files = {state.run.folder: state.run.folder.metrics for state in states}
-    curves = {folder: read_curves(path) for folder, path in files.items() if path.exists()}
+    curves = {folder: curve for folder, path in files.items() if (curve := _curve(path)) is not None}
     return Results(
         name=name,
         question=question,
@@ -238,6 +243,15 @@ def label_name(name: str, printed: Collection[str] = ()) -> str:
     if organ in _ORGANS or organ in printed:
         return organ
     return plain if plain in printed else composed
+
+
+def _curve(path: Path) -> pandas.DataFrame | None:
+    """Return the curves of a run; None, with a warning, if its metrics.csv is damaged."""
+    try:
+        return read_curves(path) if path.exists() else None
+    except UserError as error:
+        log.warning("%s The report has no curve of this run.", error)
+        return None
 
 
 def read_published(path: Path) -> dict[tuple[str, str, str, str], Published]:

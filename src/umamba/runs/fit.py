@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umamba.io import UserError, provenance
+from umamba.io.resources import memory_bytes
 from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
 from umamba.patches.extra import check_on_patch
@@ -96,7 +97,13 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
             TorchIO does not fit the patch.
     """
     classes = planned.labels.num_classes
-    build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
+    network = build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
+    needed = 4 * sum(parameter.numel() for parameter in network.parameters())
+    if needed > memory_bytes():
+        raise UserError(
+            f"plan.{planned.configuration.name}: the network has {needed / 2**30:.4g} GiB of weights, more than the "
+            f"{memory_bytes() / 2**30:.3g} GiB of memory here. Check the plan and the architecture group."
+        )
     build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
     if settings.augmentation.extra:
         check_on_patch(settings.augmentation, planned.configuration.patch_size, planned.configuration.spacing)
