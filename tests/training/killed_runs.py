@@ -2,11 +2,14 @@
 
     python killed_runs.py FOLDER SETTINGS NETWORK... [--all]
 
-SETTINGS is JSON: the overrides of the runs. A line of JSON for each run goes to the standard output: network, cache of
-compiled code (cold or warm), worker processes, kills, threads, and the SHA-256 of the weights. Each cache is tried with
-each number of workers, half of them killed and continued; with --all each is tried in both ways, and with two threads
-of PyTorch, which round otherwise. The runs are forks of this process, which has imported all and compiled nothing, so
-that each one takes a second.
+SETTINGS is JSON: the overrides of the runs. A line of JSON for each run goes to the standard output: network, the cache
+of compiled code (cold or warm) and the number of worker processes of each of its processes, how many functions each one
+compiled, kills, threads, and the SHA-256 of the weights. A cold process of the first network compiles all, in an empty
+folder of its own; that of another network finds what the first network uses (patches, loss), and compiles its own
+kernels. One run is killed five times, and each of its six processes has another cache and number of workers. With --all
+there are more: for each kind of process a run that is not killed and one that is killed five times, and a run with two
+threads of PyTorch, which round otherwise. The processes are forks of this one, which has imported all and compiled
+nothing, so that a warm one takes a second.
 """
 
 import contextlib
@@ -14,6 +17,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,9 +35,15 @@ from umamba.cli.compose import settings_of
 from umamba.settings import TrainSettings
 from umamba.training.curves import ProgressPicture
 
-# cache, workers, killed: the caches stand beside the runs, and the first cold run warms the shared one
-RUNS = (("cold", 0, 0), ("warm", 0, 1), ("warm", 1, 0), ("cold", 1, 1), ("cold", 2, 0), ("warm", 2, 1))
-KILLS = 5
+# Cache and workers of each process of a run; all but the last one are killed. The first run warms the shared cache.
+# The process that is killed before its first save is a cold one, because it never has to compile to the end.
+RUNS = (
+    (("cold", 0),),
+    (("warm", 2),),
+    (("cold", 0), ("cold", 1), ("warm", 1), ("cold", 2), ("warm", 2), ("warm", 0)),
+)
+KINDS = tuple((cache, workers) for cache in ("cold", "warm") for workers in (0, 1, 2))
+ALL_RUNS = (*RUNS, *((kind,) * (1 + kills) for kind in KINDS for kills in (0, 5)))
 LIMIT_S = 240
 EPOCHS = 20  # more than five killed processes complete
 LONGEST_EPOCH_S = 0.1  # an epoch in which code is compiled is longer, and the next ones are not
@@ -68,15 +78,13 @@ def forked(arguments: list[str], cache: Path, printed: int, threads: int = 1) ->
         os._exit(code)
 
 
-def finish(arguments: list[str], cache: Path, threads: int = 1) -> float:
-    """Train to the end; return how many seconds that took."""
+def finish(arguments: list[str], cache: Path, threads: int = 1) -> None:
+    """Train to the end."""
     with tempfile.TemporaryFile() as printed:
-        began = time.monotonic()
         status = os.waitpid(forked(arguments, cache, printed.fileno(), threads), 0)[1]
         printed.seek(0)
         said = printed.read().decode(errors="replace")
     assert status == 0, said
-    return time.monotonic() - began
 
 
 def kill(arguments: list[str], cache: Path, last: Path, moment: float, begun: bool) -> bool:
@@ -131,29 +139,33 @@ def main() -> None:
     settings_of(TrainSettings, overrides)  # what this loads, the runs need not load again
     ProgressPicture.draw = lambda self: None  # type: ignore[method-assign]
     moments = random.Random(0)
+    first = folder / "cache-first"
     for network in [name for name in networks if name != "--all"]:
-        shared = folder / f"cache-{network}"
-
-        def train(cache: str, workers: int, kills: int, threads: int = 1, *, name: str, shared: Path = shared) -> None:
-            more = [f"architecture={name}", f"data.num_workers={workers}", f"trainer.max_epochs={EPOCHS}"]
-            run = f"{name}-{cache}-{workers}-{kills}-{threads}"
-            arguments = ["train", *overrides, *more, f"name={run}", f"paths.runs={folder / 'runs'}"]
-            last = folder / "runs" / run / "3d_fullres" / "fold_0" / "seed_0" / "checkpoints" / "last.ckpt"
-            compiled = folder / f"cache-{run}" if cache == "cold" and shared.exists() else shared
-            done, began = 0, time.monotonic()
-            for number in range(kills):
-                done += kill(arguments, compiled, last, moments.random(), begun=number > 0)
-            finish(arguments, compiled, threads)
-            facts = {"network": name, "cache": cache, "workers": workers, "kills": done, "threads": threads}
+        runs = [(kinds, 1) for kinds in (ALL_RUNS if every else RUNS)]
+        for number, (kinds, threads) in enumerate([*runs, *([(RUNS[1], 2)] if every else [])]):
+            began = time.monotonic()
+            arguments = ["train", *overrides, f"architecture={network}", f"trainer.max_epochs={EPOCHS}"]
+            arguments += [f"name={network}-{number}", f"paths.runs={folder / 'runs'}"]
+            run = folder / "runs" / f"{network}-{number}" / "3d_fullres" / "fold_0" / "seed_0"
+            last = run / "checkpoints" / "last.ckpt"
+            kills, functions = 0, []
+            for process, (cache, workers) in enumerate(kinds):
+                own = cache == "cold" and number + process > 0
+                compiled = folder / (f"cache-{network}-{number}-{process}" if own else f"cache-{network}")
+                if not compiled.exists() and first.exists():
+                    shutil.copytree(first, compiled)
+                before = len(list(compiled.rglob("*.nbc")))
+                given = [*arguments, f"data.num_workers={workers}"]
+                if process < len(kinds) - 1:
+                    kills += kill(given, compiled, last, moments.random(), begun=process > 0)
+                else:
+                    finish(given, compiled, threads)
+                functions.append(len(list(compiled.rglob("*.nbc"))) - before)
             seconds = round(time.monotonic() - began, 1)
+            facts = {"network": network, "kinds": kinds, "compiled": functions, "kills": kills, "threads": threads}
             print(json.dumps({**facts, "seconds": seconds, "sha256": weights(last)}), flush=True)
-
-        for cache, workers, killed in RUNS:
-            train(cache, workers, KILLS * killed, name=network)
-        if every:
-            for cache, workers, killed in RUNS:
-                train(cache, workers, KILLS * (1 - killed), name=network)
-            train("warm", 0, 0, 2, name=network)
+        if not first.exists():
+            (folder / f"cache-{network}").rename(first)
 
 
 if __name__ == "__main__":
