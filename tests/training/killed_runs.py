@@ -35,15 +35,16 @@ from umamba.cli.compose import settings_of
 from umamba.settings import TrainSettings
 from umamba.training.curves import ProgressPicture
 
+Kinds = tuple[tuple[str, int], ...]
 # Cache and workers of each process of a run; all but the last one are killed. The first run warms the shared cache.
 # The process that is killed before its first save is a cold one, because it never has to compile to the end.
-RUNS = (
+RUNS: tuple[Kinds, ...] = (
     (("cold", 0),),
     (("warm", 2),),
     (("cold", 0), ("cold", 1), ("warm", 1), ("cold", 2), ("warm", 2), ("warm", 0)),
 )
 KINDS = tuple((cache, workers) for cache in ("cold", "warm") for workers in (0, 1, 2))
-ALL_RUNS = (*RUNS, *((kind,) * (1 + kills) for kind in KINDS for kills in (0, 5)))
+ALL_RUNS: tuple[Kinds, ...] = (*RUNS, *((kind,) * (1 + kills) for kind in KINDS for kills in (0, 5)))
 LIMIT_S = 240
 EPOCHS = 20  # more than five killed processes complete
 LONGEST_EPOCH_S = 0.1  # an epoch in which code is compiled is longer, and the next ones are not
@@ -148,7 +149,7 @@ def main() -> None:
             arguments += [f"name={network}-{number}", f"paths.runs={folder / 'runs'}"]
             run = folder / "runs" / f"{network}-{number}" / "3d_fullres" / "fold_0" / "seed_0"
             last = run / "checkpoints" / "last.ckpt"
-            kills, functions = 0, []
+            kills, functions = 0, list[int]()
             for process, (cache, workers) in enumerate(kinds):
                 own = cache == "cold" and number + process > 0
                 compiled = folder / (f"cache-{network}-{number}-{process}" if own else f"cache-{network}")
