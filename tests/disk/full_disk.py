@@ -53,6 +53,7 @@ PHANTOM = [
     "trainer.precision=32-true",
     "trainer.accelerator=cpu",
     "trainer.deterministic=true",
+    "predict.engine=torch",  # auto would choose by times that are measured, again where home is on the disk
     "data.num_workers=0",
     "data.prepare_workers=1",
     "augmentation=none",
@@ -97,6 +98,7 @@ def commands(inputs: Path, disk: Path) -> dict[str, list[str]]:
             f"input={dataset / 'imagesTs'}",
             f"output={disk / 'segmentations'}",
             "probabilities=true",
+            "engine=torch",
         ],
         "evaluate": [
             "evaluate",
