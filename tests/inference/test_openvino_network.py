@@ -145,26 +145,31 @@ def test_other_tiles_are_refused() -> None:
         by_openvino.start(tiles)
 
 
-def test_bfloat16_gives_the_labels_of_float32() -> None:
+@pytest.mark.parametrize("name", ["unet", "bot"])
+def test_bfloat16_gives_the_labels_of_float32(name: str) -> None:
     """The network is trained, because the labels of random weights are a matter of rounding."""
     if inference_precision("bf16-mixed") != "bf16":
         pytest.skip("this processor has no bfloat16")
-    network, tiles = built("bot", 2)
-    blocks = torch.randn(2, CHANNELS, 5, 3).repeat_interleave(8, 2).repeat_interleave(8, 3)  # (40, 24) pixels
-    tiles = blocks + 0.1 * tiles
-    labels = (blocks[:, 0] > 0).long() + (blocks[:, 1] > 0).long()
+    network, tiles = built(name, 2)
+    height, width = tiles.shape[2:]
+    labels = torch.randint(CLASSES, (2, height // 8, width // 8)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    tiles = 0.1 * tiles + torch.nn.functional.one_hot(labels, CLASSES)[..., :CHANNELS].movedim(-1, 1)
     network.deep_supervision = False
-    optimiser = torch.optim.Adam(network.parameters(), 5e-3)
+    optimiser = torch.optim.Adam(network.train().parameters(), 0.03)
     for _ in range(40):
         optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(network.train()(tiles), labels).backward()
+        torch.nn.functional.cross_entropy(network(tiles), labels).backward()
         optimiser.step()
     network.eval()
     probability, expected = by_torch(network, tiles).softmax(1).max(1)
-    found = compiled(network, tiles, precision="bf16-mixed")(tiles).argmax(1)
-    confident = probability > 0.7
-    assert confident.float().mean() > 0.2
-    assert (found == expected)[confident].float().mean() >= 0.999
+    by_openvino = compiled(network, tiles, precision="bf16-mixed")
+    assert by_openvino.precision == "bf16"
+    logits = by_openvino(tiles)
+    assert not torch.equal(logits, compiled(network, tiles)(tiles))  # half precision was computed
+    equal, confident = logits.argmax(1) == expected, probability > 0.9
+    assert confident.float().mean() > 0.3
+    assert equal[confident].float().mean() >= 0.999
+    assert equal.float().mean() >= 0.99  # about the borders of blocks the network is unsure, and rounding decides
 
 
 def _unexpected(*_: Any) -> None:
