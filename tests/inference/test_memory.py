@@ -43,6 +43,7 @@ print(max(peak_resident_bytes() - before, 0) / 2**30, (found == array[0]).all())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what the process holds from /proc")
 @pytest.mark.parametrize(
     ("limit", "shape"), [(0.7, (96, 160, 160)), (0.72, (40, 480, 160))], ids=["slabs", "slabs of two strips"]

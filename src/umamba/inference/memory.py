@@ -77,7 +77,10 @@ def measure_limit(max_memory_gb: float | None, models: Sequence[Model], tta: boo
     before = resident_bytes()
     for model in models:
         tiles = torch.zeros((model.tiles_per_pass, model.num_channels, *model.window))
-        model.forward(tta)(tiles)
+        start = model.start(tta)
+        begun = [start(tiles) for _ in range(model.in_flight(tta))]
+        for wait in begun:
+            wait()
     return MemoryLimit(max_memory_gb * 2**30, max(0, peak_resident_bytes() - before))
 
 
