@@ -111,8 +111,8 @@ def inner_by_definition(block: Mamba, xz: torch.Tensor) -> torch.Tensor:
     u = torch.nn.functional.silu(block.conv1d(x)[..., : x.shape[2]])
     dt, B, C = block.x_proj(u.transpose(1, 2)).split([block.dt_rank, block.d_state, block.d_state], dim=-1)
     delta = (dt @ block.dt_proj.weight.T).transpose(1, 2)
-    A, turned = -block.A_log.exp(), (matrix.transpose(1, 2) for matrix in (B, C))
-    y, _ = reference_scan(u, delta, A, *turned, block.D, z, block.dt_proj.bias, True)
+    A, bias = -block.A_log.exp(), block.dt_proj.bias
+    y, _ = reference_scan(u, delta, A, B.transpose(1, 2), C.transpose(1, 2), block.D, z, bias, True)
     return y.transpose(1, 2)
 
 

@@ -317,13 +317,13 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of u, delta, A, B, C, D, z and delta_bias; ignore those of absent arguments."""
     arguments = _arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus)
-    large = u.new_empty(u.shape), u.new_empty(u.shape), B.new_empty(B.shape), C.new_empty(C.shape)
+    grad_u, grad_delta, grad_B, grad_C = (each.new_empty(each.shape) for each in (u, delta, B, C))
     grad_z = u.new_empty(u.shape if z is not None else (u.shape[0], 0, u.shape[2]))
     small = run_backward(
-        arguments, array(starts), array(grad), *(array(each) for each in (*large, grad_z)), torch.get_num_threads()
-    )
+        arguments, array(starts), array(grad), array(grad_u), array(grad_delta), array(grad_B), array(grad_C),
+        array(grad_z), torch.get_num_threads(),
+    )  # fmt: skip
     grad_A, grad_D, grad_bias = (torch.from_numpy(each) for each in small)
-    grad_u, grad_delta, grad_B, grad_C = large
     return grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias
 
 

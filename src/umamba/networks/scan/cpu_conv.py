@@ -3,7 +3,7 @@
 Tokens are rows, (B, L, D), as in `cpu_kernels`, whose blocks and rooms are used here too. Tasks are segments of the
 tokens of a sample; they depend only on the shapes, so that results are the same for any number of threads.
 """
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disable-error-code="call-arg, var-annotated"
 # (Numba infers the types of compiled code from the arguments.)
 
 import functools

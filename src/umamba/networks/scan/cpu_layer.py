@@ -119,7 +119,7 @@ def _mix_backward(
     )
     rows_u, rows_delta, rows = grad_u.flatten(0, 1), grad_delta.flatten(0, 1), grad_parameters.flatten(0, 1)
     steps = parameters.flatten(0, 1)[:, :rank]
-    rows[:, :rank] = rows_delta @ dt_weight
+    torch.mm(rows_delta, dt_weight, out=rows[:, :rank])
     grad_dt_weight = rows_delta.T @ steps
     rows_u.addmm_(rows, x_weight)
     grad_x_weight = rows.T @ u.flatten(0, 1)
