@@ -249,6 +249,18 @@ def _rewritten(
             archive.writestr(name, data)
 
 
+def _and_part(name: str, parts: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    return [*parts, (name, b"x")]
+
+
+def _pickled_as(data: bytes, parts: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    return [(name, data if name.endswith("data.pkl") else part) for name, part in parts]
+
+
+def _set(key: Any, value: Any, state: dict[Any, Any]) -> None:
+    state[key] = value
+
+
 def _damaged() -> Iterator[tuple[str, Callable[[Path], None]]]:
     def cut(share: float, path: Path) -> None:
         torch.save(content(), path)
@@ -302,7 +314,7 @@ def _damaged() -> Iterator[tuple[str, Callable[[Path], None]]]:
         "device": "archive/CON",
     }
     for what, name in renamed.items():
-        yield f"a part named {what}", partial(_rewritten, lambda parts, name=name: [*parts, (name, b"x")])
+        yield f"a part named {what}", partial(_rewritten, partial(_and_part, name))
     yield "a part twice", partial(_rewritten, lambda parts: [*parts, (parts[3][0], b"\1" * len(parts[3][1]))])
     yield "a part too short", partial(_rewritten, lambda parts: [(n, d[:8] if "/data/0" in n else d) for n, d in parts])
     yield "without weights", partial(_rewritten, lambda parts: [(n, d) for n, d in parts if "/data/" not in n])
@@ -324,9 +336,7 @@ def _damaged() -> Iterator[tuple[str, Callable[[Path], None]]]:
     for what, data in pickles.items():
         yield (
             f"pickle: {what}",
-            partial(
-                _rewritten, lambda parts, data=data: [(n, data if n.endswith("data.pkl") else d) for n, d in parts]
-            ),
+            partial(_rewritten, partial(_pickled_as, data)),
         )
 
     def torchscript(path: Path) -> None:
@@ -367,7 +377,7 @@ def _shapes() -> Iterator[tuple[str, Callable[[Path], None]]]:
         "bool": torch.zeros(4, 1, 3, 3, dtype=torch.bool),
     }
     for what, value in values.items():
-        yield f"one is {what}", partial(with_state, lambda state, value=value: state.update({first: value}))
+        yield f"one is {what}", partial(with_state, partial(_set, first, value))
     yield "one missing", partial(with_state, lambda state: state.pop(first))
     yield "one more", partial(with_state, lambda state: state.update({"network.more": torch.zeros(3)}))
     yield (
@@ -378,7 +388,7 @@ def _shapes() -> Iterator[tuple[str, Callable[[Path], None]]]:
         "a name of control characters",
         partial(with_state, lambda state: state.update({"network.\x1b[2J\n": torch.zeros(3)})),
     )
-    yield "a number as name", partial(with_state, lambda state: state.update({7: torch.zeros(3)}))
+    yield "a number as name", partial(with_state, partial(_set, 7, torch.zeros(3)))
     yield "none at all", partial(with_state, lambda state: state.clear())
 
     def not_a_dict(value: Any, path: Path) -> None:
@@ -386,7 +396,7 @@ def _shapes() -> Iterator[tuple[str, Callable[[Path], None]]]:
 
     for what, value in (("a list", [1]), ("text", "abc"), ("a tensor", torch.zeros(3))):
         yield f"state is {what}", partial(not_a_dict, value)
-        yield f"file is {what}", lambda path, value=value: torch.save(value, path)
+        yield f"file is {what}", partial(torch.save, value)
 
     def record_is(value: Any, path: Path) -> None:
         torch.save({**content(), "umamba": value}, path)

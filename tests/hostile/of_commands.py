@@ -292,7 +292,10 @@ def _folders() -> Iterator[tuple[str, Callable[[Path], None]]]:
     """Yield changes of the file a.nii.gz (or a_0000.nii.gz) in a folder of sound images."""
 
     def replace(content: bytes) -> Callable[[Path], None]:
-        return lambda path: path.write_bytes(content) and None  # type: ignore[func-returns-value]
+        def write(path: Path) -> None:
+            path.write_bytes(content)
+
+        return write
 
     def cut(path: Path) -> None:
         path.write_bytes(path.read_bytes()[:200])
@@ -397,13 +400,14 @@ def _decathlon() -> Iterator[tuple[str, dict[str, Any]]]:
     }.items():
         yield f"image {what}", {"training": [sound, {"image": path, "label": "./labelsTr/a.nii.gz"}]}
         yield f"label {what}", {"training": [{"image": "./imagesTr/a.nii.gz", "label": path}]}
-    for key, values in {
+    of_keys: dict[str, tuple[Any, ...]] = {
         "training": (None, {}, "x", [None], [5], [{"image": 5, "label": 6}], [[]] * 10),
         "test": ("x", [5], ["../secret.nii.gz"]),
         "labels": ({}, [], {"0": "background", "-1": "x"}, {"0": "b", "9" * 5000: "x"}, {"0": "b", "4000000000": "x"}),
         "modality": ({}, "CT", {"0": None}, {"5": "CT"}, {"x": "CT"}),
         "licence": ("\x1b[2J", None, {"a": 1}),
-    }.items():
+    }
+    for key, values in of_keys.items():
         for value in values:
             yield f"{key}={value!r:.40}", {key: value}
 

@@ -108,7 +108,7 @@ def net(dim: int = 3, classes: int = 2) -> nn.Module:
     return (nn.Conv3d if dim == 3 else nn.Conv2d)(2, classes, 3, padding=1)
 
 
-def image(shape: tuple[int, ...] = (9, 10, 11)) -> Image:
+def image(shape: tuple[int, int, int] = (9, 10, 11)) -> Image:
     """Return noise of two channels."""
     array = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
     return Image(array, Geometry((1.0, 1.0, 1.0), (0.0,) * 3, tuple(np.eye(3).ravel()), shape, False))

@@ -101,7 +101,13 @@ def test_large_sums_are_compiled_and_equal(
     expected = logits_of(model, image, 0.5, limit=limit)
     calls: list[int] = []
     monkeypatch.setattr(tiling, "_COMPILED_FROM", 0)
-    monkeypatch.setattr(half_sums, "_add", lambda *given, add=half_sums._add: (calls.append(1), add(*given)))
+    add = half_sums._add
+
+    def counted(*given: Any) -> None:
+        calls.append(1)
+        add(*given)
+
+    monkeypatch.setattr(half_sums, "_add", counted)
     assert torch.equal(logits_of(model, image, 0.5, limit=limit), expected)
     assert calls
 

@@ -124,7 +124,7 @@ def _processor() -> list[str]:
     except OSError:
         return [platform.machine(), platform.processor()]
     named = (line.split(":", 1) for line in lines if ":" in line)
-    first = {}
+    first: dict[str, str] = {}
     for key, value in named:
         first.setdefault(key.strip(), value.strip())
     return [platform.machine(), *(first.get(key, "") for key in ("model name", "flags", "Features"))]

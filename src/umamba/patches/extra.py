@@ -297,7 +297,7 @@ def _swapped(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 3, 2, 1)
 
 
-def _place(subject: tio.Subject) -> str:
+def _place(subject: AnySubject) -> str:
     return f" of case {subject['case_id']}" if "case_id" in subject else ""
 
 
