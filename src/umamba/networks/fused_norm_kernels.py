@@ -19,7 +19,7 @@ _compile = numba.njit(
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _float_of(typing_context: Any, bits: Any) -> Any:
+def float_of(typing_context: Any, bits: Any) -> Any:
     """Return the float32 that has the bits of a uint32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -41,7 +41,7 @@ def _bits_of(typing_context: Any, number: Any) -> Any:
 @_compile
 def wide(half):
     """Return the float32 of the bits of a bfloat16."""
-    return _float_of(np.uint32(half) << np.uint32(16))
+    return float_of(np.uint32(half) << np.uint32(16))
 
 
 @_compile
