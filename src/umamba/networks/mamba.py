@@ -101,9 +101,13 @@ class Mamba(nn.Module):
         return triton_layer.mix(xz.transpose(1, 2), *weights, A, self.D).transpose(1, 2)
 
 
-@torch.compiler.assume_constant_result  # or torch.compile would trace the comparison with the reference
 def _backend(device: str, name: str) -> str:
     return resolve_backend(device, name)
+
+
+# A constant for torch.compile, which would otherwise trace the comparison with the reference. The decorator
+# torch.compiler.assume_constant_result sets this attribute, too, but imports the compiler, which takes a second.
+_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class MambaLayer(nn.Module):
