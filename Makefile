@@ -17,10 +17,10 @@ smoke: $(INSTALLED)
 	$(BIN)/python report.py study=table4_2d "overrides=['smoke=true']"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow" -n 2
+	$(BIN)/python -m pytest -m "slow" -n 2 --dist worksteal
 
 test-all: test test-slow
 

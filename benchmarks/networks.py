@@ -2,9 +2,16 @@
 
 python benchmarks/networks.py                  # on a CPU: a patch of 32 x 64 x 64, and of 256 x 256
 python benchmarks/networks.py --device cuda    # on a GPU: larger ones
+python benchmarks/networks.py --engines        # prediction on a CPU: PyTorch, OpenVINO, onnxruntime, one tile
+python benchmarks/networks.py --engines --before REVISION/src   # ... and PyTorch of another revision
 
 Each architecture has its default options. Times are the best of several passes. Memory is the growth of the peak by the
 first pass of a new process: of the process itself on a CPU (Linux), of PyTorch's allocator on a GPU.
+
+--engines compares the engines of prediction, in turn within one process, on networks of a CT-like plan of six stages,
+with the same weights and the same tile. "OpenVINO alone" is the graph of OpenVINO's own converter, without anything of
+this project; it cannot convert a Mamba layer. The last column is the share of the largest rate of matrix products that
+this machine reaches with the same threads. The networks are not trained, because time does not depend on the weights.
 """
 
 import argparse
@@ -91,6 +98,10 @@ def main() -> None:
     parser.add_argument("--device", choices=PATCHES, default="cpu")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--float32", action="store_true", help="without bfloat16 autocast")
+    parser.add_argument("--engines", action="store_true", help="compare the engines of prediction")
+    parser.add_argument("--before", type=Path, help="src folder of another revision, for --engines")
+    parser.add_argument("--tile", type=int, nargs=3, default=(40, 160, 160), help="for --engines")
+    parser.add_argument("--networks", nargs="+", default=["unet", "umamba_bot", "umamba_enc"], help="for --engines")
     parser.add_argument(
         "--memory", nargs=2, help="print the memory of one architecture at a patch (0 or 1), nothing else"
     )
@@ -98,6 +109,12 @@ def main() -> None:
     device, autocast = arguments.device, not arguments.float32
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU here.")
+    if arguments.engines:
+        from engines import compare
+
+        precision = "32-true" if arguments.float32 else "bf16-mixed"
+        compare(arguments.networks, tuple(arguments.tile), precision, arguments.passes, arguments.before)
+        return
     if arguments.memory:
         name, number = arguments.memory
         print(memory_mb(*network_and_image(name, PATCHES[device][int(number)], device), autocast))

@@ -2,19 +2,23 @@
 
 python benchmarks/prediction.py --nnunet-bin ENVIRONMENT/bin --dataset PATH/Dataset004_Hippocampus
 python benchmarks/prediction.py --nnunet-bin ENVIRONMENT/bin --phantoms 2
+python benchmarks/prediction.py --phantoms 1 --slices 300 --classes 14 --architecture umamba_bot
 
-ENVIRONMENT has nnunetv2 2.8.1. A U-Net of the dataset's plan (for the CT phantoms: of a small plan that resamples their
-512 x 512 x 100 voxels) is trained for some iterations, because an untrained one gives noise, and written as a
-checkpoint of this project and of nnU-Net. Then nnUNetv2_predict and predict.py segment the same images on the CPU with
-the same step and mirroring, nnU-Net in float32 and predict.py in float32 and bfloat16. The whole commands are measured:
+ENVIRONMENT has nnunetv2 2.8.1; without it, or with another architecture than unet, the engines are compared with each
+other. A network of the dataset's plan (for the CT phantoms: of a small plan that resamples their 512 x 512 x 100
+voxels) is trained for some iterations, because an untrained one gives noise, and written as a checkpoint of this
+project and of nnU-Net. Then nnUNetv2_predict and predict.py segment the same images on the CPU with the same step and
+mirroring, nnU-Net in float32 and predict.py in float32 and bfloat16, by both engines. OpenVINO runs twice: the first
+command converts and compares the network, the second finds it in the cache. The whole commands are measured:
 
     voxels/s       voxels of all images on their own grids, divided by the wall time
     CPU time       of the command's process tree, which other work on the machine disturbs less
     peak memory    of the process tree: proportional set size, sampled near its peak (Linux)
-    agreement      share of voxels with the same label
+    agreement      share of voxels with the same label: as nnU-Net, and as our torch engine in the same precision
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -36,10 +40,11 @@ from umamba.planning import Configuration, Plan, compute_fingerprint, plan_datas
 from umamba.preprocessing import preprocess_case
 from umamba.records import CheckpointRecord
 from umamba.records.checkpoint import NETWORK, store_record
-from umamba.settings import UNetSettings
+from umamba.settings import read_architecture
 
 PREDICT = Path(__file__).resolve().parents[1] / "predict.py"
 MODEL = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 # The plan of the phantoms: two CPU cores run its network in a minute.
 SMALL_PLAN = {
     "spacing": (3.0, 1.5, 1.5),
@@ -66,12 +71,14 @@ def planned(dataset: RawDataset, pinned: dict[str, Any]) -> tuple[Plan, Configur
     return replace(plan, configurations={"3d_fullres": configuration}), configuration
 
 
-def train(dataset: RawDataset, plan: Plan, configuration: Configuration, iterations: int) -> nn.Module:
-    """Return a U-Net after some iterations of Adam on random patches around foreground."""
+def train(
+    architecture: str, dataset: RawDataset, plan: Plan, configuration: Configuration, iterations: int
+) -> nn.Module:
+    """Return a network after some iterations of Adam on random patches around foreground."""
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
     network = build_network(
-        "unet", configuration, len(dataset.channel_names), dataset.labels.num_classes, deep_supervision=False
+        architecture, configuration, len(dataset.channel_names), dataset.labels.num_classes, deep_supervision=False
     )
     cases = []
     for case in dataset.training[:6]:
@@ -110,12 +117,14 @@ def train(dataset: RawDataset, plan: Plan, configuration: Configuration, iterati
     return network
 
 
-def write_ours(path: Path, dataset: RawDataset, plan: Plan, weights: dict[str, torch.Tensor]) -> None:
+def write_ours(
+    path: Path, architecture: str, dataset: RawDataset, plan: Plan, weights: dict[str, torch.Tensor]
+) -> None:
     """Write a checkpoint of this project."""
     record = CheckpointRecord(
         plan=plan,
         configuration_name="3d_fullres",
-        architecture=UNetSettings(),
+        architecture=read_architecture({"name": architecture}),
         labels=dataset.labels,
         channel_names=dataset.channel_names,
         file_ending=dataset.file_ending,
@@ -157,54 +166,69 @@ def agreement(first: Path, second: Path, ending: str) -> tuple[float, float]:
     return equal / total, foreground / total
 
 
-def compare(
-    root: Path, images: Path, pinned: dict[str, Any], scratch: Path, nnunet_bin: Path, iterations: int, tta: bool
-) -> None:
-    """Train, write both checkpoints, run both programs and print the figures."""
+def compare(root: Path, images: Path, pinned: dict[str, Any], scratch: Path, arguments: argparse.Namespace) -> None:
+    """Train, write the checkpoints, run the programs and print the figures."""
+    architecture, nnunet_bin, tta = arguments.architecture, arguments.nnunet_bin, arguments.tta
     dataset = read_dataset(root)
     plan, configuration = planned(dataset, pinned)
-    weights = dict(train(dataset, plan, configuration, iterations).state_dict())
+    weights = dict(train(architecture, dataset, plan, configuration, arguments.iterations).state_dict())
     scratch.mkdir(parents=True)
-    write_ours(scratch / "unet.ckpt", dataset, plan, weights)
-    write_nnunet(scratch / "results", dataset, plan, weights)
+    write_ours(scratch / "ours.ckpt", architecture, dataset, plan, weights)
     files = sorted(images.glob(f"*{dataset.file_ending}"))
     voxels = sum(read_image([path]).array.size for path in files)
 
-    environment = os.environ | {name: str(scratch) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
-    environment["nnUNet_results"] = str(scratch / "results")
-    theirs = [str(nnunet_bin / "nnUNetv2_predict"), "-i", str(images), "-o", str(scratch / "theirs")]
-    theirs += ["-d", dataset.name, "-c", "3d_fullres", "-f", "0", "-device", "cpu", "-step_size", "0.5"]
-    theirs += [] if tta else ["--disable_tta"]
-    ours = [sys.executable, str(PREDICT), f"checkpoint={scratch / 'unet.ckpt'}", f"input={images}", "device=cpu"]
-    ours += [f"tta={str(tta).lower()}", "tile_step_size=0.5"]
+    measured: dict[str, Measured] = {}
+    if nnunet_bin and architecture == "unet":
+        write_nnunet(scratch / "results", dataset, plan, weights)
+        environment = os.environ | {name: str(scratch) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
+        environment["nnUNet_results"] = str(scratch / "results")
+        theirs = [str(nnunet_bin / "nnUNetv2_predict"), "-i", str(images), "-o", str(scratch / "theirs")]
+        theirs += ["-d", dataset.name, "-c", "3d_fullres", "-f", "0", "-device", "cpu", "-step_size", "0.5"]
+        theirs += [] if tta else ["--disable_tta"]
+        measured["nnU-Net, float32"] = measure(theirs, environment)
 
-    measured: dict[str, Measured] = {"nnU-Net, float32": measure(theirs, environment)}
-    for title, precision in (("ours, float32", "32-true"), ("ours, bfloat16", "bf16-mixed")):
-        command = [*ours, f"precision={precision}", f"output={scratch / precision}"]
-        measured[title] = measure(command, dict(os.environ))
+    ours = [sys.executable, str(PREDICT), f"checkpoint={scratch / 'ours.ckpt'}", f"input={images}", "device=cpu"]
+    ours += [f"tta={str(tta).lower()}", "tile_step_size=0.5"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(scratch / "cache")}
+    for precision, engine in itertools.product(PRECISIONS, ("torch", "openvino")):
+        command = [*ours, f"precision={precision}", f"engine={engine}", f"output={scratch / precision / engine}"]
+        title = f"{engine}, {PRECISIONS[precision]}"
+        measured[title] = measure(command, environment)
+        if engine == "openvino":
+            measured[f"{title}, again"] = measure([*command, "overwrite=true"], environment)
 
     print(
-        f"{dataset.name}: {len(files)} images, {voxels / 1e6:.1f} million voxels, patch {configuration.patch_size}, "
-        f"mirroring {tta}"
+        f"{dataset.name}: {architecture}, {len(files)} images, {voxels / 1e6:.1f} million voxels, patch "
+        f"{configuration.patch_size}, {dataset.labels.num_classes} classes, mirroring {tta}"
     )
-    base = measured["nnU-Net, float32"]
+    base_title, base = next(iter(measured.items()))
     for title, each in measured.items():
         print(
-            f"  {title:18} {voxels / each.seconds / 1e3:9.0f} thousand voxels/s ({base.seconds / each.seconds:.1f} x), "
+            f"  {title:25} {voxels / each.seconds / 1e3:9.0f} thousand voxels/s ({base.seconds / each.seconds:.1f} x), "
             f"wall {each.seconds:.1f} s, CPU {each.cpu_seconds:.1f} s ({base.cpu_seconds / each.cpu_seconds:.1f} x), "
-            f"peak memory {each.peak_gb:.2f} GB ({each.peak_gb / base.peak_gb:.2f} of nnU-Net's)"
+            f"peak memory {each.peak_gb:.2f} GB ({each.peak_gb / base.peak_gb:.2f} of {base_title})"
         )
-    for precision in ("32-true", "bf16-mixed"):
-        equal, foreground = agreement(scratch / precision, scratch / "theirs", dataset.file_ending)
-        print(f"  {precision}: {100 * equal:.4f} % of voxels agree ({100 * foreground:.2f} % are foreground)")
+    for precision, engine in itertools.product(PRECISIONS, ("torch", "openvino")):
+        found = scratch / precision / engine
+        for other in (scratch / "theirs", scratch / precision / "torch"):
+            if other.is_dir() and other != found:
+                equal, foreground = agreement(found, other, dataset.file_ending)
+                title = "nnU-Net" if other.name == "theirs" else "torch"
+                print(
+                    f"  {engine}, {PRECISIONS[precision]}: {100 * equal:.4f} % of voxels as {title} "
+                    f"({100 * foreground:.2f} % are foreground)"
+                )
 
 
 def main() -> None:
     """Parse the arguments and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nnunet-bin", type=Path, required=True, help="bin folder of an environment with nnunetv2")
+    parser.add_argument("--nnunet-bin", type=Path, help="bin folder of an environment with nnunetv2")
     parser.add_argument("--dataset", type=Path, help="raw dataset in a folder named DatasetNNN_NAME")
     parser.add_argument("--phantoms", type=int, default=0, help="compare on so many CT-sized phantoms")
+    parser.add_argument("--slices", type=int, default=100, help="of each phantom")
+    parser.add_argument("--classes", type=int, default=6, help="of the phantoms, background included")
+    parser.add_argument("--architecture", default="unet", help="unet, umamba_bot, umamba_enc, ...")
     parser.add_argument("--images", type=int, help="how many of the dataset's training images; all if not given")
     parser.add_argument("--iterations", type=int, default=60, help="training iterations before")
     parser.add_argument("--tta", action="store_true", help="mirror along all axes")
@@ -213,7 +237,6 @@ def main() -> None:
         parser.error("give --dataset, --phantoms, or both")
     print(f"{machine()}, PyTorch {torch.__version__}")
     scratch = Path(tempfile.mkdtemp(prefix="benchmark_"))
-    common = (arguments.nnunet_bin, arguments.iterations, arguments.tta)
     try:
         if arguments.dataset:
             root = arguments.dataset.absolute()
@@ -221,11 +244,11 @@ def main() -> None:
             images.mkdir()
             for path in sorted((root / "imagesTr").iterdir())[: arguments.images]:
                 shutil.copy(path, images)
-            compare(root, images, {}, scratch / "dataset", *common)
+            compare(root, images, {}, scratch / "dataset", arguments)
         if arguments.phantoms:
             root = scratch / "raw" / "Dataset901_CTPhantoms"
-            write_phantoms(root, arguments.phantoms)
-            compare(root, root / "imagesTr", SMALL_PLAN, scratch / "phantoms", *common)
+            write_phantoms(root, arguments.phantoms, arguments.slices, arguments.classes)
+            compare(root, root / "imagesTr", SMALL_PLAN, scratch / "phantoms", arguments)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

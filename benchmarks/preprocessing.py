@@ -29,6 +29,7 @@ from scipy import ndimage
 from umamba.datasets.phantom import phantom_case
 
 PREPARE = Path(__file__).resolve().parents[1] / "prepare.py"
+_ORGANS, _CUT = 5, 12  # organs of the phantom, and slices of a part of an organ
 NNUNET_ALONE = """
 import sys, time
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
@@ -59,16 +60,26 @@ def seconds_said(measured: Measured) -> float:
     return float(next(line for line in measured.output.splitlines() if line.startswith("seconds")).split()[1])
 
 
-def write_phantoms(root: Path, count: int) -> None:
-    """Write abdomen phantoms of 512 x 512 x 100 voxels; their spacings differ, so that all are resampled."""
+def write_phantoms(root: Path, count: int, slices: int = 100, classes: int = 6) -> None:
+    """Write abdomen phantoms of 512 x 512 voxels a slice; their spacings differ, so that all are resampled.
+
+    Args:
+        root: the raw dataset's folder.
+        count: number of cases.
+        slices: of each case.
+        classes: background included; beyond 6, organs are cut at planes of constant Z, and the parts differ by 40 HU.
+    """
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
     for index in range(count):
         coarse = phantom_case(0, index)
-        zoom = np.array((100, 512, 512)) / coarse.image.shape
+        shape = (slices, 512, 512)
+        zoom = np.array(shape) / coarse.image.shape
         image = ndimage.zoom(coarse.image.astype(np.float32), zoom, order=1)
-        image += np.random.default_rng(index).normal(0, 12, image.shape)
+        image += np.random.default_rng(index).normal(0, 12, shape).astype(np.float32)
         label = ndimage.zoom(coarse.label, zoom, order=0)
+        if classes > _ORGANS + 1:
+            cut_organs(image, label, classes)
         spacing_xyz = (0.7 + 0.04 * index, 0.7 + 0.04 * index, 1.8 + 0.1 * index)
         for name, array in (
             (f"imagesTr/phantom_{index}_0000", np.round(image).astype(np.int16)),
@@ -77,9 +88,21 @@ def write_phantoms(root: Path, count: int) -> None:
             volume = sitk.GetImageFromArray(array)
             volume.SetSpacing(spacing_xyz)
             sitk.WriteImage(volume, str(root / f"{name}.nii.gz"), useCompression=True)
-    labels = {"background": 0, **{f"organ {value}": value for value in range(1, 6)}}
+    labels = {"background": 0, **{f"organ {value}": value for value in range(1, classes)}}
     content = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": count, "file_ending": ".nii.gz"}
     (root / "dataset.json").write_text(json.dumps(content))
+
+
+def cut_organs(image: np.ndarray, label: np.ndarray, classes: int) -> None:
+    """Cut the organs of a phantom into parts in place, each with a label and an intensity of its own."""
+    parts = -(-(classes - 1) // _ORGANS)
+    for start in range(0, len(label), _CUT):
+        part = (start // _CUT) % parts
+        for organ in range(1, _ORGANS + 1):
+            own = part - (organ + _ORGANS * part >= classes)  # the last part of some organs has no label left
+            inside = label[start : start + _CUT] == organ
+            label[start : start + _CUT][inside] = organ + _ORGANS * own
+            image[start : start + _CUT][inside] += 40 * own
 
 
 def compare(raw: Path, scratch: Path, nnunet_bin: Path, processes: int, python: str) -> None:

@@ -6,6 +6,9 @@ python benchmarks/scan.py                      # mambapy is compared where it is
     mambapy     the parallel scan of mambapy, with the discretisation as in that package
     cpu         this project's compiled scan
 
+python benchmarks/scan.py --against OTHER/src  # only the compiled scan: this revision and another checkout, in turns,
+                                               # at sizes of the stages of the five plans of Table 2
+
 The shape is B = 2, D = 64, N = 16, L = 4096 with D, z, a bias and softplus, in float32, with all threads of PyTorch.
 The last lines give the time per token at the length of the CT plan's first stage. Times are the best of several calls,
 taken in turns. Memory is the growth of the peak resident size in a new process (Linux), without the inputs. For GPUs
@@ -14,6 +17,8 @@ see benchmarks/scan_gpu.py.
 
 import argparse
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 import time
@@ -29,26 +34,35 @@ from umamba.networks.scan import selective_scan
 
 BATCH, CHANNELS, STATES, LENGTH = 2, 64, 16, 4096
 CT_TOKENS = 40 * 224 * 192  # of the CT plan's first stage
+# (samples, channels of the scan, tokens): stages of the plans; the first ones are cut to what is measured quickly
+STAGES = {
+    "CT 1 and MR 1, part": (2, 64, 131_072),
+    "CT 3": (2, 256, 20 * 56 * 48),
+    "CT 6, channels as tokens": (2, 840, 320),
+    "MR 2D 2, part": (8, 128, 160 * 160),
+    "endoscopy 4": (13, 512, 48 * 80),
+    "microscopy 6": (12, 1024, 16 * 16),
+}
 CALLS = {"reference": 2, "mambapy": 4, "cpu": 12}
 
 Inputs = dict[str, Tensor]
 
 
-def make_inputs(batch: int, length: int) -> Inputs:
+def make_inputs(batch: int, length: int, channels: int = CHANNELS) -> Inputs:
     """Return random arguments of the scan that require gradients."""
     generator = torch.Generator().manual_seed(0)
     sizes = {
-        "u": (batch, CHANNELS, length),
-        "delta": (batch, CHANNELS, length),
-        "A": (CHANNELS, STATES),
+        "u": (batch, channels, length),
+        "delta": (batch, channels, length),
+        "A": (channels, STATES),
         "B": (batch, STATES, length),
         "C": (batch, STATES, length),
-        "D": (CHANNELS,),
-        "z": (batch, CHANNELS, length),
-        "delta_bias": (CHANNELS,),
+        "D": (channels,),
+        "z": (batch, channels, length),
+        "delta_bias": (channels,),
     }
     inputs = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
-    inputs["A"] = -torch.arange(1.0, STATES + 1).repeat(CHANNELS, 1)
+    inputs["A"] = -torch.arange(1.0, STATES + 1).repeat(channels, 1)
     inputs["delta"] -= 3
     return {name: tensor.requires_grad_() for name, tensor in inputs.items()}
 
@@ -118,15 +132,80 @@ def resident_kb(what: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
 
 
+def answer() -> None:
+    """Measure the compiled scan at each size that is asked for on stdin: print the seconds of the best call."""
+    known, inputs = None, make_inputs(1, 16)
+    for line in sys.stdin:
+        *size, rows, backward, calls = json.loads(line)
+        if known != (size, rows):
+            known, inputs = (size, rows), make_inputs(size[0], size[2], size[1])
+            if rows:  # channels side by side, as linear layers leave them
+                inputs = {
+                    name: tensor.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+                    if tensor.ndim == 3
+                    else tensor
+                    for name, tensor in inputs.items()
+                }
+            call("cpu", inputs, True)
+        print(min(call("cpu", inputs, backward) for _ in range(calls)), flush=True)
+
+
+def compare(other: str) -> None:
+    """Print the times of this revision and of another one, whose `src` folder is given, and their ratio."""
+    sources = {"here": str(Path(__file__).parents[1] / "src"), "there": other}
+    sides = {
+        side: subprocess.Popen(
+            [sys.executable, __file__, "--answer"],
+            env={**os.environ, "PYTHONPATH": source},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for side, source in sources.items()
+    }
+
+    def ask(side: str, *job: object) -> float:
+        process = sides[side]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(json.dumps(job), file=process.stdin, flush=True)
+        return float(process.stdout.readline())
+
+    for name, size in {"the size above": (BATCH, CHANNELS, LENGTH), **STAGES}.items():
+        calls = 3 if size[0] * size[1] * size[2] < 3_000_000 else 1
+        for rows in (False, True):
+            for backward in (False, True):
+                best = {side: float("inf") for side in sides}
+                for _ in range(4):
+                    for side in sides:
+                        best[side] = min(best[side], ask(side, *size, rows, backward, calls))
+                print(
+                    f"{name} {size}, {'tokens' if rows else 'channels'} as rows, "
+                    f"{'forward and backward' if backward else 'forward'}: here {best['here'] * 1e3:.2f} ms, "
+                    f"there {best['there'] * 1e3:.2f} ms, {best['there'] / best['here']:.2f} x",
+                    flush=True,
+                )
+    for process in sides.values():
+        process.communicate()
+
+
 def main() -> None:
     """Measure all sides and print their ratios to this project's scan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", choices=SIDES, help="print the extra memory of one side, nothing else")
+    parser.add_argument("--against", metavar="SRC", help="another checkout's src folder, whose scan is compared")
+    parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.answer:
+        answer()
+        return
     if arguments.memory:
         print(extra_memory(arguments.memory))
         return
     print(f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if arguments.against:
+        compare(arguments.against)
+        return
     sides = list(SIDES)
     if importlib.util.find_spec("mambapy") is None:
         sides.remove("mambapy")

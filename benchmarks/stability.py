@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from umamba.labels import LabelSet
-from umamba.networks import blocks, build_network, mamba, unet
+from umamba.networks import blocks, build_network, cpu_layers, mamba, unet
 from umamba.planning import Configuration
 from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy
 
@@ -92,7 +92,7 @@ def unbounded() -> AbstractContextManager[object]:
     def as_it_is(x: Tensor) -> Tensor:
         return x
 
-    stack = [patch.object(module, "saturated", as_it_is) for module in (blocks, unet)]
+    stack = [patch.object(module, "saturated", as_it_is) for module in (blocks, cpu_layers, unet)]
     stack.append(patch.object(mamba, "LARGEST_HALF", math.inf))
 
     class All:

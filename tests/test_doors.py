@@ -41,6 +41,12 @@ def test_a_door_loads_its_room_only() -> None:
     assert not loaded & {"torch", "lightning", "hydra", "umamba.networks", "umamba.training"}
 
 
+def test_prediction_loads_nothing_that_it_may_not_need() -> None:
+    done = run("-c", "import umamba.runs.prediction, sys; print(*sys.modules)")
+    idle = {"scipy", "skimage", "pydicom", "blosc2", "pandas", "matplotlib", "lightning", "torchio", "monai", "numba"}
+    assert not set(done.stdout.split()) & {*idle, "nibabel", "torch._dynamo", "einops"}
+
+
 def test_the_settings_need_the_standard_library_only() -> None:
     done = run("-c", "import umamba.settings, sys; print(*sys.modules)")
     assert not set(done.stdout.split()) & {"torch", "lightning", "hydra", "SimpleITK", "pandas"}

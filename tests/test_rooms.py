@@ -20,12 +20,16 @@ NARROWER = {
 }
 OPTIONAL = {
     "mamba_ssm": {"networks/scan/cuda.py"},
-    "numba": {"networks/scan", "patches/blur.py", "patches/warp.py"},
+    "numba": {
+        *("inference/half_sums.py", "inference/winners.py", "networks/scan", "networks/fused_norm_kernels.py"),
+        *("training/softmax_kernels.py", "patches/blur.py", "patches/warp.py"),
+    },
     "monai": {"networks/monai_nets.py"},
     "wandb": {"training/loggers.py"},
     "triton": {"networks/scan/triton"},
+    "openvino": {"inference/openvino_"},
     "hydra": {"cli/"},
-    "omegaconf": {"cli/", "records/config_file.py", "sweeps/study_file.py", "reporting/gallery.py"},
+    "omegaconf": {"cli/", "records/config_file.py"},
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from umamba.cli import doctor
+from umamba.inference import engine
 from umamba.io.voice import shown
 from umamba.networks.scan import backend_states as report
 
@@ -15,8 +16,21 @@ def test_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     with shown():
         assert doctor.main() == 0
     said = capsys.readouterr().out
-    for part in ("umamba", torch.__version__, "works,", "Selective scan", "chosen", "reference"):
+    parts = ("umamba", torch.__version__, "works,", "Prediction on the CPU: ", "Selective scan", "chosen", "reference")
+    for part in parts:
         assert part in said
+
+
+def test_the_engine_of_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "openvino_problem", lambda: None)
+    monkeypatch.setattr(doctor.metadata, "version", lambda package: f"{package} 1.2")
+    assert "openvino openvino 1.2 works" in doctor.engine_line()
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    assert doctor.engine_line() == (
+        "Prediction on the CPU: torch, because openvino is not installed; pip install 'umamba[cpu]' makes prediction "
+        "on CPUs several times faster."
+    )
 
 
 def test_a_network_that_does_not_train_is_reported(

@@ -77,7 +77,7 @@ def test_runs_are_named_by_what_they_are(tmp_path: Path) -> None:
         (GOOD.replace("question", "quest"), "must have the keys"),
         (GOOD.replace("[0, all]", "[7]"), "folds: 7"),
         (GOOD.replace("[0, 1, 2]", "[]"), "seeds must be a list"),
-        (GOOD.replace("[0, 1, 2]", "[a]"), "seeds: 'a'"),
+        (GOOD.replace("[0, 1, 2]", "[a]"), "seeds: a must be an integer"),
         (GOOD.replace("folds: [", "folds: ]["), "not a valid YAML"),
     ],
 )

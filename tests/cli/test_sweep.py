@@ -16,6 +16,7 @@ import torch
 from umamba.cli import sweep as sweep_module
 from umamba.cli.main import EXIT_USER_ERROR, main
 from umamba.cli.sweep import EXIT_FAILED, through_hydra
+from umamba.cli.sweep_table import Outcome, collect_outcomes, write_outcome
 from umamba.records import RunFolder
 from umamba.settings import TrainSettings
 
@@ -77,6 +78,17 @@ def test_a_sweep_goes_on_and_names_what_failed(
     assert "Traceback" in messages.text, "of the error that is no user's mistake"
     assert not list((tmp_path / "runs").glob(".sweep*"))
     assert "HYDRA_FULL_ERROR" not in capsys.readouterr().err
+
+
+def test_a_damaged_outcome_is_a_failed_run(tmp_path: Path) -> None:
+    folder = tmp_path / "outcomes"
+    write_outcome(folder, Outcome(0, "a=1", "finished", 0.5, "folder"))
+    for number, text in enumerate(("", "[]", '{"number": 2}', '{"run": "a'), start=1):
+        (folder / f"{number:06d}.json").write_text(text)
+    first, *others = collect_outcomes(folder)
+    assert first == Outcome(0, "a=1", "finished", 0.5, "folder")
+    assert [(other.number, other.state) for other in others] == [(number, "failed") for number in range(1, 5)]
+    assert all("damaged" in other.reason for other in others)
 
 
 def test_the_exit_code_is_that_of_a_sweep(fixed: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     (f"train {PHANTOM} architecture=unet architecture.d_state=4", ("architecture.d_state", "Keys of architecture")),
     (f"train {PHANTOM} architecture.blocks=offical", ("architecture.blocks=offical", "Did you mean official")),
     (f"train {PHANTOM} architecture.mamba=false", ("architecture.mamba=false", "identity")),
-    (f"train {PHANTOM} architecture.d_state=0", ("architecture.d_state=0", "from 1 on")),
+    (f"train {PHANTOM} architecture.d_state=0", ("architecture.d_state=0", "from 1 to 4096")),
     (f"train {PHANTOM} architecture.scan_backend=cudnn", ("architecture.scan_backend=cudnn", "triton")),
     (f"train {PHANTOM} architecture=umamba_enc architecture.mamba_stages=some", ("mamba_stages=some", "official")),
     (f"train {PHANTOM} architecture=segresnet architecture.init_filters=12", ("init_filters=12", "multiple of 8")),

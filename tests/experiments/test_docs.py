@@ -267,7 +267,8 @@ def value_of(key: str, text: str, folder: Path, cells: bool) -> str:
             exported[0] / ("fold_0/checkpoint_final.pth" if text.endswith(".pth") else "") if official else first
         )
     if key == "output":
-        return tempfile.mkdtemp(dir=folder)
+        made = tempfile.mkdtemp(dir=folder)
+        return f"{made}/{text}" if text.endswith(".ckpt") else made
     if key == "plan.from_file":
         return str(exported[0] / "plans.json")
     known = {

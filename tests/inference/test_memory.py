@@ -4,6 +4,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -43,6 +45,7 @@ print(max(peak_resident_bytes() - before, 0) / 2**30, (found == array[0]).all())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what the process holds from /proc")
 @pytest.mark.parametrize(
     ("limit", "shape"), [(0.7, (96, 160, 160)), (0.72, (40, 480, 160))], ids=["slabs", "slabs of two strips"]
@@ -87,3 +90,21 @@ def test_large_images_go_one_after_the_other(make_model: Callable[..., Model]) -
     assert limit.bytes == 8 * 2**30
     assert limit.cases_at_once(2, 64**3) == 2
     assert limit.cases_at_once(2, 600 * 512 * 512) == 0
+
+
+@pytest.mark.parametrize(("compiled", "expected"), [(None, 400), (object(), 100)])
+def test_what_openvino_keeps_counts_once(compiled: object, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 bytes more at the peak of a pass, of which 300 stay: with PyTorch they may be given back at any time."""
+    resident = [100]
+
+    def start(tiles: torch.Tensor) -> Callable[[], torch.Tensor]:
+        resident[0] = 400
+        return lambda: tiles
+
+    model = SimpleNamespace(
+        compiled=compiled, tiles_per_pass=1, num_channels=1, window=(1, 1, 1), start=lambda _: start,
+        in_flight=lambda _: 2,
+    )  # fmt: skip
+    monkeypatch.setattr("umamba.inference.memory.resident_bytes", lambda: resident[0])
+    monkeypatch.setattr("umamba.inference.memory.peak_resident_bytes", lambda: 500)
+    assert measure_limit(1, [cast(Model, model)], False).pass_bytes == expected

@@ -194,6 +194,9 @@ def test_slices_of_volumes_and_natural_images(tmp_path: Path) -> None:
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "a.ckpt", channel_names=["T1", "T2"])
+    with pytest.raises(UserError, match="channel_names: has 2 entries"):
+        Predictor.from_checkpoint(path, device="cpu")
+    path = save_checkpoint(tmp_path / "a.ckpt", labels={"labels": {"background": 0, "a": 1, "b": 2, "c": 3, "d": 4}})
     with pytest.raises(UserError, match="do not fit"):
         Predictor.from_checkpoint(path, device="cpu")
 

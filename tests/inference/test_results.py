@@ -21,6 +21,7 @@ from umamba.inference import Model, Predictor
 from umamba.inference.exports import outline_features
 from umamba.inference.label_files import itksnap_text, label_entries, slicer_text
 from umamba.inference.outlines import polygons
+from umamba.inference.volumes import count_voxels
 from umamba.io import UserError, read_label
 from umamba.labels import LabelSet, colours
 from umamba.settings import PredictionSettings
@@ -52,6 +53,14 @@ def write(path: Path, array: np.ndarray, spacing: tuple[float, ...] = ()) -> Pat
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("most", [3, 60])
+def test_voxels_of_labels_are_counted(dtype: type, most: int) -> None:
+    labels = LabelSet(("both", "last"), ((1, most), (most,)), region_order=(1, most))
+    segmentation: np.ndarray = np.random.default_rng(0).choice([0, 1, most], (3, 5, 7)).astype(dtype)
+    assert count_voxels(segmentation, labels) == (int((segmentation > 0).sum()), int((segmentation == most).sum()))
 
 
 def test_label_files_have_the_overlays_colours_and_survive_names() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from umamba.inference import Model
+from umamba.inference import Model, half_sums, tiling
+from umamba.inference.half_sums import add_weighted
 from umamba.inference.resize import axis_maps
 from umamba.inference.slabs import SlabLayout, View, choose_layout, count_tiles, give_slabs, logits_bytes
 from umamba.inference.tiling import gaussian_weights, tile_starts, tiles_along
@@ -62,6 +63,53 @@ def logits_of(model: Model, image: Tensor, step: float, *, limit: float | None =
         result[(slice(None), *box)] = slab.logits.float()
     assert sum(tiles) == count_tiles([view], shape, layout, step)
     return result
+
+
+def test_compiled_sums_in_half_precision_have_the_bits_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sums = torch.randn((5, 6, 40), generator=generator).half()
+    sums[0, 0, :8] = torch.tensor([0.0, 6e-8, -3e-6, 65504.0, -65504.0, torch.inf, -torch.inf, torch.nan])
+    part = torch.randn((3, 4, 20), generator=generator).bfloat16() * 1e-3
+    part[0, 0, :4] = torch.tensor([7e8, -7e8, torch.nan, torch.inf])
+    weights = tuple(torch.rand(length, generator=generator) for length in part.shape)
+    expected = sums.clone()
+    expected[1:4, 2:6, 15:35] += part.float() * (weights[0][:, None, None] * weights[1][:, None] * weights[2])
+    add_weighted(sums, (1, 2, 15), part, weights)  # type: ignore[arg-type]
+    assert torch.equal(sums.nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
+    with pytest.raises(ValueError, match="exceeds the sums"):
+        add_weighted(sums, (3, 2, 15), part, weights)  # type: ignore[arg-type]
+    # All float16 values keep their bits when zero is added, and random float32 values are rounded as PyTorch does.
+    every = torch.arange(-(1 << 15), 1 << 15).short().view(torch.float16).reshape(1, 1, -1)
+    kept, ones = every.clone(), (torch.ones(1), torch.ones(1), torch.ones(1 << 16))
+    add_weighted(kept, (0, 0, 0), torch.zeros(every.shape), ones)
+    assert torch.equal(kept.nan_to_num(nan=7.0), (every + 0).nan_to_num(nan=7.0))
+    values = torch.randint(-(1 << 31), 1 << 31, (1, 1, 1 << 16), generator=generator).int().view(torch.float32)
+    rounded = torch.zeros((1, 1, 1 << 16), dtype=torch.float16)
+    add_weighted(rounded, (0, 0, 0), values, ones)
+    assert torch.equal(rounded.nan_to_num(nan=7.0), values.half().nan_to_num(nan=7.0))
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_large_sums_are_compiled_and_equal(
+    make_model: Callable[..., Model], limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(Uneven(), (4, 6, 8), 2, precision="bf16-mixed")
+    image = torch.randn((2, 9, 11, 13), generator=torch.Generator().manual_seed(0))
+    limit = limit and logits_bytes(
+        View(model, image, axis_maps((9, 11, 13), (9, 11, 13), (1, 1, 1), (1, 1, 1))), (9, 11, 13), SlabLayout(2, 2)
+    )
+    expected = logits_of(model, image, 0.5, limit=limit)
+    calls: list[int] = []
+    monkeypatch.setattr(tiling, "_COMPILED_FROM", 0)
+    add = half_sums._add
+
+    def counted(*given: Any) -> None:
+        calls.append(1)
+        add(*given)
+
+    monkeypatch.setattr(half_sums, "_add", counted)
+    assert torch.equal(logits_of(model, image, 0.5, limit=limit), expected)
+    assert calls
 
 
 def naive_logits(network: nn.Module, image: np.ndarray, patch: Sequence[int], step: float) -> np.ndarray:

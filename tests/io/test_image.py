@@ -1,13 +1,14 @@
 """Reading and writing images, against files written by SimpleITK, their headers and their raw bytes."""
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from umamba.io import UserError, read_image, read_label, write_segmentation
+from umamba.io import UserError, read_image, read_label, voxel_count, write_image, write_segmentation
 
 OBLIQUE = (1.0, 0.0, 0.0, 0.0, 0.8, -0.6, 0.0, 0.6, 0.8)
 
@@ -156,3 +157,31 @@ def test_segmentation_of_a_png(tmp_path: Path) -> None:
         write_segmentation(tmp_path / "b.png", segmentation + 69966, geometry)
     with pytest.raises(ValueError, match="negative"):
         write_segmentation(tmp_path / "b.png", segmentation - 1, geometry)
+
+
+def test_counting_voxels_waits_for_no_pipe_and_follows_no_header(tmp_path: Path) -> None:
+    """ITK would wait for the writer of a pipe, and end the process for some names of files in a header."""
+    for name in ("a.png", "a.mha", "a.nrrd", "a"):
+        os.mkfifo(tmp_path / name)
+        assert voxel_count([tmp_path / name]) == 0
+    (tmp_path / "b.mhd").write_text(
+        "NDims = 3\nDimSize = 4 3 2\nElementType = MET_SHORT\nElementDataFile = %s%s%n.raw 1 2 1\n"
+    )
+    assert voxel_count([tmp_path / "b.mhd"]) == 0
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """ITK ends the process for such a name."""
+    path = tmp_path / os.fsdecode(b"a\xff.nii.gz")
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"a\\udcff\.nii\.gz: its name has bytes that are no UTF-8"):
+        read_image([path])
+    with pytest.raises(UserError, match="no UTF-8"):
+        write_image(path, sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)))
+    path.rename(tmp_path / "a.mha")
+    (tmp_path / "a.mha").write_bytes(
+        b"NDims = 3\nDimSize = 4 \x1b[2J 2\nElementType = MET_CHAR\nElementDataFile = LOCAL\n"
+    )
+    with pytest.raises(UserError) as error:
+        read_image([tmp_path / "a.mha"])
+    assert "\x1b" not in str(error.value)

@@ -107,13 +107,11 @@ def test_a_holder_touches_its_file(
     assert json.loads(held.read_text())["token"] == "theirs"
 
 
-def test_a_lock_in_a_folder_that_cannot_be_written_names_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*arguments: object) -> int:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(os, "open", refused)
-    message = f"{tmp_path}: could not be written \\(Read-only file system\\)"
+    message = f"{tmp_path}/a.lock: could not be written \\(Read-only file system\\)"
     with pytest.raises(StorageError, match=message), exclusive(tmp_path / "a.lock", "it"):
         pass

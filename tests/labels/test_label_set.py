@@ -1,5 +1,7 @@
 """Label sets against hand-written dataset.json entries (nnU-Net's documented forms)."""
 
+from typing import Any
+
 import pytest
 
 from umamba.io import UserError
@@ -65,3 +67,20 @@ def test_round_trip(labels: dict, order: list[int] | None) -> None:
 def test_mistakes_are_named(labels: dict, order: list[int] | None, word: str) -> None:
     with pytest.raises(UserError, match=word):
         LabelSet.from_json(labels, order)
+
+
+@pytest.mark.parametrize("order", [7, "12", [1, 2, 3], [[1]], {"a": 1}])
+def test_an_order_of_regions_that_names_no_labels_is_refused_also_without_regions(order: Any) -> None:
+    assert LabelSet.from_json({"background": 0, "a": 1, "b": 2}, [2, 1]).region_order is None
+    with pytest.raises(UserError, match="regions_class_order"):
+        LabelSet.from_json({"background": 0, "a": 1, "b": 2}, order)
+    with pytest.raises(UserError, match="regions_class_order"):
+        LabelSet.from_json({"background": 0, "a": [1, 2], "b": 2}, order)
+
+
+@pytest.mark.parametrize("value", [4_000_000_000, 10**18, 32_768])
+def test_values_that_no_label_map_holds_are_refused_at_once(value: int) -> None:
+    with pytest.raises(UserError, match="largest possible one is 32767"):
+        LabelSet.from_json({"background": 0, "a": value})
+    with pytest.raises(UserError, match="must be consecutive"):
+        LabelSet.from_json({"background": 0, "a": 30_000})

@@ -1,12 +1,17 @@
 """The Mamba block, compared with stored results of mamba_ssm, and the layer that applies it to feature maps."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from umamba.networks import build_network
 from umamba.networks.mamba import Mamba, MambaLayer
+from umamba.networks.scan import cpu_conv
+from umamba.networks.scan.reference import scan as reference_scan
+from umamba.planning import Configuration
 
 
 def check(path: Path, dtype: torch.dtype) -> None:
@@ -98,3 +103,114 @@ def test_each_axis_runs_fastest_once() -> None:
     torch.testing.assert_close(layer(x), expected)
     channels = MambaLayer(24, channel_token=True, scan_directions="axes", num_axes=3)
     assert len(channels.other_mambas) == 0
+
+
+def inner_by_definition(block: Mamba, xz: torch.Tensor) -> torch.Tensor:
+    """Compute the block between in_proj and out_proj with PyTorch's convolution and the reference scan."""
+    x, z = xz.transpose(1, 2).chunk(2, dim=1)
+    u = torch.nn.functional.silu(block.conv1d(x)[..., : x.shape[2]])
+    dt, B, C = block.x_proj(u.transpose(1, 2)).split([block.dt_rank, block.d_state, block.d_state], dim=-1)
+    delta = (dt @ block.dt_proj.weight.T).transpose(1, 2)
+    A, bias = -block.A_log.exp(), block.dt_proj.bias
+    y, _ = reference_scan(u, delta, A, B.transpose(1, 2), C.transpose(1, 2), block.D, z, bias, True)
+    return y.transpose(1, 2)
+
+
+@pytest.mark.parametrize(("width", "taps", "length"), [(5, 4, 1), (8, 4, 2), (24, 3, 70)])
+def test_the_fused_operation_and_its_gradients(width: int, taps: int, length: int) -> None:
+    torch.manual_seed(0)
+    block = Mamba(width, d_state=5, d_conv=taps).double()
+    xz = torch.randn(2, length, 4 * width, dtype=torch.float64, requires_grad=True)
+    inner = {name: p for name, p in block.named_parameters() if not name.startswith(("in_", "out_"))}
+    weights = torch.randn(2, length, 2 * width, dtype=torch.float64)
+    results = []
+    for compute in (lambda: block._fused(xz, "cpu"), lambda: inner_by_definition(block, xz)):
+        out = compute()
+        results.append([out, *torch.autograd.grad((out * weights).sum(), [xz, *inner.values()])])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_the_fused_operations_own_checks_and_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    block, xz = Mamba(24), torch.randn(1, 1500, 96, requires_grad=True)
+    assert block.conv1d.bias is not None
+    weights = (block.conv1d.weight, block.conv1d.bias, block.x_proj.weight, block.dt_proj.weight, block.dt_proj.bias)
+    arguments = (xz[:, :40], *weights, -block.A_log.detach().exp(), block.D, True)
+    utilities = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(torch.ops.umamba.mamba_mix_cpu.default, arguments, test_utils=utilities)
+    conv = (block.conv1d.weight[:, 0].detach().numpy(), block.conv1d.bias.detach().numpy())
+    x, grad = (np.random.default_rng(0).standard_normal((2, 1500, 48)).astype(np.float32) for _ in range(2))
+    results = []
+    for threads in (1, 2, 3):
+        out, grad_x = np.empty_like(x), np.empty_like(x)
+        cpu_conv.conv_into(x, *conv, out, threads=threads)
+        results.append([out, grad_x, *cpu_conv.conv_back_into(x, *conv, grad, grad_x, threads=threads)])
+    assert all(np.array_equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_block_in_half_precision_still_runs() -> None:
+    block, tokens = Mamba(8), torch.randn(1, 9, 8)
+    expected = block(tokens)
+    torch.testing.assert_close(block.bfloat16()(tokens.bfloat16()).float(), expected, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("channel_token", [False, True])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_both_memory_formats_give_the_same_and_stay(axes: int, channel_token: bool) -> None:
+    torch.manual_seed(0)
+    size = (2, 3, 4)[-axes:]
+    x = torch.randn(2, 6, *size)
+    layer = MambaLayer(int(np.prod(size)) if channel_token else 6, channel_token=channel_token, num_axes=axes)
+    last = torch.channels_last if axes == 2 else torch.channels_last_3d
+    packed, apart = layer(x), layer(x.contiguous(memory_format=last))
+    assert torch.equal(packed, apart)
+    assert packed.is_contiguous()
+    assert apart.is_contiguous(memory_format=last)
+
+
+COPIES = ("aten::copy_", "aten::contiguous", "aten::clone", "aten::_to_copy")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_training_step_on_a_channels_last_map_copies_nothing_but_the_cast(half: bool) -> None:
+    torch.manual_seed(0)
+    layer = MambaLayer(32)
+    x = torch.randn(2, 32, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
+    x = (x.bfloat16() if half else x).requires_grad_()
+    weights = torch.randn(2, 32, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        torch.autograd.grad(layer(x), [x, *layer.parameters()], weights)
+    large = x.numel()
+    copies = [
+        event
+        for event in profile.events()
+        if event.name in COPIES and any(np.prod(shape or [0]) >= large for shape in event.input_shapes)
+    ]
+    casts = [event.name for event in copies]
+    assert len([name for name in casts if name == "aten::copy_"]) == (2 if half else 0), casts  # to float32 and back
+    assert not [name for name in casts if name in ("aten::contiguous", "aten::clone")]
+
+
+def test_the_layer_compiles_to_one_graph() -> None:
+    torch.manual_seed(0)
+    layer, x = MambaLayer(8), torch.randn(1, 8, 3, 4, requires_grad=True)
+    graphs = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    expected, found = layer(x), graphs(x)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]) for y in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["umamba_bot", "umamba_enc"])
+def test_a_network_compiles_to_one_graph(make_configuration: Callable[..., Configuration], name: str) -> None:
+    torch.manual_seed(0)
+    configuration = make_configuration(2)
+    network = build_network(name, configuration, 1, 3)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    x = torch.randn(1, 1, *configuration.patch_size)
+    heads = [y if isinstance(y, torch.Tensor) else y[0] for y in (compiled(x), network(x))]
+    torch.testing.assert_close(*heads)
+    heads[0].square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from umamba.io import UserError
-from umamba.networks.scan import resolve_backend, selective_scan
+from umamba.networks.scan import cpu, resolve_backend, selective_scan
 from umamba.networks.scan.select import why_not
 
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -92,7 +92,7 @@ def random_inputs(batch: int, channels: int, length: int, states: int) -> dict[s
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("shape", [(1, 5, 300, 16), (3, 4, 130, 20), (2, 3, 128, 1), (1, 1, 129, 33)])
+@pytest.mark.parametrize("shape", [(1, 5, 300, 16), (3, 4, 130, 20), (2, 3, 128, 1), (1, 1, 129, 33), (1, 37, 33, 16)])
 def test_cpu_equals_the_reference_for_odd_sizes(shape: tuple[int, int, int, int], threads: int) -> None:
     inputs = random_inputs(*shape)
     before = torch.get_num_threads()
@@ -123,15 +123,50 @@ def test_half_precision_inputs_are_scanned_in_float32() -> None:
     assert torch.equal(out, exact.bfloat16())
 
 
-def test_results_repeat_bit_for_bit() -> None:
-    def gradients() -> list[torch.Tensor]:
-        leaves = {name: tensor.clone().requires_grad_() for name, tensor in random_inputs(1, 6, 700, 16).items()}
-        scan_on_cpu(leaves).square().sum().backward()
-        return [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+def test_results_are_the_same_bit_for_bit_for_any_number_of_threads() -> None:
+    def results(threads: int) -> list[torch.Tensor]:
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in random_inputs(1, 70, 700, 16).items()}
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(threads)
+            out = scan_on_cpu(leaves)
+            (out.square() * out.detach().cos()).sum().backward()
+        finally:
+            torch.set_num_threads(before)
+        return [out.detach(), *(leaf.grad for leaf in leaves.values() if leaf.grad is not None)]
 
-    first, second = gradients(), gradients()
-    assert len(first) == len(INPUTS)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    first, *others = (results(threads) for threads in (1, 1, 2, 3))
+    assert len(first) == 1 + len(INPUTS)
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+def test_arrays_are_scanned_into_the_callers_buffer() -> None:
+    inputs = {name: tensor.numpy() for name, tensor in random_inputs(2, 40, 70, 16).items()}
+    expected = scan_on_cpu(random_inputs(2, 40, 70, 16), "reference").transpose(1, 2).numpy()
+    rows: dict[str, Any] = {name: np.swapaxes(each, 1, 2) if each.ndim == 3 else each for name, each in inputs.items()}
+    rows["delta"] = np.ascontiguousarray(rows["delta"])
+    wide = np.concatenate([np.zeros_like(rows["z"]), rows["z"]], axis=2)
+    rows["z"] = wide[:, :, 40:]
+    room = np.full((2, 70, 100), 7, np.float32)
+    for threads in (1, 2):
+        cpu.scan_into(**rows, out=room[:, :, :40], threads=threads)
+        assert np.abs(room[:, :, :40] - expected).max() < 1e-5 * np.abs(expected).max()
+    assert (room[:, :, 40:] == 7).all()
+
+
+def test_a_long_memory_keeps_its_accuracy_in_float32() -> None:
+    inputs = random_inputs(1, 16, 3000, 4)
+    inputs["A"] = -torch.linspace(1e-3, 1, 64).reshape(16, 4)  # states that last for thousands of tokens
+    exact = scan_on_cpu({name: tensor.double() for name, tensor in inputs.items()}, "reference")
+    assert relative(scan_on_cpu(inputs), exact.numpy()) < 1e-5
+
+
+def test_large_small_and_undefined_numbers() -> None:
+    inputs = random_inputs(1, 16, 40, 2)
+    inputs["delta"][0, 0, 3], inputs["delta"][0, 1, 3], inputs["z"][0, 2, 3] = 1e4, -1e4, -1e4
+    inputs["u"][0, 3, 5], inputs["z"][0, 4, 5], inputs["delta"][0, 5, 5] = np.nan, np.inf, np.nan
+    found, expected = scan_on_cpu(inputs), scan_on_cpu(inputs, "reference")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def test_gradient_checkpointing_and_the_operators_own_checks() -> None:
@@ -145,9 +180,11 @@ def test_gradient_checkpointing_and_the_operators_own_checks() -> None:
     first = torch.autograd.grad(plain.sum(), list(leaves.values()))
     second = torch.autograd.grad(kept.sum(), list(leaves.values()))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    rows = {name: tensor.transpose(1, 2) if tensor.ndim == 3 else tensor for name, tensor in leaves.items()}
+    rows |= {name: rows[name].unsqueeze(2) for name in "BC"}
     torch.library.opcheck(
         torch.ops.umamba.selective_scan_cpu.default,
-        (*leaves.values(), True, True),
+        (*rows.values(), True, True),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
     assert torch.autograd.gradcheck(scan, tuple(leaves.values()))

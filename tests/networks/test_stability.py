@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from umamba.labels import LabelSet
-from umamba.networks import blocks, build_network, mamba, unet
+from umamba.networks import blocks, build_network, cpu_layers, mamba, unet
 from umamba.planning import Configuration
 from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy
 
@@ -53,6 +53,7 @@ def losses(name: str) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["umamba_bot", "umamba_enc"])
 def test_losses_stay_finite_in_float16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(math.isfinite(loss) for loss in losses(name))
@@ -61,6 +62,7 @@ def test_losses_stay_finite_in_float16(name: str, monkeypatch: pytest.MonkeyPatc
         return x
 
     monkeypatch.setattr(blocks, "saturated", as_it_is)
+    monkeypatch.setattr(cpu_layers, "saturated", as_it_is)
     monkeypatch.setattr(unet, "saturated", as_it_is)
     monkeypatch.setattr(mamba, "LARGEST_HALF", math.inf)
     assert not all(math.isfinite(loss) for loss in losses(name)), "the inputs are no trial"

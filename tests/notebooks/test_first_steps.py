@@ -17,6 +17,7 @@ def notebook(project_dir: Path) -> nbformat.NotebookNode:
     return nbformat.read(project_dir / "docs" / "notebooks" / "first_steps.ipynb", as_version=4)
 
 
+@pytest.mark.slow
 def test_no_cell_fails(notebook: nbformat.NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)

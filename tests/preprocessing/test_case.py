@@ -115,3 +115,10 @@ def test_a_wrong_number_of_channels(make_plan: Maker) -> None:
     image = image_of(np.ones((2, 3, 4, 5), np.float32), (1, 1, 1))
     with pytest.raises(UserError, match=r"2 channel\(s\), the plan was made for 1"):
         preprocess_case(image, None, plan, plan.configuration("3d_fullres"), LABELS)
+
+
+def test_an_image_that_memory_cannot_hold_at_the_plans_spacing_is_refused(make_plan: Maker) -> None:
+    image = image_of(np.ones((1, 8, 9, 10), np.float32), (4000.0, 4000.0, 4000.0))
+    plan = make_plan((0.5, 0.5, 0.5))
+    with pytest.raises(UserError, match=r"64000 x 72000 x 80000 voxels at the plan's spacing.*4000, 4000, 4000 mm"):
+        preprocess_case(image, None, plan, next(iter(plan.configurations.values())), LabelSet(("a",), ((1,),)))

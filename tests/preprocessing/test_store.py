@@ -17,7 +17,7 @@ from umamba.datasets import dataset_digest, read_dataset
 from umamba.io import UserError, read_image, read_label
 from umamba.planning import Plan
 from umamba.preprocessing import CaseStore, open_store, prepare_store, preprocess_case
-from umamba.preprocessing.store import _open, _write, chunk_shapes
+from umamba.preprocessing.store import _damaged, _is_whole, _open, _write, chunk_shapes
 
 Maker = Callable[..., Plan]
 
@@ -146,7 +146,7 @@ def flip_a_bit(path: Path, place: float) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("place", np.random.default_rng(0).uniform(0, 1, 20))
+@pytest.mark.parametrize("place", np.random.default_rng(0).uniform(0, 1, 4))
 def test_a_flipped_bit_is_found_and_its_case_prepared_again(
     raw: Path, tmp_path: Path, make_plan: Maker, place: float, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,12 +165,79 @@ def test_a_flipped_bit_is_found_and_its_case_prepared_again(
     assert not caplog.text, "it is whole again"
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"cases": ["a", "b"]}', "\0", '{"cases": ["a"], "plan": {"na'])
+def test_a_damaged_list_of_a_store_is_written_again(
+    raw: Path, tmp_path: Path, make_plan: Maker, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make_plan((2.0, 0.8, 0.8))
+    store = prepare(raw, plan, tmp_path / "out")
+    path = store.path / "store.json"
+    whole, times = path.read_text(), [file.stat().st_mtime_ns for file in sorted(store.path.glob("*.b2nd"))]
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"store\.json: .*Delete this file, and prepare the dataset again"):
+        open_store(store.path)
+    with caplog.at_level("WARNING", logger="umamba"):
+        assert prepare(raw, plan, tmp_path / "out") == store
+    assert "store.json is damaged" in caplog.text
+    assert path.read_text() == whole
+    assert [file.stat().st_mtime_ns for file in sorted(store.path.glob("*.b2nd"))] == times
+
+
 def test_a_store_of_version_0_1_has_no_checksums(raw: Path, tmp_path: Path, make_plan: Maker) -> None:
     plan = make_plan((2.0, 1.0, 1.0))
     store = prepare(raw, plan, tmp_path / "out")
     content = json.loads((store.path / "store.json").read_text())
-    del content["checksums"]
+    del content["checksums"], content["checksum"]
     (store.path / "store.json").write_text(json.dumps(content))
     before = {path: path.stat().st_mtime_ns for path in store.path.iterdir()}
     assert prepare(raw, plan, tmp_path / "out") == store
     assert {path: path.stat().st_mtime_ns for path in store.path.iterdir()} == before
+
+
+def test_300_flipped_bits_are_found_or_harmless(raw: Path, tmp_path: Path, make_plan: Maker) -> None:
+    """A bit of store.json may be flipped in white space; bits of the other files are all found."""
+    plan = make_plan((2.0, 1.0, 1.0))
+    store = prepare(raw, plan, tmp_path / "out")
+    files = sorted(store.path.iterdir())
+    lengths = [path.stat().st_size for path in files]
+    before = json.loads((store.path / "store.json").read_text())
+    rng = np.random.default_rng(1)
+    found = harmless = 0
+    for number in range(300):
+        # As many in store.json as in each of the larger files; places of the others by their lengths.
+        path = (
+            store.path / "store.json"
+            if number % 6 == 0
+            else files[rng.choice(len(files), p=np.divide(lengths, sum(lengths)))]
+        )
+        whole = path.read_bytes()
+        place = int(rng.integers(8 * len(whole)))
+        changed = bytearray(whole)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        if path.name != "store.json":
+            assert _damaged(store, 1) == {path.name.partition(".")[0]}
+            found += 1
+        elif not _is_whole(store):
+            found += 1
+        else:
+            harmless += 1
+            content = json.loads(path.read_text())
+            assert {**content, "checksum": 0} == {**before, "checksum": 0}
+        path.write_bytes(whole)
+    assert found + harmless == 300
+    assert found > 290
+    print(f"300 flipped bits: {found} found, {harmless} harmless")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"5", b"{}", b'{"cases": 5, "checksum": 0}'])
+def test_a_damaged_store_json_is_made_again(raw: Path, tmp_path: Path, make_plan: Maker, content: bytes) -> None:
+    plan = make_plan((2.0, 1.0, 1.0))
+    store = prepare(raw, plan, tmp_path / "out")
+    path = store.path / "store.json"
+    before = path.read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"store\.json"):
+        open_store(store.path)
+    assert prepare(raw, plan, tmp_path / "out") == store
+    assert path.read_bytes() == before

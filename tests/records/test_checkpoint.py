@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,17 @@ PLAN = Plan(
     median_shape=(12.5, 40.0, 41.0),
     intensity=(Intensity(mean=1.5, median=1, std=2, min=-3, max=9, percentile_00_5=-2, percentile_99_5=8),),
     configurations={"3d_fullres": CONFIGURATION},
+)
+TWO_CHANNELS = replace(
+    PLAN,
+    intensity=PLAN.intensity * 2,
+    configurations={
+        "3d_fullres": replace(
+            CONFIGURATION,
+            normalization=CONFIGURATION.normalization * 2,
+            use_mask_for_norm=CONFIGURATION.use_mask_for_norm * 2,
+        )
+    },
 )
 REGIONS = LabelSet(("whole", "core"), ((1, 2), (2,)), ignore=3, region_order=(1, 2))
 RECORD = CheckpointRecord(PLAN, "3d_fullres", UNetSettings(), LabelSet(("organ",), ((1,),)), ("CT",), ".nii.gz")
@@ -72,7 +85,7 @@ EARLIER_RECIPE = {
 }
 EARLIER = {
     "format": 1,
-    "plan": PLAN.to_json(),
+    "plan": TWO_CHANNELS.to_json(),
     "configuration": "3d_fullres",
     "architecture": EARLIER_ARCHITECTURE,
     "labels": REGIONS.to_json(),
@@ -105,7 +118,7 @@ def save(path: Path, content: Any) -> Path:
 RECORDS = [
     RECORD,
     CheckpointRecord(
-        plan=PLAN,
+        plan=TWO_CHANNELS,
         configuration_name="3d_fullres",
         architecture=UMambaEncSettings(mamba_stages=(0, 2), d_state=8),
         labels=REGIONS,
@@ -151,7 +164,7 @@ def test_a_record_comes_back_from_json_and_from_a_checkpoint(record: CheckpointR
 
 def test_a_checkpoint_of_plain_dicts_is_the_same_record(tmp_path: Path) -> None:
     expected = CheckpointRecord(
-        plan=PLAN,
+        plan=TWO_CHANNELS,
         configuration_name="3d_fullres",
         architecture=UMambaEncSettings(mamba_stages=(0, 2)),
         labels=REGIONS,
@@ -167,7 +180,7 @@ def test_a_checkpoint_of_plain_dicts_is_the_same_record(tmp_path: Path) -> None:
     content = {"umamba": {**EARLIER, "scores": {"ema_patch_dice": 0.5}}, "state_dict": {}}
     record = read_checkpoint(save(tmp_path / "a.ckpt", content)).record
     assert record == expected
-    assert record.configuration == CONFIGURATION
+    assert record.configuration == TWO_CHANNELS.configurations["3d_fullres"]
     assert record.num_channels == 2
     assert record.deep_supervision
     before_the_first_score = {**EARLIER, "scores": {"ema_patch_dice": None}}
@@ -253,3 +266,12 @@ def test_flipped_bits_are_found_or_harmless(tmp_path: Path) -> None:
             assert all(torch.equal(loaded["state_dict"][name], tensor) for name, tensor in state.items())
     assert found + harmless == 300
     assert found > 250
+
+
+def test_a_packed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    """torch.save packs nothing; 40 MB of zeros in 40 kB would stand for any number of bytes."""
+    path = save(tmp_path / "bomb.ckpt", {"state_dict": {}})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data/0", bytes(40_000_000))
+    with pytest.raises(UserError, match=r"bomb\.ckpt: is damaged \(a part of it is compressed"):
+        load_safely(path)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from umamba.io import UserError
+from umamba.inference.checkpoints import find_checkpoints
+from umamba.io import UserError, read_json
 from umamba.records import RunFolder
 from umamba.records.tables import read_metrics
 from umamba.runs import PreparedDataset, run
@@ -66,6 +67,39 @@ def test_harmless_keys_and_more_epochs_continue_the_run(train: Run) -> None:
     assert entry["after_epoch"] == 1
     assert "trainer.max_epochs: was 1, is 2" in entry["differs_from_config"]
     assert folder.config.read_text() == first
+
+
+def test_damaged_files_of_a_run_are_repaired_or_refused_before_an_epoch(
+    train: Run, messages: pytest.LogCaptureFixture
+) -> None:
+    folder = train("trainer.max_epochs=1")
+    config = folder.config.read_text()
+    for file in (folder.metrics, folder.config, folder.plan):
+        file.write_bytes(file.read_bytes()[:-7] if file == folder.metrics else file.read_bytes()[:100])
+    again = ("predict.validation=true", "trainer.max_epochs=2")
+    train(*again)
+    assert epochs(folder) == [1]  # the row of the first epoch was cut
+    assert "metrics.csv is cut in its last row: 0 whole rows stay" in messages.text
+    assert "config.yaml is damaged" in messages.text
+    assert folder.config.read_text() == config.replace("max_epochs: 1", "max_epochs: 2").replace(
+        "  validation: false", "  validation: true"
+    )
+    assert read_json(folder.plan) == folder.status()["identity"]["plan"]
+    assert (folder.path / "metrics.csv.damaged").exists()
+    scores, checkpoint = folder.validation_scores.read_text(), folder.last.read_bytes()
+    for content in (scores[:-3], ""):
+        folder.validation_scores.write_text(content)
+        train(*again)
+        assert folder.validation_scores.read_text() == scores
+    assert "This run is trained, and is scored again" in messages.text
+    for content in ("", "[]", '{"state": {}}', '{"state": "fini'):
+        folder.status_file.write_text(content)
+        with pytest.raises(UserError, match=r"run\.json: .*Put back a copy"):
+            train("trainer.max_epochs=3")
+        assert folder.status_file.read_text() == content
+    assert folder.last.read_bytes() == checkpoint
+    assert find_checkpoints([folder.path]) == [folder.last]
+    assert "run.json" in messages.text
 
 
 def test_fewer_epochs_than_done_are_refused(train: Run, messages: pytest.LogCaptureFixture) -> None:

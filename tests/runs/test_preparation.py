@@ -114,6 +114,25 @@ def test_a_written_plans_file_is_read_back_and_prepares_the_same_store(
     assert second.store == first.store  # the batch size does not change the preprocessed voxels
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"spacings": [[1', "\0"])
+def test_damaged_statistics_are_computed_again(
+    settings: TrainSettings, statistics: Fingerprint, content: str, messages: pytest.LogCaptureFixture
+) -> None:
+    folder = settings.paths.preprocessed / settings.dataset.root.name
+    dataset = read_dataset(settings.dataset.root)
+    for pattern in ("fingerprint_*.json", "files.json", "findings_*.json"):
+        (file,) = folder.glob(pattern)
+        before = read_json(file)
+        file.write_text(content)
+        assert fingerprint_dataset(dataset, settings.paths.preprocessed, 1)[0] == statistics
+        plan_of(settings)
+        if pattern.startswith("fingerprint"):
+            assert "is damaged" in messages.text
+            assert read_json(file) == before
+        else:
+            file.write_text(json.dumps(before))
+
+
 def test_a_plan_needs_no_preprocessing(settings: TrainSettings, tmp_path: Path) -> None:
     paths = replace(settings.paths, preprocessed=tmp_path / "out")
     planned = plan_of(replace(settings, paths=paths))

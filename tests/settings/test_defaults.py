@@ -252,7 +252,7 @@ TRAIN: dict[str, Any] = {
     },
     "trainer": TRAINER,
     "logger": WANDB,
-    "predict": {"tile_step_size": 0.5, "tta": False, "validation": True, "checkpoint": "last"},
+    "predict": {"tile_step_size": 0.5, "tta": False, "engine": "auto", "validation": True, "checkpoint": "last"},
 }
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     (group, option, values)
@@ -368,6 +368,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "export": [],
         "overwrite": False,
         "workers": 2,
+        "engine": "auto",
         "device": "auto",
         "trust": [],
         "checkpoint": here,
@@ -379,6 +380,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
     }
     assert composed(FindBestSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
         **sliding,
+        "engine": "auto",
         "device": "auto",
         "trust": [],
         "candidates": [here],
@@ -425,6 +427,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
     assert composed(ExportSettings, f"checkpoint={here}", "output=out") == {
         "checkpoint": here,
         "output": "out",
+        "format": "nnunet",
         "fold": 0,
     }
     assert plain(SlurmSettings()) == {

@@ -11,6 +11,7 @@ import pytest
 
 from umamba.io import UserError
 from umamba.settings import (
+    AfterTrainingSettings,
     AugmentationSettings,
     DatasetSettings,
     EvaluateSettings,
@@ -300,6 +301,23 @@ def test_lightning_checks_what_is_added_to_the_trainer() -> None:
     )
     (message,) = problems(TrainerSettings, detect_anomaly="yes")
     assert message.startswith("trainer.detect_anomaly=yes: Lightning's Trainer takes true or false")
+
+
+def test_an_engine_that_cannot_compute_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.ckpt"
+    file.touch()
+    good = {"checkpoint": str(file), "input": tmp_path, "output": "out"}
+    monkeypatch.setattr("umamba.settings.prediction.find_spec", lambda name: object())
+    assert parse(PredictSettings, {"engine": "openvino", **good}).engine == "openvino"
+    assert problems(PredictSettings, engine="openvino", device="cuda:1", **good) == (
+        "engine=openvino: computes on the CPU, not on device=cuda:1. Give device=cpu or engine=torch.",
+    )
+    monkeypatch.setattr("umamba.settings.prediction.find_spec", lambda name: None)
+    install = "openvino is not installed. Install it with pip install 'umamba[cpu]', or give"
+    assert problems(PredictSettings, engine="openvino", **good) == (f"engine=openvino: {install} engine=auto.",)
+    assert problems(AfterTrainingSettings, engine="openvino") == (
+        f"predict.engine=openvino: {install} predict.engine=auto.",
+    )
 
 
 def test_paths_that_must_exist(tmp_path: Path) -> None:

@@ -14,10 +14,22 @@ import pytest
 
 from umamba.cli.words import override_of
 from umamba.io import UserError, read_json
+from umamba.networks import configuration_for_patch
+from umamba.planning import Intensity, Plan
 from umamba.records import RunFolder
 from umamba.settings import SlurmSettings
 from umamba.sweeps import PlannedRun
-from umamba.sweeps.jobs import Submission, launched, read_task, submission, submit, task_name, write_list
+from umamba.sweeps.jobs import (
+    Submission,
+    launched,
+    prepared_overrides,
+    queued_tasks,
+    read_task,
+    submission,
+    submit,
+    task_name,
+    write_list,
+)
 from umamba.sweeps.preflight import Partition, cluster_obstacles, largest_array, partitions, preflight, seconds
 from umamba.sweeps.task import failure, run_task
 
@@ -40,6 +52,22 @@ def test_lists_are_numbered_and_hold_what_a_task_needs(tmp_path: Path) -> None:
     assert read_json(first)["prepare"] == [["a=0", "fold=0"], ["a=1", "fold=0"]]  # one for each preparation
     with pytest.raises(UserError, match="0 to 2"):
         read_task(first, 3)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"tasks": 3}', '{"study": "s", "tasks": [{"folder": 1}], "prepare": []}']
+)
+def test_damaged_lists_end_in_one_sentence(tmp_path: Path, content: str) -> None:
+    path = write_list(tmp_path, "study", runs(tmp_path))
+    path.with_name("list_001_jobs.json").write_text('{"train": "7"}')
+    path.write_text(content)
+    for read in (lambda: read_task(path, 0), lambda: prepared_overrides(path), lambda: queued_tasks(tmp_path)):
+        with pytest.raises(UserError, match=r"list_001\.json: .*submit the study again"):
+            read()
+    jobs = write_list(tmp_path / "other", "study", runs(tmp_path)).with_name("list_001_jobs.json")
+    jobs.write_text(content)
+    with pytest.raises(UserError, match=r"list_001_jobs\.json: .*Put back a copy"):
+        queued_tasks(jobs.parent)
 
 
 def test_the_array_asks_for_what_the_request_says(tmp_path: Path) -> None:
@@ -158,11 +186,17 @@ def test_memory_grows_with_the_planned_batch(tmp_path: Path) -> None:
     planned = runs(tmp_path, 1)
     folder = tmp_path / "name" / "3d_fullres" / "fold_0" / "seed_0"
     folder.mkdir(parents=True)
-    plan = {"intensity": [{}], "configurations": {"3d_fullres": {"patch_size": [256, 256, 256], "batch_size": 8}}}
+    intensity = Intensity(mean=0, median=0, std=1, min=-1, max=1, percentile_00_5=-1, percentile_99_5=1)
+    configurations = {"3d_fullres": replace(configuration_for_patch((256, 256, 256)), batch_size=8)}
+    order, millimetres, voxels = (0, 1, 2), (1.0, 1.0, 1.0), (300.0, 300.0, 300.0)
+    plan = Plan("name", "nnunet", order, order, millimetres, voxels, (intensity,), configurations).to_json()
     (folder / "plan.json").write_text(json.dumps(plan))
     large = replace(planned[0], folder=RunFolder(folder))
     assert preflight(planned, SlurmSettings(), []) == []
     assert "memory" in preflight([large], SlurmSettings(), [])[0]
+    for damaged in ("", "[]", '{"configurations": 3}', json.dumps({**plan, "configurations": {"3d_fullres": {}}})):
+        (folder / "plan.json").write_text(damaged)
+        assert preflight([large], SlurmSettings(), []) == []
 
 
 SBATCH = """#!/bin/sh

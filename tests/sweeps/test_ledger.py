@@ -109,7 +109,37 @@ def test_half_written_records_do_not_break_the_table(tmp_path: Path) -> None:
     write(tmp_path, "run.json", '{"state": "trai')
     table = state_table([run_state(planned(tmp_path), NOW)], "study")
     assert table.row_count == 1
-    assert table.caption == "0 done, 0 running, 1 pending, 0 failed"
+    assert table.caption == "0 done, 0 running, 0 pending, 1 failed"
+
+
+RUN_FILES = ("", "\0\xff\x00binary", "[1]", "null", '{"state": [3]}', '{"max_epochs": "many"}', "[" * 5000)
+
+
+@pytest.mark.parametrize("content", RUN_FILES)
+def test_damaged_records_of_runs_are_told(tmp_path: Path, content: str) -> None:
+    write(tmp_path, "run.json", content)
+    found = run_state(planned(tmp_path), NOW)
+    assert found.state == "failed"
+    assert "run.json" in found.reason
+    assert "restart=true" in found.reason
+
+
+def test_damaged_tables_of_runs_do_not_break_the_table(tmp_path: Path) -> None:
+    write(tmp_path, "run.json", json.dumps({"state": "finished", "max_epochs": 1000}))
+    for scores in ("", "case,label,dsc\na,liver,0.9\na,spl", "case,label,dsc\na,liver,0.9", "what,ever\n1,2\n", "\0"):
+        write(tmp_path, "scores.csv", scores)
+        found = run_state(planned(tmp_path), NOW)
+        assert found.state == "failed"
+        assert "scores.csv" in found.reason
+    write(tmp_path, "run.json", json.dumps({"state": "training"}))
+    for rows, epochs in (
+        ("", 0),
+        ("epoch,time/iteration_s\n0,1\n1,x\n2,1\n", 2),
+        ("epoch,lr\n0,1\n1,0.", 1),
+        ("\0\n", 0),
+    ):
+        write(tmp_path, "metrics.csv", rows)
+        assert run_state(planned(tmp_path), NOW).epochs == epochs
 
 
 @pytest.mark.parametrize(

@@ -99,3 +99,57 @@ def test_half_precision_logits_give_a_full_precision_loss() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = DiceCrossEntropy(PLAIN, True)(logits.bfloat16(), label)
     assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("labels", [PLAIN, IGNORE])
+@pytest.mark.parametrize("last", [True, False])
+def test_one_pass_gives_loss_and_gradient_of_float64(dtype: torch.dtype, labels: LabelSet, last: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    classes = labels.num_classes
+    logits = (3 * torch.randn(2, classes, 9, 13, 17, generator=generator)).to(dtype)
+    logits = logits.contiguous(memory_format=torch.channels_last_3d) if last else logits
+    label = torch.randint(0, classes + (labels.ignore is not None), (2, 1, 9, 13, 17), generator=generator)
+    one_pass, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    found = DiceCrossEntropy(labels, False)(one_pass, label)
+    found.backward()
+
+    counts = torch.ones_like(label) if labels.ignore is None else label != labels.ignore
+    true = torch.nn.functional.one_hot((label * counts)[:, 0], classes).movedim(-1, 1) * counts
+    p = exact.softmax(1) * counts
+    entropy = -(exact.log_softmax(1) * true).sum() / counts.sum()
+    overlap, together = (p * true).flatten(2).sum(-1)[:, 1:], (p + true).flatten(2).sum(-1)[:, 1:]
+    expected = entropy - ((2 * overlap + 1e-5) / (together + 1e-5)).mean()
+    expected.backward()
+    assert one_pass.grad is not None
+    assert exact.grad is not None
+    assert one_pass.grad.dtype == dtype
+    assert found.item() == pytest.approx(expected.item(), abs=2e-6)
+    error = (one_pass.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 4e-3)
+
+
+def test_one_pass_does_not_depend_on_the_number_of_threads() -> None:
+    logits, label = torch.randn(2, 3, 40, 40, 40), torch.randint(0, 3, (2, 1, 40, 40, 40))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            leaf = logits.clone().requires_grad_()
+            loss = DiceCrossEntropy(PLAIN, True)(leaf, label)
+            results.append([loss, *torch.autograd.grad(loss, leaf)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_logit_that_is_not_finite_gives_no_finite_loss(value: float) -> None:
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[0, 1, 2, 2] = value
+    assert not DiceCrossEntropy(PLAIN, True)(logits, torch.ones(1, 1, 4, 4, dtype=torch.long)).isfinite()
+
+
+def test_a_label_without_a_class_is_refused() -> None:
+    with pytest.raises(IndexError, match="outside of the 3 classes"):
+        DiceCrossEntropy(PLAIN, True)(torch.zeros(1, 3, 4, 4), torch.full((1, 1, 4, 4), 3))

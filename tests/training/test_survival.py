@@ -19,6 +19,7 @@ from umamba.records.tables import read_metrics
 from umamba.runs import PreparedDataset
 from umamba.settings import InvalidSettings, TrainerSettings
 from umamba.training.checkpoints import AtomicCheckpointIO, newest_readable
+from umamba.training.curves import complete_curves
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import IN_A_ROW, watched
 from umamba.training.stopping import SIGNALS, LeaveOnSignal
@@ -30,7 +31,9 @@ Fit = Callable[..., RunFolder]
 
 def save(folder: RunFolder, epoch: int) -> None:
     """Save a checkpoint as the trainer would."""
-    AtomicCheckpointIO().save_checkpoint({"epoch": epoch, "w": torch.arange(999.0)}, folder.last)
+    record = {"scores": {"ema_patch_dice": None}}
+    content = {"epoch": epoch, "state_dict": {"w": torch.arange(999.0)}, "umamba": record}
+    AtomicCheckpointIO().save_checkpoint(content, folder.last)
 
 
 def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
@@ -65,6 +68,18 @@ def test_a_cut_off_checkpoint_gives_way_to_the_one_before(tmp_path: Path, length
     assert newest_readable(folder) == (folder.previous, 6), "the damaged file did not become previous.ckpt"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [{"epoch": 6}, {"epoch": "x"}, [1], {"epoch": 6, "state_dict": {}}, {"epoch": 6, "umamba": {"scores": 3}}],
+)
+def test_an_edited_checkpoint_gives_way_to_the_one_before(tmp_path: Path, content: object) -> None:
+    folder = RunFolder(tmp_path)
+    for epoch in (5, 6):
+        save(folder, epoch)
+    torch.save(content, folder.last)
+    assert newest_readable(folder) == (folder.previous, 6)
+
+
 def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for epoch in (0, 1):
@@ -94,6 +109,27 @@ def test_a_disk_that_fills_costs_the_epoch_that_was_not_saved(
     with file_size_limit(20_000), pytest.raises(UserError, match="cannot be written"):
         small_fit(name="broken")
     assert_equal(weights(small_fit(name="broken")), weights(whole))
+
+
+def test_rows_and_curves_that_a_full_disk_did_not_take_are_written_by_the_next_run(
+    small_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, rows: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    whole, broken = small_fit(name="whole"), RunFolder(tmp_path / "broken")
+    with monkeypatch.context() as patch:
+        patch.setattr("umamba.training.metrics_csv.write_metrics", full)
+        patch.setattr("umamba.training.curves.draw_curves", full)
+        small_fit(name="broken")
+    assert not broken.metrics.exists()
+    assert not broken.curves.exists()
+    small_fit(name="broken")  # no epoch is left
+    assert column(broken, "train/loss") == column(whole, "train/loss")
+    complete_curves(broken.metrics, broken.curves)
+    drawn = broken.curves.stat().st_mtime_ns
+    complete_curves(broken.metrics, broken.curves)
+    assert broken.curves.stat().st_mtime_ns == drawn
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, when: Callable[[SegmentationModule, int], bool]) -> None:

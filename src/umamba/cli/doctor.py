@@ -1,4 +1,4 @@
-"""`umamba doctor`: test this machine: versions, devices, scan backends, a network's forward and backward pass."""
+"""`umamba doctor`: test this machine: versions, devices, engines, scan backends, a network's forward and backward."""
 
 import logging
 import os
@@ -6,12 +6,14 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
 from umamba.inference import autocast, choose_precision, cpu_has_bfloat16
+from umamba.inference.engine import openvino_problem
 from umamba.io import UserError, provenance
 from umamba.io.resources import available_cpus
 from umamba.networks import build_network
@@ -138,6 +140,16 @@ def _described(device: str) -> str:
     return "\n".join(cards)
 
 
+def engine_line() -> str:
+    """Return what computes networks in prediction on the CPU, and the command that installs the faster engine."""
+    problem = openvino_problem()
+    if problem is None:
+        return (
+            f"Prediction on the CPU: openvino {metadata.version('openvino')} works; engine=auto takes the faster one."
+        )
+    return f"Prediction on the CPU: torch, because {problem}."
+
+
 def backends_table(states: dict[str, list[BackendState]]) -> Table:
     """Return the table of the scan backends of each device, the fastest first.
 
@@ -172,5 +184,6 @@ def main(arguments: Sequence[str] = ()) -> int:
     if "cuda" not in trials:
         reason, remedy = no_gpu_reason()
         log.info("No GPU: %s.%s", reason, f" To repair it: {remedy}" if remedy else "")
+    log.info(engine_line())
     log.info(backends_table({device: backend_states(device) for device in trials}))
     return EXIT_BROKEN if any(trial.problem for trial in trials.values()) else 0

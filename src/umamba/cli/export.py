@@ -1,4 +1,4 @@
-"""`umamba export`: write a trained U-Net as a folder that nnU-Net predicts with."""
+"""`umamba export`: write a trained U-Net as a folder that nnU-Net predicts with, or any network to give away."""
 
 import logging
 import shlex
@@ -9,14 +9,18 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: ExportSettings) -> None:
-    """Write the folder, and show the command by which nnU-Net uses it.
+    """Write the folder or the file, and show the command that uses it.
 
     Args:
-        settings: the checkpoint, the folder and the fold.
+        settings: the checkpoint, the output and its format.
 
     Raises:
-        UserError: nnU-Net does not have the architecture, or the fold exists already.
+        UserError: nnU-Net does not have the architecture, the checkpoint names a path that it needs, or the output
+            exists already.
     """
+    if settings.format == "share":
+        _share(settings)
+        return
     from umamba.inference.nnunet_export import export_to_nnunet
 
     folder = export_to_nnunet(settings.checkpoint, settings.output, settings.fold)
@@ -26,3 +30,20 @@ def main(settings: ExportSettings) -> None:
         shlex.quote(str(folder.absolute())),
         settings.fold,
     )
+
+
+def _share(settings: ExportSettings) -> None:
+    from umamba.records.share import share_checkpoint
+
+    written, before = share_checkpoint(settings.checkpoint, settings.output), settings.checkpoint
+    sizes = (
+        ""
+        if before.is_dir()
+        else f", {written.stat().st_size / 1e6:.3g} MB instead of {before.stat().st_size / 1e6:.3g}"
+    )
+    log.info(
+        "Written to share: %s%s. It names dataset, channels, labels and versions, but no case, path, machine or user.",
+        written.absolute(),
+        sizes,
+    )
+    log.info("umamba predict checkpoint=%s input=IMAGES output=SEGMENTATIONS", shlex.quote(str(written)))

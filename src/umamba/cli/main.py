@@ -109,9 +109,12 @@ COMMANDS = {
     ),
     "export": Command(
         "export",
-        "Export a trained U-Net (unet, resenc_unet) to a folder that nnU-Net predicts with.",
+        "Export a trained U-Net (unet, resenc_unet) to a folder for nnU-Net, or any network to a file to give away.",
         "ExportSettings",
-        ("export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=DIR",),
+        (
+            "export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=DIR",
+            "export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=NAME.ckpt format=share",
+        ),
     ),
     "study": Command(
         "study",

@@ -6,15 +6,18 @@ machine.
 
 import csv
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
 
-from umamba.io import atomic_path, read_json, write_json
+from umamba.io import UserError, atomic_path, read_json, write_json
+from umamba.settings.validate import read_record
 
 _COLUMNS = ("run", "state", "score", "folder", "reason")
 
@@ -59,9 +62,30 @@ def collect_outcomes(folder: Path) -> list[Outcome]:
     """
     if not folder.exists():
         return []
-    contents = [read_json(path) for path in sorted(folder.glob("*.json"))]
+    outcomes = [_outcome(path) for path in sorted(folder.glob("[0-9]*.json"))]
     shutil.rmtree(folder)
-    return [Outcome(**{**each, "score": math.nan if each["score"] is None else each["score"]}) for each in contents]
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Written:
+    """An outcome as its file holds it."""
+
+    number: int
+    run: str
+    state: Literal["finished", "refused", "failed"]
+    score: float | None
+    folder: str
+    reason: str
+
+
+def _outcome(path: Path) -> Outcome:
+    try:
+        found = read_record(_Written, read_json(path))
+        return Outcome(**{**asdict(found), "score": math.nan if found.score is None else found.score})
+    except UserError as error:
+        digits = re.match(r"\d{1,9}", path.name)
+        return Outcome(int(digits.group()) if digits else 0, "", "failed", reason=f"its outcome is damaged: {error}")
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:

@@ -71,7 +71,7 @@ def _task(source: Path) -> Path:
 def _numbered(root: Path, facts: Mapping[str, Any], key: str) -> dict[int, str]:
     """Return an entry of dataset.json that maps numbers, which are written as text, to names."""
     entry = facts.get(key)
-    if not isinstance(entry, Mapping) or not entry or not all(str(number).isdecimal() for number in entry):
+    if not isinstance(entry, Mapping) or not entry or not all(re.fullmatch(r"[0-9]{1,5}", number) for number in entry):
         raise UserError(f'{root / "dataset.json"}: {key} must map numbers to names, like {{"0": "CT"}}.')
     return {int(number): str(name) for number, name in entry.items()}
 

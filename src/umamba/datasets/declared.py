@@ -1,18 +1,19 @@
 """Read the entries of nnU-Net's dataset.json and name the mistakes in them; write a dataset.json."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from umamba.datasets.findings import Finding
 from umamba.io import UserError, supported_endings
 from umamba.labels import LabelSet
+from umamba.settings.wording import shown
 
 REORIENTING_READER = "NibabelIOWithReorient"  # nnU-Net's reader that turns images to RAS
 # nnU-Net's readers; all but the one above give the images as they are stored
 READERS = ("SimpleITKIO", "NibabelIO", REORIENTING_READER, "NaturalImage2DIO", "Tiff3DIO")
+
+_MOST_CASES = 100_000_000
 
 
 def dataset_json(
@@ -45,22 +46,6 @@ def json_finding(message: str) -> Finding:
     return Finding("", "dataset.json", "error", message)
 
 
-def repeated_keys(path: Path) -> list[str]:
-    """Return the keys that occur twice in one JSON object. The `json` module silently keeps the last of them.
-
-    Args:
-        path: a valid JSON file.
-    """
-    repeated: list[str] = []
-
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        return dict(pairs)
-
-    json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=collect)
-    return repeated
-
-
 def declared_channels(declared: Mapping[str, Any], findings: list[Finding]) -> tuple[str, ...] | None:
     """Return the names of the channels from `channel_names` or the older `modality`; None after a mistake.
 
@@ -76,7 +61,12 @@ def declared_channels(declared: Mapping[str, Any], findings: list[Finding]) -> t
         return None
     expected = [str(index) for index in range(len(names))]
     if sorted(names, key=lambda key: (len(key), key)) != expected:
-        findings.append(json_finding(f"channel_names: the keys are {sorted(names)}, but must be {expected}."))
+        keys, needed = shown(sorted(names)), shown(expected)
+        findings.append(json_finding(f"channel_names: the keys are {keys}, but must be {needed}."))
+        return None
+    wrong = next((key for key in expected if not isinstance(names[key], str | int | float)), None)
+    if wrong is not None:
+        findings.append(json_finding(f"channel_names.{wrong}={shown(names[wrong])}: must be a name, like CT."))
         return None
     return tuple(str(names[key]) for key in expected)
 
@@ -105,7 +95,9 @@ def declared_ending(declared: Mapping[str, Any], findings: list[Finding]) -> str
     ending = declared.get("file_ending")
     if not isinstance(ending, str) or ending.lower() not in supported_endings():
         known = ", ".join(supported_endings())
-        findings.append(json_finding(f"file_ending: {json.dumps(ending)} cannot be read. Choose one of {known}."))
+        findings.append(
+            json_finding(f"file_ending: {shown(json.dumps(ending))} cannot be read. Choose one of {known}.")
+        )
         return None
     return ending
 
@@ -119,9 +111,8 @@ def declared_reader(declared: Mapping[str, Any], findings: list[Finding]) -> str
     """
     reader = declared.get("overwrite_image_reader_writer")
     if reader not in (None, "None", *READERS):
-        message = (
-            f"overwrite_image_reader_writer: {json.dumps(reader)} is not known. Choose one of {', '.join(READERS)}."
-        )
+        found = shown(json.dumps(reader))
+        message = f"overwrite_image_reader_writer: {found} is not known. Choose one of {', '.join(READERS)}."
         findings.append(json_finding(message))
     return REORIENTING_READER if reader == REORIENTING_READER else None
 
@@ -138,7 +129,10 @@ def declared_training(declared: Mapping[str, Any], found: int, findings: list[Fi
     if number is None:
         return found
     if not isinstance(number, int) or isinstance(number, bool):
-        findings.append(json_finding(f"numTraining: {number!r} is not an integer. Set it to {found}."))
+        findings.append(json_finding(f"numTraining: {shown(number)} is not an integer. Set it to {found}."))
+        return found
+    if number < 1 or number > _MOST_CASES:
+        findings.append(json_finding(f"numTraining: is {number}, but {found} cases were found. Correct it."))
         return found
     if number != found and not any(f.severity == "error" and f.case_id for f in findings):
         message = f"numTraining: is {number}, but {found} cases were found. Add missing files, or correct it."

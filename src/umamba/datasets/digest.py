@@ -7,6 +7,7 @@ from typing import Any
 
 from umamba.datasets.nnunet_raw import RawDataset, relative
 from umamba.io import UserError, file_digest, read_json, write_json
+from umamba.io.documents import OWN_BYTES
 from umamba.io.tiff_spacing import spacing_file
 
 
@@ -65,7 +66,7 @@ def _read_cache(cache: Path | None) -> dict[str, Any]:
     if cache is None or not cache.exists():
         return {}
     try:
-        found = read_json(cache)
+        found = read_json(cache, OWN_BYTES)
     except UserError:
         return {}
     return found if isinstance(found, dict) else {}

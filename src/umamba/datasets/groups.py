@@ -62,9 +62,12 @@ def _rows(path: Path) -> tuple[list[tuple[str, str]], str]:
     except (OSError, UnicodeDecodeError) as error:
         return [], f"cannot be read as text ({error})."
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    if not set(_HEADER) <= set(reader.fieldnames or ()):
-        return [], "its first line must name the columns: case,group (separated by a comma)."
-    rows = [((row["case"] or "").strip(), (row["group"] or "").strip()) for row in reader]
+    try:
+        if not set(_HEADER) <= set(reader.fieldnames or ()):
+            return [], "its first line must name the columns: case,group (separated by a comma)."
+        rows = [((row["case"] or "").strip(), (row["group"] or "").strip()) for row in reader]
+    except csv.Error as error:
+        return [], f"cannot be read as a table ({error})."
     incomplete = [number for number, (case_id, group) in enumerate(rows, start=2) if not case_id or not group]
     if incomplete:
         return [], f"line {incomplete[0]} has no case or no group."

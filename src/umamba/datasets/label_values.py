@@ -63,6 +63,8 @@ def renumbered(path: Path, values: Sequence[int]) -> sitk.Image:
         The label map, uint8 or uint16, with the geometry of the file.
     """
     array, image = label_array(path)
+    if array.max(initial=0) > max(values, default=0):  # a table of any value of a file might not fit into the memory
+        array = np.where(array > max(values, default=0), 0, array)
     table = np.zeros(max(array.max(initial=0), *values, 0) + 1, dtype=np.uint8 if len(values) < 256 else np.uint16)
     for number, value in enumerate(values, start=1):
         table[value] = number

@@ -26,7 +26,6 @@ from umamba.datasets.declared import (
     declared_reader,
     declared_training,
     json_finding,
-    repeated_keys,
 )
 from umamba.datasets.findings import Finding, findings_table
 from umamba.datasets.groups import read_groups
@@ -134,7 +133,6 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
         return None, [json_finding(str(error).removeprefix(f"{path}: "))]
     if not isinstance(declared, Mapping):
         return None, [json_finding("must hold a JSON object with channel_names, labels and file_ending.")]
-    findings += [json_finding(f'"{key}" occurs twice in one object; keep one.') for key in repeated_keys(path)]
     channel_names = declared_channels(declared, findings)
     labels = declared_labels(declared, findings)
     file_ending = declared_ending(declared, findings)
@@ -206,7 +204,7 @@ def _unreadable(case_id: str, paths: Iterable[Path], root: Path, severity: Sever
     """Return a finding for each path that is no readable file: a dangling link, a folder, a device."""
     found = []
     for path in paths:
-        if path.is_symlink() and not os.path.exists(path):
+        if os.path.islink(path) and not os.path.exists(path):
             message = f"no such file: the link leads to {os.readlink(path)}. Fetch that file, or remove the case."
         elif os.path.isdir(path):
             message = "is a folder, but must be a file."

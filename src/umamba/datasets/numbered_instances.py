@@ -11,10 +11,12 @@ instances for the scores.
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from umamba.datasets.convert_cell import CELL, ENDINGS, label_file
 from umamba.datasets.convert_common import SourceCase, Split, convert
-from umamba.io import exclusive, read_json, write_json
+from umamba.io import UserError, exclusive, read_json, write_json
+from umamba.io.documents import OWN_BYTES
 
 SPLITS: tuple[Split, ...] = ("Tr", "Ts")
 
@@ -50,10 +52,10 @@ def classes_of_instances(root: Path, folder: Path, workers: int) -> Path:
         for path in sorted((root / f"{kind}{split}").glob("*.*"))
     }
     made_from = target / "made_from.json"
-    if made_from.exists() and read_json(made_from) == listing:
+    if _read(made_from) == listing:
         return target
     with exclusive(folder / f".{root.name}.made.lock", f"the classes of {root.name}"):
-        if made_from.exists() and read_json(made_from) == listing:
+        if _read(made_from) == listing:
             return target
         shutil.rmtree(target, ignore_errors=True)
         converter = replace(CELL, folder=root.name, published=None, source=str(root), licence="", find=find_instances)
@@ -74,3 +76,11 @@ def find_instances(root: Path) -> list[SourceCase]:
         for image in sorted((root / f"images{split}").glob("*.*"))
         if image.suffix.lower() in ENDINGS
     ]
+
+
+def _read(made_from: Path) -> Any:
+    """Return what the classes were made from; None if the file is missing or damaged, so that they are made again."""
+    try:
+        return read_json(made_from, OWN_BYTES)
+    except UserError:
+        return None

@@ -212,7 +212,8 @@ def write_once(root: Path, made_with: Mapping[str, Any], write: Callable[[Path],
 def _holds(root: Path, made_with: Mapping[str, Any]) -> bool:
     """Return whether a folder holds the phantom with these arguments."""
     path = root / "dataset.json"
-    return path.is_file() and read_json(path).get("phantom") == made_with
+    content = read_json(path) if path.is_file() else None
+    return isinstance(content, dict) and content.get("phantom") == made_with
 
 
 def _write_case(folder: Path, split: str, case_id: str, case: PhantomCase) -> None:

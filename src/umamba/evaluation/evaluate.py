@@ -14,8 +14,8 @@ from rich.table import Table
 from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.rules import Rules
 from umamba.evaluation.score import TITLES, metrics_of, score_pairs, worst_median_best
-from umamba.evaluation.score_table import score_table
 from umamba.evaluation.statistics import compare_methods, summarize
+from umamba.evaluation.terminal_table import score_table
 from umamba.io import UserError, below, oriented_like, read_image, read_json, read_label, supported_endings
 from umamba.io.escape import rich_text
 from umamba.io.tabular import write_table
@@ -224,7 +224,10 @@ def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelS
     content = read_json(path)
     if not isinstance(content, dict) or "labels" not in content:
         raise UserError(f"{path}: it has no entry 'labels'. Give a dataset.json in nnU-Net's raw layout.")
-    return LabelSet.from_json(content["labels"], content.get("regions_class_order"))
+    try:
+        return LabelSet.from_json(content["labels"], content.get("regions_class_order"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def draw_overlays(

@@ -1,21 +1,26 @@
-"""Pictures of a case: image, truth, prediction and errors, in the slices with the largest area of truth."""
+"""Pictures of a case: image, truth, prediction and errors, in the slices with the largest area of truth.
+
+What only pictures with scores need is loaded there, because predictions are drawn without.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from skimage.measure import label as connected_components
 
-from umamba.evaluation.score import TITLES, metrics_of
 from umamba.io import Image, atomic_path
 from umamba.io.escape import mathtext
 from umamba.labels import LabelSet
-from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_instances, paint_labels, scaled
+from umamba.labels.masks import mask_of
+from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_instances, paint_labels, scaling
 from umamba.labels.view import View, largest_slice, letters_of, plane_size, planes_shown
+
+if TYPE_CHECKING:
+    import pandas
 
 _COLUMN_INCHES = 3.2
 _OPAQUE = 6  # wrong voxels on a line of sight that are drawn nearly opaque
@@ -68,7 +73,7 @@ def overlay_figure(
     found = _segmented(prediction, labels, instances)
     wanted = found if truth is None else _segmented(truth, labels, instances)
     guide = wanted if wanted.any() else found
-    picture, shown_window = scaled(image, window, guide)
+    scale, shown_window = scaling(image, window, guide)
     rows = planes_shown(prediction.shape)
     columns = {"image": None, "truth": truth, "prediction": prediction}
     if truth is None:
@@ -83,7 +88,7 @@ def overlay_figure(
     counts: dict[str, int] = {}
     for line, axis, size in zip(grid, rows, sizes, strict=True):
         index = largest_slice(guide, axis)
-        plane = np.take(picture, index, axis=axis)
+        plane = scale(np.take(image, index, axis=axis + 1))
         for cell, (name, segmentation) in zip(line, columns.items(), strict=False):
             draw_plane(cell, plane, size, view.edges(axis))
             if segmentation is None:
@@ -111,7 +116,7 @@ def overlay_figure(
 
 
 def case_figure(
-    image: Image, truth: np.ndarray, prediction: np.ndarray, labels: LabelSet, scores: pandas.DataFrame, case: str
+    image: Image, truth: np.ndarray, prediction: np.ndarray, labels: LabelSet, scores: "pandas.DataFrame", case: str
 ) -> Figure:
     """Draw a scored case, see `overlay_figure`.
 
@@ -125,6 +130,8 @@ def case_figure(
     """
     cells = "f1" in scores.columns
     if cells:
+        from skimage.measure import label as connected_components
+
         prediction = connected_components(prediction == 1, connectivity=prediction.ndim)  # as they are scored
     return overlay_figure(
         image.array,
@@ -139,16 +146,19 @@ def case_figure(
     )
 
 
-def case_score(scores: pandas.DataFrame, case: str) -> str:
+def case_score(scores: "pandas.DataFrame", case: str) -> str:
     """Return the score that ranks cases, in words: the mean over labels of the table's first metric.
 
     Args:
         scores: columns case, label and metrics.
         case: name of the case.
 
+    >>> import pandas
     >>> case_score(pandas.DataFrame({"case": ["a", "a"], "label": ["x", "y"], "dsc": [0.8, 0.9]}), "a")
     'mean DSC 0.850'
     """
+    from umamba.evaluation.score import TITLES, metrics_of
+
     metric = metrics_of(scores)[0]
     values = scores.loc[scores["case"] == case, metric]
     return f"{'mean ' if len(values) > 1 else ''}{TITLES[metric]} {values.mean():.3f}"
@@ -168,7 +178,7 @@ def write_overlay(figure: Figure, path: Path) -> None:
 def _segmented(segmentation: np.ndarray, labels: LabelSet, instances: bool) -> np.ndarray:
     if instances:
         return segmentation != 0
-    return np.isin(segmentation, sorted({value for values in labels.values for value in values}))
+    return mask_of(segmentation, sorted({value for values in labels.values for value in values}))
 
 
 def _paint_errors(

@@ -4,6 +4,7 @@ The logits are resampled to the cropped image, then labels are decided (`decide_
 of their probabilities decides. The result is written into a zero volume at the crop box. All axes are the file's.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,18 @@ from torch import Tensor
 from umamba.inference.decision import decide_labels
 from umamba.inference.resize import AxisMaps, VoxelBox, axis_maps, parts, resize_box, whole
 from umamba.io import Turn, UserError
+from umamba.io.lazy import load_beside
 from umamba.io.orientation import AS_STORED
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Plan
 from umamba.preprocessing import CaseProperties
 
+_NOT_FINITE = (
+    "the network gave values that are not finite: its training diverged, its precision is too low for it (try "
+    "precision=32-true), or the image holds such values."
+)
+_MOST_HEADS = 254  # of the compiled code, so that their numbers and one more fit into a byte
+_LARGE = 1 << 25  # voxels of all heads; fewer take PyTorch less time than loading compiled code
 # Voxels of one class, or of all classes together for probabilities; bounds the memory beside the logits.
 _VOXELS_AT_ONCE = 1 << 22
 
@@ -86,10 +94,7 @@ class Slab:
         """
         values = resize_box(self.logits[head], self.first, self.maps, box)
         if not torch.isfinite(values.sum()):  # one pass; finite logits are far too small for their sum to overflow
-            raise UserError(
-                "the network gave values that are not finite: its training diverged, its precision is too low for it "
-                "(try precision=32-true), or the image holds such values."
-            )
+            raise UserError(_NOT_FINITE)
         return values
 
 
@@ -108,6 +113,15 @@ class Canvas:
         self.segmentation = np.zeros(placement.shape, dtype=np.min_scalar_type(labels.all_values[-1]))
         # Views along the axes that the networks see; painting them fills the arrays along the axes of the file.
         self._painted = placement.turn.of(self.segmentation)
+        # Compiled code paints labels of a byte. It does not pay for small images, because it must be loaded.
+        self._compiled = (
+            probabilities is None
+            and self.segmentation.dtype == np.uint8
+            and labels.num_classes <= _MOST_HEADS
+            and math.prod(placement.crop_shape) * labels.num_classes >= _LARGE
+        )
+        if self._compiled:
+            load_beside("umamba.inference.winners")  # while the networks compute
         self._probabilities = None if probabilities is None else placement.turn.of(probabilities)
         if probabilities is not None and not labels.has_regions:
             probabilities[0] = 1  # background beyond the crop
@@ -124,11 +138,17 @@ class Canvas:
         """
         heads = self._labels.num_classes
         direct = len(slabs) == 1 and self._probabilities is None
+        if self._compiled and all(slab.logits.device.type == "cpu" for slab in slabs):
+            from umamba.inference.winners import paint_winners  # numba, which small images do not need
+
+            order = self._labels.region_order
+            of_heads = np.array(range(heads) if order is None else (0, *order), dtype=np.uint8)
+            into = self._painted[self._place(box)]
+            if not paint_winners(into, slabs, box, of_heads, regions=order is not None):
+                raise UserError(_NOT_FINITE)
+            return
         for part in parts(box, _VOXELS_AT_ONCE if direct else max(1, _VOXELS_AT_ONCE // heads)):
-            place = tuple(
-                slice(extent.start + crop.start, extent.stop + crop.start)
-                for extent, crop in zip(part, self.placement.crop, strict=True)
-            )
+            place = self._place(part)
             if direct:
                 decided = decide_labels(heads, partial(slabs[0].resized, box=part), self._labels)
             else:
@@ -137,6 +157,13 @@ class Canvas:
                 if self._probabilities is not None:
                     self._probabilities[(slice(None), *place)] = mean.cpu().numpy()
             self._painted[place] = decided.cpu().numpy()
+
+    def _place(self, box: VoxelBox) -> tuple[slice, ...]:
+        """Return where a box of the crop lies in the turned image."""
+        return tuple(
+            slice(extent.start + crop.start, extent.stop + crop.start)
+            for extent, crop in zip(box, self.placement.crop, strict=True)
+        )
 
 
 def mean_probabilities(slabs: Sequence[Slab], box: VoxelBox, labels: LabelSet) -> Tensor:

@@ -132,7 +132,9 @@ class CaseQueue:
             canvas = Canvas(placement, labels, None if probabilities is None else probabilities.array)
             rest = paint(prepared, canvas, self.settings, self.limit, progress.tiles)
             stack = stack.pop_all()  # from here on the writing thread removes the temporary file
-        return writers.submit(self._write, case, files, canvas, geometry, rest, probabilities, stack)
+        future = writers.submit(self._write, case, files, canvas, geometry, rest, probabilities, stack)
+        future.add_done_callback(lambda done: stack.close())  # also if it was cancelled before it began
+        return future
 
     def _write(
         self,

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from umamba.io import UserError, read_json
+from umamba.io import UserError
 from umamba.records.official import FILE_NAME
 from umamba.records.run_folder import LAST, RunFolder
 
@@ -78,7 +78,11 @@ def _told(checkpoint: Path) -> Path:
     """Warn if a run is not finished; return its checkpoint."""
     run = RunFolder(checkpoint.parents[1])
     if checkpoint.parent.name == "checkpoints" and run.status_file.exists():
-        state = read_json(run.status_file).get("state")
+        try:
+            state = run.status().get("state")
+        except UserError as error:
+            log.warning("%s", error)
+            return checkpoint
         if state not in ("predicting", "finished"):
             log.warning("%s: its training is not finished; the checkpoint of its last epoch is used.", run.path)
     return checkpoint

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from scipy import ndimage
-from skimage.segmentation import find_boundaries
 
 from umamba.inference.label_files import label_entries
 from umamba.inference.model import Model
@@ -159,6 +157,8 @@ def outline_features(segmentation: np.ndarray, instances: np.ndarray | None, lab
                 properties = {"objectType": "annotation", "classification": kind, "value": entry.value}
                 features.append(_feature(polygons(mask), properties))
     else:
+        from scipy import ndimage  # takes a while to load
+
         for number, box in enumerate(ndimage.find_objects(instances), start=1):
             if box is None:
                 continue
@@ -191,6 +191,8 @@ def draw_outlines(
     Returns:
         (Y, X, 3) uint8.
     """
+    from skimage.segmentation import find_boundaries  # takes a while to load
+
     if len(image) == 3 and image.dtype == np.uint8:
         drawn = np.ascontiguousarray(np.moveaxis(image, 0, -1))
     else:

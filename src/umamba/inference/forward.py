@@ -1,8 +1,11 @@
 """One forward pass over tiles, which prediction and the validation of whole cases during training share."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +13,12 @@ from torch import Tensor, nn
 from umamba.inference.precision import autocast
 from umamba.planning import Configuration
 
+if TYPE_CHECKING:
+    from umamba.inference.openvino_network import OpenVinoNetwork
+
 Forward = Callable[[Tensor], Tensor]
+# Begins a pass over tiles and returns the function that waits for their logits.
+Start = Callable[[Tensor], Callable[[], Tensor]]
 Axes = tuple[int, int, int]
 UNCHANGED: Axes = (0, 1, 2)
 
@@ -40,7 +48,7 @@ def tile_forward(
     transpose_backward: Axes = UNCHANGED,
     flipped_axes: Sequence[int] = (),
 ) -> Forward:
-    """Return the function that computes the logits of tiles without gradients.
+    """Return the function that computes the logits of tiles by PyTorch, without gradients.
 
     Args:
         network: maps (B, C, *patch) to logits, or to a list of logits with the full resolution first.
@@ -55,9 +63,7 @@ def tile_forward(
     Returns:
         A function from tiles (B, C, Z, Y, X) of the size `tile_window` to logits (B, num_classes, Z, Y, X).
     """
-    forth = (0, 1, *(axis + 2 for axis in transpose_forward))
-    back = (0, 1, *(axis + 2 for axis in transpose_backward))
-    flat = configuration.dim == 2
+    to_network, to_tiles = _turns(configuration, transpose_forward, transpose_backward)
 
     def full_resolution(tiles: Tensor) -> Tensor:
         output = network(tiles)
@@ -65,32 +71,98 @@ def tile_forward(
         return logits
 
     def forward(tiles: Tensor) -> Tensor:
-        tiles = tiles.permute(forth).to(device).contiguous()
-        tiles = tiles.squeeze(2) if flat else tiles
         with torch.inference_mode(), _deterministic_cudnn(), autocast(device, precision):
-            logits = _mean_of_flips(full_resolution, tiles, flipped_axes)
-        return (logits.unsqueeze(2) if flat else logits).permute(back)
+            return to_tiles(_mean_of_flips(at_once(full_resolution), to_network(tiles, device), flipped_axes))
 
     return forward
 
 
-def _mean_of_flips(network: Forward, tiles: Tensor, axes: Sequence[int]) -> Tensor:
+def tile_start(
+    network: "OpenVinoNetwork",
+    configuration: Configuration,
+    *,
+    batch: int,
+    in_flight: int,
+    transpose_forward: Axes = UNCHANGED,
+    transpose_backward: Axes = UNCHANGED,
+    flipped_axes: Sequence[int] = (),
+) -> Start:
+    """Return the function that begins the computation of the logits of tiles by OpenVINO.
+
+    Args:
+        network: compiled for batches of `batch` tiles and `in_flight` passes at a time.
+        configuration: see `tile_forward`.
+        batch: tiles of a pass; fewer are filled up with zeros, whose logits are left out.
+        in_flight: passes at a time. Flips of the same tiles are such passes, so that with `flipped_axes` only one call
+            may be begun before the logits of the one before are there.
+        transpose_forward: see `tile_forward`.
+        transpose_backward: see `tile_forward`.
+        flipped_axes: see `tile_forward`.
+
+    Returns:
+        A function from tiles (B, C, Z, Y, X), B at most `batch`, to a function that waits for their logits
+        (B, num_classes, Z, Y, X) float32.
+    """
+    to_network, to_tiles = _turns(configuration, transpose_forward, transpose_backward)
+
+    def begin(tiles: Tensor) -> Callable[[], Tensor]:
+        return network.start(tiles).wait
+
+    def start(tiles: Tensor) -> Callable[[], Tensor]:
+        given = len(tiles)
+        tiles = to_network(tiles, torch.device("cpu"))
+        if given < batch:
+            tiles = torch.cat([tiles, tiles.new_zeros((batch - given, *tiles.shape[1:]))])
+        wait = begin(tiles) if not flipped_axes else partial(_mean_of_flips, begin, tiles, flipped_axes, in_flight)
+        return lambda: to_tiles(wait()[:given])
+
+    return start
+
+
+def at_once(forward: Forward) -> Start:
+    """Return a forward pass in the form of `Start`; it is computed when its logits are asked for.
+
+    Args:
+        forward: the pass.
+    """
+    return lambda tiles: partial(forward, tiles)
+
+
+def _turns(
+    configuration: Configuration, transpose_forward: Axes, transpose_backward: Axes
+) -> tuple[Callable[[Tensor, torch.device], Tensor], Forward]:
+    """Return the functions from tiles to the network's input, and from its output to logits along the tiles' axes."""
+    forth = (0, 1, *(axis + 2 for axis in transpose_forward))
+    back = (0, 1, *(axis + 2 for axis in transpose_backward))
+    flat = configuration.dim == 2
+
+    def to_network(tiles: Tensor, device: torch.device) -> Tensor:
+        tiles = tiles.permute(forth).to(device).contiguous()
+        return tiles.squeeze(2) if flat else tiles
+
+    def to_tiles(logits: Tensor) -> Tensor:
+        return (logits.unsqueeze(2) if flat else logits).permute(back)
+
+    return to_network, to_tiles
+
+
+def _mean_of_flips(start: Start, tiles: Tensor, axes: Sequence[int], in_flight: int = 1) -> Tensor:
+    """Return the mean of the logits of tiles (B, C, *patch) over all combinations of flipped patch axes."""
     if not axes:
-        return network(tiles)
-    share = 0.5 ** len(axes)
-    flips = _flipped(network, tiles, axes)
-    mean = next(flips).float() * share
-    for logits in flips:
-        mean.add_(logits, alpha=share)
+        return start(tiles)()
+    dims, share = [axis + 2 for axis in axes], 0.5 ** len(axes)
+    flips = [flip for number in range(len(dims) + 1) for flip in itertools.combinations(dims, number)]
+    begun: deque[tuple[tuple[int, ...], Callable[[], Tensor]]] = deque()
+    mean: Tensor | None = None
+    while flips or begun:
+        while flips and len(begun) < in_flight:
+            flip = flips.pop(0)
+            begun.append((flip, start(tiles.flip(flip) if flip else tiles)))
+        flip, wait = begun.popleft()
+        logits = wait().flip(flip) if flip else wait()
+        mean = logits.float() * share if mean is None else mean.add_(logits, alpha=share)
+    assert mean is not None
     return mean
-
-
-def _flipped(network: Forward, tiles: Tensor, axes: Sequence[int]) -> Iterator[Tensor]:
-    """Yield the logits of tiles (B, C, *patch) for every combination of flipped patch axes, flipped back."""
-    dims = [axis + 2 for axis in axes]
-    for number in range(len(dims) + 1):
-        for flip in itertools.combinations(dims, number):
-            yield network(tiles.flip(flip)).flip(flip) if flip else network(tiles)
 
 
 def _deterministic_cudnn() -> AbstractContextManager[None]:

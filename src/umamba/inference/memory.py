@@ -28,7 +28,7 @@ class MemoryLimit:
 
     Attributes:
         bytes: the limit; None: there is none.
-        pass_bytes: memory that one forward pass takes and gives back.
+        pass_bytes: memory that one forward pass takes beside what is resident between passes.
     """
 
     bytes: float | None = None
@@ -76,9 +76,19 @@ def measure_limit(max_memory_gb: float | None, models: Sequence[Model], tta: boo
         return MemoryLimit()
     before = resident_bytes()
     for model in models:
-        tiles = torch.zeros((model.tiles_per_pass, model.num_channels, *model.window))
-        model.forward(tta)(tiles)
+        _run_passes(model, tta)
+    if all(model.compiled is not None for model in models):
+        before = (
+            resident_bytes()
+        )  # OpenVINO keeps the memory of a pass for the next one, so that it counts here already
     return MemoryLimit(max_memory_gb * 2**30, max(0, peak_resident_bytes() - before))
+
+
+def _run_passes(model: Model, tta: bool) -> None:
+    tiles = torch.zeros((model.tiles_per_pass, model.num_channels, *model.window))
+    start = model.start(tta)
+    for wait in [start(tiles) for _ in range(model.in_flight(tta))]:
+        wait()
 
 
 def place_sums(views: Sequence[View], crop_shape: Sequence[int], left: float | None) -> tuple[torch.device, SlabLayout]:

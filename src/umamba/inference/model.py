@@ -1,22 +1,31 @@
-"""One trained network with what is needed to use it: its plan, labels, device and precision."""
+"""One trained network with what is needed to use it: its plan, labels, device, precision and engine."""
 
 import typing
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from umamba.inference.forward import Forward, tile_forward, tile_window
+from umamba.inference.forward import Forward, Start, at_once, tile_forward, tile_start, tile_window
 from umamba.inference.precision import choose_precision
 from umamba.io import UserError, file_digest
 from umamba.labels import LabelSet
 from umamba.networks import build_network
+from umamba.networks.budget import stored_numbers, weight_budget
 from umamba.planning import Configuration, Plan
 from umamba.records import read_checkpoint
+from umamba.records.checkpoint import Checkpoint
+from umamba.settings.prediction import NO_OPENVINO, Engine
 from umamba.settings.recipe import Precision
 from umamba.settings.validate import wrong_choice
+
+if TYPE_CHECKING:
+    from umamba.inference.openvino_network import OpenVinoNetwork
 
 
 def choose_device(device: str) -> torch.device:
@@ -48,7 +57,7 @@ class Model:
 
     Attributes:
         network: in any mode, on any device; the constructor moves it to `device`, sets it to evaluation and turns its
-            deep supervision off.
+            deep supervision off. Its weights are freed when OpenVINO computes it and `reload` can build it again.
         plan: the plan under which it was trained.
         configuration: the configuration of that plan.
         labels: the label set.
@@ -59,9 +68,13 @@ class Model:
             constructor puts in its place.
         identity: a text that differs between networks, such as the hash of the checkpoint.
         mirror_axes: patch axes that training mirrored, along which test-time augmentation may flip; None: all.
+        engine: what computes the network: torch, openvino (on the CPU), or auto, see `umamba.inference.engine`.
+        reload: builds the network again; None: `network` is kept.
+        compiled: the network in OpenVINO, which then computes it instead of PyTorch; None: PyTorch computes it.
+        torch_is_faster: whether engine=auto has chosen PyTorch.
 
     Raises:
-        UserError: the precision is none of these.
+        UserError: the precision or the engine is none of these, or the engine cannot compute on the device.
     """
 
     network: nn.Module
@@ -74,19 +87,37 @@ class Model:
     precision: str = "auto"
     identity: str = ""
     mirror_axes: tuple[int, ...] | None = None
+    engine: str = "auto"
+    reload: Callable[[], nn.Module] | None = None
+    compiled: "OpenVinoNetwork | None" = field(default=None, init=False)
+    torch_is_faster: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if self.precision not in typing.get_args(Precision):
-            raise UserError(wrong_choice("precision", self.precision, typing.get_args(Precision)))
+        for name, value, choices in (
+            ("precision", self.precision, typing.get_args(Precision)),
+            ("engine", self.engine, typing.get_args(Engine)),
+        ):
+            if value not in choices:
+                raise UserError(wrong_choice(name, value, choices))
+        if self.engine == "openvino":
+            refuse_openvino(self.device)
         if self.precision == "auto":
             self.precision = choose_precision(self.device)
+        self._prepare_network()
+
+    def _prepare_network(self) -> None:
         if getattr(self.network, "deep_supervision", False):
             self.network.deep_supervision = False  # type: ignore[assignment]
         self.network.to(self.device).eval()
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path, device: torch.device, precision: str = "auto", trust: str | Sequence[str] = ()
+        cls,
+        path: Path,
+        device: torch.device,
+        precision: str = "auto",
+        trust: str | Sequence[str] = (),
+        engine: str = "auto",
     ) -> "Model":
         """Build the network of a checkpoint; nothing else is needed.
 
@@ -95,29 +126,16 @@ class Model:
             device: where the network runs.
             precision: Lightning's name; auto: what the device computes fast.
             trust: packages whose functions may build the network, if it is none of this project's.
+            engine: auto, torch or openvino.
 
         Raises:
             UserError: the file is no such checkpoint, its weights do not fit the network that it names, or that network
-                is built by code that is not trusted.
+                is built by code that is not trusted; the engine cannot be used.
         """
         checkpoint = read_checkpoint(path, trust)
-        record = checkpoint.record
-        network = build_network(
-            record.architecture,
-            record.configuration,
-            record.num_channels,
-            record.labels.num_classes,
-            deep_supervision=record.deep_supervision,
-        )
-        try:
-            network.load_state_dict(checkpoint.weights, strict=True)
-        except RuntimeError as error:
-            raise UserError(
-                f"{checkpoint.path}: the weights do not fit the network {record.architecture.name} of its plan. "
-                f"Another version of this project wrote it, or a trainer that changes the network. {error}"
-            ) from None
+        record, identity = checkpoint.record, file_digest(checkpoint.path)
         return cls(
-            network,
+            _trained_network(checkpoint),
             record.plan,
             record.configuration,
             record.labels,
@@ -125,8 +143,10 @@ class Model:
             device,
             file_ending=record.file_ending,
             precision=precision,
-            identity=file_digest(checkpoint.path),
+            identity=identity,
             mirror_axes=record.mirror_axes,
+            engine=engine,
+            reload=partial(_read_again, path, trust, identity),
         )
 
     @property
@@ -144,22 +164,147 @@ class Model:
         """Tiles in one pass: 8 slices or one volume, because larger passes are no faster and leave a CPU's cache."""
         return 8 if self.configuration.dim == 2 else 1
 
-    def forward(self, tta: bool) -> Forward:
-        """Return the function from tiles to logits, both along the axes of the file.
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """Shape of the network's input in one pass, (B, C, *patch)."""
+        return (self.tiles_per_pass, self.num_channels, *self.configuration.patch_size)
+
+    def torch_forward(self, tta: bool, precision: str = "") -> Forward:
+        """Return PyTorch's function from tiles to logits, both along the axes of the file.
+
+        Args:
+            tta: average over all flips of the patch axes that training mirrored.
+            precision: Lightning's name; empty: that of the model.
+
+        Returns:
+            A function from (B, C, *window) to (B, num_classes, *window).
+        """
+        return tile_forward(
+            self.network,
+            self.configuration,
+            self.device,
+            precision or self.precision,
+            transpose_forward=self.plan.transpose_forward,
+            transpose_backward=self.plan.transpose_backward,
+            flipped_axes=self._flipped_axes(tta),
+        )
+
+    def start(self, tta: bool) -> Start:
+        """Return the function that begins the computation of tiles by the model's engine, along the axes of the file.
 
         Args:
             tta: average over all flips of the patch axes that training mirrored.
 
         Returns:
-            A function from (B, C, *window) to (B, num_classes, *window).
+            A function from (B, C, *window), B at most `tiles_per_pass`, to a function that waits for the logits
+            (B, num_classes, *window). At most `in_flight` may be waited for at a time.
         """
-        axes = tuple(range(self.configuration.dim)) if self.mirror_axes is None else self.mirror_axes
-        return tile_forward(
-            self.network,
+        if self.compiled is None:
+            return at_once(self.torch_forward(tta))
+        return self.openvino_start(self.compiled, tta)
+
+    def openvino_start(self, compiled: "OpenVinoNetwork", tta: bool) -> Start:
+        """Return what `start` returns, for the network in OpenVINO.
+
+        Args:
+            compiled: the network, compiled for `tile_shape`.
+            tta: average over all flips of the patch axes that training mirrored.
+        """
+        return tile_start(
+            compiled,
             self.configuration,
-            self.device,
-            self.precision,
+            batch=self.tiles_per_pass,
+            in_flight=compiled.requests,
             transpose_forward=self.plan.transpose_forward,
             transpose_backward=self.plan.transpose_backward,
-            flipped_axes=axes if tta else (),
+            flipped_axes=self._flipped_axes(tta),
         )
+
+    def in_flight(self, tta: bool) -> int:
+        """Return how many passes may be begun at a time; with `tta` the flips of one tile take this place.
+
+        Args:
+            tta: average over all flips.
+        """
+        return 1 if self.compiled is None or tta else self.compiled.requests
+
+    def use(self, compiled: "OpenVinoNetwork | None") -> None:
+        """Choose what computes the network from now on; weights that are not needed any more are freed.
+
+        Args:
+            compiled: the network in OpenVINO; None: PyTorch.
+
+        Raises:
+            UserError: the weights were freed, and the checkpoint is not there any more.
+        """
+        if self.compiled is not None and self.compiled is not compiled:
+            self.compiled.close()
+        self.compiled = compiled
+        if compiled is not None and self.reload is not None:
+            self.network = FreedNetwork()
+        elif compiled is None and isinstance(self.network, FreedNetwork):
+            assert self.reload is not None
+            self.network = self.reload()
+            self._prepare_network()
+
+    def _flipped_axes(self, tta: bool) -> tuple[int, ...]:
+        if not tta:
+            return ()
+        return tuple(range(self.configuration.dim)) if self.mirror_axes is None else self.mirror_axes
+
+
+class FreedNetwork(nn.Module):
+    """Stands where a network was whose weights OpenVINO holds."""
+
+
+def refuse_openvino(device: torch.device) -> None:
+    """Refuse the engine openvino where it cannot compute.
+
+    Args:
+        device: of the network.
+
+    Raises:
+        UserError: the device is not the CPU, or the package is not installed.
+    """
+    if device.type != "cpu":
+        raise UserError(
+            f"engine=openvino: computes on the CPU, not on device={device}. Give device=cpu or engine=torch."
+        )
+    if find_spec("openvino") is None:
+        raise UserError(f"engine=openvino: {NO_OPENVINO}, or give engine=auto.")
+
+
+def _trained_network(checkpoint: Checkpoint) -> nn.Module:
+    """Build the network of a checkpoint with its weights."""
+    record = checkpoint.record
+    unfit = (
+        f"{checkpoint.path}: the weights do not fit the network {record.architecture.name} of its plan, which has "
+        "more of them. The file was changed, or another version of this project wrote it."
+    )
+    try:
+        with weight_budget(2 * stored_numbers(checkpoint.weights.values()), unfit):
+            network = build_network(
+                record.architecture,
+                record.configuration,
+                record.num_channels,
+                record.labels.num_classes,
+                deep_supervision=record.deep_supervision,
+            )
+    except UserError as error:
+        raise UserError(f"{checkpoint.path}: {str(error).removeprefix(f'{checkpoint.path}: ')}") from None
+    try:
+        network.load_state_dict(checkpoint.weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"{checkpoint.path}: the weights do not fit the network {record.architecture.name} of its plan. "
+            f"Another version of this project wrote it, or a trainer that changes the network. {str(error)[:2000]}"
+        ) from None
+    return network
+
+
+def _read_again(path: Path, trust: str | Sequence[str], identity: str) -> nn.Module:
+    """Build the network of a checkpoint that was read before."""
+    checkpoint = read_checkpoint(path, trust)
+    if file_digest(checkpoint.path) != identity:
+        raise UserError(f"{checkpoint.path}: changed since it was read. Load it again.")
+    return _trained_network(checkpoint)

@@ -17,6 +17,7 @@ from umamba.networks import to_official_state_dict
 from umamba.planning import to_nnunet_plans
 from umamba.records import CheckpointRecord, read_checkpoint
 from umamba.records.official import FILE_NAME
+from umamba.records.torch_file import write_torch
 
 _TRAINER = "nnUNetTrainer"
 _RESIDUAL = {"unet": False, "resenc_unet": True}  # architectures of nnU-Net -> whether their encoder is residual
@@ -69,7 +70,7 @@ def export_to_nnunet(checkpoint: Path, output: Path, fold: int | str = 0) -> Pat
         "inference_allowed_mirroring_axes": record.mirror_axes or None,
     }
     with atomic_path(target) as temporary:
-        torch.save(exported, temporary)
+        write_torch(exported, temporary)
     return folder
 
 

@@ -3,7 +3,6 @@
 from collections import defaultdict
 
 import numpy as np
-from scipy import ndimage
 
 Ring = list[tuple[int, int]]  # (x, y) corners of pixels; the first is repeated at the end
 Polygon = list[Ring]  # the outer ring, then its holes
@@ -22,6 +21,8 @@ def polygons(mask: np.ndarray) -> list[Polygon]:
     >>> polygons(np.array([[True, True], [False, False]]))
     [[[(0, 0), (2, 0), (2, 1), (0, 1), (0, 0)]]]
     """
+    from scipy import ndimage  # takes a while to load
+
     parts, _ = ndimage.label(mask)
     found = []
     for number, box in enumerate(ndimage.find_objects(parts), start=1):

@@ -11,6 +11,8 @@ from umamba.settings import PredictionSettings
 # Form of `export` -> ending of its files.
 FORMS = {"seg_nrrd": ".seg.nrrd", "geojson": ".geojson", "outlines": ".png", "map16": ".png"}
 _PREVIEWS = "previews"
+# What `prediction.json` says beside: it may change with the machine that continues a folder.
+MACHINE_KEYS = ("engine", "precision")
 
 
 @dataclass(frozen=True)
@@ -154,29 +156,55 @@ class Outputs:
         for folder in (self.folder, *(self.folder / form for form in (*FORMS, _PREVIEWS))):
             remove_stale(folder)
 
-    def claim(self, record: Mapping[str, Any], files: Sequence[CaseFiles]) -> None:
-        """Record what the segmentations are made with.
+    def _recorded(self) -> Any:
+        """Return what the segmentations were made with.
+
+        Raises:
+            UserError: the record is damaged, so that nothing tells what made them.
+        """
+        try:
+            return read_json(self.record)
+        except UserError as error:
+            raise UserError(
+                f"{error} It tells which network made the segmentations in this folder; without it, give another "
+                "folder, or overwrite=true to make them again."
+            ) from None
+
+    def earlier(self, record: Mapping[str, Any], files: Sequence[CaseFiles]) -> dict[str, Any] | None:
+        """Return the record of earlier segmentations that are continued; None: there are none.
 
         Args:
-            record: plain values.
+            record: what the segmentations are made with. Further keys of the earlier record are not compared if they
+                are `MACHINE_KEYS`.
             files: of all cases.
 
         Raises:
             UserError: they were made with something else, or there are files that no prediction made.
         """
         if self.record.exists():
-            if read_json(self.record) != dict(record):
+            recorded = self._recorded()
+            found = dict(recorded) if isinstance(recorded, dict) else {}
+            compared = {name: value for name, value in found.items() if name not in MACHINE_KEYS}
+            if compared != dict(record):
                 where = self.folder if self.only is None else files[0].segmentation
                 raise UserError(
                     f"{where}: holds segmentations of another network or other settings ({self.record.name}). Give "
                     "another folder, or overwrite=true to make them again."
                 )
-        else:
-            common = [self.volumes, self.itksnap_labels, self.slicer_labels]
-            foreign = [path for path in (*common, *(path for own in files for path in own.paths)) if path.exists()]
-            if foreign:
-                raise UserError(
-                    f"output: {foreign[0]} exists, and no prediction made it ({self.record.name} is missing). Give "
-                    "another place, or overwrite=true to replace it."
-                )
+            return found
+        common = [self.volumes, self.itksnap_labels, self.slicer_labels]
+        foreign = [path for path in (*common, *(path for own in files for path in own.paths)) if path.exists()]
+        if foreign:
+            raise UserError(
+                f"output: {foreign[0]} exists, and no prediction made it ({self.record.name} is missing). Give "
+                "another place, or overwrite=true to replace it."
+            )
+        return None
+
+    def claim(self, record: Mapping[str, Any]) -> None:
+        """Record what the segmentations are made with.
+
+        Args:
+            record: plain values.
+        """
         write_json(self.record, dict(record))

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from umamba.io import UserError, read_json, write_json
+from umamba.labels.label_set import MOST_VALUE
+from umamba.labels.masks import mask_of
 
 _CONNECTED = np.ones((3, 3, 3), dtype=bool)  # also across edges and corners
 _KEY = "keep_largest_component"
@@ -30,7 +31,9 @@ def keep_largest(segmentation: np.ndarray, values: Sequence[int]) -> np.ndarray:
     Returns:
         A new label map, or the same array where nothing is removed.
     """
-    mask = np.isin(segmentation, values)
+    from scipy import ndimage  # takes a while to load
+
+    mask = mask_of(segmentation, values)
     boxes = ndimage.find_objects(mask.astype(np.uint8))
     if not boxes:
         return segmentation
@@ -83,12 +86,12 @@ class PostProcessing:
         content = read_json(path)
         steps = content.get(_KEY) if isinstance(content, dict) else None
         if not isinstance(steps, list) or not all(
-            isinstance(step, list) and step and all(type(value) is int and value > 0 for value in step)
+            isinstance(step, list) and step and all(type(value) is int and 0 < value <= MOST_VALUE for value in step)
             for step in steps
         ):
             raise UserError(
                 f"{path}: holds no post-processing. It must be an object whose {_KEY!r} is a list of lists of label "
-                "values. Give the post_processing.json that find-best wrote."
+                f"values from 1 to {MOST_VALUE}. Give the post_processing.json that find-best wrote."
             )
         return cls(tuple(tuple(step) for step in steps))
 

@@ -4,6 +4,7 @@ Training's own predictions and `predict.py` both use this class, therefore they 
 """
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,8 @@ from umamba.inference.canvas import Canvas
 from umamba.inference.case_queue import CaseQueue
 from umamba.inference.cases import find_cases
 from umamba.inference.checkpoints import find_checkpoints
+from umamba.inference.engine import settle_engines
+from umamba.inference.engine_record import begun_engine, engines_record
 from umamba.inference.exports import check_exports
 from umamba.inference.label_files import write_label_files
 from umamba.inference.likeness import refuse_flat_image
@@ -91,6 +94,7 @@ class Predictor:
         precision: str = "auto",
         post_processing: PostProcessing | None = None,
         trust: str | Sequence[str] = (),
+        engine: str = "auto",
     ) -> "Predictor":
         """Build the network of a checkpoint, or those of several; nothing else is needed.
 
@@ -102,18 +106,20 @@ class Predictor:
             precision: Lightning's name, 32-true, bf16-mixed or 16-mixed; auto: what the device computes fast.
             post_processing: applied to every segmentation; None: nothing.
             trust: packages whose functions may build a network, such as "mypackage"; this project's need no trust.
+            engine: what computes the networks: torch; openvino (on the CPU); auto: torch on a GPU, the faster one on a
+                CPU (see `umamba.inference.engine`).
 
         Raises:
             UserError: a file is no such checkpoint, or its weights do not fit the network that it names, or that
-                network is built by code that is not trusted; the networks do not fit together; the device or precision
-                cannot be used.
+                network is built by code that is not trusted; the networks do not fit together; the device, precision or
+                engine cannot be used.
         """
         paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
         if not paths:
             raise UserError("checkpoint: none is given. Give one, or several as checkpoint=[a.ckpt,b.ckpt].")
-        chosen = choose_device(device)
+        chosen = choose_device("cpu" if engine == "openvino" and device == "auto" else device)
         files = find_checkpoints([Path(path) for path in paths])
-        models = tuple(Model.from_checkpoint(path, chosen, precision, trust) for path in files)
+        models = tuple(Model.from_checkpoint(path, chosen, precision, trust, engine) for path in files)
         return cls(models, post_processing or PostProcessing())
 
     @property
@@ -145,6 +151,7 @@ class Predictor:
             UserError: the image does not fit the network, the memory does not suffice, or logits are not finite.
         """
         refuse_flat_image(image, self.models)
+        settle_engines(self.models)
         limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
         prepared = prepare_image(image, self.models)
         warn_of_orientation("The image", prepared.geometry, self.models, set())
@@ -224,9 +231,9 @@ class Predictor:
         self._check_instances(settings.instances)
         check_exports(settings.export, self.models)
         files = [outputs.case(case.case_id, settings) for case in cases]
-        inputs = {path.resolve() for case in cases for path in case.images}
+        inputs = {os.path.realpath(path) for case in cases for path in case.images}  # also of a link to itself
         for own in files:
-            if own.segmentation.resolve() in inputs:
+            if os.path.realpath(own.segmentation) in inputs:
                 raise UserError(f"output: {own.segmentation} is one of the images. Give another folder or file.")
         folder = outputs.folder
         problems = Problems(outputs.tracebacks)
@@ -238,15 +245,21 @@ class Predictor:
             with storage_errors(folder):
                 stack.enter_context(exclusive(outputs.lock, f"the predictions in {folder}"))
                 outputs.remove_stale(files)
+                record = self._record(settings)
+                before = None if settings.overwrite else outputs.earlier(record, files)
+                missing = [number for number, own in enumerate(files) if settings.overwrite or not own.complete()]
+            if missing:
+                settle_engines(self.models, begun_engine(before, outputs.record, self.models))
+            with storage_errors(folder):
                 if settings.overwrite:
                     for case in cases:
                         outputs.remove(case.case_id)
                     for path in (outputs.record, outputs.volumes, outputs.itksnap_labels, outputs.slicer_labels):
                         path.unlink(missing_ok=True)
-                outputs.claim(self._record(settings), files)
+                if missing or before is None:
+                    outputs.claim(record | engines_record(before, self.models))
                 outputs.tracebacks.unlink(missing_ok=True)
             write_label_files(outputs.itksnap_labels, outputs.slicer_labels, self.labels)
-            missing = [number for number, own in enumerate(files) if not own.complete()]
             if len(missing) < len(cases):
                 log.info(
                     "%d of %d segmentations were there already, in %s", len(cases) - len(missing), len(cases), folder

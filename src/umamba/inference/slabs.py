@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from umamba.inference.canvas import Slab
-from umamba.inference.forward import Forward
 from umamba.inference.model import Model
 from umamba.inference.resize import AxisMaps, VoxelBox
 from umamba.inference.tiling import LogitRows, Tile, tiles_along
@@ -134,7 +133,7 @@ def give_slabs(
         yield from _slabs_of_strip(
             [
                 LogitRows(
-                    _counting(view.model.forward(settings.tta), advance),
+                    view.model.start(settings.tta),
                     view.image,
                     view.model.window,
                     num_classes=view.model.labels.num_classes,
@@ -142,6 +141,8 @@ def give_slabs(
                     capacity=_capacity(view, crop_shape, layout.rows),
                     tile_step_size=settings.tile_step_size,
                     tiles_per_pass=view.model.tiles_per_pass,
+                    in_flight=view.model.in_flight(settings.tta),
+                    advance=advance,
                     dtype=view.model.sums_dtype,
                     sums_on=sums_on,
                 )
@@ -200,15 +201,6 @@ def _used(tiles: Sequence[Tile], wanted: Sequence[slice]) -> list[Tile]:
         used += [tile for tile in reached if tile.stop > extent.start]
         left = left[len(reached) :]
     return used
-
-
-def _counting(forward: Forward, advance: Callable[[int], None]) -> Forward:
-    def counted(tiles: Tensor) -> Tensor:
-        logits = forward(tiles)
-        advance(len(tiles))
-        return logits
-
-    return counted
 
 
 def _strips(length: int, count: int) -> list[slice]:

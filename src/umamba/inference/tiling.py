@@ -9,14 +9,20 @@ first axis, and only rows to which later tiles can still add are kept. A 2D netw
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from umamba.inference.forward import Forward
+from umamba.inference.forward import Forward, Start, at_once
+
+# Sums in half precision of so many values are worth the second that their compiled addition takes to load.
+_COMPILED_FROM = 1 << 25
+# Logits of a blank pass that are kept for further blank passes, at most so many bytes.
+_BLANK_BYTES = 64 << 20
 
 
 def tile_starts(length: int, patch: int, tile_step_size: float) -> list[int]:
@@ -89,11 +95,15 @@ def tiles_along(length: int, patch: int, tile_step_size: float) -> list[Tile]:
 
 
 class LogitRows:
-    """The logits of an image, computed row by row along its first axis; each tile is computed once."""
+    """The logits of an image, computed row by row along its first axis; each tile is computed once.
+
+    Passes whose tiles all hold one value for each channel, such as the zeros around a cropped image, are computed once
+    for each such value: the same input has the same logits.
+    """
 
     def __init__(
         self,
-        forward: Forward,
+        start: Start,
         image: Tensor,
         window: Sequence[int],
         *,
@@ -102,13 +112,16 @@ class LogitRows:
         capacity: int,
         tile_step_size: float,
         tiles_per_pass: int,
+        in_flight: int = 1,
+        advance: Callable[[int], None] = lambda tiles: None,
         dtype: torch.dtype,
         sums_on: torch.device,
     ) -> None:
         """Lay out the tiles and allocate the sums.
 
         Args:
-            forward: maps tiles (B, C, *window) to logits (B, num_classes, *window).
+            start: begins the computation of tiles (B, C, *window), and returns the function that waits for their logits
+                (B, num_classes, *window).
             image: (C, Z, Y, X) float32.
             window: voxels of a tile along each axis.
             num_classes: outputs of the network.
@@ -116,12 +129,15 @@ class LogitRows:
             capacity: rows to hold: those of one call of `take` and a window, or all of the image.
             tile_step_size: largest step between tiles as a fraction of the patch.
             tiles_per_pass: tiles in one forward pass.
+            in_flight: passes that may be begun before the logits of the first of them are there.
+            advance: called with the number of tiles of each pass after it.
             dtype: of the sums.
             sums_on: device of the sums.
         """
-        self._forward, self._columns = forward, columns
+        self._start, self._columns, self._advance = start, columns, advance
         self._image = image
-        self._num_classes, self._tiles_per_pass = num_classes, tiles_per_pass
+        self._num_classes, self._tiles_per_pass, self._in_flight = num_classes, tiles_per_pass, in_flight
+        self._blank: tuple[Tensor, Tensor] | None = None  # a pass of one value for each channel, and its logits
         self._size = (image.shape[1], columns.stop - columns.start, image.shape[3])
         planes, rows, self._x = (
             tiles_along(length, size, tile_step_size) for length, size in zip(image.shape[1:], window, strict=True)
@@ -133,6 +149,8 @@ class LogitRows:
         self._sums = torch.zeros(
             (num_classes, min(capacity, self._size[0]), *self._size[1:]), dtype=dtype, device=sums_on
         )
+        on_cpu = self._sums.device.type == "cpu" and dtype == torch.float16
+        self._compiled = on_cpu and self._sums.numel() >= _COMPILED_FROM
 
     def take(self, first: int, stop: int) -> Tensor:
         """Return rows of the logits; they are valid until the next call.
@@ -154,8 +172,13 @@ class LogitRows:
             self._next = next(self._z, None)
         self._keep(first, max([stop, self._reached, *(min(tile.stop, self._size[0]) for tile in todo)]))
         places = itertools.product(todo, self._y, self._x)
+        begun: deque[tuple[Sequence[tuple[Tile, Tile, Tile]], Callable[[], Tensor]]] = deque()
         while batch := list(itertools.islice(places, self._tiles_per_pass)):
-            self._add(batch)
+            begun.append((batch, self._begin(batch)))
+            if len(begun) == self._in_flight:
+                self._add(*begun.popleft())
+        while begun:
+            self._add(*begun.popleft())
         return self._sums[:, : stop - first]
 
     def _keep(self, first: int, reached: int) -> None:
@@ -169,9 +192,26 @@ class LogitRows:
                 volume[kept:] = 0
         self._first, self._reached = first, reached
 
-    def _add(self, batch: Sequence[tuple[Tile, Tile, Tile]]) -> None:
+    def _begin(self, batch: Sequence[tuple[Tile, Tile, Tile]]) -> Callable[[], Tensor]:
+        """Begin a pass, unless it is blank and an equal one was computed before."""
         tiles = torch.stack([self._cut(place) for place in batch])
-        output = self._forward(tiles)
+        # The first test looks at two voxels, so that hardly a pass needs the second one.
+        first = tiles[:1, :, :1, :1, :1]
+        blank = bool((tiles[-1, :, -1, -1, -1] == first[0, :, 0, 0, 0]).all()) and bool((tiles == first).all())
+        if not blank:
+            return self._start(tiles)
+        return lambda: self._blank_logits(tiles)
+
+    def _blank_logits(self, tiles: Tensor) -> Tensor:
+        if self._blank is not None and torch.equal(self._blank[0], tiles):
+            return self._blank[1]
+        logits = self._start(tiles)()
+        if logits.nbytes <= _BLANK_BYTES:
+            self._blank = (tiles, logits)
+        return logits
+
+    def _add(self, batch: Sequence[tuple[Tile, Tile, Tile]], wait: Callable[[], Tensor]) -> None:
+        output = wait()
         if output.shape[1] != self._num_classes:
             raise ValueError(f"the network has {output.shape[1]} outputs, not {self._num_classes}")
         for (z, y, x), logits in zip(batch, output, strict=True):
@@ -187,9 +227,16 @@ class LogitRows:
             part = logits[:, inner_z, inner_y, inner_x]
             if part.device == sums.device and part.dtype == sums.dtype == weights.dtype:
                 sums.addcmul_(part, weights)
+            elif self._compiled and part.device.type == "cpu":
+                from umamba.inference.half_sums import add_weighted
+
+                along = (z.weights[inner_z], y.weights[inner_y], x.weights[inner_x])
+                for into, values in zip(self._sums, part, strict=True):
+                    add_weighted(into, (rows.start, columns.start, across.start), values, along)
             else:
                 for into, values in zip(sums, part, strict=True):  # class by class, because each copy is then small
                     into += values.to(sums.device) * weights
+        self._advance(len(batch))
 
     def _cut(self, place: Sequence[Tile]) -> Tensor:
         """Return the image under a tile (C, *window), with zeros beyond its border."""
@@ -237,7 +284,7 @@ def whole_logits(
     """
     _, depth, height, _ = image.shape
     rows = LogitRows(
-        forward,
+        at_once(forward),
         image,
         window,
         num_classes=num_classes,

@@ -13,6 +13,7 @@ from umamba.io.escape import from_cell, to_cell
 from umamba.labels import LabelSet
 
 _COLUMNS = ("case", "label", "voxels", "ml")
+_FEW = 48  # labels
 Volumes = tuple[int, ...]  # voxels of each label
 
 
@@ -27,8 +28,12 @@ def count_voxels(segmentation: np.ndarray, labels: LabelSet) -> Volumes:
     (3, 2)
     """
     found = np.zeros(labels.all_values[-1] + 1, dtype=np.int64)
+    few = segmentation.dtype == np.uint8 and len(found) <= _FEW
     for plane in segmentation:  # because bincount copies to 8 bytes a voxel
-        found += np.bincount(plane.ravel(), minlength=len(found))[: len(found)]
+        if few:  # comparing bytes is several times faster than bincount
+            found += [np.count_nonzero(plane == value) for value in range(len(found))]
+        else:
+            found += np.bincount(plane.ravel(), minlength=len(found))[: len(found)]
     return tuple(int(sum(found[value] for value in values)) for values in labels.values)
 
 
@@ -111,7 +116,7 @@ def write_volumes(
             own = []
             with problems.noting(case_id):
                 found = read_label(file)
-                own = volume_rows(case_id, found.array[0].astype(np.int64), found.geometry, labels)
+                own = volume_rows(case_id, found.array[0], found.geometry, labels)
         rows += own
     with (
         storage_errors(path),

@@ -3,11 +3,13 @@
 The names below are loaded on first use, so that `from umamba.io import UserError` loads neither numpy nor SimpleITK.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from umamba.io.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from umamba.io.dicom import holds_dicom
+    from umamba.io.dicom_mark import holds_dicom
+    from umamba.io.documents import read_json
     from umamba.io.errors import StorageError, UserError
     from umamba.io.files import (
         atomic_directory,
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
         file_digest,
         make_folder,
         partial_path,
-        read_json,
         remove_stale,
         storage_errors,
         write_json,
@@ -41,12 +42,12 @@ if TYPE_CHECKING:
     from umamba.io.versions import provenance
     from umamba.io.write import write_image
 
-# The module that defines each name. No name equals a module's, because the module would hide it once it is loaded.
 _MODULES = {
-    "dicom": ("holds_dicom",),
+    "dicom_mark": ("holds_dicom",),
+    "documents": ("read_json",),
     "errors": ("StorageError", "UserError"),
     "files": (
-        *("atomic_directory", "atomic_path", "below", "file_digest", "make_folder", "partial_path", "read_json"),
+        *("atomic_directory", "atomic_path", "below", "file_digest", "make_folder", "partial_path"),
         *("remove_stale", "storage_errors", "write_json", "wrong_name"),
     ),
     "image": (
@@ -58,7 +59,7 @@ _MODULES = {
     "versions": ("provenance",),
     "write": ("write_image",),
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
     "Geometry",
@@ -92,15 +93,3 @@ __all__ = [
     "write_segmentation",
     "wrong_name",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

@@ -34,6 +34,21 @@ def first_bytes(path: Path, count: int) -> bytes:
         return b""
 
 
+def check_text(path: Path) -> None:
+    """Refuse a name that is no text, because the libraries that read and write images would end the process.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the name, or that of a folder above, has bytes that are no UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: its name has bytes that are no UTF-8. Rename it.") from None
+
+
 def check_regular(path: Path) -> None:
     """Refuse what is no regular file, because opening a pipe or a device may wait forever.
 
@@ -41,8 +56,9 @@ def check_regular(path: Path) -> None:
         path: the file.
 
     Raises:
-        UserError: the file is missing, empty, a folder, a pipe, a socket or a device.
+        UserError: the file is missing, empty, a folder, a pipe, a socket or a device, or its name is no text.
     """
+    check_text(path)
     if not path.is_file():
         if path.is_symlink() and not path.exists():
             raise UserError(

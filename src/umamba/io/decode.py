@@ -13,7 +13,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from umamba.io.bounds import REMEDY, check_length, check_regular
-from umamba.io.dicom import decode_dicom, is_dicom
+from umamba.io.dicom_mark import is_dicom
 from umamba.io.errors import UserError
 from umamba.io.headers import check_layout
 from umamba.io.itk import one_at_a_time
@@ -23,7 +23,10 @@ from umamba.io.raster import decode_raster
 from umamba.io.tiff import decode_tiff, is_tiff
 from umamba.io.tiff_spacing import TIFF_ENDINGS
 
-_READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO", ".gipl": "GiplImageIO"}  # of any case of the ending
+_READERS = {  # of any case of the ending
+    **{".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO"},
+    ".gipl": "GiplImageIO",
+}
 # How the content of a format begins, and the ending that belongs to it
 _CONTENTS = (
     (b"NRRD000", ".nrrd"),
@@ -71,6 +74,8 @@ def decode(path: Path) -> sitk.Image:
     if path.name.lower().endswith(NIFTI_ENDINGS):
         return read_nifti(path)
     if is_dicom(path) or path.suffix.lower() == ".dcm":
+        from umamba.io.dicom import decode_dicom  # pydicom takes a while to load
+
         return decode_dicom(path)
     if path.name.lower().endswith(TIFF_ENDINGS) and is_tiff(path):
         return decode_tiff(path)

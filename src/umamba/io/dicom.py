@@ -21,8 +21,9 @@ import SimpleITK as sitk
 from pydicom.dataset import FileDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from umamba.io.bounds import check_room, first_bytes
+from umamba.io.bounds import check_room
 from umamba.io.dicom_frames import Frame, frames_of, stack
+from umamba.io.dicom_mark import is_dicom
 from umamba.io.dicom_pixels import check_deflated, declared_shape, real_values, stored_values
 from umamba.io.errors import UserError
 from umamba.io.itk import one_at_a_time
@@ -36,24 +37,6 @@ _UNCOMPRESSED = {
     (False, False): ExplicitVRBigEndian,
 }
 _DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
-
-
-def is_dicom(path: Path) -> bool:
-    """Return whether a file has DICOM's mark "DICM" after its first 128 bytes.
-
-    Args:
-        path: the file. If it cannot be read, the answer is False.
-    """
-    return first_bytes(path, 132)[128:] == b"DICM"
-
-
-def holds_dicom(folder: Path) -> bool:
-    """Return whether a folder directly contains a DICOM file.
-
-    Args:
-        folder: the folder; its subfolders are not searched.
-    """
-    return any(path.is_file() and is_dicom(path) for path in sorted(folder.iterdir()))
 
 
 @contextmanager

@@ -12,6 +12,11 @@ _REMEDIES = {
     errno.EEXIST: "A file stands where a folder is needed. Move it away, or choose another folder.",
     errno.ENOTDIR: "A file stands where a folder is needed. Move it away, or choose another folder.",
     errno.EISDIR: "A folder stands where a file is needed. Move it away, or choose another folder.",
+    errno.EROFS: "The disk is mounted for reading only. Choose another folder.",
+    errno.EACCES: "Ask for the permission to write there, or choose another folder.",
+    errno.EIO: "The disk is damaged or was disconnected. Check it, then repeat the command.",
+    errno.ESTALE: "The network file system has lost the file. Mount it again, then repeat the command.",
+    errno.ETIMEDOUT: "The network file system does not answer. Repeat the command when it does.",
     errno.ELOOP: "A symbolic link stands where a file is needed. Remove it.",
 }
 # Whatever was being written: the disk is full or read-only, and trying other files there would fail, too.
@@ -25,6 +30,12 @@ class UserError(Exception):
     and ends with exit code 2.
     """
 
+    def __str__(self) -> str:
+        """Return the message; what a file's header or name has of controls for the terminal is shown, not obeyed."""
+        from umamba.io.escape import printable_lines
+
+        return printable_lines(super().__str__())
+
 
 class StorageError(UserError, OSError):
     """The disk cannot be written, because it is full or read-only; trying other files would fail too.
@@ -34,7 +45,9 @@ class StorageError(UserError, OSError):
 
     def __str__(self) -> str:
         """Return the message alone; an OSError would put its number before it."""
-        return str(self.args[0])
+        from umamba.io.escape import printable_lines
+
+        return printable_lines(str(self.args[0]))
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

@@ -54,15 +54,16 @@ def _temporary_sibling(path: Path, suffixes: str) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Flush a file's or folder's content to disk, if the file system supports it."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file's or folder's content to disk, if the file system supports it and the user may read it."""
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF):
             raise
-    finally:
-        os.close(descriptor)
 
 
 def below(root: Path, *names: str) -> Path:
@@ -73,7 +74,8 @@ def below(root: Path, *names: str) -> Path:
         names: names of the folders and the file below it, each a single one.
 
     Raises:
-        UserError: a name is empty or too long, is "." or "..", or has a slash, a backslash or a control character.
+        UserError: a name is empty or too long, is "." or "..", or has a slash, a backslash or a control character,
+            or bytes that are no UTF-8.
 
     >>> below(Path("out"), "Dataset001_A", "case 1.nii.gz").as_posix()
     'out/Dataset001_A/case 1.nii.gz'
@@ -81,7 +83,9 @@ def below(root: Path, *names: str) -> Path:
     for name in names:
         wrong = wrong_name(name)
         if wrong:
-            raise UserError(f"{root}: {name!r} {wrong}, so it cannot be the name of a file or folder. Rename it.")
+            raise UserError(
+                f"{root}: {str(name)[:100]!r} {wrong}, so it cannot be the name of a file or folder. Rename it."
+            )
     return Path(root).joinpath(*names)
 
 
@@ -95,6 +99,8 @@ def wrong_name(name: str) -> str | None:
         return "is no name"
     if any(character in "/\\" or ord(character) < 32 or ord(character) == 127 for character in name):
         return "has a slash, a backslash or a control character"
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        return "has bytes that are no UTF-8"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         return f"is longer than {_LONGEST_NAME} bytes"
     return None
@@ -207,13 +213,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a new empty sibling folder of `path` to fill; rename it to `path` on success, delete it on an error.
 
     An existing `path` is moved aside before the new folder takes its place, so it is absent for a moment. A caller that
-    replaces a folder must therefore hold the lock of `exclusive`.
+    replaces a folder must therefore hold the lock of `exclusive`. If the new folder cannot take its place, the former
+    one comes back. A symbolic link at `path` is replaced, and what it leads to stays as it is.
 
     Args:
         path: the folder to write. Missing parent folders are created.
 
     Raises:
-        StorageError: the disk cannot be written.
+        StorageError: the disk cannot be written, or `path` is a file.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -226,16 +233,35 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 for name in names:
                     _flush(Path(folder) / name)
                 _flush(Path(folder))
-            if path.exists():
-                aside = _temporary_sibling(path, "")
-                os.replace(path, aside)
-                os.replace(temporary, path)
-                shutil.rmtree(aside)
-            else:
-                os.replace(temporary, path)
+            _replace_folder(temporary, path)
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Rename a folder to `path`, and delete what was there; on an error put it back."""
+    if not os.path.lexists(path):
+        os.replace(new, path)
+        return
+    if not path.is_dir() and not path.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
+    aside = _temporary_sibling(path, "")
+    os.replace(path, aside)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(aside, path)
+        raise
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder with its content, or a file or link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, obj: Any) -> None:
@@ -251,27 +277,6 @@ def write_json(path: Path, obj: Any) -> None:
     text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: the file.
-
-    Raises:
-        UserError: the file is missing, not text, or not valid JSON; the message names the line of the mistake.
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Check the path.") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}: not valid JSON ({error.msg} at {where}). Correct that line.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error}). Check the file and its permissions.") from None
 
 
 def remove_stale(folder: Path, target: str | None = None) -> None:
@@ -295,10 +300,7 @@ def remove_stale(folder: Path, target: str | None = None) -> None:
         if match["host"] == host() and alive(int(match["pid"])):
             continue
         log.info("Removing a partial file of an interrupted run: %s", entry)
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+        _remove(entry)
 
 
 def file_digest(path: Path) -> str:

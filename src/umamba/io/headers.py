@@ -81,18 +81,35 @@ def check_layout(path: Path) -> int | None:
         UserError: the header is none, names foreign files, declares more than is there or fits into the memory, or has
             a spacing that is not positive.
     """
-    kind = path.suffix.lower()
-    reader = {".mha": _meta, ".nrrd": _nrrd, ".gipl": _gipl}.get(kind)
-    if reader is None:
+    layout = layout_of(path)
+    if layout is None:
         return None
-    try:
-        with open(path, "rb") as stream:
-            layout = reader(path, stream)
-    except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
-        raise UserError(f"{path}: cannot be decoded (its header is damaged: {error}). {REMEDY}") from None
     check_spacing(path, layout.spacing_xyz)
     _check_bytes(path, layout)
     return layout.numbers
+
+
+def layout_of(path: Path) -> Layout | None:
+    """Read the header of a MetaImage, NRRD or GIPL file; the voxels are not looked at.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Where its voxels are and how many; None for other endings.
+
+    Raises:
+        UserError: the header is none, or names foreign files.
+    """
+    reader = _HEADERS.get(path.suffix.lower())
+    if reader is None:
+        return None
+    check_regular(path)
+    try:
+        with open(path, "rb") as stream:
+            return reader(path, stream)
+    except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
+        raise UserError(f"{path}: cannot be decoded (its header is damaged: {error}). {REMEDY}") from None
 
 
 def _check_bytes(path: Path, layout: Layout) -> None:
@@ -225,3 +242,6 @@ def _beside(path: Path, name: str, field: str) -> Path:
         )
     check_regular(path.with_name(name))
     return path.with_name(name)
+
+
+_HEADERS = {".mha": _meta, ".mhd": _meta, ".nrrd": _nrrd, ".nhdr": _nrrd, ".gipl": _gipl}

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from umamba.io.bounds import check_spacing
+from umamba.io.bounds import check_regular, check_spacing
 from umamba.io.decode import decode, nonfinite_error
-from umamba.io.dicom import declared_voxels, decode_series, is_dicom
+from umamba.io.dicom_mark import is_dicom
 from umamba.io.errors import UserError
 from umamba.io.files import storage_errors
+from umamba.io.headers import layout_of
 from umamba.io.itk import one_at_a_time
 from umamba.io.nifti import ENDINGS as NIFTI_ENDINGS
 from umamba.io.nifti import read_header
@@ -243,7 +244,7 @@ def read_image(paths: Sequence[Path], time_is_channels: bool = False, turn_chann
     if not paths:
         raise UserError("No image file was given: pass one file per channel, or one multi-channel file.")
     parts = [
-        _from_sitk(decode_series(path) if path.is_dir() else decode(path), path, time_is_channels) for path in paths
+        _from_sitk(_decode_series(path) if path.is_dir() else decode(path), path, time_is_channels) for path in paths
     ]
     if turn_channels:
         parts[1:] = [_turned_like(part, parts[0]) for part in parts[1:]]
@@ -256,6 +257,12 @@ def read_image(paths: Sequence[Path], time_is_channels: bool = False, turn_chann
             )
     array = parts[0].array if len(parts) == 1 else np.concatenate([part.array for part in parts])
     return Image(array, parts[0].geometry)
+
+
+def _decode_series(folder: Path) -> sitk.Image:
+    from umamba.io.dicom import decode_series  # pydicom takes a while to load
+
+    return decode_series(folder)
 
 
 def _turned_like(part: Image, first: Image) -> Image:
@@ -295,6 +302,8 @@ def voxel_count(paths: Sequence[Path]) -> int:
     total = 0
     for path in map(Path, paths):
         if path.is_dir() or is_dicom(path) or is_tiff(path):
+            from umamba.io.dicom import declared_voxels
+
             total += declared_tiff_voxels(path) if is_tiff(path) else declared_voxels(path)
             continue
         if path.name.lower().endswith(NIFTI_ENDINGS):
@@ -303,6 +312,14 @@ def voxel_count(paths: Sequence[Path]) -> int:
             except UserError:
                 continue
             total += math.prod(header.shape_xyz) * header.components
+            continue
+        try:
+            check_regular(path)  # ITK would wait for the writer of a pipe
+            layout = layout_of(path)
+        except UserError:
+            continue
+        if layout is not None:
+            total += layout.numbers
             continue
         reader = sitk.ImageFileReader()
         reader.SetFileName(os.fspath(path))

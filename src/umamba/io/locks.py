@@ -47,7 +47,7 @@ def exclusive(lock_path: Path, waiting_for: str, busy: str | None = None) -> Ite
     """
     lock_path = Path(lock_path)
     make_folder(lock_path.parent)
-    with storage_errors(lock_path.parent):
+    with storage_errors(lock_path):
         descriptor = _opened(lock_path)
     held = lock_path.with_name(f"{lock_path.name}.held")
     token = ""

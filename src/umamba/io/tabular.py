@@ -17,6 +17,7 @@ from umamba.io.errors import UserError
 from umamba.io.escape import from_cell, to_cell
 from umamba.io.files import atomic_path
 
+_MOST_BYTES = 1 << 30
 _MISSING = ("", "nan", "NaN")
 
 
@@ -33,10 +34,10 @@ def read_table(path: Path, names: Iterable[str] = (), remedy: str = "Make it aga
         UserError: the file cannot be read as a table, or a cell outside the columns of names is not a number.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            head, *rows = [row for row in csv.reader(file, strict=True) if row]
-    except (csv.Error, UnicodeDecodeError, ValueError) as error:
-        reason = "it is empty" if not path.stat().st_size else str(error)
+        text = _whole_text(path)
+        head, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except (csv.Error, OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{path}: cannot be read as a table ({reason}). {remedy}") from error
     short = next((number for number, row in enumerate(rows, start=1) if len(row) != len(head)), None)
     if short is not None:
@@ -45,9 +46,22 @@ def read_table(path: Path, names: Iterable[str] = (), remedy: str = "Make it aga
     for column, cells in zip(map(from_cell, head), zip(*rows, strict=True) if rows else ((),) * len(head), strict=True):
         try:
             made[column] = _names(cells) if column in texts else _numbers(cells)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UserError(f"{path}, column {column}: {error}. {remedy}") from error
     return pandas.DataFrame(made)
+
+
+def _whole_text(path: Path) -> str:
+    """Return the text of a table, which ends with a line break unless it was cut."""
+    with path.open("rb") as stream:
+        content = stream.read(_MOST_BYTES + 1)
+    if not content.strip():
+        raise ValueError("it is empty")
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
+    if not content.endswith(b"\n"):
+        raise ValueError("its last row is cut")
+    return content.decode("utf-8")
 
 
 def _names(cells: Sequence[str]) -> pandas.Series:
@@ -56,7 +70,7 @@ def _names(cells: Sequence[str]) -> pandas.Series:
 
 def _numbers(cells: Sequence[str]) -> pandas.Series:
     if cells and all(cell.lstrip("-").isdecimal() for cell in cells):
-        return pandas.Series([int(cell) for cell in cells])
+        return pandas.Series([int(cell) for cell in cells], dtype="int64" if cells else None)
     return pandas.Series([math.nan if cell in _MISSING else float(cell) for cell in cells], dtype=float)
 
 

@@ -8,8 +8,9 @@ import math
 import re
 from pathlib import Path
 
+from umamba.io.documents import read_json
 from umamba.io.errors import UserError
-from umamba.io.files import read_json, write_json
+from umamba.io.files import write_json
 
 TIFF_ENDINGS = (".tif", ".tiff")
 _CHANNEL = re.compile(r"_\d{4}$")

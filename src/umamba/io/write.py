@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from umamba.io.bounds import check_text
 from umamba.io.decode import decode, nonfinite_error
 from umamba.io.errors import StorageError, UserError
 from umamba.io.files import atomic_path
@@ -22,9 +23,10 @@ def write_image(path: Path, image: sitk.Image) -> None:
         image: the image.
 
     Raises:
-        UserError: the image holds NaN or infinity.
+        UserError: the image holds NaN or infinity, or the name is no text.
         StorageError: the disk could not be written.
     """
+    check_text(path)
     voxels = sitk.GetArrayViewFromImage(image)
     if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():
         raise nonfinite_error(path, voxels.size - int(np.count_nonzero(np.isfinite(voxels))))

@@ -1,9 +1,9 @@
-"""Convert numbered instances to the classes interior and boundary, and back (U-Mamba paper, section 3.1)."""
+"""Convert numbered instances to the classes interior and boundary, and back (U-Mamba paper, section 3.1).
+
+SciPy and scikit-image are loaded on first use, because they take a while to load and only cells need them.
+"""
 
 import numpy as np
-from scipy import ndimage
-from skimage.measure import label as connected_components
-from skimage.segmentation import find_boundaries, watershed
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
 COMPONENTS = "components"
@@ -29,6 +29,8 @@ def interior_and_boundary(instances: np.ndarray) -> np.ndarray:
                [1, 1, 1, 1, 1],
                [1, 1, 1, 1, 1]], dtype=uint8)
     """
+    from skimage.segmentation import find_boundaries
+
     classes = np.where(instances > 0, INTERIOR, BACKGROUND).astype(np.uint8)
     classes[find_boundaries(instances, mode="inner")] = BOUNDARY
     inside = np.zeros(int(instances.max(initial=0)) + 1, dtype=bool)
@@ -50,6 +52,10 @@ def numbered_instances(classes: np.ndarray, method: str) -> np.ndarray:
     Returns:
         Instances int32 in the shape of `classes`, numbered from 1 on; 0 is background.
     """
+    from scipy import ndimage
+    from skimage.measure import label as connected_components
+    from skimage.segmentation import watershed
+
     interior = classes == INTERIOR
     parts = connected_components(interior, connectivity=classes.ndim)
     if method == COMPONENTS:

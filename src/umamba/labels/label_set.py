@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from umamba.io import UserError
+from umamba.settings.wording import shown
+
+MOST_VALUE = 32767  # the largest label value; preprocessed label maps are int16
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class LabelSet:
             raise UserError('labels: must be a JSON object like {"background": 0, "liver": 1}.')
         if all(str(name).isdigit() for name in dataset_json_labels):
             raise UserError('labels: the keys are values. Write name: value, like {"background": 0, "liver": 1}.')
-        entries = {name: _values_of(name, value) for name, value in dataset_json_labels.items()}
+        entries = {str(name): _values_of(str(name), value) for name, value in dataset_json_labels.items()}
         if entries.get("background") != (0,):
             raise UserError('labels: "background" must be declared with the value 0. Add "background": 0.')
         ignore = _ignore_of(entries)
@@ -96,6 +99,8 @@ class LabelSet:
         for name, value in zip(names, values, strict=True):
             if 0 in value:
                 raise UserError(f'labels: "{name}" includes 0, which is the background. Give it a value of 1 or more.')
+        if not has_regions and regions_class_order is not None:
+            _check_order(regions_class_order, values)  # nnU-Net ignores it without regions
         order = _order_of(names, values, regions_class_order) if has_regions else None
         label_set = cls(names, values, ignore, order)
         _check_consecutive(label_set)
@@ -114,11 +119,16 @@ class LabelSet:
 def _values_of(name: str, value: Any) -> tuple[int, ...]:
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in items):
+        found = repr(value[:60]) if isinstance(value, str) else str(value) if value is True else shown(value)
         raise UserError(
-            f'labels: "{name}" is {value!r}; it must be an integer of 0 or more, or a list of them (a region).'
+            f'labels: "{name}" is {found}; it must be an integer of 0 or more, or a list of them (a region).'
+        )
+    if max(items) > MOST_VALUE:
+        raise UserError(
+            f'labels: "{name}" has the value {shown(max(items))}; the largest possible one is {MOST_VALUE}.'
         )
     if len(set(items)) != len(items):
-        raise UserError(f'labels: "{name}" lists a value twice: {value!r}. List each value once.')
+        raise UserError(f'labels: "{name}" lists a value twice: {shown(value)}. List each value once.')
     return tuple(items)
 
 
@@ -144,21 +154,32 @@ def _check_consecutive(label_set: LabelSet) -> None:
     found = label_set.all_values
     if found != tuple(range(len(found))):
         missing = sorted(set(range(found[-1])) - set(found))
-        raise UserError(f"labels: the values must be consecutive from 0 on, but {missing} are missing. Renumber them.")
+        listed = shown(missing)
+        raise UserError(f"labels: the values must be consecutive from 0 on, but {listed} are missing. Renumber them.")
 
 
 def _order_of(names: Sequence[str], values: Sequence[tuple[int, ...]], order: Sequence[int] | None) -> tuple[int, ...]:
     if order is None:
         raise UserError("regions_class_order: missing, but there are regions. List one value per region, in order.")
+    _check_order(order, values)
     if len(order) != len(names):
         raise UserError(
-            f"regions_class_order: has {len(order)} values for {len(names)} regions ({', '.join(names)}). List one "
-            "value per region, in order."
+            f"regions_class_order: has {len(order)} values for {len(names)} regions ({shown(', '.join(names))}). List "
+            "one value per region, in order."
+        )
+    return tuple(int(value) for value in order)
+
+
+def _check_order(order: Any, values: Sequence[tuple[int, ...]]) -> None:
+    """Refuse an order of regions that is no list of declared values."""
+    if not isinstance(order, list | tuple) or not all(type(value) is int for value in order):
+        raise UserError(
+            f"regions_class_order={shown(order)}: must be a list of label values, one per region, in order."
         )
     declared = {value for region in values for value in region}
     unknown = [value for value in order if value not in declared]
     if unknown:
         raise UserError(
-            f"regions_class_order: {unknown} are not values of labels. Choose from {sorted(declared)}, one per region."
+            f"regions_class_order: {shown(unknown)} are not values of labels. Choose from {shown(sorted(declared))}, "
+            "one per region."
         )
-    return tuple(int(value) for value in order)

@@ -1,6 +1,6 @@
 """Draw planes of images and label maps with Matplotlib: grey values, areas and outlines of labels, legends."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from umamba.io.escape import mathtext
 from umamba.labels.colours import PALETTE_SIZE, colours
 from umamba.labels.label_set import LabelSet
+from umamba.labels.masks import outer_percentiles
 
 _AREA = 0.35  # opacity of an area
 _MAX_OUTLINES = 60  # labels of a plane drawn with outline and number; further ones are areas only
@@ -48,22 +49,40 @@ def scaled(
     Returns:
         Values from 0 to 1, (..., 3) for a photograph and (...) otherwise, and the window in words.
     """
+    scale, words = scaling(image, window, segmented)
+    return scale(image), words
+
+
+def scaling(
+    image: np.ndarray, window: tuple[float, float] | None = None, segmented: np.ndarray | None = None
+) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+    """Return how intensities are scaled for drawing, so that a few slices of a volume can be scaled alone.
+
+    Args:
+        image: (C, ...), see `scaled`.
+        window: see `scaled`.
+        segmented: see `scaled`.
+
+    Returns:
+        The function that scales the image or a part of it (C, ...), and the window in words.
+    """
     if image.shape[0] == 3 and image.dtype == np.uint8:
-        low, high = (float(value) for value in np.percentile(image, (0.5, 99.5)))
-        colour = np.moveaxis(image, 0, -1)
+        low, high = outer_percentiles(image)
         if high - low >= 127.5 or high <= low:
-            return colour / 255.0, "colours as stored"
-        return np.clip((colour - low) / (high - low), 0.0, 1.0), f"colours stretched from {low:.0f} to {high:.0f}"
-    grey = image[0].astype(np.float32)
-    low, high = window if window is not None else _window_of(grey, segmented)
-    return np.clip((grey - low) / max(high - low, 1e-8), 0.0, 1.0), f"grey values {low:.4g} to {high:.4g}"
+            return lambda part: np.moveaxis(part, 0, -1) / 255.0, "colours as stored"
+        words = f"colours stretched from {low:.0f} to {high:.0f}"
+        return lambda part: np.clip((np.moveaxis(part, 0, -1) - low) / (high - low), 0.0, 1.0), words
+    low, high = window if window is not None else _window_of(image[0], segmented)
+    width = max(high - low, 1e-8)
+    words = f"grey values {low:.4g} to {high:.4g}"
+    return lambda part: np.clip((part[0].astype(np.float32) - low) / width, 0.0, 1.0), words
 
 
 def _window_of(grey: np.ndarray, segmented: np.ndarray | None) -> tuple[float, float]:
-    low, high = (float(value) for value in np.percentile(grey, (0.5, 99.5)))
+    low, high = outer_percentiles(grey)
     if segmented is None or not segmented.any():
         return low, high
-    darkest, brightest = (float(value) for value in np.percentile(grey[segmented], (0.5, 99.5)))
+    darkest, brightest = outer_percentiles(grey[segmented])
     margin = (brightest - darkest) / 2
     low, high = max(low, darkest - margin), min(high, brightest + margin)
     return (low, high) if high > low else (darkest - 1.0, brightest + 1.0)

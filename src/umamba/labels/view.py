@@ -12,6 +12,7 @@ import numpy as np
 
 from umamba.io import Geometry
 from umamba.io.orientation import axis_letters
+from umamba.labels.masks import slice_areas
 
 _PLANES = ("axial", "coronal", "sagittal")
 _TOWARDS = ("I", "P", "L")  # where the three axes of a turned volume run to
@@ -111,7 +112,7 @@ def largest_slice(mask: np.ndarray, axis: int) -> int:
         mask: boolean, three axes.
         axis: across the slices.
     """
-    areas = mask.sum(axis=tuple(other for other in range(3) if other != axis))
+    areas = slice_areas(mask, axis)
     return int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
 
 

@@ -7,23 +7,22 @@ residual encoder; norms are InstanceNorm with affine weights, activations LeakyR
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umamba.networks.depth_two import DepthTwoConv3d
+from umamba.networks.cpu_layers import LARGEST_HALF as LARGEST_HALF
+from umamba.networks.cpu_layers import (
+    ChannelsLastConv2d,
+    ChannelsLastConv3d,
+    ChannelsLastTransposed2d,
+    ChannelsLastTransposed3d,
+    NormActivation2d,
+    NormActivation3d,
+    on_fast_path,
+)
+from umamba.networks.cpu_layers import saturated as saturated
 
 SLOPE = 0.01
-LARGEST_HALF = torch.finfo(torch.float16).max
-
-
-def saturated(x: Tensor) -> Tensor:
-    """Clamp float16 infinities to +-65504; return other dtypes unchanged.
-
-    Convolutions and sums without a norm overflow float16, and a norm of infinities is NaN from then on (docs/nan.md).
-    Finite values do not change.
-    """
-    return x.clamp(-LARGEST_HALF, LARGEST_HALF) if x.dtype == torch.float16 else x
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class Operators:
 def operators(dim: int) -> Operators:
     """Return the layer classes for `dim` 2 or 3."""
     if dim == 2:
-        return Operators(nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d, nn.AvgPool2d)
-    return Operators(DepthTwoConv3d, nn.ConvTranspose3d, nn.InstanceNorm3d, nn.AvgPool3d)
+        return Operators(ChannelsLastConv2d, ChannelsLastTransposed2d, NormActivation2d, nn.AvgPool2d)
+    return Operators(ChannelsLastConv3d, ChannelsLastTransposed3d, NormActivation3d, nn.AvgPool3d)
 
 
 def convolution(
@@ -94,11 +93,11 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.conv = convolution(inputs, outputs, kernel, stride, bias)
         self.norm = norm(outputs, len(kernel))
-        self.activation = nn.LeakyReLU(SLOPE, inplace=True) if activate else nn.Identity()
+        self.slope = SLOPE if activate else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, *S) to (B, outputs, *S / stride)."""
-        return self.activation(saturated(self.norm(saturated(self.conv(x)))))
+        return self.norm(self.conv(x), None, self.slope)
 
 
 class ConvStack(nn.Module):
@@ -146,13 +145,10 @@ class ResidualBlock(nn.Module):
             self.skip.append(operators(len(kernel)).average_pool(tuple(stride), tuple(stride)))
         if inputs != outputs:
             self.skip.append(ConvNorm(inputs, outputs, unit, unit, bias=False, activate=False))
-        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, *S) to (B, outputs, *S / stride)."""
-        y = self.conv2(self.conv1(x))
-        y += self.skip(x)
-        return self.activation(saturated(y))
+        return self.conv2.norm(self.conv2.conv(self.conv1(x)), self.skip(x), SLOPE)
 
 
 class ProjectionBlock(nn.Module):
@@ -173,14 +169,11 @@ class ProjectionBlock(nn.Module):
         self.conv2 = convolution(outputs, outputs, kernel, ones(dim))
         self.norm2 = norm(outputs, dim)
         self.conv3 = convolution(inputs, outputs, ones(dim), stride)
-        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, *S) to (B, outputs, *S / stride)."""
-        y = self.activation(saturated(self.norm1(saturated(self.conv1(x)))))
-        y = saturated(self.norm2(saturated(self.conv2(y))))
-        y += saturated(self.conv3(x))
-        return self.activation(saturated(y))
+        y = self.norm1(self.conv1(x), None, SLOPE)
+        return self.norm2(self.conv2(y), saturated(self.conv3(x)), SLOPE)
 
 
 class NearestUpsample(nn.Module):
@@ -200,6 +193,8 @@ class NearestUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, *S) to (B, outputs, *S * stride)."""
+        if on_fast_path(x):  # the same values, because the kernel has one voxel; fewer voxels to multiply
+            return F.interpolate(self.conv(x), scale_factor=self.scale, mode="nearest")
         return self.conv(F.interpolate(x, scale_factor=self.scale, mode="nearest"))
 
 

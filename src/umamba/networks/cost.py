@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from umamba.io import UserError
 from umamba.networks.build import Architecture, build_network
 from umamba.networks.mamba import Mamba, MambaLayer
 from umamba.planning import Configuration
@@ -105,14 +107,29 @@ def build_without_data(
     Raises:
         UserError: see `build_network`.
     """
+    too_large = f"plan.{configuration.name}: no machine holds the weights of this network. Check its feature maps."
     try:
         with torch.device("meta"):
             return build_network(architecture, configuration, in_channels, num_classes)
     except RuntimeError as error:
+        if "overflow" in str(error):
+            raise UserError(too_large) from None
         if "meta" not in str(error):
             raise
-    # MONAI's SwinUNETR reads values of its tensors while it is built, so it is built with data first.
-    return build_network(architecture, configuration, in_channels, num_classes).to("meta")
+    # MONAI's SwinUNETR reads values of torch.linspace while it is built, so ranges have data.
+    try:
+        with torch.device("meta"), _RangesWithData():
+            return build_network(architecture, configuration, in_channels, num_classes).to("meta")
+    except RuntimeError as error:
+        if "overflow" in str(error):
+            raise UserError(too_large) from None
+        raise
+
+
+class _RangesWithData(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        place = {"device": "cpu"} if func in (torch.linspace, torch.arange) else {}
+        return func(*args, **{**place, **(kwargs or {})})
 
 
 def scan_flops(batch: int, channels: int, length: int, states: int) -> int:

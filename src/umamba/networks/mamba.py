@@ -61,15 +61,17 @@ class Mamba(nn.Module):
     def forward(self, tokens_BLC: Tensor) -> Tensor:
         """Map tokens (B, L, d_model) to (B, L, d_model)."""
         length = tokens_BLC.shape[1]
-        xz = self.in_proj.weight @ tokens_BLC.transpose(1, 2)
+        xz = self.in_proj(tokens_BLC)  # (B, L, 2 inner)
         device = xz.device.type
-        if resolve_backend(device, self.scan_backend) == "triton" and not torch.is_autocast_enabled(device):
-            return self.out_proj(self._fused(xz).transpose(1, 2))
-        x, z = xz.chunk(2, dim=1)  # (B, inner, L) each
+        backend = _backend(device, self.scan_backend)
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        if not autocast and (backend == "triton" or (backend == "cpu" and xz.dtype in (torch.float32, torch.float64))):
+            return self.out_proj(self._fused(xz, backend))
+        x, z = xz.transpose(1, 2).chunk(2, dim=1)  # (B, inner, L) each
         x = F.silu(self.conv1d(x)[..., :length])
         parameters = F.linear(x.transpose(1, 2), self.x_proj.weight)  # (B, L, dt_rank + 2 d_state)
         dt, B, C = parameters.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = self.dt_proj.weight @ dt.transpose(1, 2)
+        delta = F.linear(dt, self.dt_proj.weight).transpose(1, 2)
         y = selective_scan(
             x,
             delta,
@@ -85,27 +87,35 @@ class Mamba(nn.Module):
         assert isinstance(y, Tensor)
         return self.out_proj(y.transpose(1, 2))
 
-    def _fused(self, xz: Tensor) -> Tensor:
-        """Map the output of in_proj (B, 2 inner, L) to the gated output of the scan (B, inner, L) in one operation."""
-        from umamba.networks.scan.triton_layer import mix
-
+    def _fused(self, xz: Tensor, backend: str) -> Tensor:
+        """Map the output of in_proj (B, L, 2 inner) to the gated output of the scan (B, L, inner) in one operation."""
         assert self.conv1d.bias is not None
-        return mix(
-            xz,
-            self.conv1d.weight,
-            self.conv1d.bias,
-            self.x_proj.weight,
-            self.dt_proj.weight,
-            self.dt_proj.bias,
-            -torch.exp(self.A_log),
-            self.D,
-        )
+        weights = (self.conv1d.weight, self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias)
+        A = -torch.exp(self.A_log)
+        if backend == "cpu":
+            from umamba.networks.scan import cpu_layer
+
+            return cpu_layer.mix(xz, *weights, A, self.D)
+        from umamba.networks.scan import triton_layer
+
+        return triton_layer.mix(xz.transpose(1, 2), *weights, A, self.D).transpose(1, 2)
+
+
+def _backend(device: str, name: str) -> str:
+    return resolve_backend(device, name)
+
+
+# A constant for torch.compile, which would otherwise trace the comparison with the reference. The decorator
+# torch.compiler.assume_constant_result sets this attribute, too, but imports the compiler, which takes a second.
+_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class MambaLayer(nn.Module):
     """Layer norm and a Mamba block on a feature map; the tokens are its voxels in C order, or its channels.
 
-    It computes in float32 under any autocast, as the released code intends, and in float64 if the input is float64.
+    It computes in float32 under any autocast, as the released code intends, and in float64 if the input is float64. The
+    output has the memory format of the input. Voxel tokens of a channels-last map are views of it, so is the output;
+    any other map is copied once at either end.
 
     Args:
         dim: width of a token: the number of channels, or with `channel_token` the number of voxels.
@@ -152,20 +162,28 @@ class MambaLayer(nn.Module):
         device = x.device.type
         autocast = device != "meta" and torch.is_autocast_enabled(device)
         half = autocast and torch.get_autocast_dtype(device) == torch.float16
+        last = channels_last(x.ndim)
+        given = last if x.is_contiguous(memory_format=last) and not x.is_contiguous() else torch.contiguous_format
         with without_autocast(device):
-            x = x if x.dtype == torch.float64 else x.float()
-            first, *others = (
-                self._scan(block, x, axis, backward)
-                for block, (axis, backward) in zip((self.mamba, *self.other_mambas), self.scans, strict=True)
-            )
-            y = sum(others, first) / len(self.scans) if others else first
+            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+            x = x.to(dtype, memory_format=torch.contiguous_format if self.channel_token else last)
+            y = self._scan(self.mamba, x, *self.scans[0])
+            for block, scan in zip(self.other_mambas, self.scans[1:], strict=True):
+                y = y + self._scan(block, x, *scan)
+            y = y / len(self.scans) if len(self.scans) > 1 else y
             y = x + y if self.residual else y
-            return y.clamp(-LARGEST_HALF, LARGEST_HALF) if half else y  # the next layer converts it to float16
+            y = y.clamp(-LARGEST_HALF, LARGEST_HALF) if half else y  # the next layer converts it to float16
+            return y.contiguous(memory_format=given)
 
-    def _scan(self, block: Mamba, x: Tensor, axis: int, backward: bool) -> Tensor:
+    def _scan(self, block: nn.Module, x: Tensor, axis: int, backward: bool) -> Tensor:
         """Apply one block to (B, C, *S), with one axis running fastest; the shape stays."""
         turned = x.movedim(axis, -1)
         flat = turned.flatten(2)
         tokens = self.norm(flat if self.channel_token else flat.transpose(1, 2))
         mixed = block(tokens.flip(1)).flip(1) if backward else block(tokens)
         return (mixed if self.channel_token else mixed.transpose(1, 2)).reshape(turned.shape).movedim(-1, axis)
+
+
+def channels_last(ndim: int) -> torch.memory_format:
+    """Return the memory format with channels side by side of a map with `ndim` axes, 4 or 5."""
+    return torch.channels_last if ndim == 4 else torch.channels_last_3d

@@ -7,7 +7,6 @@ are those of the official networks without their aliases. Lists of feature maps 
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from umamba.io import UserError
@@ -21,6 +20,7 @@ from umamba.networks.blocks import (
     saturated,
     transposed_upsample,
 )
+from umamba.networks.cpu_layers import arranged, joined, on_fast_path
 from umamba.planning import Configuration
 from umamba.settings import ResEncUNetSettings, UNetSettings
 
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map images (B, C, *S) to the feature maps of all stages, full resolution first."""
-        x = self.stem(x)
+        x = self.stem(arranged(x) if on_fast_path(x) else x)
         features = []
         for stage, layer in zip(self.stages, self.mamba_layers, strict=True):
             x = layer(stage(x))
@@ -94,7 +94,7 @@ class Decoder(nn.Module):
         logits = []
         for index, (up, stage, head) in enumerate(zip(upsampling, self.stages, self.seg_layers, strict=True)):
             x = saturated(up(x))
-            x = stage(torch.cat((x, below[index]), dim=1) if self.skips[index] else x)
+            x = stage(joined(x, below[index]) if self.skips[index] else x)
             if every_stage or index == len(self.stages) - 1:
                 logits.append(saturated(head(x)))
         return logits[::-1]

@@ -12,8 +12,10 @@ from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 
 from umamba.labels import LabelSet
 from umamba.patches.case_cache import CaseCache
+from umamba.patches.intensity import ClearOutside
+from umamba.patches.patch import Patch, apply_all
 from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_region
-from umamba.patches.seeding import generator_of, seeded_torch
+from umamba.patches.seeding import generator_of, kept_torch, seed_torch
 from umamba.patches.slots import BatchLayout, SlotBatch, SlotPool, new_batch
 from umamba.patches.spatial import IMAGES, RotateScaleCrop, crop_centre
 from umamba.preprocessing.case import OUTSIDE
@@ -70,6 +72,8 @@ class PatchDataset(Dataset[tio.Subject]):
         self.labels = labels
         self.transforms = transforms
         self.spatial = next((step for step in transforms.transforms if isinstance(step, RotateScaleCrop)), None)
+        # Whether the patch depends on torch's generator.
+        self.draws = any(not isinstance(step, ClearOutside) for step in transforms.transforms)
         self.read_size = tuple(read_size)
         self.largest_size = tuple(size + 2 * edge for size, edge in zip(read_size, margin, strict=True))
         self.patch_size = tuple(patch_size)
@@ -89,7 +93,8 @@ class PatchDataset(Dataset[tio.Subject]):
 
     def __getitem__(self, number: int) -> tio.Subject:
         """Return a subject with `image` (C, Z, Y, X) float32, `label` (1, Z, Y, X) int16 and `case_id`."""
-        return self._make(number, None)
+        with kept_torch():
+            return self._make(number, None).subject()
 
     def __getitems__(self, numbers: Sequence[int]) -> SlotBatch:
         """Return a batch of patches; PyTorch's loader calls this instead of `__getitem__`.
@@ -109,16 +114,17 @@ class PatchDataset(Dataset[tio.Subject]):
         else:
             batch = self.slots.take(worker.id)
         tensors = [batch[name] if self.dim == 3 else batch[name].unsqueeze(2) for name in IMAGES]
-        subjects = []
-        for position, number in enumerate(numbers):
-            targets = [tensor[position] for tensor in tensors]
-            subject = self._make(number, targets)
-            for name, target in zip(IMAGES, targets, strict=True):
-                made = subject.get_image(name).data
-                if made.data_ptr() != target.data_ptr():
-                    target.copy_(made)
-            subjects.append(subject)
-        batch.update(_facts_of(subjects))
+        patches = []
+        with kept_torch():
+            for position, number in enumerate(numbers):
+                targets = [tensor[position] for tensor in tensors]
+                patch = self._make(number, targets)
+                for name, target in zip(IMAGES, targets, strict=True):
+                    made = patch.get_image(name).data
+                    if made.data_ptr() != target.data_ptr():
+                        target.copy_(made)
+                patches.append(patch)
+        batch.update(_facts_of(patches))
         return batch
 
     def region_of(self, number: int) -> tuple["StoredCase", tuple[int, ...]]:
@@ -141,19 +147,20 @@ class PatchDataset(Dataset[tio.Subject]):
         regions = batch["image"], batch["label"]
         images, labels = regions if self.dim == 3 else (region.unsqueeze(2) for region in regions)
 
-        def crop(image: Tensor, label: Tensor, case_id: str, size: Sequence[int]) -> tio.Subject:
+        def crop(image: Tensor, label: Tensor, case_id: str, size: Sequence[int]) -> Patch:
             # Contiguous like a region that was read, because the memory layout decides in which order sums are made.
             image, label = (crop_centre(tensor, size).contiguous() for tensor in (image, label))
-            return make_subject(image, label, case_id=case_id)
+            return Patch(image, label, case_id=case_id)
 
-        subjects = [
-            self._transform(number, partial(crop, image, label, case_id))
-            for image, label, case_id, number in zip(images, labels, batch["case_id"], batch["number"], strict=True)
-        ]
-        stacked = {name: torch.stack([subject.get_image(name).data for subject in subjects]) for name in IMAGES}
+        with kept_torch():
+            patches = [
+                self._transform(number, partial(crop, image, label, case_id))
+                for image, label, case_id, number in zip(images, labels, batch["case_id"], batch["number"], strict=True)
+            ]
+        stacked = {name: torch.stack([patch.get_image(name).data for patch in patches]) for name in IMAGES}
         if self.dim == 2:
             stacked = {name: tensor.squeeze(2) for name, tensor in stacked.items()}
-        return {**stacked, **_facts_of(subjects)}
+        return {**stacked, **_facts_of(patches)}
 
     def share_memory(self, num_workers: int, batch_size: int, prefetch_factor: int) -> None:
         """Allocate the memory that the worker processes of one loader share with the main process.
@@ -205,28 +212,29 @@ class PatchDataset(Dataset[tio.Subject]):
     def _draw_case(self, generator: Any) -> str:
         return self.case_ids[generator.integers(len(self.case_ids))]
 
-    def _make(self, number: int, targets: Sequence[Tensor] | None) -> tio.Subject:
+    def _make(self, number: int, targets: Sequence[Tensor] | None) -> Patch:
         """Return a patch, or its region with `deferred`; what is read may be in the target tensors."""
         worker = get_worker_info()
         if worker is not None and self.current_numbers is not None:
             self.current_numbers.numpy()[worker.id] = os.getpid(), number
         if self.deferred:
-            subject = self._read(number, targets, self.read_size)
-            subject["number"] = number
-            return subject
+            patch = self._read(number, targets, self.read_size)
+            patch["number"] = number
+            return patch
         return self._transform(number, partial(self._read, number, targets))
 
-    def _transform(self, number: int, read: Callable[[Sequence[int]], tio.Subject]) -> tio.Subject:
+    def _transform(self, number: int, read: Callable[[Sequence[int]], Patch]) -> Patch:
         """Draw the rotation first, then read only the region it needs, then apply all transforms."""
-        with seeded_torch(*self._key(number), "augmentation"):
-            if self.spatial is None:
-                return self.transforms(read(self.largest_size))
-            matrix = self.spatial.draw_matrix()
-            subject = read(self.spatial.source_size(matrix, self.largest_size))
-            subject["matrix"] = matrix
-            return self.transforms(subject)
+        if self.draws:
+            seed_torch(*self._key(number), "augmentation")
+        if self.spatial is None:
+            return apply_all(self.transforms.transforms, read(self.largest_size))
+        matrix = self.spatial.draw_matrix()
+        patch = read(self.spatial.source_size(matrix, self.largest_size))
+        patch["matrix"] = matrix
+        return apply_all(self.transforms.transforms, patch)
 
-    def _read(self, number: int, targets: Sequence[Tensor] | None, size: Sequence[int]) -> tio.Subject:
+    def _read(self, number: int, targets: Sequence[Tensor] | None, size: Sequence[int]) -> Patch:
         """Read the central part of a patch's region, into the target tensors if they have its size."""
         case, first = self.region_of(number)
         start = [low + (whole - part) // 2 for low, whole, part in zip(first, self.read_size, size, strict=True)]
@@ -236,7 +244,7 @@ class PatchDataset(Dataset[tio.Subject]):
         )
         image = torch.from_numpy(read_region(case.image, start, size, 0, into_image))
         label = torch.from_numpy(read_region(case.label, start, size, OUTSIDE, into_label))
-        return make_subject(image, label, case_id=case.case_id)
+        return Patch(image, label, case_id=case.case_id)
 
 
 class PatchSampler(DistributedSampler[int]):
@@ -275,17 +283,12 @@ class PatchSampler(DistributedSampler[int]):
                 yield first + iteration * self.patches.batch_size + position
 
 
-def make_subject(image: Tensor, label: Tensor, **facts: Any) -> tio.Subject:
-    """Return a TorchIO subject with `image` (C, Z, Y, X), `label` (1, Z, Y, X) and further entries."""
-    return tio.Subject(image=tio.ScalarImage(tensor=image), label=tio.LabelMap(tensor=label), **facts)
-
-
 def keep_batch(batch: Any) -> Any:
     """Return a batch unchanged: the loader needs no collate function because the dataset makes whole batches."""
     return batch
 
 
-def _facts_of(subjects: Sequence[tio.Subject]) -> dict[str, list[Any]]:
+def _facts_of(patches: Sequence[Patch]) -> dict[str, list[Any]]:
     """Return "case_id" of each patch, and the "number" of patches that are not transformed yet."""
-    names = [name for name in ("case_id", "number") if name in subjects[0]]
-    return {name: [subject[name] for subject in subjects] for name in names}
+    names = [name for name in ("case_id", "number") if name in patches[0]]
+    return {name: [patch[name] for patch in patches] for name in names}

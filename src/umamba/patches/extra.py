@@ -17,6 +17,7 @@ import torchio as tio
 from torch import Tensor
 
 from umamba.io import UserError
+from umamba.patches.patch import AnySubject
 from umamba.patches.spatial import IMAGES, crop_centre
 from umamba.preprocessing.case import OUTSIDE
 from umamba.settings.augmentation import ExtraTransform
@@ -64,7 +65,7 @@ class ApplyTorchIO(tio.Transform):
         if self.planar:
             _stay_in_slice(self.transform)
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+    def apply_transform(self, subject: AnySubject) -> AnySubject:
         """Return the subject with the transformed image, and the transformed label if voxels move.
 
         A patch with a constant channel stays as it is if TorchIO cannot apply the transform to it.
@@ -122,7 +123,7 @@ class CropPatch(tio.SpatialTransform):
         super().__init__(copy=False)
         self.patch_size = tuple(patch_size)
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+    def apply_transform(self, subject: AnySubject) -> AnySubject:
         """Crop image and label."""
         for name in IMAGES:
             image = subject.get_image(name)
@@ -251,7 +252,7 @@ def _affine_reach(transform: Any, size_XYZ: np.ndarray, spacing_XYZ: np.ndarray,
 def kept_device_generators() -> Iterator[None]:
     """Keep the generators of GPUs as they are: TorchIO's noise calls `torch.manual_seed`, which seeds them, too.
 
-    The generator of the CPU is not kept, because transforms draw from it (see `seeded_torch`).
+    The generator of the CPU is not kept, because transforms draw from it (see `seed_torch`).
     """
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
@@ -296,7 +297,7 @@ def _swapped(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 3, 2, 1)
 
 
-def _place(subject: tio.Subject) -> str:
+def _place(subject: AnySubject) -> str:
     return f" of case {subject['case_id']}" if "case_id" in subject else ""
 
 

@@ -1,6 +1,6 @@
 """Intensity transforms with nnU-Net's rules, channel by channel; TorchIO's own follow other rules.
 
-All of them draw from torch's global CPU generator (see `seeded_torch`) and change the subject's image (C, Z, Y, X) in
+All of them draw from torch's global CPU generator (see `seed_torch`) and change the subject's image (C, Z, Y, X) in
 place, on whichever device it is. TorchIO's RandomNoise is not used because it reseeds torch globally, CUDA included.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from umamba.patches.blur import blur_axis
+from umamba.patches.patch import AnySubject
 from umamba.patches.seeding import draw_uniform
 from umamba.preprocessing.case import OUTSIDE
 from umamba.settings.augmentation import Blur, Brightness, Contrast, Gamma, LowResolution, Noise, Range
@@ -44,7 +45,7 @@ class ChannelTransform(tio.IntensityTransform):
         super().__init__(p=p, copy=False)
         self.p_channel = p_channel
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+    def apply_transform(self, subject: AnySubject) -> AnySubject:
         """Change each channel with probability `p_channel`."""
         for channel in subject.get_image("image").data:
             if self.p_channel >= 1 or torch.rand(1).item() < self.p_channel:
@@ -63,7 +64,7 @@ class AddNoise(tio.IntensityTransform):
         super().__init__(p=noise.p, copy=False)
         self.std = noise.std
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+    def apply_transform(self, subject: AnySubject) -> AnySubject:
         """Draw the noise, then its standard deviation, and add it."""
         image = subject.get_image("image").data
         image.add_(self.noise_like(image), alpha=draw_uniform(*self.std))
@@ -186,7 +187,7 @@ class ClearOutside(tio.Transform):
         super().__init__(copy=False)
         self.channels = tuple(channels)
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+    def apply_transform(self, subject: AnySubject) -> AnySubject:
         """Clear image and label."""
         label = subject.get_image("label").data
         if self.channels:

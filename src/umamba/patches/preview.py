@@ -14,9 +14,10 @@ from umamba.labels import LabelSet
 from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_labels
 from umamba.labels.view import View, largest_slice, plane_size
 from umamba.patches.augmentation import read_margin, read_size, training_transforms
-from umamba.patches.dataset import PatchDataset, make_subject
+from umamba.patches.dataset import PatchDataset
+from umamba.patches.patch import Patch
 from umamba.patches.sampling import as_3d
-from umamba.patches.seeding import seeded_torch
+from umamba.patches.seeding import kept_torch, seed_torch
 from umamba.patches.spatial import crop_centre
 from umamba.settings import AugmentationSettings
 
@@ -77,9 +78,10 @@ def draw_preview(
     for row in range(rows):
         region = regions[row]
         for column in range(columns):
-            subject = make_subject(*(region.get_image(name).data.clone() for name in ("image", "label")))
+            subject = Patch(*(region.get_image(name).data.clone() for name in ("image", "label"))).subject()
             if column:
-                with seeded_torch(seed, "preview", row, column):
+                with kept_torch():
+                    seed_torch(seed, "preview", row, column)
                     subject = transforms(subject)
             image = crop_centre(subject.get_image("image").data, as_3d(patch_size)).numpy()
             label = crop_centre(subject.get_image("label").data, as_3d(patch_size)).numpy()[0]

@@ -30,19 +30,14 @@ def generator_of(*parts: int | str) -> np.random.Generator:
 
 
 @contextmanager
-def seeded_torch(*parts: int | str) -> Iterator[None]:
-    """Seed torch's global CPU generator, from which the transforms draw, and restore its state afterwards.
+def kept_torch() -> Iterator[None]:
+    """Restore the state of torch's global CPU generator afterwards, and run the code inside on one thread.
 
-    `torch.manual_seed` is not used because it would also seed CUDA's generators. The code inside runs on one thread
-    because the number of threads decides how a sum is rounded: worker processes have one thread, and the main process
-    must make the same patches.
-
-    Args:
-        parts: see `seed_of`.
+    One thread because the number of threads decides how a sum is rounded: worker processes have one thread, and the
+    main process must make the same patches.
     """
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(*parts))
         if threads != 1:
             torch.set_num_threads(1)
         try:
@@ -50,6 +45,17 @@ def seeded_torch(*parts: int | str) -> Iterator[None]:
         finally:
             if threads != 1:
                 torch.set_num_threads(threads)
+
+
+def seed_torch(*parts: int | str) -> None:
+    """Seed torch's global CPU generator, from which the transforms draw; use it inside `kept_torch`.
+
+    `torch.manual_seed` is not used because it would also seed CUDA's generators.
+
+    Args:
+        parts: see `seed_of`.
+    """
+    torch.default_generator.manual_seed(seed_of(*parts))
 
 
 def draw_uniform(low: float, high: float) -> float:

@@ -14,6 +14,7 @@ import torchio as tio
 from torch import Tensor
 from torch.nn import functional
 
+from umamba.patches.patch import AnySubject
 from umamba.patches.seeding import draw_uniform
 from umamba.patches.warp import resample_patch
 from umamba.preprocessing.case import OUTSIDE
@@ -54,7 +55,7 @@ class RotateScaleCrop(tio.SpatialTransform):
         self.scaling = scaling
         self.around = np.array(around)
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+    def apply_transform(self, subject: AnySubject) -> AnySubject:
         """Return the subject at the size of the patch; without rotation and scaling it is cropped to the centre."""
         image, label = (subject.get_image(name) for name in IMAGES)
         matrix: Any = subject["matrix"] if "matrix" in subject else self.draw_matrix()
@@ -207,7 +208,7 @@ class MirrorPatch(tio.SpatialTransform):
         self.axes = tuple(axes)
         self.p_axis = p_axis
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+    def apply_transform(self, subject: AnySubject) -> AnySubject:
         """Mirror image and label along the drawn axes."""
         drawn = (torch.rand(3) < self.p_axis).tolist()  # three draws, whichever axes there are
         axes = [axis + 1 for axis in self.axes if drawn[axis]]

@@ -1,10 +1,28 @@
 """Find the nonzero region of an image and its bounding box (nnU-Net: preprocessing/cropping/cropping.py)."""
 
 import numpy as np
-from scipy import ndimage
 
 CropBox = tuple[slice, slice, slice]
 _FEW = 0.02  # below this fraction of background voxels, following them one by one is faster than labelling components
+
+
+def nonzero_extent(array: np.ndarray) -> CropBox:
+    """Return the bounding box of the voxels where any channel is not 0; of an image that is 0 everywhere the whole box.
+
+    Only the zeros around the box are looked at, so that an image without them costs next to nothing.
+
+    Args:
+        array: (C, Z, Y, X).
+    """
+    box = [slice(0, length) for length in array.shape[1:]]
+    for axis in range(3):
+        part = np.moveaxis(array[(slice(None), *box)], axis + 1, 0)
+        first = next((index for index, plane in enumerate(part) if plane.any()), None)
+        if first is None:
+            break  # everything is 0, which the first axis shows
+        last = next(index for index in range(len(part) - 1, -1, -1) if part[index].any())
+        box[axis] = slice(first, last + 1)
+    return box[0], box[1], box[2]
 
 
 def nonzero_box(array: np.ndarray) -> tuple[np.ndarray, CropBox]:
@@ -22,7 +40,7 @@ def nonzero_box(array: np.ndarray) -> tuple[np.ndarray, CropBox]:
     mask = array[0] != 0
     for channel in array[1:]:
         mask |= channel != 0
-    box = _box(mask)
+    box = nonzero_extent(mask[None])
     inside = mask[box]
     if not inside.all():
         # Everything outside the box is background, so the holes can be found inside the box alone.
@@ -38,6 +56,8 @@ def _reaching_border(background: np.ndarray) -> np.ndarray:
             face = tuple(end if other == axis else slice(None) for other in range(3))
             touching[face] = background[face]
     if np.count_nonzero(background) > _FEW * background.size:
+        from scipy import ndimage  # takes a while to load
+
         components, count = ndimage.label(background)
         kept = np.zeros(count + 1, dtype=bool)
         kept[components[touching]] = True
@@ -54,12 +74,3 @@ def _reaching_border(background: np.ndarray) -> np.ndarray:
         front = np.unique(front[:, None] + steps)
         front = front[open_ones[front] & ~reached[front]]
     return reached.reshape(padded.shape)[1:-1, 1:-1, 1:-1]
-
-
-def _box(mask: np.ndarray) -> CropBox:
-    plane = np.logical_or.reduce(mask, axis=0)
-    bounds = []
-    for axis, occupied in enumerate((mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))):
-        found = np.flatnonzero(occupied)
-        bounds.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, mask.shape[axis]))
-    return bounds[0], bounds[1], bounds[2]

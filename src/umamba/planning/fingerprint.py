@@ -27,7 +27,18 @@ from umamba.datasets import (
 )
 from umamba.io import UserError
 from umamba.planning.crop import nonzero_box
-from umamba.planning.plan import Intensity, axis3, parse_record
+from umamba.planning.plan import (
+    LEAST_MM,
+    MOST_MM,
+    MOST_VOXELS,
+    Intensity,
+    axis3,
+    entries_of,
+    parse_record,
+    read_orientations,
+)
+from umamba.settings import key
+from umamba.settings.validate import read_record
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +61,10 @@ class Fingerprint:
             files of earlier versions. They are not compared.
     """
 
-    spacings: tuple[tuple[float, float, float], ...]
-    shapes_after_crop: tuple[tuple[int, int, int], ...]
-    intensity: tuple[Intensity, ...]
-    median_relative_size_after_cropping: float
+    spacings: tuple[tuple[float, float, float], ...] = key(above=LEAST_MM, high=MOST_MM)
+    shapes_after_crop: tuple[tuple[int, int, int], ...] = key(low=1, high=MOST_VOXELS)
+    intensity: tuple[Intensity, ...] = key()
+    median_relative_size_after_cropping: float = key(above=0, high=1)
     orientations: tuple[str, ...] = field(default=(), compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -76,28 +87,42 @@ class Fingerprint:
             obj: the content.
 
         Raises:
-            UserError: a key is missing, or its value has another form.
+            UserError: a key is missing, or a value has another type or is outside its limits.
         """
         return parse_record("fingerprint", obj, _fingerprint)
 
 
 def _fingerprint(obj: Mapping[str, Any]) -> Fingerprint:
-    return Fingerprint(
-        spacings=tuple((float(z), float(y), float(x)) for z, y, x in obj["spacings"]),
-        shapes_after_crop=tuple(axis3(shape) for shape in obj["shapes_after_crop"]),
-        intensity=read_intensities(obj["foreground_intensity_properties_per_channel"]),
-        median_relative_size_after_cropping=float(obj["median_relative_size_after_cropping"]),
-        orientations=tuple(str(name) for name in obj.get("orientations", ())),
+    intensity = read_intensities(obj["foreground_intensity_properties_per_channel"])
+    found = read_record(
+        Fingerprint,
+        {**obj, "intensity": intensity, "orientations": read_orientations(obj.get("orientations", ()))},
     )
+    if not found.spacings or len(found.spacings) != len(found.shapes_after_crop):
+        raise UserError(
+            f"spacings: has {len(found.spacings)} entries, and shapes_after_crop {len(found.shapes_after_crop)}, but "
+            "both need one for each training case."
+        )
+    return found
 
 
-def read_intensities(obj: Mapping[str, Mapping[str, float]]) -> tuple[Intensity, ...]:
+def read_intensities(obj: Any) -> tuple[Intensity, ...]:
     """Read nnU-Net's foreground intensities.
 
     Args:
         obj: statistics of each channel, under the keys "0", "1", ...
+
+    Raises:
+        UserError: a channel or a statistic is missing, or a value is no number or outside its limits.
     """
-    return tuple(Intensity(**{name: float(value) for name, value in obj[str(i)].items()}) for i in range(len(obj)))
+    section = "foreground_intensity_properties_per_channel"
+    if isinstance(obj, Mapping) and not obj:
+        return ()  # plans of datasets whose normalisation reads the image only
+    entries = entries_of(obj, section)
+    missing = next((index for index in range(len(entries)) if str(index) not in entries), None)
+    if missing is not None:
+        raise UserError(f"{section}.{missing}: missing. The channels must have the keys 0, 1, ...")
+    return tuple(read_record(Intensity, entries[str(index)], f"{section}.{index}") for index in range(len(entries)))
 
 
 @dataclass(frozen=True)

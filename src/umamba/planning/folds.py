@@ -6,6 +6,7 @@ seed, and each, the largest first, goes to the fold that has the fewest cases (a
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -175,8 +176,11 @@ def _checked_fold(path: Path, index: int, entry: Any, known: set[str]) -> dict[s
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise UserError(f'{path}: fold {index} has no list of case names under "{part}". Add it.')
         unknown = sorted(set(names) - known)
+        if len(set(names)) < len(names):
+            twice = next(name for name, count in Counter(names).items() if count > 1)
+            raise UserError(f'{path}: fold {index} lists {twice[:60]} twice under "{part}". Keep one.')
         if unknown:
-            shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+            shown = ", ".join(name[:60] for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
             raise UserError(
                 f'{path}: fold {index} lists under "{part}" cases that the dataset does not have: {shown}. Remove them.'
             )

@@ -1,14 +1,17 @@
 """Read nnU-Net's plans files of release 2.8 and of releases before 2.4, and write plans files for 2.8."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from umamba.datasets import READERS, REORIENTING_READER
 from umamba.io import UserError, read_json
 from umamba.planning.fingerprint import read_intensities
-from umamba.planning.plan import Configuration, Plan, axis3, floats, integers, parse_record, stages
+from umamba.planning.plan import Configuration, Plan, entries_of, parse_record, read_configuration, read_plan
+from umamba.settings import key
+from umamba.settings.validate import read_record
+from umamba.settings.wording import shown
 
 _CASCADE = "3d_cascade_fullres"
 _RESAMPLE = "resample_data_or_seg_to_shape"
@@ -156,20 +159,25 @@ def _resampling(what: str, is_label: bool, order: int) -> dict[str, Any]:
 def _read_plan(obj: Mapping[str, Any]) -> Plan:
     planner = obj.get("experiment_planner_used")
     rules = next((name for name, (known, _) in _PLANNERS.items() if known == planner), "nnunet")
-    return Plan(
-        dataset_name=str(obj["dataset_name"]),
-        rules=rules,
-        transpose_forward=axis3(obj["transpose_forward"]),
-        transpose_backward=axis3(obj["transpose_backward"]),
-        median_spacing=floats(obj["original_median_spacing_after_transp"]),
-        median_shape=floats(obj["original_median_shape_after_transp"]),
-        intensity=read_intensities(obj["foreground_intensity_properties_per_channel"]),
-        configurations={
-            name: _read_configuration(name, _inherited(name, obj["configurations"]))
-            for name, entry in obj["configurations"].items()
-            if "previous_stage" not in entry
-        },
-        reader=REORIENTING_READER if obj.get("image_reader_writer") == REORIENTING_READER else None,
+    entries = entries_of(obj["configurations"], "configurations")
+    for name, entry in entries.items():
+        entries_of(entry, f"configurations.{shown(name)}")
+    return read_plan(
+        {
+            "dataset_name": obj["dataset_name"],
+            "rules": rules,
+            "transpose_forward": obj["transpose_forward"],
+            "transpose_backward": obj["transpose_backward"],
+            "median_spacing": obj["original_median_spacing_after_transp"],
+            "median_shape": obj["original_median_shape_after_transp"],
+            "intensity": read_intensities(obj["foreground_intensity_properties_per_channel"]),
+            "configurations": {
+                name: _read_configuration(name, _inherited(name, entries))
+                for name, entry in entries.items()
+                if "previous_stage" not in entry
+            },
+            "reader": REORIENTING_READER if obj.get("image_reader_writer") == REORIENTING_READER else None,
+        }
     )
 
 
@@ -178,43 +186,68 @@ def _inherited(name: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str,
     chain: list[str] = []
     while True:
         if name in chain:
-            raise ValueError(f"configuration {name} inherits from itself")
+            raise UserError(f"configurations.{name}.inherits_from: the configuration inherits from itself.")
+        if name not in entries:
+            raise UserError(f"configurations.{chain[-1]}.inherits_from={shown(name)}: there is no such configuration.")
         chain.append(name)
         if "inherits_from" not in entries[name]:
             return {key: value for link in reversed(chain) for key, value in entries[link].items()}
-        name = entries[name]["inherits_from"]
+        name = str(entries[name]["inherits_from"])
 
 
 def _read_configuration(name: str, entry: Mapping[str, Any]) -> Configuration:
-    network = entry["architecture"]["network_class_name"] if "architecture" in entry else entry["UNet_class_name"]
-    kind = str(network).rsplit(".", 1)[-1]
+    section = f"configurations.{shown(name)}"
+    network = entry
+    if "architecture" in entry:
+        network = entries_of(entry["architecture"], f"{section}.architecture")
+    kind = str(network["network_class_name" if "architecture" in entry else "UNet_class_name"]).rsplit(".", 1)[-1]
     if kind not in _CLASSES:
-        raise ValueError(f"configuration {name} plans a {kind}; {' and '.join(_CLASSES)} are known")
+        raise UserError(f"{section}: plans a {kind[:60]}. Only {' and '.join(_CLASSES)} are known here.")
     residual = _CLASSES[kind]
     if "architecture" in entry:
-        layers = entry["architecture"]["arch_kwargs"]
-        strides, kernels = layers["strides"], layers["kernel_sizes"]
-        features = integers(layers["features_per_stage"])
-        encoder = layers["n_blocks_per_stage" if residual else "n_conv_per_stage"]
-        decoder = layers["n_conv_per_stage_decoder"]
+        layers = entries_of(network["arch_kwargs"], f"{section}.architecture.arch_kwargs")
+        values = {
+            "strides": layers["strides"],
+            "kernel_sizes": layers["kernel_sizes"],
+            "features_per_stage": layers["features_per_stage"],
+            "encoder_blocks": layers["n_blocks_per_stage" if residual else "n_conv_per_stage"],
+            "decoder_blocks": layers["n_conv_per_stage_decoder"],
+        }
     else:  # nnU-Net before 2.4
-        strides, kernels = entry["pool_op_kernel_sizes"], entry["conv_kernel_sizes"]
-        base, most = entry["UNet_base_num_features"], entry["unet_max_num_features"]
-        features = tuple(min(base * 2**stage, most) for stage in range(len(strides)))
-        encoder, decoder = entry["n_conv_per_stage_encoder"], entry["n_conv_per_stage_decoder"]
-    return Configuration(
-        name=name,
-        spacing=floats(entry["spacing"]),
-        median_shape=floats(entry["median_image_size_in_voxels"]),
-        patch_size=integers(entry["patch_size"]),
-        batch_size=int(entry["batch_size"]),
-        batch_dice=bool(entry["batch_dice"]),
-        normalization=tuple(str(scheme) for scheme in entry["normalization_schemes"]),
-        use_mask_for_norm=tuple(bool(use) for use in entry["use_mask_for_norm"]),
-        strides=stages(strides),
-        kernel_sizes=stages(kernels),
-        features_per_stage=features,
-        encoder_blocks=integers(encoder),
-        decoder_blocks=integers(decoder),
-        residual_encoder=residual,
+        values = {
+            "strides": entry["pool_op_kernel_sizes"],
+            "kernel_sizes": entry["conv_kernel_sizes"],
+            "features_per_stage": _doubled(entry, section),
+            "encoder_blocks": entry["n_conv_per_stage_encoder"],
+            "decoder_blocks": entry["n_conv_per_stage_decoder"],
+        }
+    return read_configuration(
+        {
+            "name": name,
+            "spacing": entry["spacing"],
+            "median_shape": entry["median_image_size_in_voxels"],
+            "patch_size": entry["patch_size"],
+            "batch_size": entry["batch_size"],
+            "batch_dice": entry["batch_dice"],
+            "normalization": entry["normalization_schemes"],
+            "use_mask_for_norm": entry["use_mask_for_norm"],
+            **values,
+            "residual_encoder": residual,
+        },
+        section,
     )
+
+
+@dataclass(frozen=True)
+class _Widths:
+    """Feature maps of the first stage and of the widest one, as releases before 2.4 plan them."""
+
+    UNet_base_num_features: int = key(low=1, high=16384)
+    unet_max_num_features: int = key(low=1, high=16384)
+
+
+def _doubled(entry: Mapping[str, Any], section: str) -> list[int]:
+    """Return the feature maps of each stage, which double from stage to stage."""
+    widths = read_record(_Widths, entry, section)
+    count = min(len(entry["pool_op_kernel_sizes"]), 64)
+    return [min(widths.UNet_base_num_features * 2**stage, widths.unet_max_num_features) for stage in range(count)]

@@ -3,14 +3,24 @@
 The content follows nnU-Net's plans file. Axes are transposed so that the axis of lowest resolution comes first.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from umamba.datasets import REORIENTING_READER
 from umamba.io import UserError
+from umamba.planning.consistency import check_configuration_fits, check_plan_fits
+from umamba.settings import key
+from umamba.settings.validate import read_record
+from umamba.settings.wording import shown
 
 Parsed = TypeVar("Parsed")
+# Limits of what a file may hold, far beyond all images and networks that exist.
+MOST_VOXELS = 1_000_000  # along an axis of an image
+MOST_MM = 1e6
+LEAST_MM = 1e-6  # a nanometre
+_INTENSITY = 1e30  # float32 holds its square roots, products and differences
 
 
 @dataclass(frozen=True)
@@ -27,13 +37,13 @@ class Intensity:
         percentile_99_5: percentile 99.5.
     """
 
-    mean: float
-    median: float
-    std: float
-    min: float
-    max: float
-    percentile_00_5: float
-    percentile_99_5: float
+    mean: float = key(low=-_INTENSITY, high=_INTENSITY)
+    median: float = key(low=-_INTENSITY, high=_INTENSITY)
+    std: float = key(low=0, high=_INTENSITY)
+    min: float = key(low=-_INTENSITY, high=_INTENSITY)
+    max: float = key(low=-_INTENSITY, high=_INTENSITY)
+    percentile_00_5: float = key(low=-_INTENSITY, high=_INTENSITY)
+    percentile_99_5: float = key(low=-_INTENSITY, high=_INTENSITY)
 
 
 @dataclass(frozen=True)
@@ -58,19 +68,19 @@ class Configuration:
     """
 
     name: str
-    spacing: tuple[float, ...]
-    median_shape: tuple[float, ...]
-    patch_size: tuple[int, ...]
-    batch_size: int
-    batch_dice: bool
-    normalization: tuple[str, ...]
-    use_mask_for_norm: tuple[bool, ...]
-    strides: tuple[tuple[int, ...], ...]
-    kernel_sizes: tuple[tuple[int, ...], ...]
-    features_per_stage: tuple[int, ...]
-    encoder_blocks: tuple[int, ...]
-    decoder_blocks: tuple[int, ...]
-    residual_encoder: bool
+    spacing: tuple[float, ...] = key(above=LEAST_MM, high=MOST_MM, lengths=(2, 3))
+    median_shape: tuple[float, ...] = key(above=0, high=MOST_VOXELS, lengths=(2, 3))
+    patch_size: tuple[int, ...] = key(low=1, high=16384, lengths=(2, 3))
+    batch_size: int = key(low=1, high=1_000_000)
+    batch_dice: bool = key()
+    normalization: tuple[str, ...] = key()
+    use_mask_for_norm: tuple[bool, ...] = key()
+    strides: tuple[tuple[int, ...], ...] = key(low=1, high=1024)
+    kernel_sizes: tuple[tuple[int, ...], ...] = key(low=1, high=63)
+    features_per_stage: tuple[int, ...] = key(low=1, high=16384)
+    encoder_blocks: tuple[int, ...] = key(low=1, high=64)
+    decoder_blocks: tuple[int, ...] = key(low=1, high=64)
+    residual_encoder: bool = key()
 
     @property
     def dim(self) -> int:
@@ -94,9 +104,9 @@ class Configuration:
             obj: what `to_json` returned.
 
         Raises:
-            UserError: a key is missing, or its value has another form.
+            UserError: a key is missing, or a value has another type, is outside its limits, or fits no other value.
         """
-        return parse_record("configuration", obj, _configuration)
+        return read_configuration(obj, "configuration")
 
 
 @dataclass(frozen=True)
@@ -121,12 +131,12 @@ class Plan:
 
     dataset_name: str
     rules: str
-    transpose_forward: tuple[int, int, int]
-    transpose_backward: tuple[int, int, int]
-    median_spacing: tuple[float, ...]
-    median_shape: tuple[float, ...]
-    intensity: tuple[Intensity, ...]
-    configurations: Mapping[str, Configuration]
+    transpose_forward: tuple[int, int, int] = key(low=0, high=2)
+    transpose_backward: tuple[int, int, int] = key(low=0, high=2)
+    median_spacing: tuple[float, ...] = key(above=LEAST_MM, high=MOST_MM, lengths=(3,))
+    median_shape: tuple[float, ...] = key(above=0, high=MOST_VOXELS, lengths=(3,))
+    intensity: tuple[Intensity, ...] = key()
+    configurations: Mapping[str, Configuration] = key()
     decisions: tuple[str, ...] = field(default=(), compare=False, repr=False)
     reader: str | None = None
     orientations: tuple[str, ...] = field(default=(), compare=False)
@@ -166,13 +176,13 @@ class Plan:
             obj: what `to_json` returned.
 
         Raises:
-            UserError: a key is missing, or its value has another form.
+            UserError: a key is missing, or a value has another type, is outside its limits, or fits no other value.
         """
         return parse_record("plan", obj, _plan)
 
 
 def parse_record(what: str, obj: Any, parse: Callable[[Any], Parsed]) -> Parsed:
-    """Parse a record, and turn a missing key or a value of another form into a UserError.
+    """Parse a record, and name its file or kind in the message about a wrong value.
 
     Args:
         what: what is parsed; the message begins with it.
@@ -180,10 +190,14 @@ def parse_record(what: str, obj: Any, parse: Callable[[Any], Parsed]) -> Parsed:
         parse: reads it.
 
     Raises:
-        UserError: `parse` raised a KeyError, TypeError, ValueError or AttributeError.
+        UserError: the record is no object, a key is missing, or `parse` refused a value.
     """
+    if not isinstance(obj, Mapping):
+        raise UserError(f"{what}: must be a JSON object. Check that it is the right file, and complete.")
     try:
         return parse(obj)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
     except KeyError as error:
         raise UserError(f"{what}: {error} is missing. Check that it is the right file, and complete.") from error
     except (TypeError, ValueError, AttributeError) as error:
@@ -230,42 +244,94 @@ def floats(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _configuration(obj: Mapping[str, Any]) -> Configuration:
-    return Configuration(
-        name=str(obj["name"]),
-        spacing=floats(obj["spacing"]),
-        median_shape=floats(obj["median_shape"]),
-        patch_size=integers(obj["patch_size"]),
-        batch_size=int(obj["batch_size"]),
-        batch_dice=bool(obj["batch_dice"]),
-        normalization=tuple(str(scheme) for scheme in obj["normalization"]),
-        use_mask_for_norm=tuple(bool(use) for use in obj["use_mask_for_norm"]),
-        strides=stages(obj["strides"]),
-        kernel_sizes=stages(obj["kernel_sizes"]),
-        features_per_stage=integers(obj["features_per_stage"]),
-        encoder_blocks=integers(obj["encoder_blocks"]),
-        decoder_blocks=integers(obj["decoder_blocks"]),
-        residual_encoder=bool(obj["residual_encoder"]),
-    )
+def read_configuration(obj: Mapping[str, Any], section: str) -> Configuration:
+    """Read a configuration from a file.
+
+    Args:
+        obj: its fields.
+        section: dotted name in the file, for messages.
+
+    Raises:
+        UserError: a field is missing, or a value has another type, is outside its limits, or fits no other value.
+    """
+    configuration = read_record(Configuration, obj, section)
+    check_configuration_fits(configuration, section)
+    return configuration
+
+
+def read_plan(obj: Mapping[str, Any]) -> Plan:
+    """Read a plan from a file.
+
+    Args:
+        obj: its fields; intensities and configurations are records already.
+
+    Raises:
+        UserError: a field is missing, or a value has another type, is outside its limits, or fits no other value.
+    """
+    apart = ("decisions", "orientations")
+    plan = read_record(Plan, {name: value for name, value in obj.items() if name not in apart})
+    check_plan_fits(plan)
+    return plan
+
+
+@dataclass(frozen=True)
+class _Orientations:
+    orientations: tuple[str, ...]
+
+
+def read_orientations(values: Any) -> tuple[str, ...]:
+    """Read in which orientations the training images of a plan or fingerprint are stored.
+
+    Args:
+        values: names such as "RAS".
+
+    Raises:
+        UserError: it is no list of such names.
+    """
+    found = read_record(_Orientations, {"orientations": values}).orientations
+    wrong = next((name for name in found if not re.fullmatch("[LRAPIS]{3}", name)), None)
+    if wrong is not None:
+        raise UserError(f"orientations: {shown(wrong)} is no orientation like RAS.")
+    return found
+
+
+def entries_of(value: Any, name: str) -> Mapping[str, Any]:
+    """Return an entry that must be an object.
+
+    Args:
+        value: the entry.
+        name: its dotted name, for the message.
+
+    Raises:
+        UserError: it is no object, or empty.
+    """
+    if not isinstance(value, Mapping) or not value:
+        raise UserError(f"{name}={shown(value)}: must be an object with at least one entry.")
+    return value
 
 
 def _plan(obj: Mapping[str, Any]) -> Plan:
-    return Plan(
-        dataset_name=str(obj["dataset_name"]),
-        rules=str(obj["rules"]),
-        transpose_forward=axis3(obj["transpose_forward"]),
-        transpose_backward=axis3(obj["transpose_backward"]),
-        median_spacing=floats(obj["median_spacing"]),
-        median_shape=floats(obj["median_shape"]),
-        intensity=tuple(Intensity(**channel) for channel in obj["intensity"]),
-        configurations={str(name): _configuration(entry) for name, entry in obj["configurations"].items()},
-        reader=_reader(obj.get("reader")),
+    channels = obj["intensity"]
+    if not isinstance(channels, Sequence) or isinstance(channels, str):
+        raise UserError(f"intensity={shown(channels)}: must be a list with an entry for each channel.")
+    return read_plan(
+        {
+            **entries_of(obj, "it"),
+            "intensity": tuple(
+                read_record(Intensity, channel, f"intensity[{index}]") for index, channel in enumerate(channels)
+            ),
+            "configurations": {
+                str(name): read_configuration(entry, f"configurations.{shown(name)}")
+                for name, entry in entries_of(obj["configurations"], "configurations").items()
+            },
+            "reader": _reader(obj.get("reader")),
+        }
     )
 
 
 def _reader(name: Any) -> str | None:
     if name not in (None, REORIENTING_READER):
-        raise ValueError(f"the reader {name!r} is not known")
+        raise UserError(f"reader={shown(name)}: is not known. It can only be {REORIENTING_READER}.")
     return None if name is None else REORIENTING_READER
 
 

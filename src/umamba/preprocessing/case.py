@@ -6,6 +6,7 @@ Background outside the nonzero mask gets the label -1.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,14 +16,16 @@ import numpy as np
 from umamba.io import Geometry, Image, Turn, UserError, ras_turn, turned
 from umamba.io.image import turned_geometry
 from umamba.io.orientation import AS_STORED
+from umamba.io.resources import memory_bytes
 from umamba.labels import LabelSet
-from umamba.planning import Configuration, Intensity, Plan, nonzero_box
+from umamba.planning import Configuration, Intensity, Plan, nonzero_box, nonzero_extent
 from umamba.preprocessing.normalize import normalize_channel
 from umamba.preprocessing.resample import resample_image, resample_label, resampled_shape
 
 log = logging.getLogger(__name__)
 
 OUTSIDE = -1  # label of background voxels outside the nonzero mask
+_LONGEST = 1 << 17  # voxels of an axis after resampling: far more than any image has
 
 Size = tuple[int, int, int]
 
@@ -123,10 +126,15 @@ def preprocess_case(
     _check(image, label, configuration, labels)
     axes = (0, *(axis + 1 for axis in plan.transpose_forward))
     raw = image.array.transpose(axes)
-    mask, box = nonzero_box(raw)
+    segmentation = valid = None
+    if label is None and not any(configuration.use_mask_for_norm):
+        box = nonzero_extent(raw)
+    else:
+        mask, box = nonzero_box(raw)
+        segmentation = None if label is None else _segmentation(label, axes, box, mask[box])
+        if any(configuration.use_mask_for_norm):
+            valid = mask[box] if segmentation is None else segmentation[0] >= 0
     data = raw[(slice(None), *box)].astype(np.float32, order="C")
-    segmentation = _segmentation(label, axes, box, mask[box])
-    valid = segmentation[0] >= 0 if any(configuration.use_mask_for_norm) else None
     for number, channel in enumerate(data):
         masked = configuration.use_mask_for_norm[number]
         intensity = plan.intensity[number] if number < len(plan.intensity) else None
@@ -140,6 +148,15 @@ def preprocess_case(
     spacing = tuple(image.geometry.spacing[axis] for axis in plan.transpose_forward)
     target = spacing[: 3 - configuration.dim] + tuple(configuration.spacing)
     shape = tuple(max(1, size) for size in resampled_shape(data.shape[1:], spacing, target))
+    needed = math.prod((len(data), *shape)) * data.itemsize
+    large = f"{needed / 2**30:.4g} GiB and more than the {memory_bytes() / 2**30:.3g} GiB of memory here"
+    if needed > memory_bytes() or max(shape) > _LONGEST:
+        limit = large if needed > memory_bytes() else f"more than {_LONGEST} along an axis"
+        raise UserError(
+            f"the image would have {' x '.join(map(str, shape))} voxels at the plan's spacing, {limit}. Check the "
+            f"spacing of the image, {', '.join(f'{mm:g}' for mm in spacing)} mm, and of the plan, "
+            f"{', '.join(f'{mm:g}' for mm in target)} mm."
+        )
     properties = CaseProperties(
         case_id=case_id,
         geometry=geometry,
@@ -149,7 +166,9 @@ def preprocess_case(
         shape_after_crop=_size(data.shape[1:]),
     )
     data = resample_image(data, shape, spacing, target)
-    return data, None if label is None else resample_label(segmentation, shape, spacing, target), properties
+    if segmentation is not None:
+        segmentation = resample_label(segmentation, shape, spacing, target)
+    return data, segmentation, properties
 
 
 def _warn_of_constant(case_id: str, number: int, voxels: np.ndarray, scheme: str, intensity: Intensity | None) -> None:
@@ -172,12 +191,9 @@ def _warn_of_constant(case_id: str, number: int, voxels: np.ndarray, scheme: str
     )
 
 
-def _segmentation(label: Image | None, axes: Sequence[int], box: tuple[slice, ...], inside: np.ndarray) -> np.ndarray:
-    """Return the cropped label map (zeros if there is none) with OUTSIDE for background outside the nonzero mask."""
-    if label is None:
-        segmentation = np.zeros((1, *inside.shape), dtype=np.int16)
-    else:
-        segmentation = label.array.transpose(axes)[(slice(None), *box)].astype(np.int16, order="C")
+def _segmentation(label: Image, axes: Sequence[int], box: tuple[slice, ...], inside: np.ndarray) -> np.ndarray:
+    """Return the cropped label map with OUTSIDE for background outside the nonzero mask."""
+    segmentation = label.array.transpose(axes)[(slice(None), *box)].astype(np.int16, order="C")
     if not inside.all():
         segmentation[0][~inside & (segmentation[0] == 0)] = OUTSIDE
     return segmentation

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from itertools import permutations, product
 
 import numpy as np
-from scipy import ndimage
 
 from umamba.planning.rules import ANISOTROPY
 
-_ROWS = 32  # output samples of one block of a band matrix
+_ROWS = 16  # output samples of one block of a band matrix; with 32, the products take several times longer
 # Input samples on each side of a block that influence it, by spline order. The response of the cubic prefilter falls
 # to 0.27 of its value per sample, so that it is below 1e-9 after 16 samples.
 _MARGIN = {1: 2, 3: 16}
@@ -183,11 +182,32 @@ def _band_matrix(size: int, new_size: int, order: int) -> list[_Block]:
         rows = slice(start, min(start + _ROWS, new_size))
         first = max(0, math.floor(coordinates[rows][0]) - _MARGIN[order])
         stop = min(size, math.ceil(coordinates[rows][-1]) + _MARGIN[order] + 1)
-        columns = np.arange(stop - first)
-        places = np.meshgrid(coordinates[rows] - first, columns, indexing="ij")
-        weights = ndimage.map_coordinates(np.eye(len(columns)), places, order=order, mode="nearest")
+        weights = _spline_weights(coordinates[rows] - first, stop - first, order)
         blocks.append(_Block(rows, slice(first, stop), weights.astype(np.float32)))
     return blocks
+
+
+def _spline_weights(places: np.ndarray, size: int, order: int) -> np.ndarray:
+    """Return the weights (places, size) of samples at places between them, which are repeated beyond both ends.
+
+    The spline through samples f has the coefficients c with (c[i-1] + 4 c[i] + c[i+1]) / 6 = f[i], if it is cubic, and
+    c = f, if it is linear; its value is the sum of c times the B-splines (Unser 1999, "Splines: a perfect fit for
+    signal and image processing").
+    """
+    beyond = _MARGIN[order]
+    samples = np.arange(-beyond, size + beyond)
+    distance = np.abs(places[:, None] - samples)
+    if order == 1:
+        weights = np.maximum(1 - distance, 0)
+    else:
+        near, far = 2 / 3 - distance**2 * (1 - distance / 2), np.maximum(2 - distance, 0) ** 3 / 6
+        system = np.eye(len(samples)) * 4 + np.eye(len(samples), k=1) + np.eye(len(samples), k=-1)
+        system[0, 0] = system[-1, -1] = 5  # the coefficients are repeated beyond the ends, too
+        weights = np.linalg.solve(system / 6, np.where(distance < 1, near, far).T).T
+    repeated = np.zeros((len(samples), size))
+    repeated[np.arange(len(samples)), samples.clip(0, size - 1)] = 1
+    product: np.ndarray = weights @ repeated
+    return product
 
 
 def _work(shape: Sequence[int], bands: Sequence[_Bands], axes: Sequence[int]) -> int:

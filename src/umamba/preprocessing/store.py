@@ -1,7 +1,8 @@
 """Store preprocessed cases on disk in two blosc2 files per case, from which single patches can be read.
 
     <root>/<dataset>/<configuration>_<key>/
-        store.json            plan, configuration, dataset hash, case names; written last, so it marks a complete store
+        store.json            plan, configuration, dataset hash, case names, checksums of all files and of itself;
+                              written last, so it marks a complete store
         <case>.label.b2nd     (1, Z, Y, X) int16
         <case>.image.b2nd     (C, Z, Y, X) float32; its metadata hold the foreground voxels and the case's properties
 
@@ -13,7 +14,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,18 +36,23 @@ from umamba.io import (
     read_label,
     remove_stale,
     write_json,
+    wrong_name,
 )
 from umamba.io.checksums import checksums
+from umamba.io.documents import OWN_BYTES
 from umamba.labels import LabelSet
 from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
+from umamba.settings.validate import read_record
+from umamba.settings.wording import shown
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3  # increase it whenever the same dataset and plan would give other files
 _STORE = "store.json"
+_SEAL = "checksum"  # entry of store.json: the checksum of the others
 _BLOCK_VOXELS = 16 * 32 * 32  # decoded together: small enough for a core's cache, with little excess around a patch
 _CHUNK_VOXELS = 128**3
 
@@ -84,17 +91,17 @@ class CaseStore:
     @property
     def plan(self) -> Plan:
         """The plan by which the cases were preprocessed."""
-        return Plan.from_json(read_json(self.path / _STORE)["plan"])
+        return Plan.from_json(_content(self.path).plan)
 
     @property
     def configuration(self) -> Configuration:
         """The plan's configuration by which the cases were preprocessed."""
-        return self.plan.configuration(str(read_json(self.path / _STORE)["configuration"]))
+        return self.plan.configuration(_content(self.path).configuration)
 
     @property
     def labels(self) -> LabelSet:
         """The labels of the dataset."""
-        return LabelSet.from_json(read_json(self.path / _STORE)["labels"])
+        return LabelSet.from_json(_content(self.path).labels)
 
     def load(self, case_id: str) -> StoredCase:
         """Open a case without reading its voxels.
@@ -112,7 +119,7 @@ class CaseStore:
                 int(key): np.frombuffer(value, np.int32).reshape(-1, 3) for key, value in meta["foreground"].items()
             }
             properties = CaseProperties.from_json(json.loads(meta["properties"]))
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise UserError(
                 f"{self.path}: the prepared files of {case_id} cannot be read ({error}). Delete that folder, and "
                 "prepare the dataset again."
@@ -162,10 +169,10 @@ def prepare_store(
     configuration = plan.configuration(configuration_name)
     folder = root / dataset.name / f"{configuration_name}_{store_key(digest, plan, configuration, dataset.labels)}"
     store = CaseStore(folder, tuple(sorted(case.case_id for case in dataset.training)))
-    if (folder / _STORE).exists() and not (check and _damaged(store, workers)):
+    if _is_whole(store) and not (check and _damaged(store, workers)):
         return store
     with exclusive(folder.parent / f".{folder.name}.lock", f"the preprocessed cases in {folder}"):
-        if (folder / _STORE).exists():
+        if _is_whole(store):
             damaged = _damaged(store, workers) if check else set()
             if not damaged:
                 return store
@@ -193,8 +200,50 @@ def prepare_store(
             "cases": list(store.case_ids),
             "checksums": _checksums(store, workers),
         }
-        write_json(folder / _STORE, content)
+        write_json(folder / _STORE, {**content, _SEAL: _seal(content)})
     return store
+
+
+@dataclass(frozen=True)
+class _Content:
+    """The content of store.json; `checksums` is None in stores of version 0.1."""
+
+    plan: Mapping[str, Any]
+    configuration: str
+    labels: Mapping[str, Any]
+    cases: tuple[str, ...]
+    checksums: Mapping[str, Any] | None = None
+
+
+def _content(folder: Path) -> _Content:
+    """Read the store.json of a store."""
+    path = folder / _STORE
+    try:
+        content = read_json(path, OWN_BYTES)
+        found = read_record(_Content, content)
+        if content.get(_SEAL, _seal(content)) != _seal(content):  # that of an earlier version has none
+            raise UserError("differs from its checksum.")
+        wrong = next((name for name in found.cases if wrong_name(name)), None)
+        if wrong is not None:
+            raise UserError(f"cases: {shown(wrong)} is no name of a case.")
+        return found
+    except UserError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: {text} Delete this file, and prepare the dataset again; its cases stay.") from None
+
+
+def _is_whole(store: CaseStore) -> bool:
+    """Return whether a store is complete; a damaged store.json is written again, as after an interruption."""
+    if not (store.path / _STORE).exists():
+        return False
+    try:
+        if _content(store.path).cases == store.case_ids:
+            return True
+        reason = "it lists other cases"
+    except UserError as error:
+        reason = str(error).removeprefix(f"{store.path / _STORE}: ").split(". ")[0]
+    log.warning("%s is damaged (%s), and is written again.", store.path / _STORE, reason)
+    return False
 
 
 def _files(store: CaseStore) -> list[Path]:
@@ -208,11 +257,17 @@ def _checksums(store: CaseStore, workers: int) -> dict[str, int | None]:
 
 def _damaged(store: CaseStore, workers: int) -> set[str]:
     """Return the cases whose files differ from their checksums; none for a store without checksums."""
-    expected = read_json(store.path / _STORE).get("checksums")
-    if not isinstance(expected, dict):
+    expected = _content(store.path).checksums
+    if expected is None:
         return set()
     found = _checksums(store, workers)
     return {name.rpartition(".")[0].rpartition(".")[0] for name in found if found[name] != expected.get(name)}
+
+
+def _seal(content: Mapping[str, Any]) -> int:
+    """Return the CRC-32 of what store.json holds, without the checksum itself."""
+    own = {name: value for name, value in content.items() if name != _SEAL}
+    return zlib.crc32(json.dumps(own, sort_keys=True).encode())
 
 
 def open_store(folder: Path) -> CaseStore:
@@ -226,7 +281,7 @@ def open_store(folder: Path) -> CaseStore:
     """
     if not (folder / _STORE).exists():
         raise UserError(f"{folder}: holds no complete set of preprocessed cases. Prepare the dataset to make them.")
-    return CaseStore(folder, tuple(read_json(folder / _STORE)["cases"]))
+    return CaseStore(folder, _content(folder).cases)
 
 
 def store_key(digest: str, plan: Plan, configuration: Configuration, labels: LabelSet) -> str:

@@ -21,6 +21,7 @@ from umamba.records.identity import (
     scoring_differences,
     scoring_settings,
 )
+from umamba.records.repair import damaged_scores, repair_config, repair_metrics
 from umamba.records.run_folder import RunFolder
 from umamba.settings import TrainSettings, plain
 
@@ -67,6 +68,8 @@ def begin(
         epochs: completed epochs that a checkpoint holds.
         processes: processes that train together.
     """
+    repair_metrics(folder)
+    repair_config(folder)
     status, asked = folder.status(), plain(settings)
     for name in _OF_A_COMMAND:
         asked.pop(name, None)
@@ -102,7 +105,7 @@ def begin(
 
 
 def scored_otherwise(folder: RunFolder, settings: TrainSettings) -> list[str]:
-    """Return what differs between the settings of a finished run's scores and those of the present command.
+    """Return why a finished run is scored again: its settings were others, or its scores are damaged.
 
     Args:
         folder: the run folder.
@@ -112,7 +115,7 @@ def scored_otherwise(folder: RunFolder, settings: TrainSettings) -> list[str]:
     if before is None:
         former = former_settings(folder.config, settings)
         before = scoring_settings(settings if former is None else former)
-    return scoring_differences(before, scoring_settings(settings))
+    return [*damaged_scores(folder), *scoring_differences(before, scoring_settings(settings))]
 
 
 def _former_identity(folder: RunFolder, settings: TrainSettings, processes: int) -> dict[str, Any]:

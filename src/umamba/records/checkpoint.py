@@ -4,6 +4,7 @@ Only tensors and plain types are read, so that nothing in a file is executed.
 """
 
 import json
+import math
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,17 @@ import torch
 from torch import Tensor
 
 from umamba.io import UserError
-from umamba.io.checksums import check_archive
+from umamba.io.checksums import read_checked
+from umamba.io.documents import check_values
 from umamba.labels import LabelSet
 from umamba.networks import official_state_dict
 from umamba.planning import Configuration, Plan
-from umamba.records.official import SAFE_GLOBALS, find_checkpoint, from_official
-from umamba.settings import ArchitectureSettings, RecipeSettings, parse, plain, read_architecture
+from umamba.planning.plan import read_orientations
+from umamba.records.official import SAFE_GLOBALS, find_checkpoint, from_official, tensors_of
+from umamba.settings import ArchitectureSettings, RecipeSettings, key, parse, plain, read_architecture
 from umamba.settings.entry_points import is_trusted, module_of
+from umamba.settings.validate import read_record
+from umamba.settings.wording import shown
 
 FORMAT = 1
 NETWORK = "network."  # prefix of the network's weights in a LightningModule
@@ -60,7 +65,7 @@ class CheckpointRecord:
     file_ending: str
     recipe: RecipeSettings | None = None
     pretrained: str | None = None
-    mirror_axes: tuple[int, ...] | None = None
+    mirror_axes: tuple[int, ...] | None = key(None, low=0, high=2)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     fingerprint_hash: str | None = None
     ema_patch_dice: float | None = None
@@ -118,29 +123,65 @@ class CheckpointRecord:
         """
         if content.get("format") != FORMAT:
             raise UserError(
-                f"has checkpoint format {content.get('format')}, this version reads {FORMAT}. Use the version of this "
-                "project that wrote it."
+                f"has checkpoint format {shown(content.get('format'))}, this version reads {FORMAT}. Use the version "
+                "of this project that wrote it."
             )
-        missing = [key for key in _REQUIRED if key not in content]
+        missing = [name for name in _REQUIRED if name not in content]
         if missing:
             raise UserError(f"the checkpoint lacks {', '.join(missing)}.")
-        axes, scores = content.get("mirror_axes"), content.get("scores") or {}
-        return cls(
-            plan=replace(
-                Plan.from_json(content["plan"]), orientations=tuple(map(str, content.get("orientations", ())))
-            ),
-            configuration_name=str(content["configuration"]),
-            architecture=read_architecture(content["architecture"]),
-            labels=LabelSet.from_json(content["labels"]),
-            channel_names=tuple(str(name) for name in content["channel_names"]),
-            file_ending=str(content["file_ending"]),
-            recipe=parse(RecipeSettings, content["recipe"]) if content["recipe"] else None,
-            pretrained=content.get("pretrained"),
-            mirror_axes=None if axes is None else tuple(int(axis) for axis in axes),
-            provenance=content.get("provenance") or {},
-            fingerprint_hash=content.get("fingerprint_hash"),
-            ema_patch_dice=scores.get("ema_patch_dice"),
+        found = read_record(
+            cls,
+            {
+                **content,
+                "plan": replace(
+                    Plan.from_json(content["plan"]), orientations=read_orientations(content.get("orientations", ()))
+                ),
+                "configuration_name": content["configuration"],
+                "architecture": _architecture(content["architecture"]),
+                "labels": LabelSet.from_json(content["labels"]),
+                "recipe": parse(RecipeSettings, content["recipe"] or {}),
+                "provenance": content.get("provenance") or {},
+                "ema_patch_dice": _patch_dice(content.get("scores") or {}),
+            },
         )
+        found.check_fits()
+        return found if content["recipe"] else replace(found, recipe=None)
+
+    def check_fits(self) -> None:
+        """Refuse a record whose parts do not fit each other.
+
+        Raises:
+            UserError: the plan lacks the configuration, or the channels or mirrored axes are others than the plan's.
+        """
+        configuration, count = self.configuration, self.num_channels
+        if count != len(configuration.normalization):
+            raise UserError(
+                f"channel_names: has {count} entries, but configurations.{self.configuration_name} of the plan has "
+                f"{len(configuration.normalization)} channels."
+            )
+        axes = self.mirror_axes or ()
+        if len(set(axes)) != len(axes) or any(axis >= configuration.dim for axis in axes):
+            raise UserError(f"mirror_axes={list(axes)}: must be different axes of 0 to {configuration.dim - 1}.")
+
+
+@dataclass(frozen=True)
+class _Scores:
+    ema_patch_dice: float | None = None
+
+
+def _patch_dice(scores: Any) -> float | None:
+    """Return the smoothed patch Dice; None also where it is NaN, because training diverged."""
+    value = scores.get("ema_patch_dice") if isinstance(scores, Mapping) else None
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return read_record(_Scores, scores, "scores").ema_patch_dice
+
+
+def _architecture(values: Any) -> ArchitectureSettings:
+    """Return the backbone of a record."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        raise UserError(f"architecture={shown(values)}: must be an object with a name.")
+    return read_architecture(values)
 
 
 @dataclass(frozen=True)
@@ -174,13 +215,11 @@ def read_checkpoint(path: Path, trust: str | Sequence[str] | None = ()) -> Check
     content = load_safely(path)
     if "network_weights" in content:
         values, weights = from_official(path, content)
-        return Checkpoint(path, CheckpointRecord.from_json({"format": FORMAT, **values}), weights)
-    if not isinstance(content.get(_KEY), Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        raise UserError(f"{path}: holds weights, but not the plan and labels to use them with. {_ACCEPTED}")
-    try:
-        record = CheckpointRecord.from_json(content[_KEY])
-    except UserError as error:
-        raise UserError(f"{path}: {error} {_ACCEPTED}") from None
+        try:
+            return Checkpoint(path, CheckpointRecord.from_json({"format": FORMAT, **values}), weights)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    record = _record(path, content)
     if trust is not None and not is_trusted(record.architecture.name, trust):
         package = module_of(record.architecture.name).split(".")[0]
         raise UserError(
@@ -188,7 +227,18 @@ def read_checkpoint(path: Path, trust: str | Sequence[str] | None = ()) -> Check
             f"must not choose which code runs, so nothing was imported. If you trust the package {package} that is "
             f"installed here, add trust={package}."
         )
-    return Checkpoint(path, record, network_weights(content["state_dict"]))
+    return Checkpoint(path, record, network_weights(tensors_of(path, content["state_dict"])))
+
+
+def _record(path: Path, content: Mapping[str, Any]) -> CheckpointRecord:
+    """Return the record in the content of a checkpoint of this project."""
+    if not isinstance(content.get(_KEY), Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        raise UserError(f"{path}: holds weights, but not the plan and labels to use them with. {_ACCEPTED}")
+    check_values(content[_KEY], str(path), nan=True)
+    try:
+        return CheckpointRecord.from_json(content[_KEY])
+    except UserError as error:
+        raise UserError(f"{path}: {error} {_ACCEPTED}") from None
 
 
 def network_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -211,9 +261,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], LabelSet | None]:
     content = load_safely(find_checkpoint(path))
     record, official = content.get(_KEY), content.get("network_weights")
     if isinstance(record, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        return network_weights(content["state_dict"]), LabelSet.from_json(record["labels"])
+        check_values(record, str(path), nan=True)
+        try:
+            labels = LabelSet.from_json(record.get("labels"))  # type: ignore[arg-type]
+        except UserError as error:
+            raise UserError(f"{path}: {error} {_ACCEPTED}") from None
+        return network_weights(tensors_of(path, content["state_dict"])), labels
     if isinstance(official, Mapping):
-        return official_state_dict(official), None
+        return official_state_dict(tensors_of(path, official)), None
     raise UserError(f"{path}: holds no weights of this project, nnU-Net or U-Mamba. {_ACCEPTED}")
 
 
@@ -253,18 +308,19 @@ def load_safely(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file. {_ACCEPTED}")
     try:
-        check_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
             # torch warns about old pickle protocols, but such files are refused below or load without loss.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_checked(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
             f"{path}: not loaded, because it is no checkpoint or holds more than weights and plain values, which could "
             f"run foreign code ({reason}). {_ACCEPTED}"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # torch raises errors of many kinds for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path}: cannot be read as a checkpoint, it is damaged or no checkpoint ({reason}). {_ACCEPTED}"

@@ -6,16 +6,20 @@ JSON files are missing, the copies inside the checkpoint are read.
 
 import pickle
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from umamba.datasets.declared import declared_channels, declared_labels, json_finding
+from umamba.datasets.findings import Finding
 from umamba.io import UserError, read_json
-from umamba.labels import LabelSet
+from umamba.io.documents import check_values
 from umamba.networks import official_architecture, official_state_dict
 from umamba.planning import foreign_settings, parse_nnunet_plans
+from umamba.settings.wording import shown
 
 FILE_NAME = "checkpoint_final.pth"
 _NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u1": "B", "b1": "?"}
@@ -100,9 +104,9 @@ def from_official(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any
     arguments = content.get("init_args")
     if not isinstance(arguments, Mapping) or not isinstance(content["network_weights"], Mapping):
         raise UserError(f"{path}: holds weights, but not init_args, which name their plan and configuration.")
-    weights = official_state_dict(content["network_weights"])
+    weights = official_state_dict(tensors_of(path, content["network_weights"]))
     architecture = official_architecture(weights)
-    trainer = str(content.get("trainer_name", "an unknown trainer"))
+    trainer = shown(content.get("trainer_name", "an unknown trainer"))
     if architecture is None:
         raise UserError(
             f"{path}: its trainer {trainer} built a network that is not known here. Known are nnU-Net's plain and "
@@ -111,7 +115,7 @@ def from_official(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any
     results = path.absolute().parent.parent
     plans = _beside(results / "plans.json", arguments.get("plans"), path)
     dataset = _beside(results / "dataset.json", arguments.get("dataset_json"), path)
-    name = str(arguments.get("configuration"))
+    name = shown(arguments.get("configuration"))
     plan = parse_nnunet_plans(plans, f"plan of {path}")
     if name not in plan.configurations and name in plans["configurations"]:
         raise UserError(
@@ -131,35 +135,49 @@ def from_official(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any
         "architecture": {"name": architecture},
         **_dataset_entries(dataset, path),
         "recipe": {},
-        "mirror_axes": list(content.get("inference_allowed_mirroring_axes") or ()),
+        "mirror_axes": content.get("inference_allowed_mirroring_axes") or (),
         "provenance": {"trainer": trainer, "epochs": content.get("current_epoch")},
     }
+    check_values({name: record[name] for name in ("mirror_axes", "provenance")}, str(path), nan=True)
     return record, weights
+
+
+def tensors_of(path: Path, state: Any) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint, if they are plain tensors under names.
+
+    Args:
+        path: the file, for the message.
+        state: what the file holds as weights.
+
+    Raises:
+        UserError: a name is no text, or a value is no tensor, or a sparse, quantised, complex or meta one.
+    """
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: the weights have a name of type {type(name).__name__}, which is no text.")
+        odd = not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_nested
+        if odd or value.is_meta or value.is_complex() or value.dtype == torch.bool:
+            raise UserError(f"{path}: {shown(name)}: is no plain tensor, as weights are.")
+    return dict(state)
 
 
 def _beside(file: Path, own: Any, checkpoint: Path) -> dict[str, Any]:
     """Return the content of a file of the results folder, or the checkpoint's copy if the file is missing."""
     found = read_json(file) if file.is_file() else own
-    if not isinstance(found, dict):
+    if found is own:
+        check_values(own, str(checkpoint))
+    if not isinstance(found, dict) or not found:
         raise UserError(f"{checkpoint}: needs {file}, which is missing or no JSON object. Put nnU-Net's file there.")
     return found
 
 
 def _dataset_entries(dataset: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the entries of a checkpoint's record that nnU-Net's dataset.json decides."""
-    channels = dataset.get("channel_names") or dataset.get("modality")
-    if not isinstance(channels, Mapping) or "labels" not in dataset:
-        raise UserError(f"dataset.json of {path}: lacks channel_names or labels. Use the dataset.json of the dataset.")
-    try:
-        labels = LabelSet.from_json(dataset["labels"], dataset.get("regions_class_order"))
-    except UserError as error:
-        raise UserError(f"dataset.json of {path}: {error}") from None
-    return {
-        "labels": labels.to_json(),
-        "channel_names": [str(name) for name in _in_order(channels)],
-        "file_ending": str(dataset.get("file_ending", ".nii.gz")),
-    }
-
-
-def _in_order(channels: Mapping[str, Any]) -> Iterable[Any]:
-    return (channels[key] for key in sorted(channels, key=int))
+    findings: list[Finding] = []
+    channels, labels = declared_channels(dataset, findings), declared_labels(dataset, findings)
+    ending = dataset.get("file_ending", ".nii.gz")
+    if not isinstance(ending, str):
+        findings.append(json_finding(f"file_ending: {shown(ending)} is no text, like .nii.gz."))
+    if findings or channels is None or labels is None:
+        raise UserError(f"dataset.json of {path}: {' '.join(finding.message for finding in findings)}")
+    return {"labels": labels.to_json(), "channel_names": list(channels), "file_ending": ending}

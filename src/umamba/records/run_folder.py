@@ -12,18 +12,47 @@ The path follows from the settings of the run and never from the time, so that t
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from umamba.io import exclusive, read_json, write_json
-from umamba.planning import planned_configuration
-from umamba.settings import TrainSettings
+from umamba.io import UserError, exclusive, read_json, write_json
+from umamba.planning import Configuration, Plan, planned_configuration
+from umamba.settings import TrainSettings, key
+from umamba.settings.validate import read_record
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
 DRY_RUN = "fast_dev_run_"  # begins the name of the experiment of trainer.fast_dev_run
+
+
+_REMEDY = (
+    "Put back a copy of the file, or begin afresh with restart=true. Without a copy you can also delete it: a run that "
+    "has checkpoints then continues with the settings in config.yaml, but without a learning rate that "
+    "trainer.find_lr found and without the float32 that it may have changed to."
+)
+
+
+@dataclass(frozen=True)
+class _Status:
+    """The values of run.json on which something depends, with their types."""
+
+    state: str | None = None
+    max_epochs: int | None = key(None, low=0)
+    max_seconds: float | None = key(None, low=0)
+    ended_after: int | None = key(None, low=0)
+    early_stopping: tuple[Mapping[str, Any], ...] = ()
+    continuations: tuple[Mapping[str, Any], ...] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    scoring: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    found_lr: float | None = key(None, above=0)
+    precision: str | None = None
+    wandb_id: str | None = None
+    mlflow_id: str | None = None
+    parameters: int | None = key(None, low=0)
+    step_flops: float | None = key(None, low=0)
 
 
 @dataclass(frozen=True)
@@ -148,6 +177,13 @@ class RunFolder:
         """task.json, written by the process that runs the training as a cluster job."""
         return self.path / "task.json"
 
+    def planned(self) -> Configuration | None:
+        """Return the configuration that plan.json plans; None if the file is missing or damaged."""
+        try:
+            return Plan.from_json(read_json(self.plan)).configuration(self.path.parents[1].name)
+        except UserError:
+            return None
+
     def checkpoint(self, which: str) -> Path:
         """Return the path of a checkpoint.
 
@@ -157,8 +193,27 @@ class RunFolder:
         return self.checkpoints / f"{which}.ckpt"
 
     def status(self) -> dict[str, Any]:
-        """Return the content of run.json; empty if the run has not begun."""
-        return dict(read_json(self.status_file)) if self.status_file.exists() else {}
+        """Return the content of run.json; empty if the run has not begun.
+
+        Raises:
+            UserError: the file is damaged or was changed: a value has another type than this project writes.
+        """
+        if not self.status_file.exists():
+            return {}
+        try:
+            content = read_json(self.status_file)
+            read_record(_Status, content)
+        except UserError as error:
+            text = str(error).removeprefix(f"{self.status_file}: ")
+            raise UserError(f"{self.status_file}: {text} {_REMEDY}") from None
+        return dict(content)
+
+    def readable_status(self) -> dict[str, Any]:
+        """Return the content of run.json for those who only report; empty if it is missing or damaged."""
+        try:
+            return self.status()
+        except UserError:
+            return {}
 
     def set_status(self, **values: Any) -> None:
         """Change values in run.json.
@@ -207,7 +262,7 @@ class RunFolder:
             early_stopping: options of the command's early stopping.
         """
         status = self.status()
-        if status.get("state") != "finished" or status.get("max_epochs", 0) < max_epochs:
+        if status.get("state") != "finished" or (status.get("max_epochs") or 0) < max_epochs:
             return False
         if "ended_after" in status and status.get("early_stopping", []) != list(early_stopping):
             return False

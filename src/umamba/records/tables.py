@@ -1,9 +1,11 @@
 """Read and write the tables of a run: metrics.csv (a row an epoch), scores.csv (a row for each case and label)."""
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas
 
@@ -11,22 +13,69 @@ from umamba.io import UserError, atomic_path
 from umamba.io.tabular import read_table, write_table
 
 MetricsRow = dict[str, str]
+_MOST_METRICS = 256 << 20  # bytes
 # The metric that represents a run as one number: the first one that the table has.
 MAIN_METRICS = ("dsc", "f1")
 _KEYS = ("case", "label")
+_SCORE_AGAIN = "The same command scores the run again."
 FOLD = "fold"  # a further column of the scores of several folds
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
-    """Return the rows of a metrics.csv, one for each completed epoch.
+    """Return the whole rows of a metrics.csv, one for each completed epoch.
 
     Args:
-        path: the file; if it does not exist, there are no rows.
+        path: the file; if it does not exist, there are no rows. Rows that are cut or hold other values are left out.
     """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return _metrics(path)[0]
+
+
+def metrics_damage(path: Path) -> str | None:
+    """Return what is wrong with a metrics.csv; None if nothing is, or it does not exist.
+
+    Args:
+        path: the file.
+    """
+    return _metrics(path)[1]
+
+
+def _metrics(path: Path) -> tuple[list[MetricsRow], str | None]:
+    """Return the whole rows, and what is wrong with the file."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_METRICS + 1)
+    except FileNotFoundError:
+        return [], None
+    except OSError as error:
+        return [], f"cannot be read ({error.strerror or error})"
+    if len(content) > _MOST_METRICS:
+        return [], f"has more than {_MOST_METRICS >> 20} MiB"
+    rows: list[MetricsRow] = []
+    wrong, whole = 0, False
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode(errors="replace").replace("\0", "\ufffd"), newline=""))
+        if "epoch" not in (reader.fieldnames or ()):
+            return [], "is empty" if not content.strip() else "has no column epoch"
+        for row in reader:
+            whole = _is_metrics(row)
+            rows += [row] if whole else []
+            wrong += not whole
+    except csv.Error as error:
+        return rows, f"cannot be read as a table ({error})"
+    if whole and not content.endswith(b"\n"):
+        return rows[:-1], "is cut in its last row"  # whose last number may have lost digits
+    return rows, f"has {wrong} row(s) that are cut or hold other values" if wrong else None
+
+
+def _is_metrics(row: Mapping[Any, Any]) -> bool:
+    """Return whether a row has a value for each column, all of them numbers or empty."""
+    try:
+        whole = None not in row and None not in row.values() and int(row["epoch"]) >= 0
+        for value in row.values():
+            float(value or 0)
+    except (ValueError, TypeError):
+        return False
+    return whole
 
 
 def write_metrics(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
@@ -72,9 +121,9 @@ def read_scores(path: Path) -> pandas.DataFrame:
     """
     if not path.exists():
         return pandas.DataFrame(columns=list(_KEYS))
-    table = read_table(path, (*_KEYS, FOLD), "Score the run again.")
+    table = read_table(path, (*_KEYS, FOLD), _SCORE_AGAIN)
     if any(name not in table for name in _KEYS):
-        raise UserError(f"{path}: the columns case and label are missing. Score the run again.")
+        raise UserError(f"{path}: the columns case and label are missing. {_SCORE_AGAIN}")
     return table
 
 
@@ -97,7 +146,7 @@ def read_curves(path: Path) -> pandas.DataFrame:
     Raises:
         UserError: the file is not such a table.
     """
-    return read_table(path, remedy="It is written again by the next epoch of the run.")
+    return read_table(path, remedy="Delete it, or continue the run, which keeps its whole rows.")
 
 
 def main_score(table: pandas.DataFrame) -> float:

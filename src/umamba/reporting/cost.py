@@ -49,7 +49,7 @@ def costs(results: Results) -> list[Cost]:
         curve = results.curves.get(run.folder)
         if curve is None:
             continue
-        status = run.folder.status()
+        status = run.folder.readable_status()
         found.append(
             Cost(
                 *(run.dataset, run.method, run.fold, run.seed),

@@ -1,12 +1,12 @@
 """Pictures of a test case with the segmentation of every method, as in the paper's figures 2 and 3."""
 
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from umamba.datasets import RawCase, RawDataset, list_findings
 from umamba.io import read_image, read_label
@@ -14,6 +14,7 @@ from umamba.io.escape import mathtext
 from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_labels, scaled
 from umamba.labels.view import View, largest_slice, letters_of, plane_size
 from umamba.records import RunFolder
+from umamba.records.config_file import read_config
 from umamba.reporting.results import Results
 
 _PANEL_INCHES = 2.2
@@ -80,10 +81,9 @@ def raw_dataset(folder: RunFolder) -> RawDataset | None:
     Returns:
         The dataset; None if its folder no longer exists.
     """
-    if not folder.config.exists():
-        return None
-    root = Path(str(OmegaConf.select(OmegaConf.load(folder.config), "dataset.root")))
-    return list_findings(root)[0] if root.is_dir() else None
+    dataset = (read_config(folder.config) or {}).get("dataset")
+    root = dataset.get("root") if isinstance(dataset, dict) else None
+    return list_findings(Path(root))[0] if isinstance(root, str) and os.path.isdir(root) else None
 
 
 def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, RunFolder]) -> bytes:

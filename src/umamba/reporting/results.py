@@ -1,6 +1,8 @@
 """Read the run folders of a study: states, scores of each case and learning curves."""
 
 import csv
+import io
+import logging
 import math
 import unicodedata
 from collections import Counter
@@ -14,10 +16,14 @@ import pandas
 
 from umamba.evaluation import rules_sentence
 from umamba.io import UserError
+from umamba.io.documents import MOST_BYTES, bounded_text
 from umamba.records import RunFolder
 from umamba.records.tables import read_curves, read_scores
 from umamba.sweeps import PlannedRun, RunState, run_state
 
+log = logging.getLogger(__name__)
+
+_COLUMNS = "Columns: dataset,method,label,metric,mean,sd."
 METRICS = ("dsc", "nsd", "f1")
 AVERAGE = "average"
 SCORE_COLUMNS = ("dataset", "method", "fold", "seed", "case", "label", "metric", "value")
@@ -100,7 +106,9 @@ class Results:
         Args:
             dataset: the benchmark.
         """
-        found = (state.run.folder.status().get("scoring") for state in self.states if state.run.dataset == dataset)
+        found = (
+            state.run.folder.readable_status().get("scoring") for state in self.states if state.run.dataset == dataset
+        )
         known = [
             record
             for record in found
@@ -151,7 +159,7 @@ def gather(
         if state.state == "done":
             rows += run_scores(state.run, {key[2] for key in printed})
     files = {state.run.folder: state.run.folder.metrics for state in states}
-    curves = {folder: read_curves(path) for folder, path in files.items() if path.exists()}
+    curves = {folder: curve for folder, path in files.items() if (curve := _curve(path)) is not None}
     return Results(
         name=name,
         question=question,
@@ -240,6 +248,15 @@ def label_name(name: str, printed: Collection[str] = ()) -> str:
     return plain if plain in printed else composed
 
 
+def _curve(path: Path) -> pandas.DataFrame | None:
+    """Return the curves of a run; None, with a warning, if its metrics.csv is damaged."""
+    try:
+        return read_curves(path) if path.exists() else None
+    except UserError as error:
+        log.warning("%s The report has no curve of this run.", error)
+        return None
+
+
 def read_published(path: Path) -> dict[tuple[str, str, str, str], Published]:
     """Read a study's published.csv.
 
@@ -253,13 +270,14 @@ def read_published(path: Path) -> dict[tuple[str, str, str, str], Published]:
         UserError: a column is missing, or a value is not a number.
     """
     found = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                key = (row["dataset"], row["method"], row["label"], row["metric"])
-                found[key] = Published(float(row["mean"]), float(row["sd"]) if row["sd"] else None)
-            except (KeyError, ValueError) as error:
-                raise UserError(
-                    f"{path}, line {line}: {error}. Columns: dataset,method,label,metric,mean,sd."
-                ) from error
+    try:
+        rows = list(csv.DictReader(io.StringIO(bounded_text(path, MOST_BYTES), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path}: cannot be read as a table ({error}). {_COLUMNS}") from error
+    for line, row in enumerate(rows, start=2):
+        try:
+            key = (row["dataset"], row["method"], row["label"], row["metric"])
+            found[key] = Published(float(row["mean"]), float(row["sd"]) if row["sd"] else None)
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {line}: {error}. {_COLUMNS}") from error
     return found

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from umamba.io import UserError, provenance
+from umamba.io.resources import memory_bytes
 from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
 from umamba.patches.extra import check_on_patch
@@ -23,6 +24,7 @@ from umamba.runs.trainer import build_datamodule, build_trainer, expected_warnin
 from umamba.settings import TrainSettings
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.checkpoints import newest_readable
+from umamba.training.freed_memory import freed_memory_kept
 from umamba.training.learning_rate import found_learning_rate
 from umamba.training.losses import build_loss
 from umamba.training.module import SegmentationModule
@@ -95,7 +97,13 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
             TorchIO does not fit the patch.
     """
     classes = planned.labels.num_classes
-    build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
+    network = build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
+    needed = 4 * sum(parameter.numel() for parameter in network.parameters())
+    if needed > memory_bytes():
+        raise UserError(
+            f"plan.{planned.configuration.name}: the network has {needed / 2**30:.4g} GiB of weights, more than the "
+            f"{memory_bytes() / 2**30:.3g} GiB of memory here. Check the plan and the architecture group."
+        )
     build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
     if settings.augmentation.extra:
         check_on_patch(settings.augmentation, planned.configuration.patch_size, planned.configuration.spacing)
@@ -196,7 +204,8 @@ def attempt(
         log.info("Training ended after epoch %d, as trainer.max_time or the early stopping says.", resume[1])
         return trainer.loggers
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resume and resume[0], weights_only=True)
+        with freed_memory_kept(trainer.strategy.root_device.type == "cpu"):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=resume and resume[0], weights_only=True)
     except MisconfigurationException as error:
         raise UserError(f"The trainer group does not fit this training: {error}") from error
     except (RuntimeError, UserError) as error:

@@ -1,13 +1,18 @@
 """Segment images with checkpoints, then draw the first ones, so that one look shows gross mistakes."""
 
 import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from umamba.datasets import RawCase
 from umamba.inference import PostProcessing, Predictor
 from umamba.inference.cases import find_cases
 from umamba.inference.outputs import Outputs
 from umamba.inference.problems import UnsegmentedCases
-from umamba.io import StorageError, read_image, read_label, storage_errors
+from umamba.io import Image, StorageError, read_image, read_label, storage_errors
+from umamba.io.lazy import load_beside
 from umamba.io.voice import showing, tracked
 from umamba.settings import PredictSettings
 
@@ -33,8 +38,11 @@ def predict(settings: PredictSettings) -> list[Path]:
         precision=settings.precision,
         post_processing=PostProcessing.read(settings.post_processing) if settings.post_processing else None,
         trust=settings.trust,
+        engine=settings.engine,
     )
     outputs = Outputs.at(settings.output, predictor.file_ending)
+    if settings.previews:
+        load_beside("umamba.evaluation.overlay")  # while the networks compute
     try:
         paths = predictor.predict(settings.input, settings.output, settings, progress=showing())
     except UnsegmentedCases:
@@ -77,9 +85,10 @@ def draw_previews(predictor: Predictor, outputs: Outputs, settings: PredictSetti
             break
     wanted = [entry for entry in wanted if _older(entry[2], entry[1])]
     made = []
-    for case, drawn, picture in tracked(wanted, "Drawing previews", len(wanted)):
+    drawing = zip(wanted, _read_ahead([(case, drawn) for case, drawn, _ in wanted]), strict=True)
+    for (case, _, picture), read in tracked(drawing, "Drawing previews", len(wanted)):
         try:
-            image, found = read_image(case.images, time_is_channels=True), read_label(drawn)
+            image, found = read()
             figure = overlay_figure(
                 image.array,
                 None,
@@ -99,6 +108,22 @@ def draw_previews(predictor: Predictor, outputs: Outputs, settings: PredictSetti
             log.warning("%s: could not be drawn (%s: %s).", case.case_id, type(error).__name__, error)
             log.debug("%s", case.case_id, exc_info=error)
     return made
+
+
+def _read_ahead(pairs: Sequence[tuple[RawCase, Path]]) -> Iterator[Callable[[], tuple[Image, Image]]]:
+    """Yield for each case the function that waits for its image and label map, while those of the next are read."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[tuple[Image, Image]]] = deque()
+        for case, drawn in pairs:
+            waiting.append(pool.submit(lambda case, drawn: (_image_of(case), read_label(drawn)), case, drawn))
+            if len(waiting) > 1:
+                yield waiting.popleft().result
+        if waiting:
+            yield waiting.popleft().result
+
+
+def _image_of(case: RawCase) -> Image:
+    return read_image(case.images, time_is_channels=True)
 
 
 def _older(picture: Path, segmentation: Path) -> bool:

@@ -17,6 +17,7 @@ from umamba.datasets.numbered_instances import classes_of_instances, holds_insta
 from umamba.datasets.phantom import VOXEL_MM
 from umamba.datasets.phantom_archives import converted_phantom
 from umamba.io import StorageError, UserError, exclusive, read_json, write_json
+from umamba.io.documents import OWN_BYTES
 from umamba.io.resources import available_cpus
 from umamba.labels import LabelSet
 from umamba.planning import (
@@ -34,6 +35,7 @@ from umamba.planning import (
 )
 from umamba.preprocessing import CaseStore, prepare_store
 from umamba.settings import DatasetSettings, PhantomSettings, TrainSettings
+from umamba.settings.validate import read_record
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +105,9 @@ def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[
         with exclusive(folder / ".fingerprint.lock", f"the fingerprint of {dataset.name}"):
             digest = dataset_digest(dataset, cache)
             path = _fingerprint_file(folder, digest, dataset.reader)
-            if path.exists():
-                return Fingerprint.from_json(read_json(path)), digest
+            known = _kept_fingerprint(path)
+            if known is not None:
+                return known, digest
             fingerprint, findings = inspect_dataset(dataset, workers)
             write_json(findings_file(folder, digest), [asdict(finding) for finding in findings])
             write_json(path, fingerprint.to_json())
@@ -112,9 +115,21 @@ def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[
     except StorageError:
         digest = dataset_digest(dataset, cache, update=False)
         path = _fingerprint_file(folder, digest, dataset.reader)
-        if not path.exists():
+        known = _kept_fingerprint(path)
+        if known is None:
             raise
-        return Fingerprint.from_json(read_json(path)), digest
+        return known, digest
+
+
+def _kept_fingerprint(path: Path) -> Fingerprint | None:
+    """Return the fingerprint in a file; None if there is none, or it is damaged and must be computed again."""
+    if not path.exists():
+        return None
+    try:
+        return Fingerprint.from_json(read_json(path, OWN_BYTES))
+    except UserError as error:
+        log.warning("%s is damaged (%s), and is computed again.", path, str(error).removeprefix(f"{path}: "))
+        return None
 
 
 def _fingerprint_file(folder: Path, digest: str, reader: str | None) -> Path:
@@ -136,9 +151,14 @@ def _kept_findings(folder: Path, digest: str) -> tuple[Finding, ...] | None:
     if not path.exists():
         return None
     try:
-        return tuple(Finding(**entry) for entry in read_json(path))
-    except TypeError:
-        raise UserError(f"{path}: is no list of findings. Delete it.") from None
+        entries = read_json(path, OWN_BYTES)
+        if isinstance(entries, list):
+            return tuple(read_record(Finding, entry) for entry in entries)
+        reason = "is no list"
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+    log.warning("%s is damaged (%s), and is not used.", path, reason)
+    return None
 
 
 def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerprint) -> tuple[Plan, str]:

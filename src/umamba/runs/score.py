@@ -72,7 +72,7 @@ def predict_and_score(
     held_out = validation_cases(settings, prepared) if settings.predict.validation else []
     rules, validation = scoring_rules(settings, prepared), None
     if held_out:
-        predictor = Predictor.from_checkpoint(checkpoint, trust=module_of(settings.architecture.name))
+        predictor = _predictor(settings, checkpoint)
         validation = score_cases(
             predictor, held_out, folder.validation, folder.validation_scores, rules, settings.predict.prediction
         )
@@ -83,11 +83,17 @@ def predict_and_score(
     if not test:
         log.info("No test images (imagesTs): nothing to predict.")
         return validation, None
-    predictor = Predictor.from_checkpoint(checkpoint, trust=module_of(settings.architecture.name))
+    predictor = _predictor(settings, checkpoint)
     scores = score_cases(predictor, test, folder.predictions, folder.scores, rules, settings.predict.prediction)
     if scores is None:
         log.info("The test images have no labels (labelsTs): predicted, not scored.")
     return validation, scores
+
+
+def _predictor(settings: TrainSettings, checkpoint: Path) -> Predictor:
+    return Predictor.from_checkpoint(
+        checkpoint, trust=module_of(settings.architecture.name), engine=settings.predict.engine
+    )
 
 
 def validation_cases(settings: TrainSettings, prepared: PreparedDataset) -> list[RawCase]:
@@ -231,7 +237,11 @@ def pool_folds(folder: RunFolder, rules: str | None = None) -> pandas.DataFrame 
     for other in sorted(folder.other_folds(), key=lambda other: (len(other.fold), other.fold)):
         if not other.validation_scores.exists():
             continue
-        table = read_scores(other.validation_scores)
+        try:
+            table = read_scores(other.validation_scores)
+        except UserError as error:
+            log.warning("Fold %s is left out of the cross-validation. %s", other.fold, error)
+            continue
         twice = sorted(counted & set(table["case"]))
         if twice:
             message = "Fold %s is left out of the cross-validation: %d of its cases, such as %s, are in other folds."

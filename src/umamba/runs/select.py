@@ -138,6 +138,7 @@ def validate(
     device: str,
     settings: PredictionSettings,
     trust: str | Sequence[str] = (),
+    engine: str = "auto",
 ) -> Validated:
     """Predict the validation cases of every fold with that fold's networks, and score them.
 
@@ -149,6 +150,7 @@ def validate(
         device: auto, cpu, cuda, ...
         settings: how cases are segmented.
         trust: packages whose functions may build the networks.
+        engine: auto, torch or openvino.
     """
     name = "+".join(members)
     folds = sorted(next(iter(members.values())))
@@ -157,7 +159,7 @@ def validate(
     for fold in folds:
         _, held_out = fold_cases(list(cases), fold, splits, dataset.groups)
         predictor = Predictor.from_checkpoint(
-            [checkpoints[fold] for checkpoints in members.values()], device, trust=trust
+            [checkpoints[fold] for checkpoints in members.values()], device, trust=trust, engine=engine
         )
         folder = output / name / f"fold_{fold}"
         predictor.predict_cases([cases[case] for case in held_out], folder, settings, progress=showing())
@@ -247,7 +249,13 @@ def find_best(settings: FindBestSettings) -> Selection:
         tried += [{one: members[one], two: members[two]} for one, two in itertools.combinations(members, 2)]
     prediction, output = settings.prediction, settings.output
     validated = [
-        validate(each, dataset, splits, output, device=settings.device, settings=prediction, trust=settings.trust)
+        validate(
+            *(each, dataset, splits, output),
+            device=settings.device,
+            settings=prediction,
+            trust=settings.trust,
+            engine=settings.engine,
+        )
         for each in tried
     ]
     ranked = tuple(sorted(validated, key=lambda each: -each.mean))

@@ -26,6 +26,7 @@ from umamba.runs.smoke import smoke_test
 from umamba.runs.trainer import check_trainer, is_first_process, processes
 from umamba.settings import TrainSettings
 from umamba.training.checkpoints import newest_readable
+from umamba.training.curves import complete_curves
 from umamba.training.loggers import close_loggers, log_pictures, log_scores, upload_model
 from umamba.training.notice import send_notice
 from umamba.training.stopping import LeaveOnSignal
@@ -77,11 +78,14 @@ def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
         if settings.trainer.dry_run:
             settings = replace(settings, restart=True)
         check_trainer(settings)
+        folder = RunFolder.of(settings)
+        if not settings.restart:
+            folder.status()  # a damaged run.json is refused before any work
         planned = plan_of(settings)
         check_fold(settings, planned)
         check_network(settings, planned)
         check_scoring(settings, planned)
-        return run(settings, preprocess(planned, settings), RunFolder.of(settings))
+        return run(settings, preprocess(planned, settings), folder)
 
 
 def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -> RunResult:
@@ -115,7 +119,7 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -
             begin(folder, identity, settings, _completed(folder, settings), processes(settings))
         try:
             if trained:
-                log.info("This run is trained; its scores were made with other settings: %s", "; ".join(otherwise))
+                log.info("This run is trained, and is scored again: %s", "; ".join(otherwise))
             loggers = [] if trained else fit(settings, prepared, folder, record)
             if not first:
                 return RunResult(folder, None, None)
@@ -146,6 +150,7 @@ def _after_training(
         captions = {rank: f"{case}, {case_score(scores, case)}" for rank, case in worst_median_best(scores).items()}
         log_pictures(loggers, "test", draw_cases(prepared, scores, folder), captions)
         log.info(table_of_test_images(scores, settings))
+    complete_curves(folder.metrics, folder.curves)
     folder.set_status(state="finished", scoring=scoring_settings(settings))
     return RunResult(folder, validation, scores)
 

@@ -28,7 +28,13 @@ from umamba.settings.commands import (
 from umamba.settings.dataset import DatasetSettings, PathsSettings, PhantomSettings
 from umamba.settings.fields import key
 from umamba.settings.plan import PlannerSettings, PlanSettings
-from umamba.settings.prediction import FindBestSettings, PredictionSettings, PredictSettings, SlidingWindowSettings
+from umamba.settings.prediction import (
+    EngineSettings,
+    FindBestSettings,
+    PredictionSettings,
+    PredictSettings,
+    SlidingWindowSettings,
+)
 from umamba.settings.recipe import LossSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
 from umamba.settings.trainer import TrainerSettings
 from umamba.settings.training import (
@@ -51,6 +57,7 @@ __all__ = [
     "DataSettings",
     "DatasetSettings",
     "DescribeSettings",
+    "EngineSettings",
     "EvaluateSettings",
     "ExportSettings",
     "ExtraTransform",

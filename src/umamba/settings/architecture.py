@@ -38,9 +38,9 @@ class _UMambaSettings(ArchitectureSettings):
         True, "true: Mamba layers. identity: no Mamba layers and everything else unchanged (ablation)."
     )
     residual: bool = key(False, "Add the Mamba layer's input to its output; the released code does not.")
-    d_state: int = key(16, "State size of the scan, for each channel.", low=1)
-    d_conv: int = key(4, "Kernel length of the causal convolution in front of the scan.", low=1)
-    expand: int = key(2, "Inner width of a Mamba layer as a multiple of its model width.", low=1)
+    d_state: int = key(16, "State size of the scan, for each channel.", low=1, high=4096)
+    d_conv: int = key(4, "Kernel length of the causal convolution in front of the scan.", low=1, high=1024)
+    expand: int = key(2, "Inner width of a Mamba layer as a multiple of its model width.", low=1, high=256)
     scan_backend: Literal["auto", "reference", "cpu", "triton", "cuda"] = key(
         "auto", "Backend of the scan. auto: the fastest one that works on the device; or the name of a backend."
     )
@@ -91,9 +91,13 @@ class SegResNetSettings(ArchitectureSettings):
     """MONAI's SegResNet with the settings of U-Mamba's trainer; train it with recipe=segresnet."""
 
     name: Literal["segresnet"] = key("segresnet", "The backbone.")
-    init_filters: int = key(32, "Channels at full resolution, a multiple of 8; they double with each level.", low=1)
-    blocks_down: tuple[int, ...] = key((1, 2, 2, 4), "Residual blocks of each encoder level.", low=1)
-    blocks_up: tuple[int, ...] = key((1, 1, 1), "Residual blocks of each decoder level, from the bottleneck up.", low=1)
+    init_filters: int = key(
+        32, "Channels at full resolution, a multiple of 8; they double with each level.", low=1, high=4096
+    )
+    blocks_down: tuple[int, ...] = key((1, 2, 2, 4), "Residual blocks of each encoder level.", low=1, high=256)
+    blocks_up: tuple[int, ...] = key(
+        (1, 1, 1), "Residual blocks of each decoder level, from the bottleneck up.", low=1, high=256
+    )
 
     def conflicts(self) -> Iterator[str]:
         """Yield the options for which MONAI's SegResNet cannot be built."""
@@ -111,10 +115,10 @@ class UNETRSettings(ArchitectureSettings):
     """MONAI's UNETR with the settings of U-Mamba's trainer; train it with recipe=unetr."""
 
     name: Literal["unetr"] = key("unetr", "The backbone.")
-    feature_size: int = key(16, "Channels of the convolutional decoder at full resolution.", low=1)
-    hidden_size: int = key(768, "Width of the transformer, a multiple of num_heads.", low=1)
-    mlp_dim: int = key(3072, "Width of the transformer's hidden layers.", low=1)
-    num_heads: int = key(12, "Attention heads.", low=1)
+    feature_size: int = key(16, "Channels of the convolutional decoder at full resolution.", low=1, high=8192)
+    hidden_size: int = key(768, "Width of the transformer, a multiple of num_heads.", low=1, high=65536)
+    mlp_dim: int = key(3072, "Width of the transformer's hidden layers.", low=1, high=262144)
+    num_heads: int = key(12, "Attention heads.", low=1, high=4096)
 
     def conflicts(self) -> Iterator[str]:
         """Yield the options for which MONAI's UNETR cannot be built."""
@@ -131,10 +135,17 @@ class SwinUNETRSettings(ArchitectureSettings):
 
     name: Literal["swinunetr"] = key("swinunetr", "The backbone.")
     feature_size: int = key(
-        48, "Channels after the patch embedding, a multiple of 12 and of num_heads; they double with each stage.", low=1
+        48,
+        "Channels after the patch embedding, a multiple of 12 and of num_heads; they double with each stage.",
+        low=1,
+        high=12288,
     )
-    depths: tuple[int, ...] = key((2, 2, 2, 2), "Transformer blocks of each of the four stages.", low=1, lengths=(4,))
-    num_heads: tuple[int, ...] = key((3, 6, 12, 24), "Attention heads of each of the four stages.", low=1, lengths=(4,))
+    depths: tuple[int, ...] = key(
+        (2, 2, 2, 2), "Transformer blocks of each of the four stages.", low=1, high=256, lengths=(4,)
+    )
+    num_heads: tuple[int, ...] = key(
+        (3, 6, 12, 24), "Attention heads of each of the four stages.", low=1, high=4096, lengths=(4,)
+    )
     monai_compat: Literal["1.3", "1.6"] = key(
         "1.3",
         "Patch merging in 3D. 1.3: as in the MONAI that the paper used (two of eight sub-grids twice, two never). 1.6: "

@@ -136,14 +136,30 @@ class ConvertSettings(Settings):
 class ExportSettings(Settings):
     """All keys of `umamba export`."""
 
-    checkpoint: Path = key(sentence="A checkpoint of a run whose architecture is unet or resenc_unet.", existing=True)
+    checkpoint: Path = key(
+        sentence="A checkpoint of a run; for format=nnunet its architecture must be unet or resenc_unet.", existing=True
+    )
     output: Path = key(
-        sentence="Folder of nnU-Net's results; the network is written to "
-        "<dataset>/nnUNetTrainer__<plans>__<configuration>."
+        sentence="nnunet: folder of nnU-Net's results; the network is written to "
+        "<dataset>/nnUNetTrainer__<plans>__<configuration>. share: the new file, such as liver.ckpt."
+    )
+    format: Literal["nnunet", "share"] = key(
+        "nnunet",
+        "nnunet: a folder that nnU-Net predicts with. share: a checkpoint to give away, for predict, fine-tuning and "
+        "export: weights, plan, labels and settings, without optimiser, paths and names of machine or user.",
     )
     fold: int | Literal["all"] = key(
-        0, "Fold in nnU-Net's folder: a number, or all. Several folds of one plan can be in the same output.", low=0
+        0,
+        "nnunet: fold in nnU-Net's folder, a number or all. Several folds of one plan can be in the same output.",
+        low=0,
     )
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a fold or an output that a shared checkpoint cannot have."""
+        if self.format == "share" and self.fold != 0:
+            yield f"fold={self.fold}: format=share writes a single file, which has no fold. Leave it out."
+        if self.format == "share" and self.output.suffix != ".ckpt":
+            yield f"output={self.output}: format=share writes a single file. Give a name that ends in .ckpt."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from umamba.settings.augmentation import AugmentationSettings
 from umamba.settings.dataset import DatasetSettings, PathsSettings
 from umamba.settings.fields import key
 from umamba.settings.plan import PlannerSettings, PlanSettings
-from umamba.settings.prediction import PredictionSettings, SlidingWindowSettings
+from umamba.settings.prediction import EngineSettings, PredictionSettings, SlidingWindowSettings
 from umamba.settings.recipe import Precision, RecipeSettings
 from umamba.settings.trainer import TrainerSettings
 from umamba.settings.validate import Settings
@@ -86,7 +86,7 @@ class LoggerSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AfterTrainingSettings(SlidingWindowSettings):
+class AfterTrainingSettings(SlidingWindowSettings, EngineSettings):
     """The prediction of validation cases and test images after training."""
 
     section: ClassVar[str] = "predict"

@@ -4,6 +4,7 @@ A record is a frozen dataclass that inherits `Settings`. The types and limits (`
 values. A record checks itself when it is made, so a record in a notebook is as safe as a command line.
 """
 
+import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -28,6 +29,8 @@ from umamba.settings.wording import (
 )
 
 Record = TypeVar("Record", bound="Settings")
+Held = TypeVar("Held")
+_LISTED = 5  # mistakes of a record that one message names
 REQUIRED = "???"  # omegaconf's placeholder for a value that the user must give
 
 
@@ -94,6 +97,58 @@ def parse(record: type[Record], values: Mapping[str, Any], section: str | None =
     if problems:
         raise InvalidSettings(problems)
     return typing.cast(Record, found)
+
+
+def read_record(record: type[Held], values: Any, section: str = "") -> Held:
+    """Make a frozen dataclass of values that a file holds, each of the type and within the limits of its field.
+
+    Keys that the dataclass does not declare are left out, because other programs and versions write more of them.
+
+    Args:
+        record: the dataclass; `fields.key` declares the limits of its fields.
+        values: plain values, or records where the fields hold records.
+        section: dotted name of the record in the file, for messages.
+
+    Raises:
+        UserError: the values are no mapping, a key is missing, or a value has another type or is outside its limits.
+
+    >>> from dataclasses import dataclass
+    >>> from umamba.settings.fields import key
+    >>> @dataclass(frozen=True)
+    ... class Box:
+    ...     edges: tuple[int, ...] = key(low=1, lengths=(2, 3))
+    >>> read_record(Box, {"edges": [4, 5], "colour": "red"}, "box")
+    Box(edges=(4, 5))
+    >>> read_record(Box, {"edges": [4, 0]}, "box")
+    Traceback (most recent call last):
+    umamba.io.errors.UserError: box.edges=[4, 0]: must be a list of 2 or 3 whole numbers from 1 on.
+    """
+    kind: Any = record
+    declared = _declared(kind)
+    if not isinstance(values, Mapping):
+        raise UserError(f"{section or 'it'}={shown(values)}: must be an object with the keys {', '.join(declared)}.")
+    problems: list[str] = []
+    arguments = {}
+    for name, (hint, limits) in declared.items():
+        if name in values:
+            path = join(section, name)
+            if _is_number_for_text(values[name], hint):
+                problems.append(f"{path}={shown(values[name])}: must be {described(hint, limits)}, not a number.")
+            else:
+                arguments[name] = _checked(values[name], hint, limits, path, problems)
+    missing = [join(section, name) for name in declared if name in _required(kind) and name not in values]
+    if missing:
+        problems.insert(0, f"{', '.join(missing)}: missing. Check that it is the right file, and complete.")
+    if problems:
+        raise UserError(" ".join(problems[:_LISTED]))
+    return record(**arguments)
+
+
+def _is_number_for_text(value: Any, kind: Any) -> bool:
+    """Return whether a number stands where a file must hold text; on the command line, numbers are text, too."""
+    if str in alternatives(kind):
+        return isinstance(value, int | float)
+    return kind == tuple[str, ...] and isinstance(value, list | tuple) and any(not isinstance(v, str) for v in value)
 
 
 def plain(value: Any) -> Any:
@@ -283,8 +338,7 @@ def _entries(value: Any, kinds: tuple[Any, ...], limits: Key) -> Any:
 def _within(value: float, limits: Key) -> bool:
     """Return whether a number is finite and within the limits."""
     return (
-        value == value
-        and abs(value) != float("inf")
+        abs(value) <= sys.float_info.max  # false for NaN, too
         and (limits.low is None or value >= limits.low)
         and (limits.above is None or value > limits.above)
         and (limits.high is None or value <= limits.high)

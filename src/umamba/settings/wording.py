@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from umamba.settings.fields import Key
 
+_SHOWN = 200  # characters of a value in a message
+
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """Return the known name that a mistyped one most probably means.
@@ -183,14 +185,18 @@ def is_choice(kind: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return a value as it is written on the command line.
+    """Return a value as it is written on the command line, cut after 200 characters.
 
     Args:
         value: the value.
     """
     if isinstance(value, bool):
         return str(value).lower()
-    return "null" if value is None else str(value)
+    try:
+        text = "null" if value is None else str(value)
+    except (ValueError, RecursionError):  # integers of thousands of digits, lists in lists in lists
+        return f"a value of type {type(value).__name__} that is too long to show"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def join(section: str, name: str) -> str:

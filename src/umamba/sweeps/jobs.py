@@ -7,7 +7,6 @@ A list file holds the run of each array task, so that a task needs only this fil
 changed. A later submission writes a new one with the runs that are not done by then.
 """
 
-import json
 import os
 import re
 import shlex
@@ -20,6 +19,7 @@ from typing import Any
 from umamba.io import UserError, make_folder, read_json, write_json
 from umamba.records import RunFolder
 from umamba.settings import SlurmSettings
+from umamba.settings.validate import read_record
 from umamba.sweeps.ledger import PlannedRun
 
 
@@ -79,10 +79,10 @@ def read_task(list_file: Path, index: int) -> tuple[list[str], RunFolder]:
     Raises:
         UserError: the list has no task of this index.
     """
-    tasks = read_json(list_file).get("tasks", [])
+    tasks = _read_list(list_file).tasks
     if not 0 <= index < len(tasks):
         raise UserError(f"{list_file}: there is no task {index}; it has 0 to {len(tasks) - 1}.")
-    return list(tasks[index]["overrides"]), RunFolder(Path(tasks[index]["folder"]))
+    return list(tasks[index].overrides), RunFolder(Path(tasks[index].folder))
 
 
 def submission(
@@ -97,7 +97,7 @@ def submission(
         script: path of array.sh.
         collect: arguments of `umamba report`.
     """
-    content = read_json(list_file)
+    content = _read_list(list_file)
     logs = str(list_file.parent / "logs").replace("%", "%%")  # because sbatch reads %A, %a and %j in this path
     common = ["sbatch", "--parsable", f"--chdir={Path.cwd()}", "--open-mode=append"]
     light = [
@@ -111,7 +111,7 @@ def submission(
     ]
     train = [
         *common,
-        f"--job-name=umamba-{content['study']}",
+        f"--job-name=umamba-{content.study}",
         *([f"--partition={request.partition}"] if request.partition else []),
         *([f"--gres=gpu:{request.gpus}"] if request.gpus else []),
         f"--nodes={request.nodes}",
@@ -119,7 +119,7 @@ def submission(
         f"--cpus-per-task={max(1, request.cpus // max(1, request.gpus))}",
         f"--mem={request.memory_gb}G",
         f"--time={request.time_limit}",
-        f"--array=0-{len(content['tasks']) - 1}%{request.max_parallel}",
+        f"--array=0-{len(content.tasks) - 1}%{request.max_parallel}",
         f"--output={logs}/%A_%a.log",
         "--requeue",
         f"--signal=B:USR1@{request.warn_s}",
@@ -209,16 +209,23 @@ def queued_tasks(folder: Path) -> dict[Path, str]:
     """
     found: dict[Path, str] = {}
     for jobs in sorted(Path(folder).glob("list_*_jobs.json")):
-        tasks = read_json(jobs.with_name(jobs.name.replace("_jobs", "")))["tasks"]
         try:
-            command = ["squeue", "-h", "-r", "-o", "%K %T", "-j", read_json(jobs)["train"]]
+            tasks = _read_list(jobs.with_name(jobs.name.replace("_jobs", ""))).tasks
+            number = read_record(_Jobs, read_json(jobs)).train
+        except UserError as error:
+            raise UserError(
+                f"{jobs}: does not tell which jobs are in the queue ({error}) Put back a copy. If squeue shows none of "
+                "this study, delete the file."
+            ) from None
+        try:
+            command = ["squeue", "-h", "-r", "-o", "%K %T", "-j", number]
             listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
         except FileNotFoundError:
             return {}
         for line in listed.splitlines():
             index, state = line.split(maxsplit=1)
-            if index.isdigit():
-                found[Path(tasks[int(index)]["folder"])] = state.lower()
+            if index.isdigit() and int(index) < len(tasks):
+                found[Path(tasks[int(index)].folder)] = state.lower()
     return found
 
 
@@ -296,4 +303,34 @@ def prepared_overrides(list_file: Path) -> list[list[str]]:
     Args:
         list_file: a file that `write_list` wrote.
     """
-    return [list(overrides) for overrides in json.loads(Path(list_file).read_text())["prepare"]]
+    return [list(overrides) for overrides in _read_list(Path(list_file)).prepare]
+
+
+@dataclass(frozen=True)
+class _Task:
+    overrides: tuple[str, ...]
+    folder: str
+
+
+@dataclass(frozen=True)
+class _List:
+    """The content of a list file."""
+
+    study: str
+    tasks: tuple[_Task, ...]
+    prepare: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """What is read of the numbers of submitted jobs."""
+
+    train: str
+
+
+def _read_list(path: Path) -> _List:
+    try:
+        return read_record(_List, read_json(path))
+    except UserError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: {text} It is the list of a submission; submit the study again.") from None

@@ -82,15 +82,22 @@ def run_state(run: PlannedRun, now: float | None = None) -> RunState:
         now: Unix time in seconds; None: the current time.
     """
     now = time.time() if now is None else now
-    status, task = _json(run.folder.status_file), _json(run.folder.task_file)
+    task = _json(run.folder.task_file)
     rows = read_metrics(run.folder.metrics)
     epochs = len(rows)
+    try:
+        status = run.folder.status()
+    except UserError as error:
+        return RunState(run, "failed", epochs, reason=str(error))
     trained = status.get("state") == "finished" or run.folder.saved()
     other = identity_differences(status.get("identity") or {}, run.learnt) if trained else []
     if other:
         return RunState(run, "failed", epochs, reason=f"its folder holds another run: {'; '.join(other)}")
-    if status.get("state") == "finished" and status.get("max_epochs", 0) >= run.max_epochs:
-        return RunState(run, "done", epochs, 0.0, main_score(read_scores(run.folder.scores)))
+    if status.get("state") == "finished" and (status.get("max_epochs") or 0) >= run.max_epochs:
+        try:
+            return RunState(run, "done", epochs, 0.0, main_score(read_scores(run.folder.scores)))
+        except UserError as error:
+            return RunState(run, "failed", epochs, reason=str(error))
     epoch_s = seconds_per_epoch(rows, run.batches)
     if not status and not task:
         return RunState(run, "pending")

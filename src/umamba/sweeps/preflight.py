@@ -4,10 +4,10 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from umamba.io import UserError, read_json
+from umamba.io import UserError
 from umamba.records import RunFolder
 from umamba.records.tables import read_metrics, seconds_per_epoch
 from umamba.settings import SlurmSettings
@@ -162,15 +162,11 @@ def _of_plans(runs: Sequence[PlannedRun], request: SlurmSettings) -> list[str]:
 
 def _batch_gb(folder: RunFolder) -> float:
     """Return the size in GB of a batch of images with their labels; 0 if the run has no plan yet."""
-    try:
-        plan = read_json(folder.plan)
-        configuration: Mapping[str, Sequence[int] | int] = plan["configurations"][folder.path.parents[1].name]
-        patch, batch = configuration["patch_size"], configuration["batch_size"]
-    except (UserError, KeyError):
+    configuration = folder.planned()
+    if configuration is None:
         return 0.0
-    assert isinstance(patch, Sequence)
-    assert isinstance(batch, int)
-    return math.prod(patch) * batch * (len(plan["intensity"]) + 1) * _BYTES / 1e9
+    voxels = math.prod(configuration.patch_size) * configuration.batch_size
+    return voxels * (len(configuration.normalization) + 1) * _BYTES / 1e9
 
 
 def _of_time(runs: Sequence[PlannedRun], request: SlurmSettings) -> list[str]:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from umamba.io import UserError
+from umamba.records.config_file import read_yaml
 from umamba.settings.training import Fold
+from umamba.settings.wording import shown
 
 _KEYS = ("question", "runs", "folds", "seeds")
 
@@ -77,20 +76,15 @@ def read_study(experiments: Path, name: str) -> StudyFile:
         raise UserError(
             f"study={name}: the file {path} does not exist. Choose one of {', '.join(list_studies(experiments))}."
         )
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path}: not a valid YAML file ({str(error).splitlines()[0]}). Correct it.") from error
-    except Exception as error:  # errors of the YAML parser share no base class with omegaconf's
-        raise UserError(f"{path}: not a valid YAML file ({str(error).splitlines()[0]}). Correct it.") from error
+    content = read_yaml(path)
     if not isinstance(content, Mapping) or set(content) != set(_KEYS):
-        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        found = shown(", ".join(map(str, content))) if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f"{path}: must have the keys {', '.join(_KEYS)}, but has {found}.")
     return StudyFile(
         name=path.parent.name,
         folder=path.parent,
         question=str(content["question"]),
-        runs=tuple(tuple(shlex.split(str(line))) for line in _list(path, content, "runs")),
+        runs=tuple(_overrides(path, line) for line in _list(path, content, "runs")),
         folds=tuple(_fold(path, fold) for fold in _list(path, content, "folds")),
         seeds=tuple(_seed(path, seed) for seed in _list(path, content, "seeds")),
     )
@@ -103,13 +97,23 @@ def _list(path: Path, content: Mapping[Any, Any], key: str) -> list[Any]:
     return value
 
 
+def _overrides(path: Path, line: Any) -> tuple[str, ...]:
+    try:
+        if isinstance(line, str):
+            return tuple(shlex.split(line))
+        reason = "it is no text"
+    except ValueError as error:
+        reason = str(error)
+    raise UserError(f"{path}: runs: {shown(line)} is no line of overrides ({reason}).")
+
+
 def _fold(path: Path, fold: Any) -> Fold:
-    if fold != "all" and fold not in range(5):
-        raise UserError(f"{path}: folds: {fold!r} must be 0 to 4, or all.")
+    if fold != "all" and (type(fold) is not int or fold not in range(5)):
+        raise UserError(f"{path}: folds: {shown(fold)} must be 0 to 4, or all.")
     return fold
 
 
 def _seed(path: Path, seed: Any) -> int:
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UserError(f"{path}: seeds: {seed!r} must be an integer.")
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise UserError(f"{path}: seeds: {shown(seed)} must be an integer from 0 to {2**32 - 1}.")
     return seed

@@ -14,9 +14,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from umamba.io import UserError, atomic_path
 from umamba.io.checksums import check_archive
-from umamba.records import RunFolder
+from umamba.records import RunFolder, network_weights
+from umamba.records.checkpoint import stored_patch_dice
 from umamba.records.replacement import settle
 from umamba.records.run_folder import LAST, PREVIOUS
+from umamba.records.torch_file import write_torch
 
 log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
@@ -38,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             with atomic_path(path) as temporary:
-                write(checkpoint, temporary)
+                write_torch(checkpoint, temporary)
                 if path.name == LAST and path.exists():
                     os.replace(path, path.with_name(PREVIOUS))
         except OSError as error:
@@ -47,16 +49,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{path} cannot be written: {error.strerror or error}; {free:.2f} GB are free there. Make room "
                 "(a run keeps three checkpoints); the same command then continues after the last epoch that was saved."
             ) from error
-
-
-def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a file by torch.save; raise OSError if that fails, because torch raises RuntimeErrors of several kinds."""
-    with path.open("wb") as file:
-        try:
-            torch.save(checkpoint, file)
-        except RuntimeError as error:
-            cause = error.__context__
-            raise cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0]) from error
 
 
 class SaveCheckpoints(Checkpoint):
@@ -116,7 +108,10 @@ def newest_readable(folder: RunFolder) -> tuple[Path, int] | None:
             continue
         try:
             check_archive(path)
-            epochs = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]) + 1
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            epochs = int(content["epoch"]) + 1
+            stored_patch_dice(content)  # fails where the record is missing
+            network_weights(content["state_dict"])
         except Exception as error:  # torch raises many kinds of error for a damaged file
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise UserError(f"{path} cannot be read: {error.strerror}. Check the disk and permissions.") from error

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from umamba.io import atomic_path
+from umamba.records.tables import read_metrics
 from umamba.training.metrics_csv import MetricsCsv
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,17 @@ class ProgressPicture(Callback):
             draw_curves(self.metrics.rows, self.path)
         except OSError as error:
             log.warning("%s could not be written: %s", self.path, error.strerror or error)
+
+
+def complete_curves(metrics: Path, path: Path) -> None:
+    """Draw the curves of a trained run if that failed at its end, because the disk was full.
+
+    Args:
+        metrics: metrics.csv.
+        path: the PNG file.
+    """
+    if metrics.exists() and not (path.exists() and path.stat().st_mtime_ns >= metrics.stat().st_mtime_ns):
+        draw_curves(read_metrics(metrics), path)
 
 
 def draw_curves(rows: Rows, path: Path) -> None:

@@ -14,6 +14,7 @@ from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.settings import LossSettings, Settings
 from umamba.settings.own_code import own_function, own_options
+from umamba.training.softmax_sums import SoftmaxSums, fits
 
 SMOOTH = 1e-5  # nnU-Net's smoothing of numerator and denominator
 EPSILON = 1e-8  # lower bound of the denominator
@@ -82,6 +83,13 @@ def soft_dice_loss(
         probabilities, target = probabilities * mask, target * mask
     intersection = (probabilities * target).sum(axes)
     predicted, true = probabilities.sum(axes), target.sum(axes)
+    return dice_of_sums(intersection, predicted, true, batch_dice, tversky)
+
+
+def dice_of_sums(
+    intersection: Tensor, predicted: Tensor, true: Tensor, batch_dice: bool, tversky: Sequence[float] | None
+) -> Tensor:
+    """Return minus the mean soft Dice of sums (B, K) over voxels; see `soft_dice_loss`."""
     if tversky is None:
         total = predicted + true
     else:
@@ -128,8 +136,16 @@ class DiceCrossEntropy(nn.Module):
     def forward(self, logits_BKS: Tensor, label_B1S: Tensor) -> Tensor:
         """Return the scalar loss of logits (B, K, *S) against integer labels (B, 1, *S)."""
         with torch.autocast(logits_BKS.device.type, enabled=False):
-            logits = logits_BKS.float()
             ignore = self.labels.ignore
+            plain = self.class_weights is None and not self.settings.focal_gamma and not self.labels.has_regions
+            if plain and fits(logits_BKS):
+                true, predicted, voxels, entropy = SoftmaxSums.apply(logits_BKS, label_B1S, ignore)
+                cross_entropy = entropy.sum() / voxels.sum().clamp_min(1)
+                dice = dice_of_sums(
+                    true[:, 1:], predicted[:, 1:], voxels[:, 1:], self.batch_dice, self.settings.tversky
+                )
+                return self.settings.cross_entropy_weight * cross_entropy + self.settings.dice_weight * dice
+            logits = logits_BKS.float()
             mask = None if ignore is None else (label_B1S != ignore)
             if self.labels.has_regions:
                 target = region_targets(label_B1S, self.labels)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from umamba.io import atomic_path
+from umamba.records.torch_file import write_torch
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class SkipNonFinite(Callback):
         }
         try:
             with atomic_path(self.folder / name) as temporary:
-                torch.save(content, temporary)
+                write_torch(content, temporary)
         except (OSError, RuntimeError) as error:  # a full disk must not end the run here
             log.warning("%s could not be written: %s", self.folder / name, error)
         log.info(

@@ -1,18 +1,36 @@
-"""The compiled CPU scan as a PyTorch operator, for autograd, autocast, torch.compile and gradient checkpointing.
+"""The compiled CPU scan: on NumPy arrays, and as a PyTorch operator for autograd, autocast and torch.compile.
 
-Each thread computes a sample or a range of its channels. The split depends only on the shapes and the number of
-threads, so that results repeat bit for bit.
+Inside, tokens are rows: (B, L, D). Each task computes a range of channels of a sample. The tasks depend only on the
+shapes and their sums are added in order, so that results are the same for any number of threads, bit for bit.
 """
 
+import functools
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from umamba.networks.scan.cpu_kernels import CHUNK, LANES, backward, forward
+from umamba.networks.scan.cpu_kernels import (
+    CHUNK,
+    add_parts,
+    backward,
+    forward,
+    signature_of_backward,
+    signature_of_forward,
+    signature_of_parts,
+)
+from umamba.networks.scan.vector_math import LANES, LOG2_E
+
+Array = NDArray[Any]
+
+_ENOUGH = 16  # tasks of a scan; more would need more memory for the gradients of B and C
+_SMALL = 100_000  # states of all tokens; with fewer, a second thread starts later than the first one ends
 
 
 def scan(
@@ -29,12 +47,227 @@ def scan(
     """Run the scan; the arguments are those of `selective_scan`, all float32 or all float64, on the CPU.
 
     Returns:
-        out (B, D, L) and the last state (B, D, N).
+        out (B, D, L), a view of memory with tokens as rows, and the last state (B, D, N).
     """
     tensors = (u, delta, A, B, C, D, z, delta_bias)
     needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    out, last, _ = _scan(*tensors, delta_softplus, needs_gradient)
-    return out, last
+    rows_u, rows_delta, rows_z = (None if t is None else t.transpose(1, 2) for t in (u, delta, z))
+    rows_B, rows_C = (_rows_of(matrix, u.shape) for matrix in (B, C))
+    out, last, _ = _scan(rows_u, rows_delta, A, rows_B, rows_C, D, rows_z, delta_bias, delta_softplus, needs_gradient)
+    return out.transpose(1, 2), last
+
+
+def _rows_of(matrix: Tensor, shape: torch.Size) -> Tensor:
+    """Return a view (B, L, G, N) of B or C; (D, N), the same for all tokens, gets one group for each channel."""
+    if matrix.ndim == 2:
+        return matrix.expand(shape[0], shape[2], -1, -1)
+    return matrix.transpose(1, 2).unsqueeze(2) if matrix.ndim == 3 else matrix.permute(0, 3, 1, 2)
+
+
+def scan_into(
+    u: Array,
+    delta: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None,
+    z: Array | None,
+    delta_bias: Array | None,
+    out: Array,
+    *,
+    delta_softplus: bool = True,
+    threads: int = 1,
+) -> None:
+    """Run the scan on arrays with tokens as rows and write its output into an array, without other large arrays.
+
+    Args:
+        u: input (B, L, D), float32 or float64 like all other arrays; any strides, but channels side by side are faster.
+        delta: step sizes (B, L, D).
+        A: diagonal of the state matrix (D, N).
+        B: input matrix (B, L, N), or (B, L, G, N) for G groups of channels.
+        C: output matrix, in the shape of B.
+        D: weight of the input in the output (D,); None: 0.
+        z: gate (B, L, D); None: no gate.
+        delta_bias: is added to delta (D,); None: 0.
+        out: is filled (B, L, D); it must not overlap the other arrays.
+        delta_softplus: take the softplus of delta plus its bias.
+        threads: number of threads; the results do not depend on it.
+
+    Raises:
+        ValueError: the arrays have different or other dtypes.
+    """
+    arrays = (u, delta, B, C, out, *(() if z is None else (z,)))
+    if len({each.dtype for each in arrays}) > 1 or u.dtype not in (np.float32, np.float64):
+        raise ValueError(f"The scan's arrays must be all float32 or all float64, not {[str(a.dtype) for a in arrays]}.")
+    grouped_B, grouped_C = (matrix if matrix.ndim == 4 else matrix[:, :, None] for matrix in (B, C))
+    run_forward(Arguments(u, delta, A, grouped_B, grouped_C, D, z, delta_bias, delta_softplus), out, None, threads)
+
+
+class Arguments:
+    """The scan's arrays in the form in which the compiled functions take them."""
+
+    def __init__(
+        self,
+        u: Array,
+        delta: Array,
+        A: Array,
+        B: Array,
+        C: Array,
+        D: Array | None,
+        z: Array | None,
+        delta_bias: Array | None,
+        delta_softplus: bool,
+    ) -> None:
+        self.batch, self.length, self.channels = u.shape
+        self.dtype, self.groups, self.states = u.dtype, B.shape[2], A.shape[1]
+        self.u, self.delta, self.softplus = u, delta, delta_softplus
+        self.A = self.by_block((A.astype(np.float64) * LOG2_E).astype(self.dtype))
+        self.B, self.C = (m if m.strides[3] == m.itemsize else np.ascontiguousarray(m) for m in (B, C))
+        zeros = np.zeros(self.channels, self.dtype)
+        self.D = self.by_block((zeros if D is None else D)[:, None])[:, 0]
+        self.bias = self.by_block((zeros if delta_bias is None else delta_bias)[:, None])[:, 0]
+        self.z = u[:, :0] if z is None else z
+        self.blocks = len(self.A)
+        # Ranges of blocks; a task is a range of a sample.
+        parts = min(self.blocks, -(-_ENOUGH // self.batch))
+        edges = [self.blocks * part // parts for part in range(parts + 1)]
+        self.parts = list(pairwise(edges))
+
+    def arrays(self) -> tuple[Any, ...]:
+        """Return the arrays in the order in which the compiled functions take them."""
+        return self.u, self.delta, self.A, self.B, self.C, self.D, self.z, self.bias, self.softplus
+
+    def by_block(self, rows: Array) -> Array:
+        """Turn (D, N) into (blocks, N, LANES), padded with zeros at the end of each group of channels."""
+        width = self.channels // self.groups
+        blocks = -(-width // LANES)
+        padded = np.zeros((self.groups, blocks * LANES, rows.shape[1]), self.dtype)
+        padded[:, :width] = rows.reshape(self.groups, width, -1)
+        return np.ascontiguousarray(padded.reshape(self.groups * blocks, LANES, -1).swapaxes(1, 2))
+
+    def by_channel(self, blocks: Array) -> Array:
+        """Reverse `by_block`: turn (..., blocks, N, LANES) into (..., D, N)."""
+        *front, _, states, _ = blocks.shape
+        rows = blocks.swapaxes(-1, -2).reshape(*front, self.groups, -1, states)[..., : self.channels // self.groups, :]
+        return np.ascontiguousarray(rows.reshape(*front, self.channels, states))
+
+    def run(self, work: Callable[[Any], None], tasks: Sequence[Any], threads: int) -> None:
+        """Call `work` with each task."""
+        small = self.batch * self.length * self.channels * self.states < _SMALL
+        in_threads(work, tasks, 1 if small else threads)
+
+
+def number_of_chunks(length: int) -> int:
+    """Return the number of chunks of a sequence."""
+    return -(-length // CHUNK)
+
+
+def shape_of_starts(batch: int, length: int, channels: int, groups: int, states: int) -> tuple[int, ...]:
+    """Return the shape of the states that the forward pass keeps for the backward pass."""
+    return batch, number_of_chunks(length), groups * -(-(channels // groups) // LANES), states, LANES
+
+
+def run_forward(scan: Arguments, out: Array, starts: Array | None, threads: int) -> Array:
+    """Fill out (B, L, D) and, if wanted, the states at the start of each chunk; return the last state (B, D, N)."""
+    kernel = _forward(scan.dtype)
+    last = np.empty((scan.batch, scan.blocks, scan.states, LANES), scan.dtype)
+    kept = np.empty((scan.batch, 0, scan.blocks, scan.states, LANES), scan.dtype) if starts is None else starts
+
+    def work(task: tuple[int, int, int]) -> None:
+        kernel(*scan.arrays(), *task, out, last, kept)
+
+    scan.run(work, [(b, *part) for b in range(scan.batch) for part in scan.parts], threads)
+    return scan.by_channel(last)
+
+
+def run_backward(
+    scan: Arguments,
+    starts: Array,
+    grad: Array,
+    grad_u: Array,
+    grad_delta: Array,
+    grad_B: Array,
+    grad_C: Array,
+    grad_z: Array,
+    threads: int,
+) -> tuple[Array, Array, Array]:
+    """Fill the gradients of u, delta, z (B, L, D), B and C (B, L, G, N); return those of A, D and the bias.
+
+    grad_z has length 0 if there is no gate.
+    """
+    kernel, dtype, parts = _backward(scan.dtype), scan.dtype, len(scan.parts)
+    # Gradients that are sums over samples or channels: each task fills its own, and they are added in order at the end.
+    grad_A = np.zeros((scan.batch, *scan.A.shape), dtype)
+    grad_D, grad_bias = (
+        np.zeros((scan.batch, scan.blocks, LANES), dtype),
+        np.zeros((scan.batch, scan.blocks, LANES), dtype),
+    )
+    rows = (scan.batch, scan.length, scan.groups, -(-scan.states // LANES) * LANES)
+    parts_B, parts_C = np.zeros((parts, *rows), dtype), np.zeros((parts, *rows), dtype)
+
+    def work(task: tuple[int, int]) -> None:
+        b, part = task
+        kernel(
+            *scan.arrays(), b, *scan.parts[part], starts, grad, grad_u, grad_delta, grad_A[b],
+            parts_B[part, b], parts_C[part, b], grad_D[b], grad_z, grad_bias[b],
+        )  # fmt: skip
+
+    scan.run(work, [(b, part) for b in range(scan.batch) for part in range(parts)], threads)
+    join = _add_parts(scan.dtype)
+    join(parts_B, grad_B)
+    join(parts_C, grad_C)
+    of_D, of_bias = (scan.by_channel(each.sum(0)[:, None])[:, 0] for each in (grad_D, grad_bias))
+    return scan.by_channel(grad_A.sum(0)), of_D, of_bias
+
+
+@functools.cache
+def _forward(dtype: Any) -> Any:
+    """Return the compiled function for a dtype; it does not check its arguments."""
+    return forward.compile(signature_of_forward(dtype))
+
+
+@functools.cache
+def _backward(dtype: Any) -> Any:
+    return backward.compile(signature_of_backward(dtype))
+
+
+@functools.cache
+def _add_parts(dtype: Any) -> Any:
+    return add_parts.compile(signature_of_parts(dtype))
+
+
+def in_threads(work: Callable[[Any], None], tasks: Sequence[Any], threads: int) -> None:
+    """Call `work` with each task, in the calling thread and in others beside it."""
+    waiting = deque(tasks)
+
+    def drain() -> None:
+        while True:
+            try:
+                task = waiting.popleft()
+            except IndexError:
+                return
+            work(task)
+
+    others = min(threads, len(tasks)) - 1
+    if others < 1:
+        drain()
+        return
+    with ThreadPoolExecutor(others) as pool:
+        running = [pool.submit(drain) for _ in range(others)]
+        drain()
+        for each in running:
+            each.result()
+
+
+def array(tensor: Tensor) -> Array:
+    """Return a tensor's memory as an array."""
+    found: Array = tensor.detach().numpy()
+    return found
+
+
+def _arguments(*tensors: Tensor | None, delta_softplus: bool) -> Arguments:
+    arrays: list[Any] = [None if tensor is None else array(tensor) for tensor in tensors]
+    return Arguments(*arrays, delta_softplus)
 
 
 @torch.library.custom_op("umamba::selective_scan_cpu", mutates_args=(), device_types="cpu")
@@ -50,30 +283,22 @@ def _scan(
     delta_softplus: bool,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    arguments = _Arguments(u, delta, A, B, C, D, z, delta_bias)
-    batch, channels, length = u.shape
-    states = (len(arguments.A), LANES)
-    out = np.empty((batch, channels, length), arguments.dtype)
-    last = np.empty((batch, channels, *states), arguments.dtype)
-    starts = np.empty((batch, channels, -(-length // CHUNK) if keep_states else 0, *states), arguments.dtype)
+    """Return out (B, L, D), the last state (B, D, N) and, with `keep_states`, the states at the start of each chunk."""
+    arguments = _arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus)
+    out, starts = u.new_empty(u.shape), u.new_empty(_kept(u, A, B, keep_states))
+    last = run_forward(arguments, array(out), array(starts) if keep_states else None, torch.get_num_threads())
+    return out, torch.from_numpy(last), starts
 
-    def work(task: tuple[int, int, int]) -> None:
-        forward(*arguments.arrays(), delta_softplus, arguments.constant, *task, out, last, starts)
 
-    _in_threads(work, _tasks(batch, channels))
-    final = last.reshape(batch, channels, -1)[:, :, : A.shape[1]].copy()
-    return torch.from_numpy(out), torch.from_numpy(final), torch.from_numpy(starts)
+def _kept(u: Tensor, A: Tensor, B: Tensor, keep_states: bool) -> tuple[int, ...]:
+    batch, length, channels = u.shape
+    return shape_of_starts(batch, length if keep_states else 0, channels, B.shape[2], A.shape[1])
 
 
 @_scan.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, keep_states):  # type: ignore[no-untyped-def]
-    batch, channels, length = u.shape
-    chunks = -(-length // CHUNK) if keep_states else 0
-    return (
-        u.new_empty((batch, channels, length)),
-        u.new_empty((batch, channels, A.shape[1])),
-        u.new_empty((batch, channels, chunks, -(-A.shape[1] // LANES), LANES)),
-    )
+    last = u.new_empty((u.shape[0], u.shape[2], A.shape[1]))
+    return u.new_empty(u.shape), last, u.new_empty(_kept(u, A, B, keep_states))
 
 
 @torch.library.custom_op("umamba::selective_scan_cpu_backward", mutates_args=(), device_types="cpu")
@@ -90,52 +315,29 @@ def _scan_backward(
     starts: Tensor,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    arguments = _Arguments(u, delta, A, B, C, D, z, delta_bias)
-    dtype, (batch, channels, _) = arguments.dtype, u.shape
-    grad_u, grad_delta = np.empty(u.shape, dtype), np.empty(u.shape, dtype)
-    grad_z = np.empty(u.shape if z is not None else (batch, channels, 0), dtype)
-    tasks = _tasks(batch, channels)
-    # Gradients that are sums over samples or channels: each task fills its own, and they are added in order at the end.
-    grad_A = np.zeros((batch, *arguments.A.shape), dtype)
-    grad_D, grad_bias = np.zeros((batch, channels), dtype), np.zeros((batch, channels), dtype)
-    grad_B = np.zeros((len(tasks), *arguments.B.shape[1:]), dtype)
-    grad_C = np.zeros((len(tasks), *arguments.C.shape[1:]), dtype)
-    gradient, kept = _array(grad), starts.numpy()
-
-    def work(numbered: tuple[int, tuple[int, int, int]]) -> None:
-        number, task = numbered
-        sample = task[0]
-        backward(
-            *arguments.arrays(), delta_softplus, arguments.constant, *task, kept, gradient,
-            grad_u, grad_delta, grad_A[sample], grad_B[number], grad_C[number],
-            grad_D[sample], grad_z, grad_bias[sample],
-        )  # fmt: skip
-
-    _in_threads(work, list(enumerate(tasks)))
-    samples = [task[0] for task in tasks]
-    return (
-        torch.from_numpy(grad_u),
-        torch.from_numpy(grad_delta),
-        torch.from_numpy(_by_state(grad_A.sum(0), A.shape[1])),
-        torch.from_numpy(_like(grad_B, samples, B, batch)),
-        torch.from_numpy(_like(grad_C, samples, C, batch)),
-        torch.from_numpy(grad_D.sum(0)),
-        torch.from_numpy(grad_z),
-        torch.from_numpy(grad_bias.sum(0)),
-    )
+    """Return the gradients of u, delta, A, B, C, D, z and delta_bias; ignore those of absent arguments."""
+    arguments = _arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus)
+    grad_u, grad_delta, grad_B, grad_C = (each.new_empty(each.shape) for each in (u, delta, B, C))
+    grad_z = u.new_empty(u.shape if z is not None else (u.shape[0], 0, u.shape[2]))
+    small = run_backward(
+        arguments, array(starts), array(grad), array(grad_u), array(grad_delta), array(grad_B), array(grad_C),
+        array(grad_z), torch.get_num_threads(),
+    )  # fmt: skip
+    grad_A, grad_D, grad_bias = (torch.from_numpy(each) for each in small)
+    return grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias
 
 
 @_scan_backward.register_fake
 def _(grad, u, delta, A, B, C, D, z, delta_bias, starts, delta_softplus):  # type: ignore[no-untyped-def]
-    channels = u.shape[1]
+    channels = u.shape[2]
     return (
-        torch.empty_like(u, memory_format=torch.contiguous_format),
-        torch.empty_like(u, memory_format=torch.contiguous_format),
+        u.new_empty(u.shape),
+        u.new_empty(u.shape),
         A.new_empty(A.shape),
         B.new_empty(B.shape),
         C.new_empty(C.shape),
         u.new_empty((channels,)),
-        u.new_empty(u.shape if z is not None else (u.shape[0], channels, 0)),
+        u.new_empty(u.shape if z is not None else (u.shape[0], 0, channels)),
         u.new_empty((channels,)),
     )
 
@@ -153,93 +355,3 @@ def _differentiate(ctx: Any, grad: Tensor, grad_last: Tensor, grad_starts: Tenso
 
 
 _scan.register_autograd(_differentiate, setup_context=_save)
-
-
-class _Arguments:
-    """The scan's tensors as arrays for the compiled code; B and C have the states of a token side by side, padded."""
-
-    def __init__(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-    ) -> None:
-        batch, channels, _ = u.shape
-        self.u, self.delta = _array(u), _array(delta)
-        self.dtype = self.u.dtype
-        self.A, self.B, self.C = _by_lane(_array(A)), _by_token(B), _by_token(C)
-        zeros = np.zeros(channels, self.dtype)
-        self.D = zeros if D is None else _array(D)
-        self.bias = zeros if delta_bias is None else _array(delta_bias)
-        self.z = np.empty((batch, channels, 0), self.dtype) if z is None else _array(z)
-        self.constant = B.ndim == 2
-
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """Return the arrays in the order in which the compiled functions take them."""
-        return self.u, self.delta, self.A, self.B, self.C, self.D, self.z, self.bias
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.detach().contiguous().numpy()
-    return array
-
-
-def _by_lane(array: np.ndarray) -> np.ndarray:
-    """Reshape (..., rows, N) to (..., K, rows, LANES), padded with zeros; the padded states stay 0 in the scan."""
-    *front, rows, states = array.shape
-    groups = -(-states // LANES)
-    if groups == 1 and states == LANES:
-        return array.reshape(*front, 1, rows, LANES)
-    padded = np.zeros((*front, groups, rows, LANES), array.dtype)
-    for k in range(groups):
-        part = array[..., k * LANES : (k + 1) * LANES]
-        padded[..., k, :, : part.shape[-1]] = part
-    return padded
-
-
-def _by_state(array: np.ndarray, states: int) -> np.ndarray:
-    """Reverse `_by_lane` for `states` states."""
-    joined = array.swapaxes(-3, -2).reshape(*array.shape[:-3], array.shape[-2], -1)
-    return np.ascontiguousarray(joined[..., :states])
-
-
-def _by_token(matrix: Tensor) -> np.ndarray:
-    """Return B or C as (B, G, K, L, LANES), or as (1, D, K, 1, LANES) if it is the same for all tokens."""
-    if matrix.ndim == 2:  # (D, N): each channel is a group of its own
-        return _by_lane(_array(matrix[None, :, None]))
-    grouped = matrix[:, None] if matrix.ndim == 3 else matrix
-    return _by_lane(_array(grouped.transpose(2, 3)))
-
-
-def _like(parts: np.ndarray, samples: list[int], matrix: Tensor, batch: int) -> np.ndarray:
-    """Sum the tasks' gradients (tasks, G, K, L or 1, LANES) and return them in the shape of B or C."""
-    states = matrix.shape[1] if matrix.ndim == 2 else matrix.shape[-2]
-    parts = _by_state(parts, states)  # (tasks, G, L or 1, N)
-    if matrix.ndim == 2:
-        return np.ascontiguousarray(parts.sum(0)[:, 0])
-    if len(samples) > batch:
-        parts = np.stack([parts[[s == sample for s in samples]].sum(0) for sample in range(batch)])
-    turned = parts.swapaxes(2, 3)
-    return np.ascontiguousarray(turned[:, 0] if matrix.ndim == 3 else turned)
-
-
-def _tasks(batch: int, channels: int) -> list[tuple[int, int, int]]:
-    """Return tasks (sample, first channel, end): whole samples if there are enough for all threads, else parts."""
-    parts = min(channels, -(-torch.get_num_threads() // batch))
-    edges = [channels * part // parts for part in range(parts + 1)]
-    return [(b, first, stop) for b in range(batch) for first, stop in pairwise(edges)]
-
-
-def _in_threads(work: Any, tasks: list[Any]) -> None:
-    threads = min(torch.get_num_threads(), len(tasks))
-    if threads == 1:
-        for task in tasks:
-            work(task)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, tasks))

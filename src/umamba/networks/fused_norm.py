@@ -1,0 +1,188 @@
+"""InstanceNorm + residual + LeakyReLU as one PyTorch operator on bfloat16 feature maps with channels last, on the CPU.
+
+PyTorch's own operators read and write such a map nine times, three of them in float32 and in another layout.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 32768  # of a block of voxels; a sum over a block is in float32
+FEW_ELEMENTS = 1 << 17  # so few are computed by the calling thread alone
+
+
+@cache
+def compiled() -> bool:
+    """Return whether Numba is installed, which compiles the kernels at their first use."""
+    return find_spec("numba") is not None
+
+
+def channels_last(dim: int) -> torch.memory_format:
+    """Return the memory format with the channels last for 2 or 3 spatial axes."""
+    return torch.channels_last if dim == 2 else torch.channels_last_3d
+
+
+def norm_activation(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, slope: float, eps: float
+) -> Tensor:
+    """Return LeakyReLU(InstanceNorm(x) + residual) in bfloat16 with the channels last.
+
+    Args:
+        x: (B, C, *S), bfloat16 on the CPU.
+        residual: same shape, or None.
+        weight: (C,) float32.
+        bias: (C,) float32.
+        slope: of LeakyReLU, more than 0; 1 leaves LeakyReLU out.
+        eps: added to the variance.
+    """
+    y: Tensor = _norm_activation(x, residual, weight, bias, slope, eps)[0]
+    return y
+
+
+@torch.library.custom_op("umamba::norm_activation_cpu", mutates_args=(), device_types="cpu")
+def _norm_activation(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, slope: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from umamba.networks.fused_norm_kernels import normalise, statistics
+
+    x = _arranged(x)
+    y = torch.empty_like(x)
+    rows, out = _rows(x), _rows(y)
+    block, parts = _parts(rows, 3)
+    in_threads(len(parts), rows.size, lambda first, stop: statistics(rows, block, first, stop, parts))
+    mean, variance = _moments(parts, rows.shape, block)
+    rstd = 1 / np.sqrt(variance + eps)
+    scale = rstd * _vector(weight)
+    shift = _vector(bias) - mean * scale
+    scale, shift = scale.astype(np.float32), shift.astype(np.float32)
+    added = rows[:, :0] if residual is None else _rows(_arranged(residual))
+    edge = np.float32(slope)
+    in_threads(
+        len(parts), rows.size, lambda first, stop: normalise(rows, added, scale, shift, edge, block, first, stop, out)
+    )
+    return y, torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(rstd.astype(np.float32))
+
+
+@_norm_activation.register_fake
+def _(x, residual, weight, bias, slope, eps):  # type: ignore[no-untyped-def]
+    moments = x.new_empty(x.shape[:2], dtype=torch.float32)
+    return torch.empty_like(x, memory_format=channels_last(x.ndim - 2)), moments, torch.empty_like(moments)
+
+
+@torch.library.custom_op("umamba::norm_activation_cpu_backward", mutates_args=(), device_types="cpu")
+def _norm_activation_backward(
+    grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, slope: float, residual: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from umamba.networks.fused_norm_kernels import differentiate, gradient_sums
+
+    x, grad = _arranged(x), _arranged(grad)
+    grad_x = torch.empty_like(x)
+    grad_residual = torch.empty_like(x) if residual else x.new_empty(0)
+    g, rows, out, edge = _rows(grad), _rows(x), _rows(y), np.float32(slope)
+    centre, inverse = mean.numpy(), rstd.numpy().astype(np.float64)
+    block, parts = _parts(rows, 2)
+    in_threads(
+        len(parts), rows.size, lambda first, stop: gradient_sums(g, rows, out, centre, edge, block, first, stop, parts)
+    )
+    batch, voxels, channels = rows.shape
+    sums = parts.reshape(batch, -1, 2, channels).sum(1, dtype=np.float64)
+    total, product = sums[:, 0], sums[:, 1] * inverse
+    a = inverse * _vector(weight)
+    b = -a * inverse * product / voxels
+    c = -a * total / voxels - b * centre
+    a, b, c = (each.astype(np.float32) for each in (a, b, c))
+    to_x, to_residual = _rows(grad_x), _rows(grad_residual) if residual else rows[:, :0]
+    in_threads(
+        len(parts),
+        rows.size,
+        lambda first, stop: differentiate(g, rows, out, a, b, c, edge, block, first, stop, to_x, to_residual),
+    )
+    by_weight, by_bias = (torch.from_numpy(each.sum(0).astype(np.float32)) for each in (product, total))
+    return grad_x, grad_residual, by_weight, by_bias
+
+
+@_norm_activation_backward.register_fake
+def _(grad, x, y, weight, mean, rstd, slope, residual):  # type: ignore[no-untyped-def]
+    like = torch.empty_like(x, memory_format=channels_last(x.ndim - 2))
+    by_residual = torch.empty_like(like) if residual else x.new_empty(0)
+    return like, by_residual, torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, residual, weight, _, ctx.slope, _ = inputs
+    ctx.residual = residual is not None
+    ctx.save_for_backward(x, output[0], weight, output[1], output[2])
+
+
+def _differentiate(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_rstd: Tensor) -> tuple[Tensor | None, ...]:
+    x, y, weight, mean, rstd = ctx.saved_tensors
+    to_x, to_residual, to_weight, to_bias = _norm_activation_backward(
+        grad, x, y, weight, mean, rstd, ctx.slope, ctx.residual
+    )
+    return to_x, to_residual if ctx.residual else None, to_weight, to_bias, None, None
+
+
+_norm_activation.register_autograd(_differentiate, setup_context=_save)
+
+
+def _arranged(x: Tensor) -> Tensor:
+    """Return x in bfloat16 with the channels last; x itself if it is so."""
+    return x.to(torch.bfloat16).contiguous(memory_format=channels_last(x.ndim - 2))
+
+
+def _rows(x: Tensor) -> np.ndarray:
+    """Return the bits of a bfloat16 tensor with the channels last as an array (B, V, C) that shares its memory."""
+    rows = x.detach().movedim(1, -1).flatten(1, -2)
+    array: np.ndarray = rows.view(torch.int16).numpy().view(np.uint16)
+    return array
+
+
+def _vector(parameter: Tensor) -> np.ndarray:
+    return parameter.detach().double().numpy()
+
+
+def _blocks(rows: np.ndarray, block: int) -> int:
+    """Return the number of blocks of all samples."""
+    return len(rows) * -(-rows.shape[1] // block)
+
+
+def _parts(rows: np.ndarray, sums: int) -> tuple[int, np.ndarray]:
+    """Return the voxels of a block, a function of the shape alone, and room for `sums` sums of each block."""
+    block = max(1, BLOCK_ELEMENTS // rows.shape[2])
+    return block, np.empty((_blocks(rows, block), sums, rows.shape[2]), np.float32)
+
+
+def _moments(parts: np.ndarray, shape: tuple[int, ...], block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance (B, C) in float64 from the sums of `statistics` (Chan, Golub and LeVeque, 1979)."""
+    batch, voxels, channels = shape
+    origin, total, squares = np.moveaxis(parts.reshape(batch, -1, 3, channels).astype(np.float64), 2, 0)
+    counts = np.minimum(block, voxels - block * np.arange(origin.shape[1]))[:, None]
+    means = origin + total / counts
+    inner = squares - total**2 / counts
+    mean = (counts * means).sum(1) / voxels
+    variance = (inner + counts * (means - mean[:, None]) ** 2).sum(1) / voxels
+    return mean, np.maximum(variance, 0)
+
+
+def in_threads(blocks: int, elements: int, work: Callable[[int, int], None]) -> None:
+    """Call work(first, stop) for shares of the blocks, in as many threads as PyTorch uses, or alone if they are few.
+
+    Args:
+        blocks: number of blocks.
+        elements: elements of all blocks.
+        work: computes the blocks from `first` to `stop`; it must not raise.
+    """
+    threads = 1 if elements < FEW_ELEMENTS else min(torch.get_num_threads(), blocks)
+    edges = [blocks * part // threads for part in range(threads + 1)]
+    others = [Thread(target=work, args=(edges[k], edges[k + 1])) for k in range(1, threads)]
+    for thread in others:
+        thread.start()
+    work(edges[0], edges[1])
+    for thread in others:
+        thread.join()
