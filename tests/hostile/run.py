@@ -37,9 +37,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
-os.environ.setdefault("MPLBACKEND", "agg")
+if __name__ == "__main__":  # not where pytest imports this module to look for doctests
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    os.environ.setdefault("MPLBACKEND", "agg")
 
 SECONDS, WAITING, BYTES, PROCESSES = 10.0, 30.0, 1 << 30, 2
 OUTCOMES = ("tried", "refused", "equal", "different", "traceback", "crash", "slow", "large", "escaped")

@@ -28,6 +28,7 @@ def test_no_cell_fails(notebook: nbformat.NotebookNode, tmp_path: Path, monkeypa
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))  # found before a kernel that the user installed
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel shows its pictures in the notebook
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tests run side by side
     client = NotebookClient(
         notebook, timeout=SECONDS_PER_CELL, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
