@@ -15,11 +15,12 @@ if importlib.util.find_spec("openvino") is None:
     pytest.skip("needs openvino", allow_module_level=True)
 
 from umamba.inference import openvino_cache as cache
-from umamba.inference import openvino_network
+from umamba.inference import openvino_graph, openvino_network
 from umamba.inference.openvino_network import OpenVinoNetwork, UnconvertibleError, compile_network
 from umamba.inference.openvino_runtime import inference_precision
 from umamba.networks import build_network
 from umamba.networks.conformance import CHANNELS, CLASSES, small_configuration
+from umamba.networks.cpu_layers import ChannelsLastConv3d
 from umamba.networks.mamba import MambaLayer
 
 TOLERANCE = 1e-3  # of the largest logit
@@ -118,6 +119,15 @@ def test_a_users_network_is_converted_too() -> None:
 def test_a_network_that_cannot_be_converted_says_why() -> None:
     with pytest.raises(UnconvertibleError, match=r"data-dependent"):
         compiled(_Own(_by_the_data).eval(), torch.randn(1, CHANNELS, 8, 6))
+
+
+def test_a_map_of_depth_two_needs_no_converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network, tiles = ChannelsLastConv3d(CHANNELS, 3, 3, padding=1).eval(), torch.randn(1, CHANNELS, 2, 5, 6)
+    expected = by_torch(network, tiles)
+    monkeypatch.setattr(openvino_graph, "_converted", lambda program, mamba: pytest.fail("not built here"))
+    found = compiled(network, tiles)(tiles)
+    assert float((found - expected).abs().max() / expected.abs().max()) <= TOLERANCE
 
 
 def test_tiles_in_flight_keep_their_own_logits() -> None:

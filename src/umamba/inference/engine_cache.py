@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -32,11 +33,24 @@ def cache_folder() -> Path | None:
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "umamba" / "openvino"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = folder.stat()
     except (OSError, RuntimeError):  # a user without a home folder
         return None
-    own = info.st_uid == os.getuid() and not info.st_mode & 0o022
-    return folder if own and os.access(folder, os.W_OK) else None
+    return folder if is_ours(folder) and os.access(folder, os.W_OK) else None
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a file or folder is no link, belongs to this user and can be written by nobody else.
+
+    Args:
+        path: the file or folder.
+    """
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    if not hasattr(os, "geteuid"):  # Windows has no such owners and bits
+        return not stat.S_ISLNK(found.st_mode)
+    return not stat.S_ISLNK(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ def weights_of(network: nn.Module) -> str:
     hashed = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hashed.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return hashed.hexdigest()[:32]
 
 

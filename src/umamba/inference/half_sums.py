@@ -31,7 +31,7 @@ def add_weighted(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _add(sums, first_z, first_y, first_x, part, weights_z, weights_y, weights_x):  # type: ignore[no-untyped-def]
-    """Add to float16 values that are given as their bits; every step is one that a processor does on many at once."""
+    """Add to float16 values that are given as their bits; each operation has a vector instruction."""
     length = len(weights_x)
     for z in range(len(weights_z)):
         for y in range(len(weights_y)):

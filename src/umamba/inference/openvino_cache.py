@@ -12,7 +12,6 @@ import inspect
 import logging
 import os
 import shutil
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from umamba.inference.engine_cache import is_ours, weights_of
 from umamba.inference.openvino_runtime import openvino as ov
 from umamba.io import StorageError, UserError, atomic_directory, file_digest, make_folder, read_json, write_json
 
@@ -33,7 +33,7 @@ def entry_name(network: nn.Module, shape: Sequence[int]) -> str | None:
     """Return the name of the entry of a network: a hash of its weights, options and code, of the shape and versions.
 
     Args:
-        network: the network.
+        network: the network, on the CPU.
         shape: (B, C, *patch).
 
     Returns:
@@ -56,10 +56,7 @@ def entry_name(network: nn.Module, shape: Sequence[int]) -> str | None:
                 sources.update(_source(base))
     for path in sorted(sources):
         digest.update(path.read_bytes())
-    for name, tensor in network.state_dict(keep_vars=True).items():
-        array = tensor.detach().cpu().contiguous()
-        digest.update(repr((name, array.dtype, tuple(array.shape))).encode())
-        digest.update(array.reshape(-1).view(torch.uint8).numpy())
+    digest.update(weights_of(network).encode())
     return _PREFIX + digest.hexdigest()
 
 
@@ -73,7 +70,7 @@ def load(core: Any, folder: Path, name: str) -> Any | None:
     """
     entry = folder / name
     paths = [entry / each for each in (_XML, _WEIGHTS, _HASHES)]
-    if not entry.is_dir() or not all(_is_ours(path) for path in (folder, entry, *paths)):
+    if not entry.is_dir() or not all(is_ours(path) for path in (folder, entry, *paths)):
         return None
     try:
         if read_json(entry / _HASHES) != {each: file_digest(entry / each) for each in (_XML, _WEIGHTS)}:
@@ -97,7 +94,7 @@ def save(graph: Any, folder: Path, name: str) -> None:
     """
     try:
         make_folder(folder)
-        if not _is_ours(folder):
+        if not is_ours(folder):
             log.warning("%s: converted networks are not kept here, because other users can write this folder.", folder)
             return
         with atomic_directory(folder / name) as entry:
@@ -117,17 +114,6 @@ def _entries(folder: Path) -> Iterator[tuple[float, Path]]:
     for path in folder.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             yield path.stat().st_mtime, path
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether a file or folder is no link, belongs to this user and can be written by nobody else."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    if not hasattr(os, "geteuid"):  # Windows has no such owners and bits
-        return not stat.S_ISLNK(found.st_mode)
-    return not stat.S_ISLNK(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 class _Opaque(Exception):

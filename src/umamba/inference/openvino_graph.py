@@ -128,7 +128,7 @@ class _Exportable(nn.Module):
         if hasattr(twin, "deep_supervision"):
             twin.deep_supervision = False
         for module in twin.modules():
-            if type(module) is DepthTwoConv3d:
+            if isinstance(module, DepthTwoConv3d):
                 module.__class__ = nn.Conv3d  # type: ignore[assignment]  # padding is for gradients only
         self.network = twin.eval()
 

@@ -1,7 +1,5 @@
 """A network that OpenVINO runs on the CPU, several times faster than PyTorch."""
 
-import logging
-import os
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +12,7 @@ from torch import Tensor, nn
 from umamba.inference import openvino_cache as cache
 from umamba.inference.openvino_graph import UnconvertibleError, convert, mamba_layers, mamba_operation
 from umamba.inference.openvino_runtime import inference_precision, openvino
-
-log = logging.getLogger(__name__)
+from umamba.io.resources import available_cpus
 
 __all__ = ["OpenVinoNetwork", "Pending", "UnconvertibleError", "compile_network"]
 
@@ -74,13 +71,6 @@ def compile_network(
         lines = str(error).strip().splitlines() or ["no message"]
         raise UnconvertibleError(f"OpenVINO cannot compile it: {lines[-1][:300]}") from error
     return OpenVinoNetwork(compiled, hint, max(1, requests))
-
-
-def available_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class OpenVinoNetwork:

@@ -1,4 +1,4 @@
-"""The label of each voxel of a large image, from logits on the networks' grids: linear resampling without the work.
+"""The label of each voxel of a large image, from logits on the networks' grids, which are resampled at few voxels only.
 
 A logit between grid voxels is a mean of the logits around it. A head that wins at all of them therefore wins between
 them, too (of equal heads the first one; with regions the last one above zero), so that only voxels at borders between

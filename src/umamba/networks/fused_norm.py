@@ -6,12 +6,14 @@ PyTorch's own operators read and write such a map nine times, three of them in f
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from threading import Thread
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from umamba.networks.threads import in_threads
 
 BLOCK_ELEMENTS = 32768  # of a block of voxels; a sum over a block is in float32
 FEW_ELEMENTS = 1 << 17  # so few are computed by the calling thread alone
@@ -55,7 +57,7 @@ def _norm_activation(
     y = torch.empty_like(x)
     rows, out = _rows(x), _rows(y)
     block, parts = _parts(rows, 3)
-    in_threads(len(parts), rows.size, lambda first, stop: statistics(rows, block, first, stop, parts))
+    in_blocks(lambda first, stop: statistics(rows, block, first, stop, parts), len(parts), rows.size)
     mean, variance = _moments(parts, rows.shape, block)
     rstd = 1 / np.sqrt(variance + eps)
     scale = rstd * _vector(weight)
@@ -63,8 +65,8 @@ def _norm_activation(
     scale, shift = scale.astype(np.float32), shift.astype(np.float32)
     added = rows[:, :0] if residual is None else _rows(_arranged(residual))
     edge = np.float32(slope)
-    in_threads(
-        len(parts), rows.size, lambda first, stop: normalise(rows, added, scale, shift, edge, block, first, stop, out)
+    in_blocks(
+        lambda first, stop: normalise(rows, added, scale, shift, edge, block, first, stop, out), len(parts), rows.size
     )
     return y, torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(rstd.astype(np.float32))
 
@@ -87,8 +89,8 @@ def _norm_activation_backward(
     g, rows, out, edge = _rows(grad), _rows(x), _rows(y), np.float32(slope)
     centre, inverse = mean.numpy(), rstd.numpy().astype(np.float64)
     block, parts = _parts(rows, 2)
-    in_threads(
-        len(parts), rows.size, lambda first, stop: gradient_sums(g, rows, out, centre, edge, block, first, stop, parts)
+    in_blocks(
+        lambda first, stop: gradient_sums(g, rows, out, centre, edge, block, first, stop, parts), len(parts), rows.size
     )
     batch, voxels, channels = rows.shape
     sums = parts.reshape(batch, -1, 2, channels).sum(1, dtype=np.float64)
@@ -98,10 +100,10 @@ def _norm_activation_backward(
     c = -a * total / voxels - b * centre
     a, b, c = (each.astype(np.float32) for each in (a, b, c))
     to_x, to_residual = _rows(grad_x), _rows(grad_residual) if residual else rows[:, :0]
-    in_threads(
+    in_blocks(
+        lambda first, stop: differentiate(g, rows, out, a, b, c, edge, block, first, stop, to_x, to_residual),
         len(parts),
         rows.size,
-        lambda first, stop: differentiate(g, rows, out, a, b, c, edge, block, first, stop, to_x, to_residual),
     )
     by_weight, by_bias = (torch.from_numpy(each.sum(0).astype(np.float32)) for each in (product, total))
     return grad_x, grad_residual, by_weight, by_bias
@@ -170,19 +172,14 @@ def _moments(parts: np.ndarray, shape: tuple[int, ...], block: int) -> tuple[np.
     return mean, np.maximum(variance, 0)
 
 
-def in_threads(blocks: int, elements: int, work: Callable[[int, int], None]) -> None:
+def in_blocks(work: Callable[[int, int], None], blocks: int, elements: int) -> None:
     """Call work(first, stop) for shares of the blocks, in as many threads as PyTorch uses, or alone if they are few.
 
     Args:
+        work: computes the blocks from `first` up to but excluding `stop`.
         blocks: number of blocks.
         elements: elements of all blocks.
-        work: computes the blocks from `first` to `stop`; it must not raise.
     """
     threads = 1 if elements < FEW_ELEMENTS else min(torch.get_num_threads(), blocks)
     edges = [blocks * part // threads for part in range(threads + 1)]
-    others = [Thread(target=work, args=(edges[k], edges[k + 1])) for k in range(1, threads)]
-    for thread in others:
-        thread.start()
-    work(edges[0], edges[1])
-    for thread in others:
-        thread.join()
+    in_threads(lambda share: work(*share), list(pairwise(edges)), threads)

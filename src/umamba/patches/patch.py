@@ -1,7 +1,8 @@
-"""A patch in the making: what the transforms of this package need of a TorchIO subject, without its cost for each.
+"""Image, label and facts of a patch while it is made.
 
-TorchIO checks, copies and records a subject at each transform, which takes longer than reading a small patch. The
-transforms of this package are TorchIO transforms and take a `tio.Subject`; the workers give them a `Patch`.
+A TorchIO subject holds the same, but TorchIO checks and records it at each transform, which takes longer than reading
+a small patch. The transforms of this package take both: a `tio.Subject`, as every TorchIO transform does, and a
+`Patch`, which is what the workers give them.
 """
 
 from collections.abc import Iterable

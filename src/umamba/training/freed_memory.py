@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers of glibc's malloc.h
-_DEFAULT = 128 * 1024
 _LARGE = 2**31 - 1
+# What glibc raises the two thresholds to by itself when large blocks are freed; after a call of mallopt it no longer
+# does that, so they are set to it.
+_RAISED = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
 
 
 @contextmanager
@@ -25,11 +27,11 @@ def freed_memory_kept(wanted: bool = True) -> Iterator[None]:
     if glibc is None or not hasattr(glibc, "mallopt") or not hasattr(glibc, "malloc_trim"):
         yield
         return
-    glibc.mallopt(_MMAP_THRESHOLD, _LARGE)
-    glibc.mallopt(_TRIM_THRESHOLD, _LARGE)
+    for threshold in _RAISED:
+        glibc.mallopt(threshold, _LARGE)
     try:
         yield
     finally:
-        glibc.mallopt(_MMAP_THRESHOLD, _DEFAULT)
-        glibc.mallopt(_TRIM_THRESHOLD, _DEFAULT)
+        for threshold, size in _RAISED.items():
+            glibc.mallopt(threshold, size)
         glibc.malloc_trim(ctypes.c_size_t(0))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from umamba.networks.fused_norm import compiled, in_threads
+from umamba.networks.fused_norm import compiled, in_blocks
 
 NO_LABEL = -(2**31)  # no voxel has this label
 
@@ -33,7 +33,7 @@ class SoftmaxSums(torch.autograd.Function):
         blocks = batch * -(-voxels // BLOCK)
         parts, entropy = np.empty((blocks, 3, classes), np.float32), np.empty(blocks, np.float64)
         wrong = np.zeros(blocks, np.bool_)
-        in_threads(blocks, values.size, lambda a, b: sums(values, truth, context.ignored, a, b, parts, entropy, wrong))
+        in_blocks(lambda a, b: sums(values, truth, context.ignored, a, b, parts, entropy, wrong), blocks, values.size)
         if wrong.any():
             raise IndexError(f"a label is outside of the {classes} classes of the network's output")
         together = parts.reshape(batch, -1, 3, classes).sum(1, dtype=np.float64).astype(np.float32)
@@ -52,10 +52,10 @@ class SoftmaxSums(torch.autograd.Function):
         dense = logits.is_contiguous() or logits.movedim(1, -1).is_contiguous()
         found = torch.empty_like(logits, memory_format=torch.preserve_format if dense else torch.contiguous_format)
         out, blocks = _flat(found), values.shape[0] * -(-values.shape[2] // BLOCK)
-        in_threads(
+        in_blocks(
+            lambda a, b: gradient(values, truth, context.ignored, by_true, by_any, by_entropy, a, b, out),
             blocks,
             values.size,
-            lambda a, b: gradient(values, truth, context.ignored, by_true, by_any, by_entropy, a, b, out),
         )
         return found, None, None
 

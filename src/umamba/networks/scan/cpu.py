@@ -5,9 +5,7 @@ shapes and their sums are added in order, so that results are the same for any n
 """
 
 import functools
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +24,7 @@ from umamba.networks.scan.cpu_kernels import (
     signature_of_parts,
 )
 from umamba.networks.scan.vector_math import LANES, LOG2_E
+from umamba.networks.threads import in_threads
 
 Array = NDArray[Any]
 
@@ -121,11 +120,11 @@ class Arguments:
         self.batch, self.length, self.channels = u.shape
         self.dtype, self.groups, self.states = u.dtype, B.shape[2], A.shape[1]
         self.u, self.delta, self.softplus = u, delta, delta_softplus
-        self.A = self.by_block((A.astype(np.float64) * LOG2_E).astype(self.dtype))
+        self.A = by_block((A.astype(np.float64) * LOG2_E).astype(self.dtype), self.groups)
         self.B, self.C = (m if m.strides[3] == m.itemsize else np.ascontiguousarray(m) for m in (B, C))
         zeros = np.zeros(self.channels, self.dtype)
-        self.D = self.by_block((zeros if D is None else D)[:, None])[:, 0]
-        self.bias = self.by_block((zeros if delta_bias is None else delta_bias)[:, None])[:, 0]
+        self.D = by_block((zeros if D is None else D)[:, None], self.groups)[:, 0]
+        self.bias = by_block((zeros if delta_bias is None else delta_bias)[:, None], self.groups)[:, 0]
         self.z = u[:, :0] if z is None else z
         self.blocks = len(self.A)
         # Ranges of blocks; a task is a range of a sample.
@@ -137,14 +136,6 @@ class Arguments:
         """Return the arrays in the order in which the compiled functions take them."""
         return self.u, self.delta, self.A, self.B, self.C, self.D, self.z, self.bias, self.softplus
 
-    def by_block(self, rows: Array) -> Array:
-        """Turn (D, N) into (blocks, N, LANES), padded with zeros at the end of each group of channels."""
-        width = self.channels // self.groups
-        blocks = -(-width // LANES)
-        padded = np.zeros((self.groups, blocks * LANES, rows.shape[1]), self.dtype)
-        padded[:, :width] = rows.reshape(self.groups, width, -1)
-        return np.ascontiguousarray(padded.reshape(self.groups * blocks, LANES, -1).swapaxes(1, 2))
-
     def by_channel(self, blocks: Array) -> Array:
         """Reverse `by_block`: turn (..., blocks, N, LANES) into (..., D, N)."""
         *front, _, states, _ = blocks.shape
@@ -155,6 +146,15 @@ class Arguments:
         """Call `work` with each task."""
         small = self.batch * self.length * self.channels * self.states < _SMALL
         in_threads(work, tasks, 1 if small else threads)
+
+
+def by_block(rows: Array, groups: int = 1) -> Array:
+    """Turn (D, N) into (blocks, N, LANES), padded with zeros at the end of each group of channels."""
+    width = len(rows) // groups
+    blocks = -(-width // LANES)
+    padded = np.zeros((groups, blocks * LANES, rows.shape[1]), rows.dtype)
+    padded[:, :width] = rows.reshape(groups, width, -1)
+    return np.ascontiguousarray(padded.reshape(groups * blocks, LANES, -1).swapaxes(1, 2))
 
 
 def number_of_chunks(length: int) -> int:
@@ -234,29 +234,6 @@ def _backward(dtype: Any) -> Any:
 @functools.cache
 def _add_parts(dtype: Any) -> Any:
     return add_parts.compile(signature_of_parts(dtype))
-
-
-def in_threads(work: Callable[[Any], None], tasks: Sequence[Any], threads: int) -> None:
-    """Call `work` with each task, in the calling thread and in others beside it."""
-    waiting = deque(tasks)
-
-    def drain() -> None:
-        while True:
-            try:
-                task = waiting.popleft()
-            except IndexError:
-                return
-            work(task)
-
-    others = min(threads, len(tasks)) - 1
-    if others < 1:
-        drain()
-        return
-    with ThreadPoolExecutor(others) as pool:
-        running = [pool.submit(drain) for _ in range(others)]
-        drain()
-        for each in running:
-            each.result()
 
 
 def array(tensor: Tensor) -> Array:

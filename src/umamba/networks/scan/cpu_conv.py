@@ -3,8 +3,6 @@
 Tokens are rows, (B, L, D), as in `cpu_kernels`, whose blocks and rooms are used here too. Tasks are segments of the
 tokens of a sample; they depend only on the shapes, so that results are the same for any number of threads.
 """
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disable-error-code="call-arg, var-annotated"
-# (Numba infers the types of compiled code from the arguments.)
 
 import functools
 from typing import Any
@@ -13,11 +11,13 @@ import numba
 import numpy as np
 from numba import types
 
-from umamba.networks.scan.cpu import Array, in_threads
+from umamba.networks.scan.cpu import Array, by_block
 from umamba.networks.scan.cpu_kernels import CHUNK, compiled, give, inner, sigmoid, take, workspace
 from umamba.networks.scan.vector_math import LANES, filled, fma, load, store
+from umamba.networks.threads import in_threads
 
 _SEGMENT, _MOST = 1024, 64  # tokens of a segment; segments of a sample, which are longer if they would be more
+_SMALL = 50_000  # inputs; with fewer, a second thread starts later than the first one ends
 
 
 def conv_into(x: Array, weight: Array, bias: Array, out: Array, *, threads: int = 1) -> None:
@@ -30,37 +30,29 @@ def conv_into(x: Array, weight: Array, bias: Array, out: Array, *, threads: int 
         out: is filled (B, L, D); it must not overlap x.
         threads: number of threads; the results do not depend on it.
     """
-    kernel, taps, shift = _compiled_forward(x.dtype), _by_block(weight), _by_block(bias[:, None])[:, 0]
+    kernel, taps, shift = _compiled_forward(x.dtype), by_block(weight), by_block(bias[:, None])[:, 0]
 
     def work(task: tuple[int, int, int]) -> None:
         kernel(x, taps, shift, *task, out)
 
-    in_threads(work, _tasks(x.shape), threads if x.size > 50_000 else 1)
+    in_threads(work, _tasks(x.shape), threads if x.size > _SMALL else 1)
 
 
 def conv_back_into(
     x: Array, weight: Array, bias: Array, grad: Array, grad_x: Array, *, threads: int = 1
 ) -> tuple[Array, Array]:
     """Fill grad_x for the gradient of `conv_into`'s output; return the gradients of weight (D, taps) and bias (D,)."""
-    kernel, taps, shift = _compiled_backward(x.dtype), _by_block(weight), _by_block(bias[:, None])[:, 0]
+    kernel, taps, shift = _compiled_backward(x.dtype), by_block(weight), by_block(bias[:, None])[:, 0]
     tasks = _tasks(x.shape)
     grad_taps, grad_shift = np.zeros((len(tasks), *taps.shape), x.dtype), np.zeros((len(tasks), *shift.shape), x.dtype)
 
     def work(number: int) -> None:
         kernel(x, taps, shift, *tasks[number], grad, grad_x, grad_taps[number], grad_shift[number])
 
-    in_threads(work, range(len(tasks)), threads if x.size > 50_000 else 1)
+    in_threads(work, range(len(tasks)), threads if x.size > _SMALL else 1)
     channels = x.shape[2]
     rows = grad_taps.sum(0).swapaxes(1, 2).reshape(-1, taps.shape[1])[:channels]
     return np.ascontiguousarray(rows), grad_shift.sum(0).reshape(-1)[:channels]
-
-
-def _by_block(rows: Array) -> Array:
-    """Turn (D, N) into (blocks, N, LANES), padded with zeros."""
-    blocks = -(-len(rows) // LANES)
-    padded = np.zeros((blocks * LANES, rows.shape[1]), rows.dtype)
-    padded[: len(rows)] = rows
-    return np.ascontiguousarray(padded.reshape(blocks, LANES, -1).swapaxes(1, 2))
 
 
 def _tasks(shape: tuple[int, ...]) -> list[tuple[int, int, int]]:

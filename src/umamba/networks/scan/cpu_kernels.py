@@ -11,7 +11,6 @@ group follow each other. Per state and block of a token, forward takes 16 arithm
 (counted in the compiled code for float32), of which 12 are exp2, and backward 30, of which 16 compute the states again
 and 6 add up the gradients of B and C.
 """
-# mypy: disable-error-code="var-annotated"
 
 import functools
 

@@ -5,7 +5,6 @@ Here a value of the type `Vector` is one LLVM vector, so that each operation is 
 AVX2 and four with NEON. The functions `splat`, `load`, `store`, `pick` and `put` address an array by the number of
 elements from its first one, in any layout, without a check.
 """
-# mypy: disable-error-code="var-annotated"
 
 import math
 import operator
