@@ -134,6 +134,7 @@ TRAINER: dict[str, Any] = {
     "limit_train_batches": None,
     "limit_val_batches": None,
     "deterministic": False,
+    "benchmark": None,
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 50,
     "enable_model_summary": False,
@@ -142,7 +143,7 @@ TRAINER: dict[str, Any] = {
 }
 TRAINERS = {
     "default": TRAINER,
-    "ddp": {**TRAINER, "devices": "auto", "strategy": "ddp_find_unused_parameters_true"},
+    "ddp": {**TRAINER, "devices": "auto", "strategy": "auto"},
 }
 UMAMBA: dict[str, Any] = {
     "blocks": "official",
