@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from umamba.inference.device_work import fetch, on_device, pinned
 from umamba.inference.precision import autocast
 from umamba.planning import Configuration
 
@@ -21,6 +22,7 @@ Forward = Callable[[Tensor], Tensor]
 Start = Callable[[Tensor], Callable[[], Tensor]]
 Axes = tuple[int, int, int]
 UNCHANGED: Axes = (0, 1, 2)
+HOST_PASSES = 2  # of a GPU at a time, where the sums over tiles are on the CPU: one computes, one is added
 
 
 def tile_window(configuration: Configuration, transpose_backward: Axes = UNCHANGED) -> tuple[int, int, int]:
@@ -71,7 +73,7 @@ def tile_forward(
         return logits
 
     def forward(tiles: Tensor) -> Tensor:
-        with torch.inference_mode(), _deterministic_cudnn(), autocast(device, precision):
+        with torch.inference_mode(), on_device(device), _deterministic_cudnn(), autocast(device, precision):
             return to_tiles(_mean_of_flips(at_once(full_resolution), to_network(tiles, device), flipped_axes))
 
     return forward
@@ -128,6 +130,15 @@ def at_once(forward: Forward) -> Start:
     return lambda tiles: partial(forward, tiles)
 
 
+def fetched(start: Start) -> Start:
+    """Return passes whose logits are copied to the CPU while the next pass is computed.
+
+    Args:
+        start: the passes on a GPU.
+    """
+    return lambda tiles: fetch(start(tiles)())
+
+
 def _turns(
     configuration: Configuration, transpose_forward: Axes, transpose_backward: Axes
 ) -> tuple[Callable[[Tensor, torch.device], Tensor], Forward]:
@@ -137,7 +148,10 @@ def _turns(
     flat = configuration.dim == 2
 
     def to_network(tiles: Tensor, device: torch.device) -> Tensor:
-        tiles = tiles.permute(forth).to(device).contiguous()
+        tiles = tiles.permute(forth)
+        if tiles.device != device:
+            tiles = pinned(tiles, device).to(device, non_blocking=True)
+        tiles = tiles.contiguous()
         return tiles.squeeze(2) if flat else tiles
 
     def to_tiles(logits: Tensor) -> Tensor:
