@@ -23,6 +23,7 @@ def test_a_label_says_which_landmark_the_row_has(dim: int) -> None:
     kinds = []
     for seed in range(20):
         image, label = planted_case(np.random.default_rng(seed), SIZES[dim], DISTANCE)
+        rows_of = {}
         for value in (1, 2):
             *depth, rows, columns = np.nonzero(label == value)
             assert (len(rows), len(set(rows)), len(set(columns))) == (4, 2, 2)
@@ -32,11 +33,14 @@ def test_a_label_says_which_landmark_the_row_has(dim: int) -> None:
             assert image[landmark] == LANDMARKS[value - 1]
             assert min(landmark[-2:]) >= DISTANCE // 2
             assert (np.array(SIZES[dim][-2:]) - place[-2:]).min() >= DISTANCE // 2 + 2
+            rows_of[value] = place
+        assert abs(rows_of[1][-2] - rows_of[2][-2]) == 16  # a multiple of 8
+        assert rows_of[1][-1] == rows_of[2][-1]
         kinds.append(np.nonzero(label == 1)[-2].min() < np.nonzero(label == 2)[-2].min())
     assert 4 <= sum(kinds) <= 16  # either landmark is above
-    assert smallest_edge(DISTANCE) <= 32
-    with pytest.raises(UserError, match="at least 30 voxels"):
-        planted_case(np.random.default_rng(0), (29, 40), DISTANCE)
+    assert smallest_edge(DISTANCE) == 32
+    with pytest.raises(UserError, match="at least 32 voxels"):
+        planted_case(np.random.default_rng(0), (31, 40), DISTANCE)
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -48,7 +52,7 @@ def test_the_dataset_is_one_of_nnunet(dim: int, tmp_path: Path) -> None:
     assert write_planted(root, **arguments) == root
     with pytest.raises(UserError, match="Dataset900_Planted"):
         write_planted(root, **{**arguments, "distance": 12})
-    with pytest.raises(UserError, match="at least 30 voxels"):
+    with pytest.raises(UserError, match="at least 32 voxels"):
         write_planted(tmp_path / "small", **{**arguments, "size": (16, 16)})
     assert not (tmp_path / "small").exists()
 

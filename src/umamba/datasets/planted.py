@@ -3,8 +3,10 @@
 Each image has two rows. A row has a landmark, bright or dark, and behind it along the last axis, at a fixed distance, a
 marker; all markers look the same. The label of a marker says which landmark its row has. One row has the bright
 landmark and the other one the dark one, so that mean, variance and every other statistic of the whole image, which
-InstanceNorm would carry everywhere, tells nothing. Rows are as far apart as a marker from its landmark, and half as far
-from the borders along both axes. So a network that reaches less than half the distance can only guess.
+InstanceNorm would carry everywhere, tells nothing. For the same reason, rows begin at the same column and are a multiple
+of 8 voxels apart, so that both fall on the same places of the network's coarser grids. Rows are at least as far apart as
+a marker from its landmark, and half as far from the borders along both axes. So a network whose convolutions reach less
+than half the distance can only guess.
 """
 
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ BACKGROUND, NOISE = 100, 5  # grey value of the background and standard deviatio
 MARKER, LANDMARKS = 150, (220, 10)  # grey values
 CLASSES = ("after bright", "after dark")
 _EDGE = 2  # voxels of an object along the last two axes
+_GRID = 8  # rows are a multiple of so many voxels apart
 
 
 def planted_case(rng: np.random.Generator, size: Sequence[int], distance: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +44,7 @@ def planted_case(rng: np.random.Generator, size: Sequence[int], distance: int) -
     Raises:
         UserError: the size does not hold two rows of this distance.
     """
-    least = smallest_edge(distance)
+    least, apart = smallest_edge(distance), _between_rows(distance)
     if distance <= _EDGE or len(size) not in (2, 3) or min(size[-2:]) < least:
         raise UserError(
             f"planted: size={list(size)} and distance={distance}: the last two axes need at least {least} voxels, and "
@@ -51,11 +54,11 @@ def planted_case(rng: np.random.Generator, size: Sequence[int], distance: int) -
     label = np.zeros(size, dtype=np.uint8)
     height, width = size[-2:]
     margin = distance // 2
-    above = int(rng.integers(margin, height - margin - distance - _EDGE + 1))
+    above = int(rng.integers(margin, height - margin - apart - _EDGE + 1))
+    start = int(rng.integers(margin, width - margin - distance - _EDGE + 1))
     depth = int(rng.integers(size[0])) if len(size) == 3 else 0
     kinds = rng.permutation(2)
-    for row, kind in zip((above, above + distance), kinds, strict=True):
-        start = int(rng.integers(margin, width - margin - distance - _EDGE + 1))
+    for row, kind in zip((above, above + apart), kinds, strict=True):
         for first, value in ((start, LANDMARKS[kind]), (start + distance, MARKER)):
             voxels = (depth,) * (len(size) - 2) + (slice(row, row + _EDGE), slice(first, first + _EDGE))
             image[voxels] = value
@@ -66,7 +69,11 @@ def planted_case(rng: np.random.Generator, size: Sequence[int], distance: int) -
 
 def smallest_edge(distance: int) -> int:
     """Return the smallest edge of an image, in voxels, that holds two rows of this distance."""
-    return 2 * (distance // 2) + distance + _EDGE
+    return 2 * (distance // 2) + _between_rows(distance) + _EDGE
+
+
+def _between_rows(distance: int) -> int:
+    return -(-distance // _GRID) * _GRID
 
 
 def write_planted(
