@@ -170,6 +170,15 @@ def test_segment_sums_keep_short_segments_behind_large_values() -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-7)
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+def test_sums_by_doubling_are_running_sums(size: int) -> None:
+    x = torch.randn(2, size, 3, dtype=torch.float64)
+    torch.testing.assert_close(decayed_sums.running_sum(x, -2, always=True), x.cumsum(-2))
+    torch.testing.assert_close(
+        decayed_sums.running_sum(x.transpose(1, 2), -1, always=True), x.transpose(1, 2).cumsum(-1)
+    )
+
+
 @every_block
 def test_half_precision_tokens_are_close(name: str) -> None:
     torch.manual_seed(0)

