@@ -35,7 +35,7 @@ def lively(name: str) -> Any:
     block = BLOCKS[name]().double()
     with torch.no_grad():
         for parameter in block.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+            parameter.add_(0.3 * torch.randn_like(parameter))
     return block
 
 

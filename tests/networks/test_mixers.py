@@ -59,7 +59,7 @@ def test_the_convolution_by_its_definition(dim: int) -> None:
     padded = torch.nn.functional.pad(projected, (1, 1) * dim)
     mixed = torch.zeros_like(projected) + layer.conv.bias.reshape(1, -1, *(1,) * dim)
     for tap in torch.cartesian_prod(*(torch.arange(3) for _ in range(dim))).tolist():
-        window = (..., *(slice(k, k + n) for k, n in zip(tap, x.shape[2:], strict=True)))
+        window: Any = (..., *(slice(k, k + n) for k, n in zip(tap, x.shape[2:], strict=True)))
         mixed += padded[window] * layer.conv.weight[(slice(None), 0, *tap)].reshape(1, -1, *(1,) * dim)
     gated = mixed * torch.sigmoid(mixed) * gate * torch.sigmoid(gate)
     expected = x + torch.einsum("oc,bc...->bo...", layer.out_proj.weight.flatten(1), gated)
@@ -73,8 +73,8 @@ def test_the_default_is_the_network_of_before(make_configuration: Maker) -> None
     assert [name for name, _ in layer.named_children()] == ["norm", "mamba", "other_mambas"]
     assert type(layer.mamba) is Mamba
     torch.manual_seed(5)
-    expected = MambaLayer(8, num_axes=2)  # built first, so that its weights have the same random numbers
-    assert torch.equal(layer.mamba.in_proj.weight, expected.mamba.in_proj.weight)  # type: ignore[union-attr]
+    expected: Any = MambaLayer(8, num_axes=2)  # built first, so that its weights have the same random numbers
+    assert torch.equal(layer.mamba.in_proj.weight, expected.mamba.in_proj.weight)
 
 
 def test_the_older_name_says_the_same() -> None:

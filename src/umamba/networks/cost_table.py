@@ -1,7 +1,5 @@
 """The cost of a network as a table, and the points on which the U-Mamba paper and its released code disagree."""
 
-from dataclasses import fields, replace
-
 from rich import box
 from rich.table import Table
 
@@ -14,6 +12,7 @@ from umamba.settings import (
     UMambaBotSettings,
     UMambaEncSettings,
     UNETRSettings,
+    plain,
     read_architecture,
 )
 
@@ -145,7 +144,7 @@ def beside_mamba(
     if not isinstance(settings, UMambaBotSettings | UMambaEncSettings) or settings.mixer == "mamba":
         return None
     of_mixers = ("mixer", "mamba", "match", "mixer_kernel", "head_width")
-    original = replace(settings, **{each.name: each.default for each in fields(settings) if each.name in of_mixers})
+    original = read_architecture({name: each for name, each in plain(settings).items() if name not in of_mixers})
     own, mamba = (
         sum(p.numel() for p in build_without_data(each, configuration, in_channels, num_classes).parameters())
         for each in (settings, original)

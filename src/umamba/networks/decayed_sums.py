@@ -17,7 +17,7 @@ CHUNK = 64  # tokens of a chunk, and chunks of a group
 
 
 def decayed_sums(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, log_gain: Tensor | None = None, chunk: int = CHUNK
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, log_gain: Tensor | None = None, *, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor | float]:
     """Return the sums of all tokens, and the logarithm of their scale.
 

@@ -66,12 +66,14 @@ class MLSTM(nn.Module):
             gates = F.linear(torch.cat([q, k, v], dim=-1), weight, bias).transpose(1, 2)
             log_input, forget = gates.split(self.heads, dim=1)  # (B, H, L)
             q, k, v = (split_heads(each, self.heads) for each in (q, k, v))
-            h = matrix_memory(q, k * self.width**-0.5, v, F.logsigmoid(forget), log_input, chunk)
+            h = matrix_memory(q, k * self.width**-0.5, v, F.logsigmoid(forget), log_input, chunk=chunk)
             h = F.layer_norm(h, (self.width,), eps=_EPS).transpose(1, 2).flatten(2) * self.norm_weight.to(h.dtype)
         return self.down_proj((h.to(z.dtype) + self.skip * convolved) * F.silu(z))
 
 
-def matrix_memory(q: Tensor, k: Tensor, v: Tensor, log_forget: Tensor, log_input: Tensor, chunk: int = CHUNK) -> Tensor:
+def matrix_memory(
+    q: Tensor, k: Tensor, v: Tensor, log_forget: Tensor, log_input: Tensor, *, chunk: int = CHUNK
+) -> Tensor:
     """Return what the matrix memory of each head answers to its queries (Beck et al., equations 19 to 27).
 
         C_t = f_t C_(t-1) + i_t v_t k_t^T      n_t = f_t n_(t-1) + i_t k_t      h_t = C_t q_t / max(|n_t . q_t|, 1)
@@ -87,7 +89,7 @@ def matrix_memory(q: Tensor, k: Tensor, v: Tensor, log_forget: Tensor, log_input
     Returns:
         (B, H, L, P).
     """
-    sums, scale = decayed_sums(q, k, F.pad(v, (0, 1), value=1.0), log_forget, log_input, chunk)
+    sums, scale = decayed_sums(q, k, F.pad(v, (0, 1), value=1.0), log_forget, log_input, chunk=chunk)
     assert isinstance(scale, Tensor)
     one = torch.exp(-scale).clamp(min=torch.finfo(sums.dtype).tiny)  # 1 in the scale of the sums
     return sums[..., :-1] / torch.maximum(sums[..., -1].abs(), one)[..., None]

@@ -186,12 +186,10 @@ def hide_cubes(function: Map, x: Tensor, spacing: Sequence[float], steps: int) -
         for offset in offsets:
             for sign in (-1, 1):
                 centres = [n // 2 + (sign * offset if k == axis else 0) for k, n in enumerate(sizes)]
-                box = tuple(
-                    slice(max(0, c - e // 2), min(n, c - e // 2 + e))
-                    for c, e, n in zip(centres, edges, sizes, strict=True)
-                )
+                starts = [max(0, c - e // 2) for c, e in zip(centres, edges, strict=True)]
+                box: Any = (..., *(slice(start, start + e) for start, e in zip(starts, edges, strict=True)))
                 hidden = x.clone()
-                hidden[(..., *box)] = mean.expand_as(x)[(..., *box)]
+                hidden[box] = mean.expand_as(x)[box]
                 change = (_at_centre(function(hidden)) - _at_centre(intact)).abs().mean()
                 found.append(Hidden(offset * spacing[axis], float(change) / spread))
     return found
@@ -199,4 +197,5 @@ def hide_cubes(function: Map, x: Tensor, spacing: Sequence[float], steps: int) -
 
 def _at_centre(y: Tensor) -> Tensor:
     """Return the channels (K,) at the centre of (1, K, *S)."""
-    return y[(0, slice(None), *(n // 2 for n in y.shape[2:]))]
+    centre: Any = (0, slice(None), *(n // 2 for n in y.shape[2:]))
+    return y[centre]

@@ -36,7 +36,7 @@ def convolutional_reach(architecture: Architecture, configuration: Configuration
 
     >>> from umamba.networks import configuration_for_patch
     >>> convolutional_reach("unet", configuration_for_patch((32, 32)))
-    (68, 68)
+    (44, 44)
     """
     settings = read_architecture(architecture)
     convolutions = _convolutions(settings, configuration)
