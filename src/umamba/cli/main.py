@@ -107,6 +107,12 @@ COMMANDS = {
             "check-backbone umamba_enc --dim=3",
         ),
     ),
+    "probe": Command(
+        "probe",
+        "Show how far a trained network looks, by layer: gradients, shuffled tokens, hidden parts of the image.",
+        "ProbeSettings",
+        ("probe checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt images=IMAGES output=DIR",),
+    ),
     "export": Command(
         "export",
         "Export a trained U-Net (unet, resenc_unet) to a folder for nnU-Net, or any network to a file to give away.",

@@ -35,6 +35,7 @@ from umamba.settings.prediction import (
     PredictSettings,
     SlidingWindowSettings,
 )
+from umamba.settings.probe import ProbeSettings
 from umamba.settings.recipe import LossSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
 from umamba.settings.trainer import TrainerSettings
 from umamba.settings.training import (
@@ -73,6 +74,7 @@ __all__ = [
     "PredictSettings",
     "PredictionSettings",
     "PrepareSettings",
+    "ProbeSettings",
     "RecipeSettings",
     "ReportSettings",
     "ResEncUNetSettings",
