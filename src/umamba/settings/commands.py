@@ -1,7 +1,7 @@
 """Settings of the commands evaluate, report, convert, export and slurm."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,6 +17,11 @@ _CONVERT_KEYS = {
     "labels": ("totalsegmentator", "bids", "folders"),
     "crop": ("endovis",),
 }
+MARGIN = 0.01
+_MARGIN = (
+    "Difference of DSC, NSD or F1 between two methods that does not matter: they are called equivalent if their "
+    "difference is shown to be smaller. 0.01 is the median gain that papers claim (arXiv 2505.04720)."
+)
 _LIMIT = re.compile(r"infinite|unlimited|(\d+-)?\d+(:\d+){0,2}")
 
 
@@ -24,8 +29,10 @@ _LIMIT = re.compile(r"infinite|unlimited|(\d+-)?\d+(:\d+){0,2}")
 class EvaluateSettings(Settings):
     """All keys of `umamba evaluate`."""
 
-    predictions: Path | Mapping[str, str] = key(
-        sentence="Folder of segmentations, or several methods to compare: '{umamba:DIR,unet:DIR}'.", existing=True
+    predictions: Path | Mapping[str, str | Sequence[str]] = key(
+        sentence="Folder of segmentations, or several methods to compare: '{umamba:DIR,unet:DIR}'. A method with "
+        "several trainings (seeds, folds) has a list: '{umamba:[DIR,DIR],unet:[DIR,DIR]}'.",
+        existing=True,
     )
     truth: Path = key(
         sentence="Folder of the references. protocol=cell: of numbered cells, NAME or NAME_label.", existing=True
@@ -48,24 +55,50 @@ class EvaluateSettings(Settings):
     images: Path | None = key(
         None, "Folder of the images, for overlays of the worst, median and best case; null: no overlays.", existing=True
     )
+    margin: float = key(MARGIN, _MARGIN, above=0)
     workers: int | None = key(None, "Processes; null: all CPUs of the allocation.", low=1)
 
     @property
     def methods(self) -> dict[str, Path]:
-        """The folder of each method."""
+        """The folder of each method, or of each of its trainings: NAME, or NAME_1, NAME_2 and so on."""
+        return {name: folder for name, _, folder in self._folders()}
+
+    @property
+    def trainings(self) -> dict[str, str]:
+        """The method of each name in `methods`."""
+        return {name: method for name, method, _ in self._folders()}
+
+    def _folders(self) -> Iterator[tuple[str, str, Path]]:
+        """Yield name, method and folder of each training."""
         if isinstance(self.predictions, Path):
-            return {self.predictions.name or "predictions": self.predictions}
-        return {str(name): Path(str(folder)) for name, folder in self.predictions.items()}
+            name = self.predictions.name or "predictions"
+            yield name, name, self.predictions
+            return
+        for method, given in self.predictions.items():
+            if isinstance(given, str | Path):
+                yield str(method), str(method), Path(given)
+                continue
+            for count, folder in enumerate(given, start=1):
+                yield f"{method}_{count}", str(method), Path(str(folder))
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a missing method, and folders of methods that do not exist."""
+        """Yield a missing method, folders that do not exist or are given twice, and names that are taken twice."""
         if isinstance(self.predictions, Path):
             return
         if not self.predictions:
             yield "predictions={}: give a folder, or several methods as '{umamba:DIR,unet:DIR}'."
-        for name, folder in self.methods.items():
+        for method, given in self.predictions.items():
+            if not isinstance(given, str | Path | Sequence) or not given:
+                yield f"predictions.{method}={given}: must be a folder, or a list of the folders of its trainings."
+                return
+        found = list(self._folders())
+        for name, method, folder in found:
             if not folder.exists():
-                yield f"predictions.{name}={folder}: there is no such folder. Check the path."
+                yield f"predictions.{method}={folder}: there is no such folder. Check the path."
+            if sum(other == name for other, _, _ in found) > 1:
+                yield f"predictions.{method}: two folders would be called {name}. Give the method another name."
+            if sum(other == folder and owner == method for _, owner, other in found) > 1:
+                yield f"predictions.{method}: {folder} is given twice. Give each training once."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +110,7 @@ class ReportSettings(Settings):
     overrides: tuple[str, ...] = key(
         (), "Overrides with which every run was trained, if there were any: \"overrides=['smoke=true']\""
     )
+    margin: float = key(MARGIN, _MARGIN, above=0)
     paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
 
 
