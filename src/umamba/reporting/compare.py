@@ -17,8 +17,15 @@ from umamba.evaluation.spread import Spreads, suitability
 from umamba.reporting.results import AVERAGE, METRICS, Published, Results
 
 __all__ = [
-    *("ALPHA", "REFERENCE", "Claim", "Number", "claims_of", "measured_spreads", "numbers", "spread_sentences"),
+    "REFERENCE",
+    "Claim",
+    "Number",
+    "claims_of",
+    "measured_spreads",
+    "numbers",
+    "spread_sentences",
     "suitability_of",
+    "suitability_sentences",
 ]
 REFERENCE = "unet"  # a star marks methods that differ from this one
 
@@ -121,6 +128,24 @@ def suitability_of(results: Results, dataset: str, metric: str) -> float:
     own = results.scores[results.scores["dataset"] == dataset]
     samples = [_sample(own, method, AVERAGE, metric) for method in results.methods(dataset)]
     return suitability([list(sample.groupby(level=["seed", "fold"]).mean()) for sample in samples])
+
+
+def suitability_sentences(results: Results) -> list[str]:
+    """Return a sentence for each dataset and metric on how well it separates the methods, where seeds show it.
+
+    Args:
+        results: the results of the study.
+    """
+    found = []
+    for dataset in results.datasets:
+        for metric in METRICS:
+            ratio = suitability_of(results, dataset, metric)
+            if not math.isnan(ratio):
+                found.append(
+                    f"{dataset}, {metric.upper()}: the methods' means spread {ratio:.1f} times as much as the "
+                    "trainings of a method (standard deviations). Near 1 the order of the methods is chance."
+                )
+    return found
 
 
 def measured_spreads(results: Results, dataset: str) -> dict[str, tuple[Spreads, int]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from umamba.evaluation.equivalence import MARGIN
 from umamba.io import atomic_path
-from umamba.reporting.compare import claims_of, numbers
+from umamba.reporting.compare import claims_of, numbers, suitability_sentences
 from umamba.reporting.cost import costs
 from umamba.reporting.page import write_page
 from umamba.reporting.results import Results
@@ -26,7 +26,10 @@ def write_report(results: Results, folder: Path, margin: float = MARGIN) -> Path
     found = numbers(results, claims)
     write_csv(folder / "numbers.csv", found)
     write_claims(folder / "claims.csv", claims)
-    texts = {"tables.md": markdown(found, results.remark, claims), "tables.tex": latex(found, results.remark)}
+    texts = {
+        "tables.md": markdown(found, results.remark, claims, suitability_sentences(results)),
+        "tables.tex": latex(found, results.remark),
+    }
     for name, text in texts.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
