@@ -306,7 +306,7 @@ def false_claims(draw: Callable[[int], tuple[np.ndarray, np.ndarray]], compariso
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainings", [2, 3, 5])
+@pytest.mark.parametrize("trainings", [2, 3])
 @pytest.mark.parametrize(
     "kind", ["cases and trainings", "trainings differ much", "trainings do not differ", "skewed with failures"]
 )
@@ -328,11 +328,11 @@ def test_the_same_network_under_other_seeds_is_rarely_claimed_to_be_better(kind:
 
 
 def test_seeds_as_methods_in_one_table_are_rarely_claimed_to_differ() -> None:
-    """Four methods that are one network: a table with any claim is a false one."""
+    """Three methods that are one network: a table with any claim is a false one."""
     wrong = 0
-    for seed in range(200):  # 1200 comparisons
+    for seed in range(200):  # 600 comparisons
         parts = [part for half in (0, 1) for part in drawn(2 * seed + half, 20, 3, Spreads(0, 0.01, 0.02), case_sd=0.0)]
-        scores = {name: table(part) for name, part in zip("abcd", parts, strict=True)}
+        scores = {name: table(part) for name, part in zip("abc", parts[:3], strict=True)}
         wrong += any(claim.survives for claim in judged(compare(scores, "dsc", 0.01)))
     assert wrong <= 200 * 0.05 + 2 * math.sqrt(200 * 0.05 * 0.95)
 
@@ -344,13 +344,13 @@ def seen(effect: float, cases: int, trainings: int, spreads: Spreads, studies: i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cases", "trainings"), [(20, 3), (50, 3), (20, 5)])
+@pytest.mark.parametrize(("cases", "trainings"), [(20, 3), (50, 3)])
 @pytest.mark.parametrize("spreads", [Spreads(0.02, 0.005, 0.02), Spreads(0.01, 0.01, 0.02)])
 def test_power_grows_and_the_planned_difference_is_met(cases: int, trainings: int, spreads: Spreads) -> None:
     """Predictions of one method are degraded by a known amount; the share of right claims is a power curve."""
     planned = detectable_difference(spreads, cases, trainings)
     effects = planned * np.array([0.0, 0.4, 0.8, 1.0, 1.2, 1.6])
-    curve = [seen(effect, cases, trainings, spreads, 400) for effect in effects]
+    curve = [seen(effect, cases, trainings, spreads, 200) for effect in effects]
     assert curve == sorted(curve)
     assert curve[-1] > 0.95
     measured = float(np.interp(0.8, curve[1:], effects[1:]))
