@@ -21,7 +21,8 @@ from umamba.networks.conformance import CHANNELS, CLASSES, small_configuration
 from umamba.networks.mamba import MambaLayer
 from umamba.networks.scan.reference import scan as reference_scan
 
-TOLERANCE = 1e-5  # of the largest logit
+TOLERANCE = 1e-5  # of the largest output of the scan
+OF_NETWORK = 1e-4  # of the largest logit; norms of few voxels enlarge rounding
 
 # name -> architecture, and options that make it small
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,7 +84,7 @@ def test_logits_are_those_of_torch(name: str, dim: int, odd: bool) -> None:
     model = onnx.load_from_string(content)
     assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)]
     assert {node.domain for node in model.graph.node} == {""}  # the standard's operations only
-    assert difference(onnx_logits(content, tile.numpy()), by_torch(network, tile)) <= TOLERANCE
+    assert difference(onnx_logits(content, tile.numpy()), by_torch(network, tile)) <= OF_NETWORK
     assert network.deep_supervision == network.supports_deep_supervision
 
 
@@ -103,7 +104,7 @@ def test_openvino_reads_the_model(name: str) -> None:
     core = openvino.Core()
     exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = core.compile_model(core.read_model(content_of(network, tile)), "CPU", exact)
-    assert difference(compiled(tile.numpy())[0], by_torch(network, tile)) <= 1e-4
+    assert difference(compiled(tile.numpy())[0], by_torch(network, tile)) <= OF_NETWORK
 
 
 def computed(values: dict[str, np.ndarray], add: Any) -> np.ndarray:
@@ -170,7 +171,7 @@ class _Own(nn.Module):
 
 def test_a_users_network_is_exported() -> None:
     network, tile = _Own(lambda x: torch.sigmoid(x) * torch.roll(x, 1, -1).relu()).eval(), torch.randn(1, 2, 8, 6)
-    assert difference(onnx_logits(content_of(network, tile), tile.numpy()), by_torch(network, tile)) <= TOLERANCE
+    assert difference(onnx_logits(content_of(network, tile), tile.numpy()), by_torch(network, tile)) <= OF_NETWORK
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,6 @@ def onnx_model(network: nn.Module, tile_shape: Sequence[int], producer_version: 
     except Exception as error:  # whatever a network of a user raises while it is traced
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UnexportableError(f"PyTorch cannot trace it: {lines[0][:300]}") from error
-    _refuse_unknown(program.graph_module)
     stored = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
     stored |= program.graph_signature.inputs_to_lifted_tensor_constants
     weights = {**program.state_dict, **program.constants}
@@ -67,8 +66,11 @@ def onnx_model(network: nn.Module, tile_shape: Sequence[int], producer_version: 
         if node.op == "placeholder":
             named = node.name in stored
             given[node.name] = weights[stored[node.name]] if named else Value(INPUT, tuple(node.meta["val"].shape))
+    unknown: set[str] = set()
     with torch.no_grad():
-        (logits,) = _run(program.graph_module, given, builder)
+        (logits,) = _run(program.graph_module, given, builder, unknown)
+    if unknown:
+        raise UnexportableError(f"it has operations that the export does not know: {', '.join(sorted(unknown))}")
     builder.add("Identity", [logits], logits.shape, name=OUTPUT)
     if builder.constant_bytes > _MOST_BYTES:
         raise UnexportableError(f"its weights take {builder.constant_bytes / 1e9:.3g} GB, an ONNX file holds 2 GB")
@@ -105,50 +107,14 @@ class _FullResolution(nn.Module):
         return logits
 
 
-def _refuse_unknown(module: torch.fx.GraphModule) -> None:
-    """Name all operations at once that depend on the image and cannot be written."""
-    unknown: set[str] = set()
-    for name, part in _parts(module):
-        known, _ = _dependent(part, name == "")
-        unknown |= {str(node.target) for node in known if not _is_known(node)}
-    if unknown:
-        raise UnexportableError(f"it has operations that the export does not know: {', '.join(sorted(unknown))}")
-
-
-def _parts(module: torch.fx.GraphModule) -> list[tuple[str, torch.fx.GraphModule]]:
-    return [(name, part) for name, part in module.named_modules() if isinstance(part, torch.fx.GraphModule)]
-
-
-def _dependent(module: torch.fx.GraphModule, outermost: bool) -> tuple[list[torch.fx.Node], set[str]]:
-    """Return the calls of a part that may depend on the image; inside a wrapped part every argument may."""
-    changing: set[str] = set()
-    calls = []
-    for node in module.graph.nodes:
-        if node.op == "placeholder" and (not outermost or not str(node.name).startswith(("p_", "b_", "c_"))):
-            changing.add(node.name)
-        elif node.op == "call_function" and any(each.name in changing for each in node.all_input_nodes):
-            changing.add(node.name)
-            calls.append(node)
-    return calls, changing
-
-
-def _is_known(node: torch.fx.Node) -> bool:
-    name = str(node.target)
-    return (
-        name in OPERATIONS
-        or name in _IGNORED
-        or node.target is operator.getitem
-        or getattr(node.target, "__name__", "") in _WRAPPERS
-    )
-
-
-def _run(module: torch.fx.GraphModule, given: Mapping[str, Any], builder: Builder) -> Sequence[Any]:
+def _run(module: torch.fx.GraphModule, given: Mapping[str, Any], builder: Builder, unknown: set[str]) -> Sequence[Any]:
     """Go through a part of the traced network.
 
     Args:
         module: the part.
         given: its placeholders: a tensor where the value is known now, a `Value` where it depends on the image.
         builder: receives the operations.
+        unknown: receives the names of operations that cannot be written, so that one message has all of them.
 
     Returns:
         The outputs of the part.
@@ -162,28 +128,30 @@ def _run(module: torch.fx.GraphModule, given: Mapping[str, Any], builder: Builde
             return outputs if isinstance(outputs, tuple | list) else [outputs]
         elif node.op == "call_function":
             arguments, named = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: values[each.name])
-            values[node.name] = _call(node, arguments, named, builder)
+            values[node.name] = _call(node, arguments, named, builder, unknown)
             name = str(node.target).rsplit(".", 1)[0]
             if name.endswith("_") and node.all_input_nodes:  # in place: who reads the input afterwards reads the result
                 values[node.args[0].name] = values[node.name]
     raise UnexportableError("the traced network has no output")
 
 
-def _call(node: torch.fx.Node, arguments: Any, named: Any, builder: Builder) -> Any:
+def _call(node: torch.fx.Node, arguments: Any, named: Any, builder: Builder, unknown: set[str]) -> Any:
     """Return the result of a call: computed now, or as operations of the model."""
     wrapper = getattr(node.target, "__name__", "")
     if wrapper in _WRAPPERS:
         part, *operands = arguments[_WRAPPERS[wrapper] :]
         places = [each.name for each in part.graph.nodes if each.op == "placeholder"]
-        return _run(part, dict(zip(places, operands, strict=True)), builder)
+        return _run(part, dict(zip(places, operands, strict=True)), builder, unknown)
     if node.target is operator.getitem:
         return arguments[0][arguments[1]]
     if str(node.target) in _IGNORED:
         return None
     if not _holds_value((arguments, named)):
         return node.target(*arguments, **named)  # type: ignore[operator]
-    result = OPERATIONS[str(node.target)](builder, _shape(node.meta.get("val")), *arguments, **named)
-    return result
+    if str(node.target) not in OPERATIONS:
+        unknown.add(str(node.target))
+        return torch.utils._pytree.tree_map(lambda each: Value("", _shape(each)), node.meta["val"])
+    return OPERATIONS[str(node.target)](builder, _shape(node.meta.get("val")), *arguments, **named)
 
 
 def _holds_value(arguments: Any) -> bool:

@@ -49,7 +49,7 @@ def mamba_block(
     A: torch.Tensor,
     D: torch.Tensor,
     keep: bool,
-) -> tuple[Value]:
+) -> tuple[Value, None, None, None]:
     """Add what `umamba.networks.scan.cpu_layer.mix` computes.
 
     Args:
@@ -66,7 +66,7 @@ def mamba_block(
         keep: whether a backward pass follows.
 
     Returns:
-        The gated output (1, L, inner), the only one of the outputs that a forward pass uses.
+        The gated output (1, L, inner), and nothing for the outputs that only a backward pass uses.
     """
     batch, length, twice = xz.shape
     if batch != 1 or keep:
@@ -87,7 +87,7 @@ def mamba_block(
     y = selective_scan(b, u, softplus(b, delta), A, B, C)
     y = b.add("Add", [y, b.add("Mul", [u, D], rows)], rows)
     gate = b.add("Mul", [z, b.add("Sigmoid", [z], rows)], rows)
-    return (b.reshape(b.add("Mul", [y, gate], rows), (1, length, inner)),)
+    return b.reshape(b.add("Mul", [y, gate], rows), (1, length, inner)), None, None, None
 
 
 def softplus(b: Builder, x: Value) -> Value:

@@ -72,7 +72,6 @@ class Description:
         regions: True: each head above 0 paints its value over those before; False: the highest head gives the value.
         values: label value of each head.
         keep_largest: label values of each step that keeps the largest component only.
-        file_ending: of the training images.
     """
 
     sha256: str
@@ -88,7 +87,6 @@ class Description:
     regions: bool
     values: tuple[int, ...]
     keep_largest: tuple[tuple[int, ...], ...]
-    file_ending: str
 
     @classmethod
     def read(cls, path: Path) -> "Description":
@@ -141,7 +139,6 @@ class Description:
             keep_largest=tuple(
                 _numbers("keep_largest_component", step, int, 1, 32767, range(1, 32768)) for step in steps
             ),
-            file_ending=_one_of("file_ending", content["file_ending"], None),
         )
 
 
