@@ -38,7 +38,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "swinunetr": ("swinunetr", {"feature_size": 12, "depths": [2, 1, 1, 1], "num_heads": [1, 1, 1, 1]}),
 }
 MONAI = ("segresnet", "unetr", "swinunetr")
-QUICK = {("unet", 2), ("unet", 3), ("resenc", 2), ("bot", 2), ("bot", 3), ("enc", 2), ("enc-both", 2), ("unetr", 2)}
+QUICK = {("unet", 2), ("unet", 3), ("resenc", 2), ("bot", 2), ("bot", 3), ("enc", 2), ("enc-both", 2)}
 
 
 def built(name: str, dim: int, odd: bool = False) -> tuple[Any, Tensor]:

@@ -159,21 +159,19 @@ class Builder:
         shapes = [state.shape for state in states] + [sequence.shape[1:] for sequence in sequences]
         given = [Value(inner._prefix + name, shape) for name, shape in zip(names, shapes, strict=True)]
         results = body(inner, given[: len(states)], given[len(states) :])
-        infos = [
+        after = zip(results, [*(state.shape for state in states), *outputs], strict=True)
+        inputs, found = (
             [
                 onnx.helper.make_tensor_value_info(each.name, onnx.TensorProto.FLOAT, list(shape))
                 for each, shape in pairs
             ]
-            for pairs in (
-                [(each, each.shape) for each in given],
-                list(zip(results, [*(state.shape for state in states), *outputs], strict=True)),
-            )
-        ]
+            for pairs in ([(each, each.shape) for each in given], after)
+        )
         steps = sequences[0].shape[0]
         return self.add_several(
             "Scan",
             [*states, *sequences],
             [*(state.shape for state in states), *((steps, *output) for output in outputs)],
-            body=onnx.helper.make_graph(inner.nodes, inner._prefix + "body", *infos, inner.initializers),
+            body=onnx.helper.make_graph(inner.nodes, inner._prefix + "body", inputs, found, inner.initializers),
             num_scan_inputs=len(sequences),
         )

@@ -35,9 +35,9 @@ def _convolution(b: Builder, shape: Shape, x, weight, bias=None, stride=1, paddi
     )  # fmt: skip
 
 
-def _transposed(
+def _transposed(  # type: ignore[no-untyped-def]
     b: Builder, shape: Shape, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
-):  # type: ignore[no-untyped-def]
+):
     dim = len(shape) - 2
     sides = _axes(padding, dim)
     return b.add(
@@ -265,7 +265,7 @@ def _in_float32(b: Builder, shape: Shape, x, *types, **named):  # type: ignore[n
 
 def _same_twice(names: Sequence[str], function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     """Return entries of operations of the same function, each also in place."""
-    found = {}
+    found: dict[str, Callable[..., Any]] = {}
     for name in names:
         base, overload = name.rsplit(".", 1)
         found |= {f"aten.{name}": function, f"aten.{base}_.{overload}": function}

@@ -129,7 +129,9 @@ def selective_scan(b: Builder, u: Value, delta: Value, A: torch.Tensor, B: Value
     zeros = b.value(torch.zeros(chunks, states, inner))
     first = zeros
     if chunks > 1:
-        (last,) = b.scan([zeros], side_by_side[:3], [], lambda *given: [_next_state(*given, by_state)])
+        (last,) = b.scan(
+            [zeros], side_by_side[:3], [], lambda inside, before, parts: [_next_state(inside, before, parts, by_state)]
+        )
         total = b.add("ReduceSum", [side_by_side[0], b.sizes([0])], (chunks, 1, inner), keepdims=0)
         decay = b.add("Exp", [b.add("Mul", [total, by_state], zeros.shape)], zeros.shape)
         _, first = b.scan([b.value(torch.zeros(states, inner))], [decay, last], [(states, inner)], _next_chunk)

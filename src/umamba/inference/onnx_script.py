@@ -39,7 +39,7 @@ def segment_files(segmenter: Any, paths: Sequence[Path], step: float | None, mir
     first: Any = None
     for path in paths:
         try:
-            image = nib.load(path)
+            image: Any = nib.load(path)
             voxels = np.asanyarray(image.dataobj)
         except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
             raise ModelError(f"{path}: cannot be read as NIfTI ({error}). Convert it to .nii.gz.") from None
