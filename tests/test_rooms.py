@@ -28,6 +28,8 @@ OPTIONAL = {
     "wandb": {"training/loggers.py"},
     "triton": {"networks/scan/triton"},
     "openvino": {"inference/openvino_"},
+    "onnx": {"inference/onnx_"},
+    "onnxruntime": {"inference/onnx_"},
     "hydra": {"cli/"},
     "omegaconf": {"cli/", "records/config_file.py"},
 }

@@ -115,11 +115,12 @@ COMMANDS = {
     ),
     "export": Command(
         "export",
-        "Export a trained U-Net (unet, resenc_unet) to a folder for nnU-Net, or any network to a file to give away.",
+        "Export a trained U-Net (unet, resenc_unet) for nnU-Net, or any network to a file to give away or to ONNX.",
         "ExportSettings",
         (
             "export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=DIR",
             "export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=NAME.ckpt format=share",
+            "export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=DIR format=onnx",
         ),
     ),
     "study": Command(
