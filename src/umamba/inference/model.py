@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from umamba.inference.digests import weights_digest
 from umamba.inference.forward import Forward, Start, at_once, tile_forward, tile_start, tile_window
 from umamba.inference.precision import choose_precision
 from umamba.io import UserError, file_digest
@@ -67,6 +68,8 @@ class Model:
         precision: Lightning's name, 32-true, bf16-mixed or 16-mixed; auto: what the device computes fast, which the
             constructor puts in its place.
         identity: a text that differs between networks, such as the hash of the checkpoint.
+        weights: SHA-256 of all parameters and buffers; empty: the constructor computes it.
+        source: file of the checkpoint; None: there is none.
         mirror_axes: patch axes that training mirrored, along which test-time augmentation may flip; None: all.
         engine: what computes the network: torch, openvino (on the CPU), or auto, see `umamba.inference.engine`.
         reload: builds the network again; None: `network` is kept.
@@ -86,6 +89,8 @@ class Model:
     file_ending: str = ".nii.gz"
     precision: str = "auto"
     identity: str = ""
+    weights: str = ""
+    source: Path | None = None
     mirror_axes: tuple[int, ...] | None = None
     engine: str = "auto"
     reload: Callable[[], nn.Module] | None = None
@@ -103,6 +108,8 @@ class Model:
             refuse_openvino(self.device)
         if self.precision == "auto":
             self.precision = choose_precision(self.device)
+        if not self.weights:
+            self.weights = weights_digest(self.network.state_dict())
         self._prepare_network()
 
     def _prepare_network(self) -> None:
@@ -144,6 +151,8 @@ class Model:
             file_ending=record.file_ending,
             precision=precision,
             identity=identity,
+            weights=weights_digest(checkpoint.weights),
+            source=checkpoint.path,
             mirror_axes=record.mirror_axes,
             engine=engine,
             reload=partial(_read_again, path, trust, identity),

@@ -34,6 +34,7 @@ from umamba.settings.prediction import (
     PredictionSettings,
     PredictSettings,
     SlidingWindowSettings,
+    VerifySettings,
 )
 from umamba.settings.recipe import LossSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
 from umamba.settings.trainer import TrainerSettings
@@ -89,6 +90,7 @@ __all__ = [
     "UMambaEncSettings",
     "UNETRSettings",
     "UNetSettings",
+    "VerifySettings",
     "key",
     "parse",
     "plain",
