@@ -1,10 +1,12 @@
 """The manifest of a prediction, its verification, and labels that do not depend on how they were computed."""
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ import torch
 from umamba.cli.main import main
 from umamba.inference import Model, Predictor
 from umamba.inference.digests import image_digest, label_digest, weights_digest
+from umamba.inference.forward import by_single_threads
 from umamba.inference.outputs import Outputs
-from umamba.io import read_image, read_json, write_json
+from umamba.inference.slabs import SlabLayout
+from umamba.io import UserError, read_image, read_json, write_json
 from umamba.networks import build_network
 from umamba.records import CheckpointRecord
 from umamba.records.checkpoint import NETWORK, store_record
-from umamba.settings import PredictionSettings, UNetSettings
+from umamba.settings import InvalidSettings, PredictionSettings, PredictSettings, UNetSettings
 
 MakeModel = Callable[..., Any]
 NAMES = ("a", "b")
@@ -267,47 +271,90 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dim", [2, 3])
-def test_labels_have_one_hash_over_24_settings(
-    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None, dim: int
+@pytest.mark.parametrize(("dim", "members"), [(3, 1), (2, 2)])
+def test_bits_are_equal_over_24_settings(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None, dim: int, members: int
 ) -> None:
-    """Threads, tiles of a pass, memory and workers; a float32 network of PyTorch on the CPU, and a second start."""
-    patch = (8, 12, 12) if dim == 3 else (24, 24)
-    spacing = (1.0, 0.8, 0.9) if dim == 3 else (0.8, 0.9)
-    shape = (13, 30, 31)
-    image = sitk.GetImageFromArray(np.random.default_rng(1).normal(size=shape).astype(np.float32))
+    """Threads, tiles at a time, slabs and strips of scarce memory, workers.
+
+    Labels and probabilities are compared, of one network and of the mean of two.
+    """
+    patch, spacing = ((8, 12, 12), (1.0, 0.8, 0.9)) if dim == 3 else ((16, 16), (0.8, 0.9))
+    image = sitk.GetImageFromArray(np.random.default_rng(1).normal(size=(5, 13, 17)).astype(np.float32))
     (tmp_path / "images").mkdir()
     sitk.WriteImage(image, str(tmp_path / "images" / "a_0000.nii.gz"))
+    made = make_model(torch.nn.Identity(), patch, 3, num_channels=1, spacing=spacing)
 
-    def model() -> Model:
-        made = make_model(torch.nn.Identity(), patch, 3, num_channels=1, spacing=spacing)
-        torch.manual_seed(0)
+    def model(seed: int) -> Model:
+        torch.manual_seed(seed)
         network = build_network("unet", made.configuration, 1, 3, deep_supervision=False)
-        return Model(
-            network, made.plan, made.configuration, made.labels, 1, made.device, precision="32-true", engine="torch"
-        )
+        return Model(network, made.plan, made.configuration, made.labels, 1, made.device, reproducible=True)
 
+    predictor = Predictor(tuple(model(seed) for seed in range(members)))
     found = set()
-    rows = 2  # of a slab, when memory is scarce
-    for number, (count, tiles, scarce, workers) in enumerate(
-        (count, tiles, scarce, workers)
-        for count in (1, 2, 3)
-        for tiles in (1, 3)
-        for scarce in (False, True)
-        for workers in (1, 2)
-    ):
+    choices = list(itertools.product((1, 2, 3), (False, True), (False, True), (1, 2)))
+    assert len(choices) == 24
+    for number, (count, one_by_one, scarce, workers) in enumerate(choices):
         torch.set_num_threads(count)
         with monkeypatch.context() as patched:
-            patched.setattr(Model, "tiles_per_pass", tiles)
+            if one_by_one:
+                patched.setattr(Model, "in_flight", lambda *_: 1)
             if scarce:
-                from umamba.inference import memory
-                from umamba.inference.slabs import SlabLayout
-
-                patched.setattr(memory, "choose_layout", lambda *_: SlabLayout(2, rows))
-            settings = PredictionSettings(workers=workers, max_memory_gb=64.0 if scarce else None)
-            (path,) = Predictor((model(),)).predict(
-                tmp_path / "images", tmp_path / str(number), settings, progress=False
-            )
-        found.add(hashlib.sha256(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).tobytes()).hexdigest())
-    assert number == 23
+                patched.setattr("umamba.inference.memory.choose_layout", lambda *_: SlabLayout(2, 2))
+            settings = PredictionSettings(workers=workers, max_memory_gb=64.0 if scarce else None, probabilities=True)
+            (path,) = predictor.predict(tmp_path / "images", tmp_path / str(number), settings, progress=False)
+        with np.load(path.with_name("a.npz")) as file:
+            probabilities = file["probabilities"].tobytes()
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).tobytes()
+        found.add(hashlib.sha256(labels + probabilities).hexdigest())
     assert len(found) == 1
+
+
+def test_passes_of_single_threads_have_the_bits_of_one_thread(threads: None) -> None:
+    """Plain convolutions of this size differ between numbers of threads on processors with AVX-512."""
+    torch.manual_seed(0)
+    network, tiles = torch.nn.Conv3d(32, 64, 3, padding=1), torch.randn(4, 1, 32, 8, 16, 16)
+
+    def forward(tile: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return network(tile)  # type: ignore[no-any-return]
+
+    torch.set_num_threads(1)
+    expected = [forward(tile) for tile in tiles]
+    for count in (2, 3):
+        torch.set_num_threads(count)
+        start = by_single_threads(forward, count)
+        begun = [start(tile) for tile in tiles]
+        assert all(torch.equal(wait(), wanted) for wait, wanted in zip(begun, expected, strict=True))
+        assert torch.get_num_threads() == count
+        with ThreadPoolExecutor(1) as pool:  # of other parts of the program
+            assert pool.submit(torch.get_num_threads).result() == count
+
+
+def test_what_is_not_reproducible_is_refused(make_model: MakeModel, checkpoint: Path, tmp_path: Path) -> None:
+    good = {"checkpoint": checkpoint, "input": tmp_path, "output": tmp_path / "out", "reproducible": True}
+    for key, value, right in (
+        ("engine", "openvino", "torch"),
+        ("device", "cuda", "cpu"),
+        ("precision", "bf16-mixed", "32-true"),
+    ):
+        with pytest.raises(InvalidSettings, match=f"reproducible=true: needs {key}={right}, not {key}={value}"):
+            PredictSettings(**{**good, key: value})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="reproducible=true: needs precision=32-true"):
+        Predictor.from_checkpoint(checkpoint, device="cpu", precision="bf16-mixed", reproducible=True)
+    chosen = Predictor.from_checkpoint(checkpoint, reproducible=True).models[0]
+    assert (chosen.precision, chosen.engine, chosen.device.type) == ("32-true", "torch", "cpu")
+
+
+def test_a_reproducible_prediction_is_verified_as_one(
+    checkpoint: Path, predicted: Path, tmp_path: Path, verified: Verified
+) -> None:
+    predictor = Predictor.from_checkpoint(checkpoint, reproducible=True)
+    predictor.predict(predicted / "images", tmp_path / "out", progress=False)
+    ((_, setup),) = read_json(tmp_path / "out" / "prediction.json")["setups"].items()
+    assert setup["networks"][0]["reproducible"] is True
+    assert verified(str(tmp_path / "out")) == (0, {"a": "yes  a", "b": "yes  b"})
+    with pytest.raises(UserError, match="other settings"):
+        Predictor.from_checkpoint(checkpoint, device="cpu").predict(
+            predicted / "images", tmp_path / "out", progress=False
+        )

@@ -82,7 +82,7 @@ def setup_of(
     }
 
 
-def network_entry(model: Model) -> dict[str, str]:
+def network_entry(model: Model) -> dict[str, Any]:
     """Return the hashes of a network, and what computes it.
 
     Args:
@@ -95,6 +95,7 @@ def network_entry(model: Model) -> dict[str, str]:
         "engine": "torch" if model.compiled is None else "openvino",
         "precision": model.precision,
         "device": model.device.type,
+        "reproducible": model.reproducible,
     }
 
 

@@ -97,6 +97,7 @@ class Predictor:
         post_processing: PostProcessing | None = None,
         trust: str | Sequence[str] = (),
         engine: str = "auto",
+        reproducible: bool = False,
     ) -> "Predictor":
         """Build the network of a checkpoint, or those of several; nothing else is needed.
 
@@ -110,6 +111,7 @@ class Predictor:
             trust: packages whose functions may build a network, such as "mypackage"; this project's need no trust.
             engine: what computes the networks: torch; openvino (on the CPU); auto: torch on a GPU, the faster one on a
                 CPU (see `umamba.inference.engine`).
+            reproducible: the same bits for any number of threads and any memory, on the CPU (see `Model`).
 
         Raises:
             UserError: a file is no such checkpoint, or its weights do not fit the network that it names, or that
@@ -119,9 +121,9 @@ class Predictor:
         paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
         if not paths:
             raise UserError("checkpoint: none is given. Give one, or several as checkpoint=[a.ckpt,b.ckpt].")
-        chosen = choose_device("cpu" if engine == "openvino" and device == "auto" else device)
+        chosen = choose_device("cpu" if (engine == "openvino" or reproducible) and device == "auto" else device)
         files = find_checkpoints([Path(path) for path in paths])
-        models = tuple(Model.from_checkpoint(path, chosen, precision, trust, engine) for path in files)
+        models = tuple(Model.from_checkpoint(path, chosen, precision, trust, engine, reproducible) for path in files)
         return cls(models, post_processing or PostProcessing())
 
     @property
@@ -315,4 +317,6 @@ class Predictor:
             record["post_processing"] = [list(step) for step in self.post_processing.steps]
         if settings.instances is not None:
             record["instances"] = settings.instances
+        if any(model.reproducible for model in self.models):
+            record["reproducible"] = True
         return record

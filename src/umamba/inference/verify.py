@@ -26,7 +26,7 @@ from umamba.io.documents import OWN_BYTES
 from umamba.io.versions import source_digest
 from umamba.settings import InvalidSettings, PredictionSettings, VerifySettings
 
-_FIXED = ("engine", "precision", "device")  # of a network's entry: what computes it
+_FIXED = ("engine", "precision", "device", "reproducible")  # of a network's entry: what computes it
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def _predictor(setup: Mapping[str, Any], checkpoints: Sequence[Path], settings: 
             precision=str(entry.get("precision")),
             trust=settings.trust,
             engine=str(entry.get("engine")) if settings.engine == "auto" else settings.engine,
+            reproducible=entry.get("reproducible") is True,
         )
         for path, entry in zip(files, entries, strict=True)
     )

@@ -144,6 +144,11 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
         existing=True,
     )
     precision: Precision = key("auto", "Precision of the networks. auto: the lowest that the device computes fast.")
+    reproducible: bool = key(
+        False,
+        "Give the same bits for any number of threads, any max_memory_gb and after any restart: float32 by PyTorch on "
+        "the CPU, each tile by one thread, several at a time. Slower where an image has fewer tiles than threads.",
+    )
 
     @property
     def checkpoints(self) -> tuple[Path, ...]:
@@ -151,8 +156,17 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
         return (self.checkpoint,) if isinstance(self.checkpoint, Path) else self.checkpoint
 
     def conflicts(self) -> Iterator[str]:
-        """Yield an empty list of checkpoints."""
+        """Yield an empty list of checkpoints, and what reproducible=true cannot have."""
         yield from super().conflicts()
+        if self.reproducible:
+            wrong = {
+                "engine": self.engine not in ("auto", "torch"),
+                "device": self.device not in ("auto", "cpu"),
+                "precision": self.precision not in ("auto", "32-true"),
+            }
+            for name in (name for name, found in wrong.items() if found):
+                right = {"engine": "torch", "device": "cpu", "precision": "32-true"}[name]
+                yield f"reproducible=true: needs {name}={right}, not {name}={getattr(self, name)}. Leave {name} away."
         if not self.checkpoints:
             yield "checkpoint=[]: give one, or several as checkpoint=[a.ckpt,b.ckpt]."
 
