@@ -21,6 +21,7 @@ from umamba.settings import (
     ReportSettings,
     SlurmSettings,
     TrainSettings,
+    VerifySettings,
     plain,
 )
 
@@ -371,6 +372,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "probabilities": False,
         "instances": None,
         "export": [],
+        "codes": None,
         "overwrite": False,
         "workers": 2,
         "engine": "auto",
@@ -382,6 +384,16 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "previews": 8,
         "post_processing": None,
         "precision": "auto",
+        "reproducible": False,
+    }
+    assert composed(VerifySettings, f"predictions={here}") == {
+        "trust": [],
+        "predictions": here,
+        "checkpoint": None,
+        "input": None,
+        "device": "auto",
+        "engine": "auto",
+        "max_memory_gb": None,
     }
     assert composed(FindBestSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
         **sliding,

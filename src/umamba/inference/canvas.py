@@ -228,9 +228,14 @@ def mean_probabilities(slabs: Sequence[Slab], box: VoxelBox, labels: LabelSet, s
     """
     total: Tensor | None = None
     for slab in slabs:
-        logits = torch.stack([slab.resized(head, box) for head in range(labels.num_classes)])
-        sums.append(logits.sum())
-        own = logits.sigmoid_() if labels.has_regions else logits.softmax(0)
+        own = torch.stack([slab.resized(head, box) for head in range(labels.num_classes)])
+        sums.append(own.sum())
+        # Not softmax() and sigmoid(), whose last bit depends on where in the memory a voxel lies, and so on the boxes.
+        if labels.has_regions:
+            own.neg_().exp_().add_(1).reciprocal_()
+        else:
+            own.sub_(own.amax(0)).exp_()
+            own.div_(sum(own[1:], own[0].clone()))
         total = own if total is None else total.add_(own)
     assert total is not None
     return total.div_(len(slabs))

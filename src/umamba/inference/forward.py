@@ -3,8 +3,10 @@
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
+from threading import Barrier
 from typing import TYPE_CHECKING
 
 import torch
@@ -137,6 +139,29 @@ def fetched(start: Start) -> Start:
         start: the passes on a GPU.
     """
     return lambda tiles: fetch(start(tiles)())
+
+
+def by_single_threads(forward: Forward, threads: int) -> Start:
+    """Return a forward pass in the form of `Start`; each pass is computed by one thread, several passes at a time.
+
+    PyTorch's convolutions and matrix products add in an order that depends on the number of threads that compute them.
+
+    Args:
+        forward: the pass, on the CPU.
+        threads: passes at a time.
+    """
+    before, ready = torch.get_num_threads(), Barrier(threads + 1)
+    pool = ThreadPoolExecutor(threads, initializer=_compute_alone)
+    for _ in range(threads):
+        pool.submit(ready.wait)
+    ready.wait()
+    torch.set_num_threads(before)  # threads that begin later take the number that was set last
+    return lambda tiles: pool.submit(forward, tiles).result
+
+
+def _compute_alone() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # the first question in a thread sets the number that any thread has set last
 
 
 def _turns(

@@ -35,6 +35,7 @@ from umamba.settings.prediction import (
     PredictionSettings,
     PredictSettings,
     SlidingWindowSettings,
+    VerifySettings,
 )
 from umamba.settings.probe import ProbeSettings
 from umamba.settings.recipe import LossSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
@@ -93,6 +94,7 @@ __all__ = [
     "UMambaEncSettings",
     "UNETRSettings",
     "UNetSettings",
+    "VerifySettings",
     "key",
     "parse",
     "plain",
