@@ -26,7 +26,7 @@ OPTIONAL = {
     },
     "monai": {"networks/monai_nets.py"},
     "wandb": {"training/loggers.py"},
-    "triton": {"networks/scan/triton"},
+    "triton": {"networks/scan/triton", "networks/fused_norm_triton"},
     "openvino": {"inference/openvino_"},
     "hydra": {"cli/"},
     "omegaconf": {"cli/", "records/config_file.py"},
