@@ -42,6 +42,7 @@ _COMMANDS: Mapping[str, type[Any]] = {
     "prepare": settings.PrepareSettings,
     "describe": settings.DescribeSettings,
     "predict": settings.PredictSettings,
+    "verify": settings.VerifySettings,
     "find-best": settings.FindBestSettings,
     "evaluate": settings.EvaluateSettings,
     "report": settings.ReportSettings,

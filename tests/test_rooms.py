@@ -27,7 +27,10 @@ OPTIONAL = {
     "monai": {"networks/monai_nets.py"},
     "wandb": {"training/loggers.py"},
     "triton": {"networks/scan/triton"},
+    "highdicom": {"inference/dicom_seg.py", "inference/secondary_capture.py"},
     "openvino": {"inference/openvino_"},
+    "onnx": {"inference/onnx_"},
+    "onnxruntime": {"inference/onnx_"},
     "hydra": {"cli/"},
     "omegaconf": {"cli/", "records/config_file.py"},
 }

@@ -35,7 +35,9 @@ from umamba.settings.prediction import (
     PredictionSettings,
     PredictSettings,
     SlidingWindowSettings,
+    VerifySettings,
 )
+from umamba.settings.probe import ProbeSettings
 from umamba.settings.recipe import LossSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
 from umamba.settings.trainer import TrainerSettings
 from umamba.settings.training import (
@@ -75,6 +77,7 @@ __all__ = [
     "PredictSettings",
     "PredictionSettings",
     "PrepareSettings",
+    "ProbeSettings",
     "RecipeSettings",
     "ReportSettings",
     "ResEncUNetSettings",
@@ -91,6 +94,7 @@ __all__ = [
     "UMambaEncSettings",
     "UNETRSettings",
     "UNetSettings",
+    "VerifySettings",
     "key",
     "parse",
     "plain",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from umamba.settings.architecture import TrustSettings
 from umamba.settings.dataset import PROTOCOL_SENTENCE, PathsSettings, Protocol
 from umamba.settings.fields import key
 from umamba.settings.validate import Settings
@@ -192,7 +193,7 @@ class ConvertSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSettings(Settings):
+class ExportSettings(TrustSettings):
     """All keys of `umamba export`."""
 
     checkpoint: Path = key(
@@ -200,25 +201,37 @@ class ExportSettings(Settings):
     )
     output: Path = key(
         sentence="nnunet: folder of nnU-Net's results; the network is written to "
-        "<dataset>/nnUNetTrainer__<plans>__<configuration>. share: the new file, such as liver.ckpt."
+        "<dataset>/nnUNetTrainer__<plans>__<configuration>. share: the new file, such as liver.ckpt. onnx: the new "
+        "folder."
     )
-    format: Literal["nnunet", "share"] = key(
+    format: Literal["nnunet", "share", "onnx"] = key(
         "nnunet",
         "nnunet: a folder that nnU-Net predicts with. share: a checkpoint to give away, for predict, fine-tuning and "
-        "export: weights, plan, labels and settings, without optimiser, paths and names of machine or user.",
+        "export: weights, plan, labels and settings, without optimiser, paths and names of machine or user. onnx: the "
+        "network as ONNX, with a description and a script that predict without PyTorch.",
     )
     fold: int | Literal["all"] = key(
         0,
         "nnunet: fold in nnU-Net's folder, a number or all. Several folds of one plan can be in the same output.",
         low=0,
     )
+    post_processing: Path | None = key(
+        None,
+        "onnx: JSON file of `umamba find-best`: the labels of which only the largest component is kept; null: none.",
+        existing=True,
+    )
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a fold or an output that a shared checkpoint cannot have."""
-        if self.format == "share" and self.fold != 0:
-            yield f"fold={self.fold}: format=share writes a single file, which has no fold. Leave it out."
+        """Yield keys and outputs that a format does not have."""
+        yield from super().conflicts()
+        if self.format != "nnunet" and self.fold != 0:
+            yield f"fold={self.fold}: format={self.format} writes a single network, which has no fold. Leave it out."
         if self.format == "share" and self.output.suffix != ".ckpt":
             yield f"output={self.output}: format=share writes a single file. Give a name that ends in .ckpt."
+        if self.format != "onnx" and self.post_processing is not None:
+            yield f"post_processing={self.post_processing}: only format=onnx has this key. Leave it out."
+        if self.format != "onnx" and self.trust:
+            yield "trust: only format=onnx builds the network. Leave it out."
 
 
 @dataclass(frozen=True, kw_only=True)
