@@ -30,6 +30,7 @@ from umamba.io.dicom_planes import Plane, read_planes
 from umamba.labels import LabelSet, codes
 from umamba.labels.codes import PRIVATE, label_codes
 from umamba.settings import InvalidSettings, PredictionSettings
+from umamba.settings.prediction import ExportForm
 
 highdicom = pytest.importorskip("highdicom")
 
@@ -231,7 +232,8 @@ def test_areas_of_contours_are_those_of_the_pixels() -> None:
 def test_a_series_that_says_little_of_patient_and_study(tmp_path: Path) -> None:
     absent = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID")
     more = ("AccessionNumber", "ReferringPhysicianName", "SeriesNumber", "SliceThickness", "InstanceNumber")
-    series = Series(tmp_path / "series", RIGHT_ANGLES[0], **dict.fromkeys((*absent, *more)))
+    nothing: dict[str, Any] = dict.fromkeys((*absent, *more))
+    series = Series(tmp_path / "series", RIGHT_ANGLES[0], **nothing)
     for form in ("dicom_seg", "rtstruct", "secondary_capture"):
         found = pydicom.dcmread(series.write(form, MARKER))
         assert (found.StudyInstanceUID, found.PatientID or "", found.StudyDate or "") == ("1.2.3", "", "")
@@ -317,7 +319,7 @@ class Classes(nn.Module):
         return cat([-(x - value).abs() for value in range(4)], dim=1)
 
 
-FORMS = ("dicom_seg", "dicom_labelmap", "rtstruct", "secondary_capture")
+FORMS: tuple[ExportForm, ...] = ("dicom_seg", "dicom_labelmap", "rtstruct", "secondary_capture")
 
 
 def test_predictions_of_a_series(make_model: Callable[..., Any], tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def verified(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dic
 Verified = Callable[..., tuple[int, dict[str, str]]]
 
 
-def change(file: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+def change(file: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     record = read_json(file)
     edit(record)
     write_json(file, record)
@@ -243,7 +243,7 @@ def test_a_killed_prediction_keeps_its_entries(folder: Path, checkpoint: Path, v
 
 def test_folders_of_earlier_versions_are_continued(folder: Path, checkpoint: Path, verified: Verified) -> None:
     file = folder / "out" / "prediction.json"
-    change(file, lambda record: [record.pop(name) for name in ("cases", "setups", "checkpoints")] and None)
+    change(file, lambda record: [record.pop(name) for name in ("cases", "setups", "checkpoints")])
     (folder / "out" / "b.nii.gz").unlink()
     before = (folder / "out" / "a.nii.gz").stat().st_mtime_ns
     assert main(["verify", str(folder / "out")]) == 2
