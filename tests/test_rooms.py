@@ -29,6 +29,8 @@ OPTIONAL = {
     "triton": {"networks/scan/triton"},
     "highdicom": {"inference/dicom_seg.py", "inference/secondary_capture.py"},
     "openvino": {"inference/openvino_"},
+    "onnx": {"inference/onnx_"},
+    "onnxruntime": {"inference/onnx_"},
     "hydra": {"cli/"},
     "omegaconf": {"cli/", "records/config_file.py"},
 }

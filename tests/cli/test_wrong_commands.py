@@ -218,6 +218,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("convert archive=flare source=nowhere", ("source=nowhere", "no such file")),
     ("convert archive=endovis source=. videos=all", ("videos=all", "official")),
     ("export checkpoint=none.ckpt output=o", ("checkpoint=none.ckpt", "no such file")),
+    ("probe checkpoint=. images=. output=o most=0", ("most=0", "from 1 on")),
     ("export checkpoint=. output=o fold=five", ("fold=five", "or all")),
     ("report study=table9", ("table9", "table4_2d")),
     ("report output=o", ("study", "required")),

@@ -135,6 +135,7 @@ TRAINER: dict[str, Any] = {
     "limit_train_batches": None,
     "limit_val_batches": None,
     "deterministic": False,
+    "benchmark": None,
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 50,
     "enable_model_summary": False,
@@ -143,12 +144,16 @@ TRAINER: dict[str, Any] = {
 }
 TRAINERS = {
     "default": TRAINER,
-    "ddp": {**TRAINER, "devices": "auto", "strategy": "ddp_find_unused_parameters_true"},
+    "ddp": {**TRAINER, "devices": "auto", "strategy": "auto"},
 }
 UMAMBA: dict[str, Any] = {
     "blocks": "official",
     "full_resolution_skip": "official",
     "decoder_upsampling": "nearest",
+    "mixer": "mamba",
+    "match": "none",
+    "mixer_kernel": 7,
+    "head_width": 64,
     "mamba": True,
     "residual": False,
     "d_state": 16,

@@ -116,20 +116,31 @@ COMMANDS = {
             "check-backbone umamba_enc --dim=3",
         ),
     ),
+    "probe": Command(
+        "probe",
+        "Show how far a trained network looks, by layer: gradients, shuffled tokens, hidden parts of the image.",
+        "ProbeSettings",
+        ("probe checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt images=IMAGES output=DIR",),
+    ),
     "export": Command(
         "export",
-        "Export a trained U-Net (unet, resenc_unet) to a folder for nnU-Net, or any network to a file to give away.",
+        "Export a trained U-Net (unet, resenc_unet) for nnU-Net, or any network to a file to give away or to ONNX.",
         "ExportSettings",
         (
             "export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=DIR",
             "export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=NAME.ckpt format=share",
+            "export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=DIR format=onnx",
         ),
     ),
     "study": Command(
         "study",
-        "List the studies, or show the state of each run of a study.",
+        "List the studies, show the state of each run of a study, or plan what a study can show.",
         None,
-        ("study                                                 # all studies", "study table3_organs_3d"),
+        (
+            "study                                                 # all studies",
+            "study table3_organs_3d",
+            "study power table3_organs_3d power.cases=50 power.trainings=3    # before anything is trained",
+        ),
     ),
     "slurm": Command(
         "slurm",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from umamba.inference.device_work import fetch, on_device, pinned
 from umamba.inference.precision import autocast
 from umamba.planning import Configuration
 
@@ -23,6 +24,7 @@ Forward = Callable[[Tensor], Tensor]
 Start = Callable[[Tensor], Callable[[], Tensor]]
 Axes = tuple[int, int, int]
 UNCHANGED: Axes = (0, 1, 2)
+HOST_PASSES = 2  # of a GPU at a time, where the sums over tiles are on the CPU: one computes, one is added
 
 
 def tile_window(configuration: Configuration, transpose_backward: Axes = UNCHANGED) -> tuple[int, int, int]:
@@ -73,7 +75,7 @@ def tile_forward(
         return logits
 
     def forward(tiles: Tensor) -> Tensor:
-        with torch.inference_mode(), _deterministic_cudnn(), autocast(device, precision):
+        with torch.inference_mode(), on_device(device), _deterministic_cudnn(), autocast(device, precision):
             return to_tiles(_mean_of_flips(at_once(full_resolution), to_network(tiles, device), flipped_axes))
 
     return forward
@@ -130,6 +132,15 @@ def at_once(forward: Forward) -> Start:
     return lambda tiles: partial(forward, tiles)
 
 
+def fetched(start: Start) -> Start:
+    """Return passes whose logits are copied to the CPU while the next pass is computed.
+
+    Args:
+        start: the passes on a GPU.
+    """
+    return lambda tiles: fetch(start(tiles)())
+
+
 def by_single_threads(forward: Forward, threads: int) -> Start:
     """Return a forward pass in the form of `Start`; each pass is computed by one thread, several passes at a time.
 
@@ -162,7 +173,10 @@ def _turns(
     flat = configuration.dim == 2
 
     def to_network(tiles: Tensor, device: torch.device) -> Tensor:
-        tiles = tiles.permute(forth).to(device).contiguous()
+        tiles = tiles.permute(forth)
+        if tiles.device != device:
+            tiles = pinned(tiles, device).to(device, non_blocking=True)
+        tiles = tiles.contiguous()
         return tiles.squeeze(2) if flat else tiles
 
     def to_tiles(logits: Tensor) -> Tensor:
