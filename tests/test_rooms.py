@@ -27,6 +27,7 @@ OPTIONAL = {
     "monai": {"networks/monai_nets.py"},
     "wandb": {"training/loggers.py"},
     "triton": {"networks/scan/triton"},
+    "highdicom": {"inference/dicom_seg.py", "inference/secondary_capture.py"},
     "openvino": {"inference/openvino_"},
     "onnx": {"inference/onnx_"},
     "onnxruntime": {"inference/onnx_"},

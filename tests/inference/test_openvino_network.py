@@ -34,6 +34,9 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "enc": ("umamba_enc", {"d_state": 4}, False),
     "enc-axes": ("umamba_enc", {"d_state": 4, "scan_directions": "axes", "residual": True}, False),
     "enc-both": ("umamba_enc", {"d_state": 4, "scan_directions": "bidirectional"}, False),
+    "enc-mamba2": ("umamba_enc", {"mixer": "mamba2", "d_state": 4}, False),
+    "enc-mlstm": ("umamba_enc", {"mixer": "mlstm", "scan_directions": "axes"}, False),
+    "enc-convolution": ("umamba_enc", {"mixer": "convolution", "mixer_kernel": 3}, False),
     "segresnet": ("segresnet", {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}, True),
     "unetr": ("unetr", {"feature_size": 4, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2}, True),
     "swinunetr": ("swinunetr", {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}, True),
@@ -69,7 +72,7 @@ def cases() -> list[Any]:
         for name, (_, _, slow) in NETWORKS.items()
         for dim in (2, 3)
         for odd in (False, True)
-        if not odd or name in ("unet", "enc")
+        if not odd or name in ("unet", "enc", "enc-mlstm", "enc-convolution")
     ]
 
 

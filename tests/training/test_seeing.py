@@ -49,6 +49,7 @@ def report(waits: float, workers: int, monkeypatch: pytest.MonkeyPatch) -> str:
 
     class Module:
         num_workers = workers
+        automatic = False
 
     times = StepTimes(Module())  # type: ignore[arg-type]
     times.seconds = dict(zip(PARTS, (waits, 0.0, (1 - waits) / 2, (1 - waits) / 2, 0.0), strict=True))

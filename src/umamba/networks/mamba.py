@@ -1,9 +1,10 @@
-"""The Mamba-1 block (Gu and Dao, 2023) and the layer that applies it to feature maps.
+"""The Mamba-1 block (Gu and Dao, 2023) and the layer that applies it, or another block, to feature maps.
 
 Parameter names and initial weights are those of mamba_ssm.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +130,7 @@ class MambaLayer(nn.Module):
             once with each axis running fastest; has no effect on channel tokens. Each direction has its own Mamba
             block; the outputs are averaged.
         num_axes: number of spatial axes.
+        block: makes the block that maps tokens (B, L, width) to (B, L, width), from the width; None: a Mamba block.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class MambaLayer(nn.Module):
         scan_backend: str = "auto",
         scan_directions: str = "forward",
         num_axes: int = 3,
+        block: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.channel_token = channel_token
@@ -152,10 +155,9 @@ class MambaLayer(nn.Module):
         # For each scan: the axis that runs fastest, and whether it starts from the end.
         self.scans = [(axis, backward) for axis in axes for backward in ((False, True) if reversed_too else (False,))]
         self.norm = nn.LayerNorm(dim)
-        self.mamba = Mamba(dim, d_state, d_conv, expand, scan_backend=scan_backend)
-        self.other_mambas = nn.ModuleList(
-            Mamba(dim, d_state, d_conv, expand, scan_backend=scan_backend) for _ in self.scans[1:]
-        )
+        make = block or (lambda width: Mamba(width, d_state, d_conv, expand, scan_backend=scan_backend))
+        self.mamba = make(dim)
+        self.other_mambas = nn.ModuleList(make(dim) for _ in self.scans[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, *S) to (B, C, *S), in float32 (or float64)."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from umamba.io import atomic_path, provenance
 from umamba.io.escape import anchor, html
-from umamba.reporting.compare import ALPHA, REFERENCE, Number, best_two, spread_sentences
+from umamba.reporting.compare import Number, spread_sentences
 from umamba.reporting.cost import Cost
 from umamba.reporting.figures import box_plot, learning_curves
 from umamba.reporting.gallery import gallery
 from umamba.reporting.results import SPLIT, Results
-from umamba.reporting.text_tables import NumberTable, counted, difference, ours, tables, theirs
+from umamba.reporting.text_tables import BOLD, NumberTable, counted, difference, ours, tables, theirs
 from umamba.sweeps.ledger import duration
 
 _STYLE = """
@@ -25,7 +25,7 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; padding-left: 0; }
 td small { display: block; opacity: .75; } td a { color: inherit; text-decoration: none; }
-.best { font-weight: 700; } td a.second { text-decoration: underline; } .missing { opacity: .55; font-style: italic; }
+.best { font-weight: 700; } .missing { opacity: .55; font-style: italic; }
 img { max-width: 100%; height: auto; display: block; background: #fff; } figure { margin: 1rem 0; }
 figcaption, .note { font-size: .85rem; opacity: .8; }
 .remark { border-left: 4px solid var(--bad); padding: .2rem .8rem; }
@@ -80,11 +80,9 @@ def _dataset(results: Results, dataset: str, found: Sequence[Number]) -> str:
         parts.append(f"<h3>{html(table.title)}</h3>{_table(table, own)}")
     parts.append(
         f'<p class="note">Scores of the {SPLIT} images. {html(results.rules(dataset))} Mean ± standard deviation over '
-        "cases; bold and underlined: best and second best of ours; below, the paper's number and, in brackets, ours "
-        "minus the paper's. n: number of cases that have this score, where other scores have more. No case: the label "
-        "is in no reference and "
-        f"no prediction. * differs from {REFERENCE}: Wilcoxon signed-rank test over cases with Holm's correction, "
-        f"p &lt; {ALPHA}; at least six cases are needed.</p>"
+        "cases; below, the paper's number and, in brackets, ours minus the paper's. n: number of cases that have this "
+        "score, where other scores have more. No case: the label is in no reference and no prediction. "
+        f"{html(BOLD)}</p>"
     )
     for metric in dict.fromkeys(number.metric for number in own):
         parts.append(_figure(box_plot(results, dataset, metric), f"{metric.upper()} over cases"))
@@ -105,9 +103,7 @@ def _table(table: NumberTable, own: Sequence[Number]) -> str:
 
 
 def _cell(number: Number, own: Sequence[Number]) -> str:
-    key = (number.label, number.metric)
-    first, second = best_two([other for other in own if (other.label, other.metric) == key])
-    kind = "best" if number.method == first else "second" if number.method == second else ""
+    kind = "best" if number.best else ""
     attributes = "".join(
         f' data-{name}="{html(getattr(number, name))}"' for name in ("dataset", "method", "label", "metric")
     )

@@ -1,7 +1,7 @@
-"""Settings of the commands evaluate, report, convert, export and slurm."""
+"""Settings of the commands evaluate, report, convert, export, slurm and study power."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -18,6 +18,11 @@ _CONVERT_KEYS = {
     "labels": ("totalsegmentator", "bids", "folders"),
     "crop": ("endovis",),
 }
+MARGIN = 0.01
+_MARGIN = (
+    "Difference of DSC, NSD or F1 between two methods that does not matter: they are called equivalent if their "
+    "difference is shown to be smaller. 0.01 is the median gain that papers claim (arXiv 2505.04720)."
+)
 _LIMIT = re.compile(r"infinite|unlimited|(\d+-)?\d+(:\d+){0,2}")
 
 
@@ -25,8 +30,10 @@ _LIMIT = re.compile(r"infinite|unlimited|(\d+-)?\d+(:\d+){0,2}")
 class EvaluateSettings(Settings):
     """All keys of `umamba evaluate`."""
 
-    predictions: Path | Mapping[str, str] = key(
-        sentence="Folder of segmentations, or several methods to compare: '{umamba:DIR,unet:DIR}'.", existing=True
+    predictions: Path | Mapping[str, str | Sequence[str]] = key(
+        sentence="Folder of segmentations, or several methods to compare: '{umamba:DIR,unet:DIR}'. A method with "
+        "several trainings (seeds, folds) has a list: '{umamba:[DIR,DIR],unet:[DIR,DIR]}'.",
+        existing=True,
     )
     truth: Path = key(
         sentence="Folder of the references. protocol=cell: of numbered cells, NAME or NAME_label.", existing=True
@@ -49,24 +56,50 @@ class EvaluateSettings(Settings):
     images: Path | None = key(
         None, "Folder of the images, for overlays of the worst, median and best case; null: no overlays.", existing=True
     )
+    margin: float = key(MARGIN, _MARGIN, above=0)
     workers: int | None = key(None, "Processes; null: all CPUs of the allocation.", low=1)
 
     @property
     def methods(self) -> dict[str, Path]:
-        """The folder of each method."""
+        """The folder of each method, or of each of its trainings: NAME, or NAME_1, NAME_2 and so on."""
+        return {name: folder for name, _, folder in self._folders()}
+
+    @property
+    def trainings(self) -> dict[str, str]:
+        """The method of each name in `methods`."""
+        return {name: method for name, method, _ in self._folders()}
+
+    def _folders(self) -> Iterator[tuple[str, str, Path]]:
+        """Yield name, method and folder of each training."""
         if isinstance(self.predictions, Path):
-            return {self.predictions.name or "predictions": self.predictions}
-        return {str(name): Path(str(folder)) for name, folder in self.predictions.items()}
+            name = self.predictions.name or "predictions"
+            yield name, name, self.predictions
+            return
+        for method, given in self.predictions.items():
+            if isinstance(given, str | Path):
+                yield str(method), str(method), Path(given)
+                continue
+            for count, folder in enumerate(given, start=1):
+                yield f"{method}_{count}", str(method), Path(str(folder))
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a missing method, and folders of methods that do not exist."""
+        """Yield a missing method, folders that do not exist or are given twice, and names that are taken twice."""
         if isinstance(self.predictions, Path):
             return
         if not self.predictions:
             yield "predictions={}: give a folder, or several methods as '{umamba:DIR,unet:DIR}'."
-        for name, folder in self.methods.items():
+        for method, given in self.predictions.items():
+            if not isinstance(given, str | Path | Sequence) or not given:
+                yield f"predictions.{method}={given}: must be a folder, or a list of the folders of its trainings."
+                return
+        found = list(self._folders())
+        for name, method, folder in found:
             if not folder.exists():
-                yield f"predictions.{name}={folder}: there is no such folder. Check the path."
+                yield f"predictions.{method}={folder}: there is no such folder. Check the path."
+            if sum(other == name for other, _, _ in found) > 1:
+                yield f"predictions.{method}: two folders would be called {name}. Give the method another name."
+            if sum(other == folder and owner == method for _, owner, other in found) > 1:
+                yield f"predictions.{method}: {folder} is given twice. Give each training once."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +111,33 @@ class ReportSettings(Settings):
     overrides: tuple[str, ...] = key(
         (), "Overrides with which every run was trained, if there were any: \"overrides=['smoke=true']\""
     )
+    margin: float = key(MARGIN, _MARGIN, above=0)
     paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerSettings(Settings):
+    """All keys of `umamba study power`: how much scores spread, and what the study should see."""
+
+    section: ClassVar[str] = "power"
+    results: str | None = key(
+        None,
+        "An earlier study whose finished runs (two trainings of two methods at least) give the spreads of the same "
+        "dataset; null: the assumed spreads below.",
+    )
+    case_sd: float = key(
+        0.08, "Assumed standard deviation of a method's score over cases; 0.07 to 0.09 in Table 3.", low=0
+    )
+    correlation: float = key(
+        0.8, "Assumed correlation over cases of the scores of two methods: do both fail on the same?", low=-1, high=1
+    )
+    training_sd: float = key(
+        0.005, "Assumed standard deviation of a method's mean score over trainings that differ by their seed.", low=0
+    )
+    cases: int | None = key(None, "Number of test cases; null: those of the dataset, or of the results.", low=2)
+    trainings: int | None = key(None, "Trainings of each method; null: seeds times folds of the study.", low=1)
+    difference: float = key(MARGIN, "Difference between two methods that should be seen.", above=0)
+    power: float = key(0.8, "Probability with which it should be seen.", above=0.5, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
