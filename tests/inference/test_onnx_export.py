@@ -237,6 +237,7 @@ def test_images_are_turned_to_ras(tmp_path: Path, main: Callable[[list[str]], in
 
 
 def test_the_same_checkpoint_gives_the_same_files(tmp_path: Path, exported: Path) -> None:
+    (tmp_path / "again").mkdir()  # an empty folder is replaced
     again = export_to_onnx(exported.parent / "last.ckpt", tmp_path / "again")
     names = ["model.json", "model.onnx", "predict_onnx.py", "umamba_onnx.py"]
     assert sorted(path.name for path in exported.iterdir()) == names
