@@ -16,7 +16,7 @@ from umamba.evaluation.power import ALPHA
 from umamba.evaluation.spread import suitability
 from umamba.reporting.results import AVERAGE, METRICS, Published, Results
 
-__all__ = ["ALPHA", "REFERENCE", "Claim", "Number", "claims_of", "numbers", "spread_sentences", "suitability_of"]
+__all__ = ["ALPHA", "REFERENCE", "Claim", "Number", "claims_of", "numbers", "suitability_of"]
 REFERENCE = "unet"  # a star marks methods that differ from this one
 
 
@@ -125,7 +125,7 @@ def _of_dataset(results: Results, dataset: str, claims: Sequence[Claim]) -> list
     printed = [key for key in results.published if key[0] == dataset]
     metrics = [name for name in METRICS if name in set(own["metric"]) | {key[3] for key in printed}]
     labels = list(dict.fromkeys([*own["label"], *(key[2] for key in printed if key[2] != AVERAGE)]))
-    found, rules = [], results.rules(dataset)
+    found, rules, absent = [], results.rules(dataset), results.absent(dataset)
     for metric in metrics:
         for label in (*labels, AVERAGE):
             samples = {method: _sample(own, method, label, metric) for method in results.methods(dataset)}
@@ -150,8 +150,8 @@ def _of_dataset(results: Results, dataset: str, claims: Sequence[Claim]) -> list
                         done=sum(state.state == "done" for state in runs),
                         planned=len(runs),
                         rules=rules,
-                        significant=against is not None and against.survives,
-                        best=_is_best(method, row),
+                        significant=against is not None and against.survives and label not in absent,
+                        best=_is_best(method, row) and label not in absent,
                     )
                 )
     return found
@@ -169,41 +169,3 @@ def _sample(own: pandas.DataFrame, method: str, label: str, metric: str) -> pand
     if label != AVERAGE:
         rows = rows[rows["label"] == label]
     return rows.groupby(["seed", "fold", "case"], sort=True)["value"].mean()
-
-
-def spread_sentences(found: Sequence[Number]) -> list[str]:
-    """Say how far the average of each method is below the best one, and whether the spread over seeds explains it.
-
-    The spread of a method is the largest mean of its seeds minus the smallest. It is unknown for methods with one seed;
-    these share a sentence.
-
-    Args:
-        found: the numbers of all tables.
-
-    Returns:
-        A sentence for each comparison.
-    """
-    sentences = []
-    rows: dict[tuple[str, str], list[Number]] = {}
-    for number in found:
-        if number.label == AVERAGE and not math.isnan(number.mean):
-            rows.setdefault((number.dataset, number.metric), []).append(number)
-    for (dataset, metric), row in rows.items():
-        if len(row) < 2:
-            continue
-        best = max(row, key=lambda number: number.mean)
-        where = f"{dataset}, {metric.upper()}: {best.method} is"
-        unknown = []
-        for number in row:
-            if number is best:
-                continue
-            above = f"{best.mean - number.mean:.4f} above {number.method}"
-            if len(best.seed_means) < 2 or len(number.seed_means) < 2:
-                unknown.append(above)
-                continue
-            spread = max(max(entry.seed_means) - min(entry.seed_means) for entry in (best, number))
-            within = "within" if best.mean - number.mean <= spread else "beyond"
-            sentences.append(f"{where} {above}, which is {within} the spread over seeds ({spread:.4f}).")
-        if unknown:
-            sentences.append(f"{where} {', '.join(unknown)}; with one seed, the spread over trainings is not known.")
-    return sentences
