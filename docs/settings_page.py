@@ -48,6 +48,7 @@ _COMMANDS: Mapping[str, type[Any]] = {
     "convert": settings.ConvertSettings,
     "export": settings.ExportSettings,
     "slurm": settings.SlurmSettings,
+    "study power": settings.PowerSettings,
 }
 
 

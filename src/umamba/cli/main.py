@@ -118,9 +118,13 @@ COMMANDS = {
     ),
     "study": Command(
         "study",
-        "List the studies, or show the state of each run of a study.",
+        "List the studies, show the state of each run of a study, or plan what a study can show.",
         None,
-        ("study                                                 # all studies", "study table3_organs_3d"),
+        (
+            "study                                                 # all studies",
+            "study table3_organs_3d",
+            "study power table3_organs_3d power.cases=50 power.trainings=3    # before anything is trained",
+        ),
     ),
     "slurm": Command(
         "slurm",

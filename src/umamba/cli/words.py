@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from umamba.io.errors import UserError
 from umamba.settings.wording import alternatives, join
 
 _IN_QUOTES = re.compile(r"""(['"])(?:\\.|(?!\1)[^\\])*\1""", re.DOTALL)
@@ -65,6 +66,39 @@ def has_choices(override: Override) -> bool:
         override: the override.
     """
     return override.is_sweep_override() or isinstance(override.value(), Glob)
+
+
+def values_of(record: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `KEY=VALUE` texts of a record that no config holds, such as `slurm` and `power`.
+
+    Args:
+        record: the settings record; its section stands in the message.
+        texts: the keys without the section, and their values.
+
+    Raises:
+        UserError: Hydra cannot read a value, or it stands for several.
+    """
+    values: dict[str, Any] = {}
+    for key, _, value in (text.partition("=") for text in texts):
+        read = parsed(f"key={readable(record, key, value, sweep=False)}")
+        if read is None or has_choices(read):
+            raise UserError(f"{record.section}.{key}={value}: cannot be read. Put quotes around the value.")
+        values[key] = read.value()
+    return values
+
+
+def keys_sentence(record: Any) -> list[str]:
+    """Return a line of help for each key of such a record.
+
+    Args:
+        record: the settings record.
+    """
+    return [
+        f"  {record.section}.{name} [{'null' if entry.default is None else entry.default}]  "
+        f"{entry.metadata['key'].sentence}"
+        for name, entry in record.__dataclass_fields__.items()
+        if "key" in entry.metadata
+    ]
 
 
 def readable(record: Any, key: str, value: str, sweep: bool) -> str:

@@ -4,6 +4,7 @@ The mean and standard deviation of a label are over cases. Those of the average 
 as in the paper. The cases of all seeds and folds count. The means of single seeds show how much trainings differ.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import pandas
 
 from umamba.evaluation.claims import Claim, compare, judged
 from umamba.evaluation.equivalence import MARGIN
-from umamba.evaluation.power import ALPHA
-from umamba.evaluation.spread import suitability
+from umamba.evaluation.spread import Spreads, suitability
 from umamba.reporting.results import AVERAGE, METRICS, Published, Results
 
-__all__ = ["ALPHA", "REFERENCE", "Claim", "Number", "claims_of", "numbers", "suitability_of"]
+__all__ = [
+    *("ALPHA", "REFERENCE", "Claim", "Number", "claims_of", "measured_spreads", "numbers"),
+    "suitability_of",
+]
 REFERENCE = "unet"  # a star marks methods that differ from this one
 
 
@@ -118,6 +121,35 @@ def suitability_of(results: Results, dataset: str, metric: str) -> float:
     own = results.scores[results.scores["dataset"] == dataset]
     samples = [_sample(own, method, AVERAGE, metric) for method in results.methods(dataset)]
     return suitability([list(sample.groupby(level=["seed", "fold"]).mean()) for sample in samples])
+
+
+def measured_spreads(results: Results, dataset: str) -> dict[str, tuple[Spreads, int]]:
+    """Return for each metric the spreads of a dataset's averages, and the number of cases they were measured in.
+
+    Variances are averaged over the pairs of methods that have two trainings each at least.
+
+    Args:
+        results: the results of a study.
+        dataset: the benchmark.
+
+    Returns:
+        Metric -> spreads and cases; empty if no pair shows them.
+    """
+    found = {}
+    known = [
+        claim
+        for claim in claims_of(results)
+        if (claim.dataset, claim.label) == (dataset, AVERAGE) and min(claim.seeds) > 1 and claim.n_cases > 1
+    ]
+    for metric in METRICS:
+        pairs = [claim for claim in known if claim.metric == metric]
+        if pairs:
+            mean = [
+                math.sqrt(sum(value**2 for value in column) / len(pairs))
+                for column in zip(*(dataclasses.astuple(claim.spreads) for claim in pairs), strict=True)
+            ]
+            found[metric] = (Spreads(*mean), min(claim.n_cases for claim in pairs))
+    return found
 
 
 def _of_dataset(results: Results, dataset: str, claims: Sequence[Claim]) -> list[Number]:

@@ -22,6 +22,7 @@ from umamba.settings.commands import (
     ConvertSettings,
     EvaluateSettings,
     ExportSettings,
+    PowerSettings,
     ReportSettings,
     SlurmSettings,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "PhantomSettings",
     "PlanSettings",
     "PlannerSettings",
+    "PowerSettings",
     "PredictSettings",
     "PredictionSettings",
     "PrepareSettings",

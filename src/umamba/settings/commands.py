@@ -1,4 +1,4 @@
-"""Settings of the commands evaluate, report, convert, export and slurm."""
+"""Settings of the commands evaluate, report, convert, export, slurm and study power."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -118,6 +118,31 @@ class ReportSettings(Settings):
         low=0,
     )
     paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerSettings(Settings):
+    """All keys of `umamba study power`: how much scores spread, and what the study should see."""
+
+    section: ClassVar[str] = "power"
+    results: str | None = key(
+        None,
+        "An earlier study whose finished runs (two trainings of two methods at least) give the spreads of the same "
+        "dataset; null: the assumed spreads below.",
+    )
+    case_sd: float = key(
+        0.08, "Assumed standard deviation of a method's score over cases; 0.07 to 0.09 in Table 3.", low=0
+    )
+    correlation: float = key(
+        0.8, "Assumed correlation over cases of the scores of two methods: do both fail on the same?", low=-1, high=1
+    )
+    training_sd: float = key(
+        0.005, "Assumed standard deviation of a method's mean score over trainings that differ by their seed.", low=0
+    )
+    cases: int | None = key(None, "Number of test cases; null: those of the dataset, or of the results.", low=2)
+    trainings: int | None = key(None, "Trainings of each method; null: seeds times folds of the study.", low=1)
+    difference: float = key(MARGIN, "Difference between two methods that should be seen.", above=0)
+    power: float = key(0.8, "Probability with which it should be seen.", above=0.5, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
