@@ -51,7 +51,7 @@ def main() -> None:
         claims = published_claims(printed, averages)
         write_table(EXPERIMENTS / study / "claims.csv", claims)
         organs = "" if study == deviations else ORGANS.format(study="Table " + deviations[len("table")])
-        text = f"{TITLE}{organs}\n{summary(claims, NAMES)}{END}"
+        text = f"{TITLE}{organs}\n{summary(claims, printed, NAMES)}{END}"
         (EXPERIMENTS / study / "claims.md").write_text(text, encoding="utf-8")
 
 

@@ -29,7 +29,7 @@ COLUMNS = (
 )
 _UNKNOWN = Spreads(math.nan)
 _NOWHERE = (math.nan, math.nan)
-_BETTER = {"hd95_mm": "lower", "hd95_with_misses_mm": "lower"}
+_DISTANCE = "_mm"  # ends the names of distances, of which smaller ones are better
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Claim:
         """The method with the better mean; None if the means are equal or unknown."""
         if math.isnan(self.mean_difference) or self.mean_difference == 0:
             return None
-        return self.a if (self.mean_difference > 0) == (_BETTER.get(self.metric) != "lower") else self.b
+        return self.a if (self.mean_difference > 0) == (not self.metric.endswith(_DISTANCE)) else self.b
 
     @property
     def equivalent(self) -> bool:
@@ -112,21 +112,19 @@ def compare(
         dataset: the benchmark.
         label: name of the label.
     """
-    margin = math.nan if metric.endswith("_mm") else margin
+    margin = math.nan if metric.endswith(_DISTANCE) else margin
     found = []
     for a, b in combinations(scores, 2):
         values_a, values_b, left_out = _common(scores[a], scores[b])
         claim = Claim(
             *(a, b, metric, values_a.shape[1], (len(scores[a]), len(scores[b]))),
-            mean_difference=float(np.mean(values_a.mean(axis=0) - values_b.mean(axis=0)))
-            if values_a.size and values_b.size
-            else math.nan,
+            mean_difference=float(values_a.mean() - values_b.mean()) if values_a.size else math.nan,
             dataset=dataset,
             label=label,
             left_out=left_out,
             margin=margin,
         )
-        found.append(_measured(claim, values_a, values_b) if claim.n_cases > 1 and min(claim.seeds) > 0 else claim)
+        found.append(_measured(claim, values_a, values_b) if claim.n_cases > 1 else claim)
     return found
 
 
@@ -175,7 +173,7 @@ def judged(claims: Sequence[Claim]) -> list[Claim]:
 
 
 def claims_table(claims: Sequence[Claim]) -> pandas.DataFrame:
-    """Return claims as a table, a row for each pair, label and metric.
+    """Return claims as a table, a row for each pair, label and metric; `shown` is 1 or 0.
 
     Args:
         claims: the claims with their verdicts.
@@ -190,7 +188,7 @@ def claims_table(claims: Sequence[Claim]) -> pandas.DataFrame:
             **{"correlation": claim.correlation, "sd_difference": claim.spreads.difference},
             **{"sd_trainings": claim.spreads.training, "sd_rest": claim.spreads.residual},
             **{"p_false": claim.p_false, "p_holm": claim.p_holm, "equivalent_within": claim.equivalent_within},
-            **{"margin": claim.margin, "detectable": claim.detectable, "shown": claim.survives},
+            **{"margin": claim.margin, "detectable": claim.detectable, "shown": int(claim.survives)},
             "sentence": claim.sentence,
         }
         for claim in claims
@@ -204,8 +202,8 @@ def sentence_of(claim: Claim) -> str:
     Args:
         claim: a claim with its verdict.
     """
-    name = claim.metric.removesuffix("_mm").replace("_", " ").upper()
-    unit = f"{name} mm" if claim.metric.endswith("_mm") else name
+    name = claim.metric.removesuffix(_DISTANCE).replace("_", " ").upper()
+    unit = f"{name} mm" if claim.metric.endswith(_DISTANCE) else name
     common = f"{claim.n_cases} cases, {claim.seeds[0]} and {claim.seeds[1]} trainings"
     if claim.left_out:
         common += f", {claim.left_out} cases without a score from each training left out"
@@ -231,6 +229,8 @@ def sentence_of(claim: Claim) -> str:
     small = f"the difference of {claim.a} and {claim.b} is within the margin of {_short(claim.margin)} {unit}"
     if claim.survives:
         return f"Shown: {seen}.{' It is small: ' + small + '.' if claim.equivalent else ''}"
+    if claim.p_holm < ALPHA:
+        return f"Not shown: a few cases decide, because the bootstrap interval over cases holds 0 ({seen})."
     if claim.equivalent:
         return f"Equivalent: {small} (shown within {_short(claim.equivalent_within)}; {common})."
     return f"Not shown: {unseen % ' and this seed spread'} ({claim.a} - {claim.b}: {interval}; {common})."
@@ -275,6 +275,8 @@ def _tail(mean: float, error: float, freedom: float) -> float:
 
 def _common(a: pandas.DataFrame, b: pandas.DataFrame) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the scores of the cases that every training of both methods has, and the number of the other cases."""
+    if not len(a) or not len(b):
+        return np.empty((len(a), 0)), np.empty((len(b), 0)), max(a.shape[1], b.shape[1])
     together = pandas.concat([a, b])
     complete = together.dropna(axis=1)
     values = complete.to_numpy(dtype=np.float64)

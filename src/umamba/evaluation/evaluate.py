@@ -156,6 +156,7 @@ def evaluate_folders(
         comparison = compare_methods(scores, methods, metrics, margin)
         write_table(output / "comparison.csv", comparison)
         log.info(comparison_table(comparison))
+        log.info("\n".join(comparison_sentences(comparison)))
     return Evaluation(scores, comparison, tuple(problems))
 
 
@@ -312,18 +313,29 @@ def compare_methods(
 
 def comparison_table(comparison: pandas.DataFrame) -> Table:
     """Return the printable table of differences: of the means over labels, or of a single label."""
-    shown = comparison[comparison["label"] == comparison["label"].iloc[-1]]  # the means of all labels, if there are any
     table = Table(title="Differences between methods: 95 % interval, probability that the better mean is not better")
-    for column in ("metric", "methods", "cases", "difference", "interval", "P(false)", "what it shows"):
+    for column in ("metric", "methods", "cases", "difference", "interval", "P(false)"):
         table.add_column(column)
-    for _, row in shown.iterrows():
+    for _, row in _over_labels(comparison).iterrows():
         known = not pandas.isna(row["ci_low"])
         interval = f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}" if known else "few cases"
         p_false = f"{row['p_false']:.3g}" if known else "few cases"
-        methods, sentence = rich_text(f"{row['first']} - {row['second']}"), rich_text(row["sentence"])
-        difference = f"{row['difference']:+.4f}"
-        table.add_row(TITLES[row["metric"]], methods, str(row["cases"]), difference, interval, p_false, sentence)
+        methods, difference = rich_text(f"{row['first']} - {row['second']}"), f"{row['difference']:+.4f}"
+        table.add_row(TITLES[row["metric"]], methods, str(row["cases"]), difference, interval, p_false)
     return table
+
+
+def comparison_sentences(comparison: pandas.DataFrame) -> list[str]:
+    """Return what is shown of each pair of methods: over the means of all labels, or the scores of a single label."""
+    return [
+        f"{TITLES[row['metric']]}, {row['first']} and {row['second']}: {row['sentence']}"
+        for _, row in _over_labels(comparison).iterrows()
+    ]
+
+
+def _over_labels(comparison: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the rows of the means of all labels, if there are any, which are the last ones."""
+    return comparison[comparison["label"] == comparison["label"].iloc[-1]]
 
 
 def official_tables(

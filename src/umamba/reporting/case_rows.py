@@ -38,7 +38,7 @@ def case_tables(results: Results, dataset: str, ids: Mapping[str, str]) -> str:
         ids: case -> id of its rows in the first table.
     """
     rows = results.scores[results.scores["dataset"] == dataset]
-    tables = []
+    tables: list[str] = []
     for metric in rows["metric"].unique():
         own = rows[rows["metric"] == metric]
         wide = own.pivot_table(index=["case", "method", "fold", "seed"], columns="label", values="value", sort=False)

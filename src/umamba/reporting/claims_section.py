@@ -1,11 +1,11 @@
 """What the averages show: a sentence for each pair of methods, and the numbers behind it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from umamba.io.escape import html
 from umamba.reporting.compare import Claim
-from umamba.reporting.names import claim_pair, claim_sentence, metric_name
+from umamba.reporting.names import claim_pair, claim_sentence
 
 _COLUMNS = (
     *("comparison", "cases", "trainings", "difference", "95 % interval", "bootstrap interval", "r"),
@@ -14,12 +14,12 @@ _COLUMNS = (
 _MOST_OPEN = 8  # sentences that stand there without a click
 
 
-def claims_section(claims: Sequence[Claim], suitability: Mapping[str, float]) -> str:
+def claims_section(claims: Sequence[Claim], suitability: Sequence[str]) -> str:
     """Return the comparisons of a dataset's methods.
 
     Args:
         claims: the comparisons of the averages.
-        suitability: score -> spread of the methods divided by the spread of trainings; NaN: not known.
+        suitability: sentences on how well the dataset separates the methods.
 
     Returns:
         HTML; empty if there is no comparison.
@@ -34,12 +34,7 @@ def claims_section(claims: Sequence[Claim], suitability: Mapping[str, float]) ->
         f"{len(shown)} with a difference that is shown, {len(equal)} shown to be equal within the margin, "
         f"{len(others)} open.</p>"
     ]
-    spreads = [f"{metric_name(name)} {value:.2g}" for name, value in suitability.items() if math.isfinite(value)]
-    if spreads:
-        parts.append(
-            f"<p>Spread between the methods' means, divided by the spread between trainings of one method: "
-            f"{', '.join(spreads)}. Near or below 1, this dataset and this training do not separate the methods.</p>"
-        )
+    parts += [f"<p>{html(sentence)}</p>" for sentence in suitability]
     for title, group in (("Shown", shown), ("Equivalent", equal), ("Open", others)):
         if len(group) > _MOST_OPEN:
             parts.append(

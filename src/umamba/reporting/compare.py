@@ -14,11 +14,18 @@ import pandas
 from umamba.evaluation.claims import Claim, compare, judged
 from umamba.evaluation.equivalence import MARGIN
 from umamba.evaluation.spread import Spreads, suitability
+from umamba.reporting.names import dataset_name, metric_name
 from umamba.reporting.results import AVERAGE, METRICS, Published, Results
 
 __all__ = [
-    *("ALPHA", "REFERENCE", "Claim", "Number", "claims_of", "measured_spreads", "numbers"),
+    "REFERENCE",
+    "Claim",
+    "Number",
+    "claims_of",
+    "measured_spreads",
+    "numbers",
     "suitability_of",
+    "suitability_sentences",
 ]
 REFERENCE = "unet"  # a star marks methods that differ from this one
 
@@ -121,6 +128,22 @@ def suitability_of(results: Results, dataset: str, metric: str) -> float:
     own = results.scores[results.scores["dataset"] == dataset]
     samples = [_sample(own, method, AVERAGE, metric) for method in results.methods(dataset)]
     return suitability([list(sample.groupby(level=["seed", "fold"]).mean()) for sample in samples])
+
+
+def suitability_sentences(results: Results, dataset: str) -> list[str]:
+    """Return a sentence for each metric on how well a dataset separates the methods, where seeds show it.
+
+    Args:
+        results: the results of the study.
+        dataset: the benchmark.
+    """
+    ratios = {metric: suitability_of(results, dataset, metric) for metric in METRICS}
+    return [
+        f"{dataset_name(dataset)}, {metric_name(metric)}: the methods' means spread {ratio:.1f} times as much as the "
+        "trainings of a method (standard deviations). Near 1 the order of the methods is chance."
+        for metric, ratio in ratios.items()
+        if math.isfinite(ratio)
+    ]
 
 
 def measured_spreads(results: Results, dataset: str) -> dict[str, tuple[Spreads, int]]:

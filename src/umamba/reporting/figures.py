@@ -51,7 +51,8 @@ def learning_curves(results: Results, dataset: str) -> Curves | None:
     if not states:
         return None
     methods = results.methods(dataset)
-    lines, curves = [], []
+    lines: list[tuple[str, str, str]] = []
+    curves: list[pandas.DataFrame] = []
     for state in states:
         run = state.run
         number = sum(other.run.method == run.method for other in states[: len(curves)])

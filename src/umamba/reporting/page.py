@@ -15,7 +15,7 @@ from umamba.io import atomic_path, provenance
 from umamba.io.escape import anchor, html
 from umamba.reporting.case_rows import case_figure, case_ids, case_tables
 from umamba.reporting.claims_section import claims_section
-from umamba.reporting.compare import Claim, Number, suitability_of
+from umamba.reporting.compare import Claim, Number, suitability_sentences
 from umamba.reporting.cost import Cost
 from umamba.reporting.figures import Curves, learning_curves
 from umamba.reporting.gallery import gallery
@@ -83,8 +83,7 @@ def _dataset(
     parts += [_table(table, own, results) for table in tables(own)]
     parts.append(_explanation(results, dataset, own))
     averages = [claim for claim in claims if claim.dataset == dataset and claim.label == AVERAGE]
-    suitability = {metric: suitability_of(results, dataset, metric) for metric in dict.fromkeys(n.metric for n in own)}
-    parts.append(claims_section(averages, suitability))
+    parts.append(claims_section(averages, suitability_sentences(results, dataset)))
     ids = case_ids(results, dataset)
     if ids:
         parts.append("<h3>Scores over cases</h3>")

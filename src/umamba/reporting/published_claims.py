@@ -9,6 +9,7 @@ deviations, so the probabilities of a typical organ are rather higher than these
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import pandas
 from scipy.special import stdtrit
 
@@ -66,11 +67,12 @@ def published_claims(printed: Numbers, averages: Numbers) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=list(COLUMNS))
 
 
-def summary(claims: pandas.DataFrame, names: Mapping[str, str]) -> str:
+def summary(claims: pandas.DataFrame, printed: Numbers, names: Mapping[str, str]) -> str:
     """Return the claims as Markdown: how many have P(false) below 5 %, and a row for each claim or each organ.
 
     Args:
         claims: the table of `published_claims`, not empty.
+        printed: the numbers of the table.
         names: dataset or method -> the name that a reader knows.
     """
     parts = []
@@ -78,13 +80,27 @@ def summary(claims: pandas.DataFrame, names: Mapping[str, str]) -> str:
         organs = own["label"].iloc[0] != AVERAGE
         rows = _closest(own) if organs else own
         counts = ", ".join(f"{_kept(own, r)} at r = {r}" for r in _SHOWN)
+        spread = "" if organs else _spread(str(dataset), int(cases), printed)
         unit = "videos" if (dataset, cases) == ("endovis", 10) else "test cases"
         parts += [
             f"## {names.get(str(dataset), dataset)}, {cases} {unit}",
-            f"Of {len(own)} claims, P(false) is below 5 % for {counts}." + (_CLOSEST if organs else ""),
+            f"Of {len(own)} claims, P(false) is below 5 % for {counts}." + (_CLOSEST if organs else spread),
             _table(rows, names),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _spread(dataset: str, cases: int, printed: Numbers) -> str:
+    """Say how far the methods' means spread beside the error of one mean over cases; trainings are not printed."""
+    told = []
+    for metric in dict.fromkeys(key[3] for key in printed if key[0] == dataset):
+        row = [value for key, value in printed.items() if (key[0], *key[2:]) == (dataset, AVERAGE, metric)]
+        variances = [value.sd**2 / cases for value in row if value.sd is not None]
+        ratio = float(np.std([value.mean for value in row], ddof=1)) / math.sqrt(sum(variances) / len(variances))
+        told.append(f"{ratio:.1f} ({metric.upper()})")
+    return (
+        f" The {len(row)} means spread {' and '.join(told)} times as much as the standard error of one mean over cases."
+    )
 
 
 def _table(rows: pandas.DataFrame, names: Mapping[str, str]) -> str:
@@ -135,5 +151,5 @@ def _deviation(printed: Numbers, averages: Numbers, key: tuple[str, str, str, st
 def _correlation_needed(difference: float, sd_a: float, sd_b: float, cases: int) -> float:
     """Return the smallest correlation with which P(false) is at most 5 %; NaN if no correlation up to 1 has it."""
     variance = cases * (difference / float(stdtrit(cases - 1, 1 - ALPHA))) ** 2
-    needed = round((sd_a**2 + sd_b**2 - variance) / (2 * sd_a * sd_b), 4)
+    needed = round((sd_a**2 + sd_b**2 - variance) / (2 * sd_a * sd_b), 6)
     return math.nan if needed > 1 else max(-1.0, needed)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import pandas
 
 from umamba.evaluation.claims import FEWEST_CASES, claims_table
+from umamba.evaluation.power import ALPHA
 from umamba.io import escape
 from umamba.io.tabular import write_table
-from umamba.reporting.compare import ALPHA, REFERENCE, Claim, Number
+from umamba.reporting.compare import REFERENCE, Claim, Number
 from umamba.reporting.names import claim_words, dataset_name, method_name
 from umamba.reporting.results import AVERAGE, SPLIT
 
@@ -142,22 +143,27 @@ def tables(found: Sequence[Number]) -> list[NumberTable]:
     return made
 
 
-def markdown(found: Sequence[Number], remark: str, claims: Sequence[Claim] = ()) -> str:
+def markdown(
+    found: Sequence[Number], remark: str, claims: Sequence[Claim] = (), suitability: Sequence[str] = ()
+) -> str:
     """Return all tables in Markdown; bold: shown to be better than every other method. Then what the averages show.
 
     Args:
         found: the numbers.
         remark: text above the tables.
         claims: the comparisons of the methods.
+        suitability: sentences on how well the datasets separate the methods.
     """
     text = (f"{escape.markdown(remark)}\n\n" if remark else "") + "\n".join(
         f"### {escape.markdown(table.title)}\n\n{_rules(table)}{_markdown_table(table, found)}"
         for table in tables(found)
     )
     told = "".join(
-        f"- {escape.markdown(f'{dataset_name(claim.dataset)}, {claim_words(claim)}')}\n"
-        for claim in claims
-        if claim.label == AVERAGE
+        f"- {escape.markdown(sentence)}\n"
+        for sentence in (
+            *(f"{dataset_name(claim.dataset)}, {claim_words(claim)}" for claim in claims if claim.label == AVERAGE),
+            *suitability,
+        )
     )
     return text + (f"\n### What the averages show\n\n{escape.markdown(BOLD)}\n\n{told}" if told else "")
 
@@ -186,8 +192,10 @@ def latex(found: Sequence[Number], remark: str) -> str:
         found: the numbers.
         remark: comment above the tables.
     """
-    return (f"% {escape.printable(remark)}\n" if remark else "") + "\n".join(
-        _latex_table(table, found) for table in tables(found)
+    return (
+        (f"% {escape.printable(remark)}\n" if remark else "")
+        + f"% {BOLD}\n"
+        + "\n".join(_latex_table(table, found) for table in tables(found))
     )
 
 

@@ -8,7 +8,7 @@ import pandas
 from umamba.evaluation.equivalence import MARGIN
 from umamba.io import atomic_path
 from umamba.io.tabular import write_table
-from umamba.reporting.compare import claims_of, numbers
+from umamba.reporting.compare import claims_of, numbers, suitability_sentences
 from umamba.reporting.cost import Cost, costs
 from umamba.reporting.page import write_page
 from umamba.reporting.results import Results
@@ -37,7 +37,11 @@ def write_report(results: Results, folder: Path, margin: float = MARGIN, picture
     write_table(folder / "scores.csv", results.scores)
     columns = [field.name for field in fields(Cost)]
     write_table(folder / "cost.csv", pandas.DataFrame([asdict(entry) for entry in cost], columns=columns))
-    texts = {"tables.md": markdown(found, results.remark, claims), "tables.tex": latex(found, results.remark)}
+    suited = [sentence for dataset in results.datasets for sentence in suitability_sentences(results, dataset)]
+    texts = {
+        "tables.md": markdown(found, results.remark, claims, suited),
+        "tables.tex": latex(found, results.remark),
+    }
     for name, text in texts.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
