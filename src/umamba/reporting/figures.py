@@ -20,7 +20,18 @@ _CURVES = (
     (("val/loss", "seen/loss"), "Validation loss"),
     (("val/ema_patch_dice", "seen/ema_patch_dice"), "Patch Dice, smoothed"),
 )
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6a3d9a", "#4d4d4d")  # Okabe and Ito
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "#6a3d9a",
+    "#4d4d4d",
+    "#8c510a",
+    "#000000",
+)
 _DASHES = ("solid", "dashed", "dotted", "dashdot")
 
 
