@@ -156,7 +156,7 @@ def test_gates_of_any_size_stay_finite_and_right_in_float32(offset: float) -> No
     found = matrix_memory(*single, chunk=8)
     gradients = torch.autograd.grad(found.square().sum(), single)
     assert all(bool(each.isfinite().all()) for each in (found, *gradients))
-    difference = (found.double() - expected).abs() / expected.abs().clamp_min(1)
+    difference = (found.detach().double() - expected).abs() / expected.abs().clamp_min(1)
     assert float(difference.median()) < 1e-5
     assert float(difference.max()) < 0.02  # where the normaliser is the difference of nearly equal numbers
 
@@ -204,7 +204,7 @@ def test_parameters_are_counted(inner: int) -> None:
     assert inner <= heads * width < inner + heads
 
 
-@every_block
+@pytest.mark.parametrize("name", [pytest.param("mamba2", marks=pytest.mark.slow), "mlstm"])
 def test_a_layer_with_another_block_compiles_to_one_graph(name: str) -> None:
     torch.manual_seed(0)
     layer, x = (

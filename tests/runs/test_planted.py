@@ -12,7 +12,7 @@ from umamba.io import UserError
 from umamba.runs.planted import small_planted_configuration, train_planted
 
 DISTANCE = 14
-SIZES = {2: (32, 32), 3: (4, 32, 32)}
+SIZES = {2: (32, 32), 3: (2, 32, 32)}
 D_CONV = 4
 
 

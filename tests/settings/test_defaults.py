@@ -448,6 +448,8 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "output": "out",
         "format": "nnunet",
         "fold": 0,
+        "post_processing": None,
+        "trust": [],
     }
     assert plain(SlurmSettings()) == {
         "partition": None,

@@ -280,6 +280,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     **{f"aten.upsample_nearest{dim}d.vec": _nearest for dim in (2, 3)},
     "aten.instance_norm.default": _instance_norm,
     "aten.layer_norm.default": _layer_norm,
+    "aten.contiguous.default": lambda x: x,
+    "aten.clone.default": lambda x, memory_format=None: x,
     "aten.silu.default": lambda x: ops.swish(x),
     "aten.mul.Tensor": lambda x, y: ops.multiply(x, y),
     "aten.leaky_relu.default": _leaky_relu,

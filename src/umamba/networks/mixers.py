@@ -78,7 +78,8 @@ class ConvolutionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, *S) to (B, C, *S)."""
-        tokens = self.norm(x.movedim(1, -1)).movedim(-1, 1)
+        # Compiled, the backward pass of a norm of a strided view has other strides than PyTorch's compiler expects.
+        tokens = self.norm(x.movedim(1, -1).contiguous()).movedim(-1, 1)
         mixed = F.silu(self.conv(saturated(self.in_proj(tokens)))) * F.silu(self.gate_proj(tokens))
         y = self.out_proj(saturated(mixed))
         return saturated(x + y if self.residual else y)
