@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 from umamba import settings
 from umamba.cli.compose import sweep_problems
-from umamba.cli.main import COMMANDS
+from umamba.cli.main import COMMANDS, with_first_key
 from umamba.cli.slurm import VERBS
 from umamba.datasets.convert_endovis import endovis
 from umamba.datasets.phantom_2d import write_picture
@@ -87,7 +87,7 @@ def test_every_command_is_understood(
         if "--help" in rest or command.record is None:
             check_words(name, rest)
         else:
-            check_overrides(command.record, rest)
+            check_overrides(command.record, with_first_key(command, rest))
 
 
 def check_words(name: str, given: list[str]) -> None:

@@ -16,7 +16,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from matplotlib.path import Path as Outline
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sr.codedict import codes as known_codes
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 from torch import Tensor, cat, nn
@@ -30,6 +30,7 @@ from umamba.io.dicom_planes import Plane, read_planes
 from umamba.labels import LabelSet, codes
 from umamba.labels.codes import PRIVATE, label_codes
 from umamba.settings import InvalidSettings, PredictionSettings
+from umamba.settings.prediction import ExportForm
 
 highdicom = pytest.importorskip("highdicom")
 
@@ -211,6 +212,49 @@ def test_places_of_48_axis_orders_three_obliquities_and_a_tilt(tmp_path: Path) -
     assert number == 48 * 3 * 2 - 1
 
 
+def test_frames_of_one_file_may_have_any_order(tmp_path: Path) -> None:
+    """An enhanced file, whose frames are not in the order of their places."""
+    series = Series(tmp_path / "series", turned(RIGHT_ANGLES[7], "oblique"))
+    order = [2, 0, 3, 1]
+    ds = pydicom.dcmread(series.folder / "1.dcm")
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.2.1")
+    shared, measures, orientation = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = list(SPACING), DISTANCE
+    orientation.ImageOrientationPatient = ds.ImageOrientationPatient
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    ds.NumberOfFrames, ds.SharedFunctionalGroupsSequence, groups = 4, [shared], []
+    for z in order:
+        group, place = Dataset(), Dataset()
+        place.ImagePositionPatient = [f"{value:.8f}"[:16] for value in series.positions[z]]
+        group.PlanePositionSequence = [place]
+        groups.append(group)
+    ds.PerFrameFunctionalGroupsSequence, ds.PixelData = groups, series.voxels[order].tobytes()
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        del ds[keyword]
+    file = tmp_path / "enhanced.dcm"
+    ds.save_as(file)
+    np.testing.assert_array_equal(read_image([file]).array[0], series.voxels)
+    planes = read_planes(file)
+    for form in ("dicom_seg", "dicom_labelmap", "rtstruct"):
+        write_form(form, tmp_path / form, MARKER, LABELS, label_codes(LABELS), planes, [file], MAKER)
+    for form in ("dicom_seg", "dicom_labelmap"):
+        seg, found = pydicom.dcmread(tmp_path / form), np.zeros(SHAPE, int)
+        for frame, group in zip(seg.pixel_array, seg.PerFrameFunctionalGroupsSequence, strict=True):
+            z = series.slice_at(group.PlanePositionSequence[0].ImagePositionPatient)
+            source = group.DerivationImageSequence[0].SourceImageSequence[0]
+            assert order[source.ReferencedFrameNumber - 1] == z
+            number = (
+                frame if form == "dicom_labelmap" else group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+            )
+            found[z][frame > 0] = number[frame > 0] if form == "dicom_labelmap" else number
+        np.testing.assert_array_equal(found, MARKER)
+    for contours_of in pydicom.dcmread(tmp_path / "rtstruct").ROIContourSequence:
+        for contour in contours_of.ContourSequence:
+            z = order[contour.ContourImageSequence[0].ReferencedFrameNumber - 1]
+            offsets = np.array(contour.ContourData, float).reshape(-1, 3) - series.positions[z]
+            assert abs(offsets @ np.cross(*series.axes)).max() < 1e-3
+
+
 def test_any_map_survives(tmp_path: Path) -> None:
     """Parts that touch by corners, and many holes."""
     labels = np.random.default_rng(3).integers(0, 4, SHAPE).astype(np.uint8)
@@ -231,7 +275,8 @@ def test_areas_of_contours_are_those_of_the_pixels() -> None:
 def test_a_series_that_says_little_of_patient_and_study(tmp_path: Path) -> None:
     absent = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID")
     more = ("AccessionNumber", "ReferringPhysicianName", "SeriesNumber", "SliceThickness", "InstanceNumber")
-    series = Series(tmp_path / "series", RIGHT_ANGLES[0], **dict.fromkeys((*absent, *more)))
+    nothing: dict[str, Any] = dict.fromkeys((*absent, *more))
+    series = Series(tmp_path / "series", RIGHT_ANGLES[0], **nothing)
     for form in ("dicom_seg", "rtstruct", "secondary_capture"):
         found = pydicom.dcmread(series.write(form, MARKER))
         assert (found.StudyInstanceUID, found.PatientID or "", found.StudyDate or "") == ("1.2.3", "", "")
@@ -317,7 +362,7 @@ class Classes(nn.Module):
         return cat([-(x - value).abs() for value in range(4)], dim=1)
 
 
-FORMS = ("dicom_seg", "dicom_labelmap", "rtstruct", "secondary_capture")
+FORMS: tuple[ExportForm, ...] = ("dicom_seg", "dicom_labelmap", "rtstruct", "secondary_capture")
 
 
 def test_predictions_of_a_series(make_model: Callable[..., Any], tmp_path: Path) -> None:

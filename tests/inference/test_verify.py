@@ -90,7 +90,7 @@ def verified(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dic
 Verified = Callable[..., tuple[int, dict[str, str]]]
 
 
-def change(file: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+def change(file: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     record = read_json(file)
     edit(record)
     write_json(file, record)
@@ -243,7 +243,7 @@ def test_a_killed_prediction_keeps_its_entries(folder: Path, checkpoint: Path, v
 
 def test_folders_of_earlier_versions_are_continued(folder: Path, checkpoint: Path, verified: Verified) -> None:
     file = folder / "out" / "prediction.json"
-    change(file, lambda record: [record.pop(name) for name in ("cases", "setups", "checkpoints")] and None)
+    change(file, lambda record: [record.pop(name) for name in ("cases", "setups", "checkpoints")])
     (folder / "out" / "b.nii.gz").unlink()
     before = (folder / "out" / "a.nii.gz").stat().st_mtime_ns
     assert main(["verify", str(folder / "out")]) == 2
@@ -255,6 +255,28 @@ def test_folders_of_earlier_versions_are_continued(folder: Path, checkpoint: Pat
     assert (lines["b"], "has no entry of it" in lines["a"]) == ("yes  b", True)
     file.unlink()
     assert main(["verify", str(folder / "out")]) == 2
+
+
+def test_hostile_records_end_in_a_no_or_one_message(folder: Path, verified: Verified) -> None:
+    file = folder / "out" / "prediction.json"
+    untouched = file.read_text()
+    edits: tuple[Callable[[dict[str, Any]], object], ...] = (
+        lambda record: record["cases"]["a"].update(images=["a\0b"]),
+        lambda record: record["cases"]["a"].update(images=[]),
+        lambda record: record["cases"]["a"].update(images=[3]),
+        lambda record: record["cases"]["a"].update(result=None),
+        lambda record: record["cases"].update({"../../x": record["cases"]["a"]}),
+        lambda record: record.update(setups=[]),
+        lambda record: record.update(checkpoints=[3, {}]),
+        lambda record: record.update(checkpoints={}),
+        lambda record: record.update(cases=7),
+    )
+    for edit in edits:
+        file.write_text(untouched)
+        change(file, edit)
+        code, lines = verified(str(folder / "out"))
+        assert code in (1, 2)
+        assert code == 2 or any(line.startswith("no ") for line in lines.values())
 
 
 def test_a_single_file_is_verified(checkpoint: Path, predicted: Path, tmp_path: Path, verified: Verified) -> None:

@@ -79,12 +79,12 @@ def test_float32_is_that_of_float64(shape: tuple[int, ...], last: bool, slope: f
 
 @pytest.mark.parametrize("last", [False, True])
 def test_nothing_cancels_far_from_zero(last: bool) -> None:
-    # Sums of squares of the values themselves would leave no digit of the variance.
+    # Sums of squares of the values themselves would leave no digit of the variance. A mean of 3000 has steps of 2.4e-4.
     x = draw(1, 2, 3, 5, 9, seed=1) + 3000.0
     values = [x.contiguous(memory_format=channels_last(3)) if last else x, draw(2, seed=3), draw(2, seed=4)]
     cotangent = draw(*x.shape, seed=5)
     found, expected = fused(values, 0.01, cotangent), exact(values, 0.01, cotangent)
-    assert max(far(one, right) for one, right in zip(found, expected, strict=True)) < 1e-4
+    assert max(far(one, right) for one, right in zip(found, expected, strict=True)) < 5e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -127,6 +127,7 @@ def test_results_repeat_bit_for_bit() -> None:
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_what_is_not_finite_stays_in_its_instance() -> None:
     for value in (float("nan"), float("inf")):
         x = draw(1, 2, 4, 4, seed=1)
@@ -166,7 +167,12 @@ def test_the_operators_own_checks() -> None:
 def test_without_an_activation_the_output_is_not_kept() -> None:
     x = draw(1, 2, 4, 4, seed=1).requires_grad_()
     kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = norm_activation(x, None, torch.ones(2).to(x), torch.zeros(2).to(x), 1.0, 1e-5)
     assert x.data_ptr() in kept
     assert y.data_ptr() not in kept
@@ -246,17 +252,18 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from umamba.networks import fused_norm_triton as kernels
+from umamba.networks.fused_norm_triton_kernels import differentiate, gradient_sums, normalise, statistics
 
 POINTERS = {"x", "y", "grad", "residual", "grad_x", "grad_residual"}
 FLOATS = {"eps", "slope"}
-for target in map(int, sys.argv[1:]):
-    for dtype in ("fp32", "bf16", "fp16"):
+for target in [int(sys.argv[1])]:
+    for dtype in sys.argv[2:]:
         for last in (False, True):
             call = kernels._Call(torch.empty(2, 32, 64, 96, 96, dtype={"fp32": torch.float32, "bf16": torch.bfloat16,
                 "fp16": torch.float16}[dtype], device="meta"), last)
             blocks = dict(call.blocks)
             warps = blocks.pop("num_warps")
-            for kernel in (kernels.statistics, kernels.normalise, kernels.gradient_sums, kernels.differentiate):
+            for kernel in (statistics, normalise, gradient_sums, differentiate):
                 flags = {name: True for name in ("RESIDUAL", "ACTIVATION")} | blocks
                 constants = {name: flags[name] for name in kernel.arg_names if name in flags}
                 constants["by_channel" if last else "by_voxel"] = 1
@@ -288,22 +295,28 @@ for target in map(int, sys.argv[1:]):
 """
 
 
-def compiled(*targets: int) -> list[list[str]]:
+def compiled(target: int, dtypes: tuple[str, ...]) -> list[list[str]]:
     """Return of every kernel, dtype and layout: target, dtype, layout, name, registers, bytes spilled, wide loads."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILE, *map(str, targets)]
+    command = [sys.executable, "-c", COMPILE, str(target), *dtypes]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [line.split() for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("target", [90, *(pytest.param(other, marks=pytest.mark.slow) for other in (80, 120))])
+ALL = ("fp32", "bf16", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("target", "dtypes"),
+    [(90, ("bf16",)), *(pytest.param(target, ALL, marks=pytest.mark.slow) for target in (80, 90, 120))],
+)
 def test_the_kernels_compile_without_spilled_registers(
-    target: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: int, dtypes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    rows = compiled(target)
-    assert len(rows) == 24
+    rows = compiled(target, dtypes)
+    assert len(rows) == 8 * len(dtypes)
     assert [row for row in rows if row[5] != "0"] == []
     assert max(int(row[4]) for row in rows) <= 128, "fewer than four programs of four warps would fit on a processor"
     assert [row for row in rows if row[6] == "0"] == [], "loads of single values"

@@ -421,12 +421,14 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "iou_threshold": 0.5,
         "count_edge_cells": False,
         "images": None,
+        "margin": 0.01,
         "workers": None,
     }
     assert composed(ReportSettings, "study=folds") == {
         "study": "folds",
         "output": None,
         "overrides": [],
+        "margin": 0.01,
         "paths": PATHS,
     }
     assert composed(ConvertSettings, "archive=flare", f"source={here}") == {
@@ -446,6 +448,8 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "output": "out",
         "format": "nnunet",
         "fold": 0,
+        "post_processing": None,
+        "trust": [],
     }
     assert plain(SlurmSettings()) == {
         "partition": None,

@@ -214,11 +214,25 @@ def _run(name: str, arguments: list[str]) -> int:
         from umamba.cli.searched import with_search_path
 
         arguments = with_search_path(arguments)
-    if command.first and arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "~")):
-        arguments = [f"{command.first}={arguments[0]}", *arguments[1:]]
+    arguments = with_first_key(command, arguments)
     if command.record is None:
         return int(_function(command)(arguments) or 0)
     return _with_settings(name, command, arguments)
+
+
+def with_first_key(command: Command, arguments: list[str]) -> list[str]:
+    """Return the arguments of a command with the key of a first word that may stand without it.
+
+    Args:
+        command: the command.
+        arguments: as typed.
+
+    >>> with_first_key(COMMANDS["verify"], ["DIR", "device=cpu"])
+    ['predictions=DIR', 'device=cpu']
+    """
+    if command.first is None or not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "~")):
+        return arguments
+    return [f"{command.first}={arguments[0]}", *arguments[1:]]
 
 
 def _with_settings(name: str, command: Command, arguments: list[str]) -> int:

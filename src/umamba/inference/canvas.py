@@ -235,7 +235,10 @@ def mean_probabilities(slabs: Sequence[Slab], box: VoxelBox, labels: LabelSet, s
             own.neg_().exp_().add_(1).reciprocal_()
         else:
             own.sub_(own.amax(0)).exp_()
-            own.div_(sum(own[1:], own[0].clone()))
+            together = own[0].clone()
+            for head in own[1:]:
+                together.add_(head)
+            own.div_(together)
         total = own if total is None else total.add_(own)
     assert total is not None
     return total.div_(len(slabs))

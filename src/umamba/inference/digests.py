@@ -61,14 +61,14 @@ def _parts(weights: Mapping[str, Tensor]) -> Iterable[bytes | memoryview]:
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         yield json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
-        yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _of_array(array: np.ndarray, header: Any) -> str:
     """Return the hash of an array in little-endian order and of what belongs to it."""
     kind = array.dtype.newbyteorder("<")
     start = json.dumps([header, kind.str, list(array.shape)]).encode()
-    return _of([start, memoryview(np.ascontiguousarray(array, dtype=kind).reshape(-1).view(np.uint8))])
+    return _of([start, np.ascontiguousarray(array, dtype=kind).reshape(-1).view(np.uint8).data])
 
 
 def _of(parts: Iterable[bytes | memoryview]) -> str:

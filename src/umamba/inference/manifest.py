@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -70,16 +71,22 @@ def setup_of(
         settings: the sliding window and test-time augmentation.
         post_processing: applied to the segmentations.
     """
-    code = provenance()
-    code["packages"] |= package_versions(_OPTIONAL_PACKAGES)
     return {
         "networks": [network_entry(model) for model in models],
         "tile_step_size": settings.tile_step_size,
         "tta": settings.tta,
         "post_processing": [list(step) for step in post_processing.steps],
         "threads": torch.get_num_threads(),
-        "code": {**code, "sources": source_digest()},
+        "code": code_now(),
     }
+
+
+@cache
+def code_now() -> dict[str, Any]:
+    """Return the code of this process: versions, revision, and the hash of this package's files."""
+    code = provenance()
+    packages = code["packages"] | package_versions(_OPTIONAL_PACKAGES)
+    return {**code, "packages": packages, "sources": source_digest()}
 
 
 def network_entry(model: Model) -> dict[str, Any]:

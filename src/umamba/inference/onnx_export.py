@@ -6,6 +6,7 @@ predict_onnx.py   the script that does both, with numpy, scipy and ONNX Runtime
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def export_to_onnx(
 
     Args:
         checkpoint: of a run, of nnU-Net or of U-Mamba.
-        output: the new folder.
+        output: the new folder; an empty one is replaced.
         post_processing: what the description tells to do with each segmentation; None: nothing.
         trust: packages whose functions may build the network, if it is none of this project's.
 
@@ -74,7 +75,7 @@ def export_to_onnx(
     from umamba.inference.onnx_graph import onnx_logits, onnx_model
 
     output = Path(output)
-    if output.exists() or output.is_symlink():
+    if os.path.lexists(output) and (output.is_symlink() or not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: exists already. Delete it, or give another output.")
     read = read_checkpoint(checkpoint, trust)
     record = read.record

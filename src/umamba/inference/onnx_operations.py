@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from umamba.inference.onnx_builder import Builder, UnexportableError, Value
-from umamba.inference.onnx_scan import mamba_block
+from umamba.inference.onnx_scan import mamba_block, softplus
 
 Shape = tuple[int, ...]
 
@@ -237,6 +237,41 @@ def _same(b: Builder, shape: Shape, x, *_, **__):  # type: ignore[no-untyped-def
     return x
 
 
+def _cumulated(b: Builder, shape: Shape, x, dim, dtype=None):  # type: ignore[no-untyped-def]
+    return b.add("CumSum", [x, np.array(dim % len(shape), dtype=np.int64)], shape)
+
+
+def _filled(b: Builder, shape: Shape, x, mask, value):  # type: ignore[no-untyped-def]
+    return b.add("Where", [mask, value, x], shape)
+
+
+def _narrowed(b: Builder, shape: Shape, x, dim, start, length):  # type: ignore[no-untyped-def]
+    return b.cut(x, dim, start, start + length)
+
+
+def _softplus(b: Builder, shape: Shape, x, beta=1, threshold=20):  # type: ignore[no-untyped-def]
+    if beta != 1:
+        raise UnexportableError("it has a softplus with a slope of its own")
+    return softplus(b, x)
+
+
+def _log_sigmoid(b: Builder, shape: Shape, x):  # type: ignore[no-untyped-def]
+    return b.add("Neg", [softplus(b, b.add("Neg", [x], shape))], shape)
+
+
+def _rms_norm(b: Builder, shape: Shape, x, normalized, weight=None, eps=None):  # type: ignore[no-untyped-def]
+    axes, of_mean = b.sizes(range(-len(normalized), 0)), (*shape[: -len(normalized)], *[1] * len(normalized))
+    mean = b.add("ReduceMean", [b.add("Mul", [x, x], shape), axes], of_mean, keepdims=1)
+    small = torch.finfo(torch.float32).eps if eps is None else eps
+    y = b.add("Div", [x, b.add("Sqrt", [b.add("Add", [mean, small], of_mean)], of_mean)], shape)
+    return y if weight is None else b.add("Mul", [y, weight], shape)
+
+
+def _largest(b: Builder, shape: Shape, x, dim=(), keepdim=False):  # type: ignore[no-untyped-def]
+    axes = [axis % len(x.shape) for axis in (dim or range(len(x.shape)))]
+    return b.add("ReduceMax", [x, b.sizes(axes)], shape, keepdims=int(keepdim))
+
+
 def _mean(b: Builder, shape: Shape, x, dim=None, keepdim=False, dtype=None):  # type: ignore[no-untyped-def]
     axes = range(len(x.shape)) if dim is None else dim
     return b.add("ReduceMean", [x, b.sizes([axis % len(x.shape) for axis in axes])], shape, keepdims=int(keepdim))
@@ -300,6 +335,16 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     **_same_twice(["sub.Tensor"], _binary("Sub")),
     **_same_twice(["mul.Tensor"], _binary("Mul")),
     **_same_twice(["div.Tensor"], _binary("Div")),
+    **{f"aten.{name.lower()}.default": _unary(name) for name in ("Abs", "Log", "Sqrt")},
+    "aten.maximum.default": _binary("Max"),
+    "aten.minimum.default": _binary("Min"),
+    "aten.softplus.default": _softplus,
+    "aten.log_sigmoid.default": _log_sigmoid,
+    "aten.rms_norm.default": _rms_norm,
+    "aten.cumsum.default": _cumulated,
+    "aten.masked_fill.Scalar": _filled,
+    "aten.narrow.int": _narrowed,
+    "aten.amax.default": _largest,
     "aten.mean.dim": _mean,
     "aten.sum.dim_IntList": _sum,
     "aten.cat.default": _concatenated,

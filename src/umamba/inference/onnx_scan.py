@@ -1,40 +1,12 @@
 """The inner part of a Mamba block in ONNX: convolution, projections, selective scan and gate.
 
-The scan is h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t], y[t] = C[t] h[t] (Gu and Dao, 2023, section 3). A loop
-over single tokens spends its time on beginning its steps. Therefore the tokens are cut into chunks of equal length, and
-one loop goes through all chunks side by side, as often as a chunk has tokens:
-
-1. each chunk from the state 0 gives the last state that its own tokens make;
-2. a loop over the chunks gives the state before each: the decay over a whole chunk is exp(A * sum of delta);
-3. each chunk again, from the state before it, gives the outputs.
-
-No exponent is above 0, so nothing overflows, whatever the step sizes. Wide layers fill a step with a single chunk,
-which needs the third loop only.
+The scan is h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t], y[t] = C[t] h[t] (Gu and Dao, 2023, section 3): a loop
+over the tokens, which the standard calls Scan. Chunks of tokens side by side were no faster in ONNX Runtime.
 """
-
-import math
-from typing import Any
 
 import torch
 
 from umamba.inference.onnx_builder import Builder, UnexportableError, Value
-
-# States (chunks x state size x channels) that a step of the loop computes: enough to be worth beginning it, few enough
-# for the cache of a core.
-_STATES = 1 << 16
-
-
-def chunk_count(length: int, states: int) -> int:
-    """Return how many chunks of a sequence are computed side by side.
-
-    Args:
-        length: tokens.
-        states: state size x channels.
-
-    >>> chunk_count(length=32768, states=2048), chunk_count(length=32768, states=65536), chunk_count(9, 64)
-    (32, 1, 3)
-    """
-    return max(1, min(_STATES // states, math.isqrt(length)))
 
 
 def mamba_block(
@@ -118,53 +90,17 @@ def selective_scan(b: Builder, u: Value, delta: Value, A: torch.Tensor, B: Value
         (L, inner).
     """
     (length, inner), states = u.shape, A.shape[1]
-    chunks = chunk_count(length, inner * states)
-    steps = -(-length // chunks)
     by_state = A.t().contiguous()  # (N, inner): the channels side by side, which is the longer axis
-    values = b.add("Mul", [delta, u], u.shape)
-    side_by_side = [
-        _by_step(b, each, chunks, steps, shape)
-        for each, shape in ((delta, (1, inner)), (values, (1, inner)), (B, (states, 1)), (C, (1, states)))
-    ]
-    zeros = b.value(torch.zeros(chunks, states, inner))
-    first = zeros
-    if chunks > 1:
-        (last,) = b.scan(
-            [zeros], side_by_side[:3], [], lambda inside, before, parts: [_next_state(inside, before, parts, by_state)]
-        )
-        total = b.add("ReduceSum", [side_by_side[0], b.sizes([0])], (chunks, 1, inner), keepdims=0)
-        decay = b.add("Exp", [b.add("Mul", [total, by_state], zeros.shape)], zeros.shape)
-        _, first = b.scan([b.value(torch.zeros(states, inner))], [decay, last], [(states, inner)], _next_chunk)
+    rows, values = (length, 1, inner), b.add("Mul", [delta, u], u.shape)
+    shapes = ((delta, rows), (values, rows), (B, (length, states, 1)), (C, (length, 1, states)))
 
     def step(inside: Builder, before: list[Value], parts: list[Value]) -> list[Value]:
-        state = _next_state(inside, before, parts[:3], by_state)
-        return [state, inside.add("MatMul", [parts[3], state], (chunks, 1, inner))]
+        (state,), (delta, values, B, C) = before, parts
+        decay = inside.add("Exp", [inside.add("Mul", [delta, by_state], state.shape)], state.shape)
+        kept = inside.add("Mul", [decay, state], state.shape)
+        after = inside.add("Add", [kept, inside.add("Mul", [B, values], state.shape)], state.shape)
+        return [after, inside.add("MatMul", [C, after], (1, inner))]
 
-    _, y = b.scan([first], side_by_side, [(chunks, 1, inner)], step)
-    y = b.permute(b.reshape(y, (steps, chunks, inner)), (1, 0, 2))
-    return b.cut(b.reshape(y, (chunks * steps, inner)), 0, 0, length)
-
-
-def _by_step(b: Builder, x: Value, chunks: int, steps: int, shape: tuple[int, int]) -> Value:
-    """Return rows (L, width) as (steps, chunks, *shape), filled up with zeros: steps of size 0 keep the state."""
-    length, width = x.shape
-    missing = chunks * steps - length
-    if missing:
-        x = b.add("Pad", [x, b.sizes([0, 0, missing, 0]), 0.0], (chunks * steps, width), mode="constant")
-    x = b.permute(b.reshape(x, (chunks, steps, width)), (1, 0, 2))
-    return b.reshape(x, (steps, chunks, *shape))
-
-
-def _next_state(b: Builder, before: list[Value], parts: list[Value], A: Any) -> Value:
-    """Return the state (chunks, N, inner) after a token of each chunk."""
-    (state,), (delta, values, B) = before, parts
-    decay = b.add("Exp", [b.add("Mul", [delta, A], state.shape)], state.shape)
-    kept = b.add("Mul", [decay, state], state.shape)
-    return b.add("Add", [kept, b.add("Mul", [B, values], state.shape)], state.shape)
-
-
-def _next_chunk(b: Builder, before: list[Value], parts: list[Value]) -> list[Value]:
-    """Return the state (N, inner) after a chunk, and as output that before it."""
-    (state,), (decay, last) = before, parts
-    after = b.add("Add", [b.add("Mul", [decay, state], state.shape), last], state.shape)
-    return [after, b.add("Identity", [state], state.shape)]
+    start = b.value(torch.zeros(states, inner))
+    _, y = b.scan([start], [b.reshape(each, shape) for each, shape in shapes], [(1, inner)], step)
+    return b.reshape(y, (length, inner))

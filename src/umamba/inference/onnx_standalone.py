@@ -413,7 +413,8 @@ class Segmenter:
         if array.ndim != 4 or len(array) != len(own.channels) or 0 in array.shape:
             names = ", ".join(channel.name for channel in own.channels)
             raise ModelError(f"the image has the shape {array.shape}; give (C, Z, Y, X) with the channels {names}.")
-        if not np.isfinite(array).all() or np.abs(array, dtype=np.float64).max() > _LARGEST_INTENSITY:
+        low, high = float(array.min()), float(array.max())  # NaN is both
+        if not max(-low, high) <= _LARGEST_INTENSITY:
             raise ModelError("the image holds NaN, infinity or values beyond 1e18. Replace them by a real intensity.")
         if len(spacing) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in spacing):
             raise ModelError(f"the spacing {tuple(spacing)} must be three numbers of mm above 0.")

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from highdicom.sc import SCImage
@@ -13,7 +14,6 @@ from umamba.inference.dicom_results import (
     CHARACTERS,
     MANUFACTURER,
     MODEL_NAME,
-    PATIENT_AND_STUDY,
     Maker,
     Source,
     new_uid,
@@ -45,6 +45,7 @@ def picture(
     image = read_image(images, time_is_channels=True).array
     drawn = montage([draw_outlines(image[:, z], segmentation[z], None, labels) for z in shown])
     axes = source.planes[0].frame.axes_xyz
+    repeated: dict[str, Any] = {name: source.first.get(keyword) or None for keyword, name in _ARGUMENTS.items()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -65,7 +66,7 @@ def picture(
                 device_serial_number=maker.weights[:64],
                 series_description=source.description,
                 specific_character_set=CHARACTERS,
-                **{_ARGUMENTS[keyword]: source.first.get(keyword) or None for keyword in PATIENT_AND_STUDY},
+                **repeated,
             )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(

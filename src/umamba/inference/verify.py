@@ -16,14 +16,13 @@ from umamba.datasets import RawCase
 from umamba.inference.cases import find_cases
 from umamba.inference.checkpoints import find_checkpoints
 from umamba.inference.digests import image_digest, label_digest, plain_digest
-from umamba.inference.manifest import CaseEntry, Manifest, network_entry, setup_of
+from umamba.inference.manifest import CaseEntry, Manifest, code_now, network_entry
 from umamba.inference.model import Model, choose_device
 from umamba.inference.outputs import Outputs
 from umamba.inference.postprocessing import PostProcessing
 from umamba.inference.predictor import Predictor
 from umamba.io import Image, UserError, geometry_difference, read_image, read_json, read_label, supported_endings
 from umamba.io.documents import OWN_BYTES
-from umamba.io.versions import source_digest
 from umamba.settings import InvalidSettings, PredictionSettings, VerifySettings
 
 _FIXED = ("engine", "precision", "device", "reproducible")  # of a network's entry: what computes it
@@ -228,10 +227,10 @@ def _remarks(setup: Mapping[str, Any], predictor: Predictor) -> list[str]:
         remarks += [
             f"{name} {entry.get(name)} then, {found[name]} now" for name in _FIXED if found[name] != entry.get(name)
         ]
-    now = setup_of(predictor.models, PredictionSettings(), predictor.post_processing)["code"]
+    now = code_now()
     code = setup.get("code")
     then: Mapping[str, Any] = code if isinstance(code, Mapping) else {}
-    if then.get("sources") != source_digest():
+    if then.get("sources") != now["sources"]:
         remarks.append(f"other code: {_revision(then)} then, {_revision(now)} now")
     old, new = then.get("packages"), now["packages"]
     if isinstance(old, Mapping):

@@ -20,7 +20,8 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    # Without the lock that `git status` takes to store what it found: it would stay if the time limit ends git.
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).resolve().parent), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -14,6 +14,7 @@ import pandas
 from umamba.evaluation.claims import Claim, compare, judged
 from umamba.evaluation.equivalence import MARGIN
 from umamba.evaluation.spread import Spreads, suitability
+from umamba.reporting.names import dataset_name, metric_name
 from umamba.reporting.results import AVERAGE, METRICS, Published, Results
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "claims_of",
     "measured_spreads",
     "numbers",
-    "spread_sentences",
     "suitability_of",
     "suitability_sentences",
 ]
@@ -130,22 +130,20 @@ def suitability_of(results: Results, dataset: str, metric: str) -> float:
     return suitability([list(sample.groupby(level=["seed", "fold"]).mean()) for sample in samples])
 
 
-def suitability_sentences(results: Results) -> list[str]:
-    """Return a sentence for each dataset and metric on how well it separates the methods, where seeds show it.
+def suitability_sentences(results: Results, dataset: str) -> list[str]:
+    """Return a sentence for each metric on how well a dataset separates the methods, where seeds show it.
 
     Args:
         results: the results of the study.
+        dataset: the benchmark.
     """
-    found = []
-    for dataset in results.datasets:
-        for metric in METRICS:
-            ratio = suitability_of(results, dataset, metric)
-            if not math.isnan(ratio):
-                found.append(
-                    f"{dataset}, {metric.upper()}: the methods' means spread {ratio:.1f} times as much as the "
-                    "trainings of a method (standard deviations). Near 1 the order of the methods is chance."
-                )
-    return found
+    ratios = {metric: suitability_of(results, dataset, metric) for metric in METRICS}
+    return [
+        f"{dataset_name(dataset)}, {metric_name(metric)}: the methods' means spread {ratio:.1f} times as much as the "
+        "trainings of a method (standard deviations). Near 1 the order of the methods is chance."
+        for metric, ratio in ratios.items()
+        if math.isfinite(ratio)
+    ]
 
 
 def measured_spreads(results: Results, dataset: str) -> dict[str, tuple[Spreads, int]]:
@@ -182,7 +180,7 @@ def _of_dataset(results: Results, dataset: str, claims: Sequence[Claim]) -> list
     printed = [key for key in results.published if key[0] == dataset]
     metrics = [name for name in METRICS if name in set(own["metric"]) | {key[3] for key in printed}]
     labels = list(dict.fromkeys([*own["label"], *(key[2] for key in printed if key[2] != AVERAGE)]))
-    found, rules = [], results.rules(dataset)
+    found, rules, absent = [], results.rules(dataset), results.absent(dataset)
     for metric in metrics:
         for label in (*labels, AVERAGE):
             samples = {method: _sample(own, method, label, metric) for method in results.methods(dataset)}
@@ -207,8 +205,8 @@ def _of_dataset(results: Results, dataset: str, claims: Sequence[Claim]) -> list
                         done=sum(state.state == "done" for state in runs),
                         planned=len(runs),
                         rules=rules,
-                        significant=against is not None and against.survives,
-                        best=_is_best(method, row),
+                        significant=against is not None and against.survives and label not in absent,
+                        best=_is_best(method, row) and label not in absent,
                     )
                 )
     return found
@@ -226,41 +224,3 @@ def _sample(own: pandas.DataFrame, method: str, label: str, metric: str) -> pand
     if label != AVERAGE:
         rows = rows[rows["label"] == label]
     return rows.groupby(["seed", "fold", "case"], sort=True)["value"].mean()
-
-
-def spread_sentences(found: Sequence[Number]) -> list[str]:
-    """Say how far the average of each method is below the best one, and whether the spread over seeds explains it.
-
-    The spread of a method is the largest mean of its seeds minus the smallest. It is unknown for methods with one seed;
-    these share a sentence.
-
-    Args:
-        found: the numbers of all tables.
-
-    Returns:
-        A sentence for each comparison.
-    """
-    sentences = []
-    rows: dict[tuple[str, str], list[Number]] = {}
-    for number in found:
-        if number.label == AVERAGE and not math.isnan(number.mean):
-            rows.setdefault((number.dataset, number.metric), []).append(number)
-    for (dataset, metric), row in rows.items():
-        if len(row) < 2:
-            continue
-        best = max(row, key=lambda number: number.mean)
-        where = f"{dataset}, {metric.upper()}: {best.method} is"
-        unknown = []
-        for number in row:
-            if number is best:
-                continue
-            above = f"{best.mean - number.mean:.4f} above {number.method}"
-            if len(best.seed_means) < 2 or len(number.seed_means) < 2:
-                unknown.append(above)
-                continue
-            spread = max(max(entry.seed_means) - min(entry.seed_means) for entry in (best, number))
-            within = "within" if best.mean - number.mean <= spread else "beyond"
-            sentences.append(f"{where} {above}, which is {within} the spread over seeds ({spread:.4f}).")
-        if unknown:
-            sentences.append(f"{where} {', '.join(unknown)}; with one seed, the spread over trainings is not known.")
-    return sentences

@@ -53,16 +53,29 @@ def published_claims(printed: Numbers, averages: Numbers) -> pandas.DataFrame:
             difference = round(own.mean - printed[key].mean, 10)
             if difference <= 0:
                 continue
-            sds = [_deviation(printed, averages, (dataset, name, label, metric)) for name in (method, key[1])]
+            sd, sd_other = (_deviation(printed, averages, (dataset, name, label, metric)) for name in (method, key[1]))
             source = "printed" if own.sd is not None else "average over organs"
             for cases in CASES[dataset]:
                 probabilities = [
-                    round(false_claim_probability(difference, 0.0, *sds, correlation, cases), 6)
+                    round(false_claim_probability(difference, 0.0, sd, sd_other, correlation, cases), 6)
                     for correlation in CORRELATIONS
                 ]
-                needed = _correlation_needed(difference, *sds, cases)
+                needed = _correlation_needed(difference, sd, sd_other, cases)
                 rows.append(
-                    (dataset, label, metric, method, key[1], difference, cases, *sds, source, *probabilities, needed)
+                    (
+                        dataset,
+                        label,
+                        metric,
+                        method,
+                        key[1],
+                        difference,
+                        cases,
+                        sd,
+                        sd_other,
+                        source,
+                        *probabilities,
+                        needed,
+                    )
                 )
     return pandas.DataFrame(rows, columns=list(COLUMNS))
 

@@ -12,6 +12,7 @@ from umamba.evaluation.power import ALPHA
 from umamba.io import escape
 from umamba.io.tabular import write_table
 from umamba.reporting.compare import REFERENCE, Claim, Number
+from umamba.reporting.names import claim_words, dataset_name, method_name
 from umamba.reporting.results import AVERAGE, SPLIT
 
 CSV_COLUMNS = (
@@ -19,9 +20,9 @@ CSV_COLUMNS = (
     *("p_value", "runs_done", "runs_planned", "split", "rules"),
 )
 BOLD = (
-    f"Bold: shown to be better than every other method. *: shown to differ from {REFERENCE}. A difference is shown if "
-    f"its paired t test over cases and trainings stays below {ALPHA} after Holm's correction over the table, and its "
-    f"bootstrap interval excludes 0; it needs {FEWEST_CASES} cases and two trainings of each method."
+    f"Bold: shown to be better than every other method. *: shown to differ from {method_name(REFERENCE)}. A difference "
+    f"is shown if its paired t test over cases and trainings stays below {ALPHA} after Holm's correction over the "
+    f"table, and its bootstrap interval excludes 0; it needs {FEWEST_CASES} cases and two trainings of each method."
 )
 MISSING = "missing"
 NO_CASE = "no case"
@@ -127,13 +128,17 @@ def tables(found: Sequence[Number]) -> list[NumberTable]:
         own = [number for number in found if number.dataset == dataset]
         methods = list(dict.fromkeys(number.method for number in own))
         averages = [[n for n in own if n.label == AVERAGE and n.method == method] for method in methods]
-        made.append(NumberTable(f"{dataset}, {SPLIT} images: averages", methods, averages, True))
+        made.append(
+            NumberTable(
+                f"{dataset_name(dataset)}, {SPLIT} images: averages", [*map(method_name, methods)], averages, True
+            )
+        )
         labels = [label for label in dict.fromkeys(number.label for number in own) if label != AVERAGE]
         for metric in dict.fromkeys(number.metric for number in own):
             rows = [[n for n in own if n.label == label and n.metric == metric] for label in labels]
             kept = [(label, row) for label, row in zip(labels, rows, strict=True) if row]
             if kept:
-                title = f"{dataset}, {SPLIT} images: {metric.upper()} by label"
+                title = f"{dataset_name(dataset)}, {SPLIT} images: {metric.upper()} by label"
                 made.append(NumberTable(title, [k[0] for k in kept], [k[1] for k in kept], False))
     return made
 
@@ -156,11 +161,7 @@ def markdown(
     told = "".join(
         f"- {escape.markdown(sentence)}\n"
         for sentence in (
-            *(
-                f"{claim.dataset}, {claim.metric.upper()}, {claim.a} and {claim.b}: {claim.sentence}"
-                for claim in claims
-                if claim.label == AVERAGE
-            ),
+            *(f"{dataset_name(claim.dataset)}, {claim_words(claim)}" for claim in claims if claim.label == AVERAGE),
             *suitability,
         )
     )
@@ -219,7 +220,7 @@ def _latex_table(table: NumberTable, found: Sequence[Number]) -> str:
 
 def _columns(table: NumberTable) -> list[str]:
     """Return the titles of the columns: metrics in the table of averages, methods in the others."""
-    return [number.metric.upper() if table.averages else number.method for number in table.rows[0]]
+    return [number.metric.upper() if table.averages else method_name(number.method) for number in table.rows[0]]
 
 
 def _marked(number: Number, found: Sequence[Number], best: str) -> str:

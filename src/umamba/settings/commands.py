@@ -112,6 +112,12 @@ class ReportSettings(Settings):
         (), "Overrides with which every run was trained, if there were any: \"overrides=['smoke=true']\""
     )
     margin: float = key(MARGIN, _MARGIN, above=0)
+    pictures_mb: float = key(
+        3.0,
+        "Largest size of all pictures of cases in the page, MB; 0: none. The cases with the lowest, median and highest "
+        "score come first.",
+        low=0,
+    )
     paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
 
 

@@ -55,7 +55,8 @@ def backward_graph(
         UserError: see `build_network`.
     """
     network = build_without_data(architecture, configuration, in_channels, num_classes).train()
-    network.deep_supervision = deep_supervision and bool(network.supports_deep_supervision)
+    supervised = deep_supervision and bool(network.supports_deep_supervision)
+    network.deep_supervision = supervised  # type: ignore[assignment]
     image = torch.empty((1, in_channels, *configuration.patch_size), device="meta")
     with torch.enable_grad(), _deterministic():
         outputs = network(image)

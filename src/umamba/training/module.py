@@ -60,9 +60,9 @@ class SegmentationModule(lightning.LightningModule):
     @property
     def fused(self) -> bool:
         """Whether the optimiser is fused: on CUDA, unless float16's loss scaling unscales gradients for clipping."""
-        trainer = self._trainer
-        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        return on_gpu and trainer.precision != "16-mixed"
+        if self._trainer is None:
+            return False
+        return self._trainer.strategy.root_device.type == "cuda" and self._trainer.precision != "16-mixed"
 
     def configure_gradient_clipping(
         self,
