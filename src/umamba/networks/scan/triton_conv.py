@@ -140,7 +140,7 @@ def _backward(
             to += grad_x_t
             by_bias += by_conv[i]
         for k in tl.static_range(TAPS):
-            total = xs[k] * by_conv[0]
+            total = xs[k] * by_conv[0]  # type: ignore[misc]
             for i in tl.static_range(1, _GROUP):
                 total += xs[i + k] * by_conv[i]
             by_weight += tl.where(tap == k, total[None, :], 0)
