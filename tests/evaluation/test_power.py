@@ -67,6 +67,14 @@ def test_the_needed_numbers_are_the_smallest(difference: float) -> None:
     assert detectable_difference(SPREADS, 60, trainings - 1) > difference
 
 
+def test_more_cases_may_see_less_and_the_smallest_number_is_found_all_the_same() -> None:
+    spreads, alpha = Spreads(0.05, 0.005, 0.0), 0.05 / 30
+    few, many = (detectable_difference(spreads, cases, 2, alpha) for cases in (100, 200))
+    assert few < many, "two trainings have two degrees of freedom, and they decide where there are many cases"
+    needed = cases_needed(spreads, 2, 0.042, alpha)
+    assert needed == next(n for n in range(2, 200) if detectable_difference(spreads, n, 2, alpha) <= 0.042)
+
+
 def test_no_number_may_be_enough() -> None:
     assert cases_needed(Spreads(0.0, 0.02, 0.0), 3, 0.01) is None, "trainings spread too much"
     assert trainings_needed(Spreads(0.1, 0.0, 0.0), 10, 0.01) is None, "cases differ too much"

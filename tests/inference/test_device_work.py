@@ -116,8 +116,8 @@ def test_a_box_on_a_device_is_fetched_once(keep_probabilities: bool, monkeypatch
     painted = Canvas(Placement(shape, whole(shape)), LABELS, probabilities)
     painted.add(whole(shape), [slab])
     assert (painted.segmentation == 1).all()
-    part, labels = (3, 1, 8, 16), shape
-    expected = [("begun", labels), ("there", labels)]
+    part = (3, 1, 8, 16)
+    expected: list[tuple[str, tuple[int, ...]]] = [("begun", shape), ("there", shape)]
     if probabilities is not None:
         assert (probabilities == 1).all()
         ahead = [("begun", part), *[("begun", part), ("there", part)] * 3, ("there", part)]

@@ -143,7 +143,7 @@ def compare(
     return found
 
 
-QUICK = {("unet", 2), ("umamba_bot", 3), ("umamba_enc", 2)}
+QUICK = {("unet", 2), ("umamba_enc", 2)}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_labels_are_those_of_pytorch(tmp_path: Path, name: str, dim: int) -> Non
 CASES: dict[str, tuple[int, dict[str, Any], bool, Any]] = {
     "two masked channels": (2, {"channels": 2, "use_mask_for_norm": (False, True)}, False, None),
     "axes transposed": (3, {"forward": (2, 0, 1), "backward": (1, 2, 0)}, False, None),
-    "a separate axis": (3, {"spacing": (9.0, 2.5, 2.0)}, False, None),
+    "a separate axis": (3, {"spacing": (9.0, 2.9, 2.8)}, False, None),
     "regions, mirrored": (2, {"labels": REGIONS}, True, None),
     "rescaled": (2, {"normalization": ("RescaleTo01Normalization",)}, False, ((1,), (2,))),
     "not normalised": (2, {"normalization": ("NoNormalization",)}, True, ((1, 2),)),
@@ -176,7 +176,8 @@ CASES: dict[str, tuple[int, dict[str, Any], bool, Any]] = {
 def test_each_step_is_that_of_predict(tmp_path: Path, case: str) -> None:
     dim, options, tta, steps = CASES[case]
     file = write_checkpoint(tmp_path / "last.ckpt", "unet", dim, **options)
-    found = compare(file, tmp_path / "onnx", phantom(options.get("channels", 1)), tta=tta, steps=steps)
+    step = 1.0 if dim == 3 else 0.5
+    found = compare(file, tmp_path / "onnx", phantom(options.get("channels", 1)), step=step, tta=tta, steps=steps)
     assert len(np.unique(found)) > 1
 
 

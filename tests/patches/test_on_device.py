@@ -110,7 +110,7 @@ def test_one_copy_and_no_question(
     """The device "meta" holds no values, so that asking it for one raises; all numbers reach it in one copy."""
     late = make_module(store, patch, augmentation=replace(often, device="gpu"), mask=(True,), batch_size=12)
     for regions in itertools.islice(late.train_dataloader(), 2):
-        moved = {name: each.to("meta") for name, each in regions.items() if isinstance(each, torch.Tensor)}
+        moved: dict[str, Any] = {name: regions[name].to("meta") for name in ("image", "label")}
         moved |= {"noise": [noise.to("meta") for noise in regions["noise"]], "case_id": regions["case_id"]}
         assert moved["noise"]
         with Crossings() as crossings:

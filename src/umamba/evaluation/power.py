@@ -118,14 +118,16 @@ def trainings_needed(
 
 
 def _first(enough: Callable[[int], bool], most: int) -> int | None:
-    """Return the smallest number from 2 to most that is enough, by halving; enough never turns false again."""
-    if not enough(most):
-        return None
-    low, high = 1, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    """Return the smallest number from 2 to most that is enough, sought in steps of 5 % and then one by one.
+
+    More need not be enough again: where few trainings decide, more cases leave fewer degrees of freedom.
+    """
+    before, number = 1, 2
+    while not enough(number):
+        if number == most:
+            return None
+        before, number = number, min(most, max(number + 1, number * 21 // 20))
+    return next(smaller for smaller in range(before + 1, number + 1) if enough(smaller))
 
 
 def _square(value: float) -> float:

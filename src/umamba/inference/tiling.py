@@ -218,10 +218,10 @@ class LogitRows:
 
     def _corner(self, place: Place, last: bool) -> Tensor:
         """Return the first or the last voxel of a tile (C,)."""
-        voxel = [tile.stop - 1 if last else tile.start for tile in place]
-        if any(not 0 <= at < length for at, length in zip(voxel, self._image.shape[1:], strict=True)):
+        z, y, x = (tile.stop - 1 if last else tile.start for tile in place)
+        if any(not 0 <= at < length for at, length in zip((z, y, x), self._image.shape[1:], strict=True)):
             return self._image.new_zeros(len(self._image))
-        return self._image[(slice(None), *voxel)]
+        return self._image[:, z, y, x]
 
     def _blank_logits(self, batch: Sequence[Place], value: Tensor) -> Tensor:
         if self._blank is not None and self._blank[0] == len(batch) and torch.equal(self._blank[1], value):

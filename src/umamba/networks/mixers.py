@@ -10,7 +10,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umamba.networks.blocks import convolution, ones, operators, saturated
+from umamba.networks.blocks import on_fast_path, ones, operators, saturated
 from umamba.networks.mamba import MambaLayer
 from umamba.networks.mamba2 import Mamba2, mamba2_parameters
 from umamba.networks.mlstm import MLSTM, mlstm_parameters
@@ -67,22 +67,26 @@ class ConvolutionLayer(nn.Module):
     def __init__(self, features: int, inner: int, kernel: tuple[int, ...], residual: bool = False) -> None:
         super().__init__()
         dim = len(kernel)
-        unit = ones(dim)
         self.residual = residual
         self.norm = nn.LayerNorm(features)
-        self.in_proj = convolution(features, inner, unit, unit, bias=False)
-        self.gate_proj = convolution(features, inner, unit, unit, bias=False)
+        self.in_proj = nn.Linear(features, inner, bias=False)
+        self.gate_proj = nn.Linear(features, inner, bias=False)
         padding = tuple(size // 2 for size in kernel)
-        self.conv = operators(dim).conv(inner, inner, kernel, unit, padding, groups=inner)
-        self.out_proj = convolution(inner, features, unit, unit, bias=False)
+        self.conv = operators(dim).conv(inner, inner, kernel, ones(dim), padding, groups=inner)
+        self.out_proj = nn.Linear(inner, features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, *S) to (B, C, *S)."""
-        # Compiled, the backward pass of a norm of a strided view has other strides than PyTorch's compiler expects.
-        tokens = self.norm(x.movedim(1, -1).contiguous()).movedim(-1, 1)
-        mixed = F.silu(self.conv(saturated(self.in_proj(tokens)))) * F.silu(self.gate_proj(tokens))
-        y = self.out_proj(saturated(mixed))
+        tokens = self.norm(x.movedim(1, -1))  # (B, *S, C)
+        mixed = self.conv(_as_map(saturated(self.in_proj(tokens)))).movedim(1, -1)
+        y = _as_map(self.out_proj(saturated(F.silu(mixed) * F.silu(self.gate_proj(tokens)))))
         return saturated(x + y if self.residual else y)
+
+
+def _as_map(tokens: Tensor) -> Tensor:
+    """Return (B, *S, C) as (B, C, *S), where convolutions compute on channels last without a copy."""
+    turned = tokens.movedim(-1, 1)
+    return turned if on_fast_path(turned) else turned.contiguous()
 
 
 def _inner_width(options: UMambaSettings, num_axes: int, features: int, width: int) -> int:

@@ -76,8 +76,8 @@ def transform_regions(
 
     image, label = (crop_centre(each, patch_size).contiguous() for each in (images, labels))
     if moved:
-        regions = (torch.stack([each[index] for index in moved]) for each in (images, labels))
-        sampled = sample_regions(*regions, table[matrices].view(len(moved), -1), patch_size)
+        own_images, own_labels = (torch.stack([each[index] for index in moved]) for each in (images, labels))
+        sampled = sample_regions(own_images, own_labels, table[matrices].view(len(moved), -1), patch_size)
         for position, index in enumerate(moved):
             image[index], label[index] = sampled[0][position], sampled[1][position]
     flat = image.view(-1, *patch_size)

@@ -27,6 +27,8 @@ METHODS = {
     "unetr": "UNETR",
     "swinunetr": "SwinUNETR",
 }
+# What a variant puts in the place of the Mamba layers (architecture.mixer).
+VARIANTS = {"identity": "no Mamba", "mamba2": "Mamba-2", "mlstm": "mLSTM", "convolution": "convolution"}
 UNET_NOTE = "nnU-Net stands for nnU-Net's plain U-Net, trained by this program."
 
 
@@ -49,13 +51,13 @@ def method_name(method: str) -> str:
         method: the name in published.csv or of a run without its dataset.
 
     >>> method_name("umamba_bot"), method_name("umamba_bot_identity"), method_name("mine")
-    ('U-Mamba_Bot', 'U-Mamba_Bot (identity)', 'mine')
+    ('U-Mamba_Bot', 'U-Mamba_Bot (no Mamba)', 'mine')
     """
     known = next((name for name in METHODS if method == name or method.startswith(f"{name}_")), None)
     if known is None:
         return method
     variant = method.removeprefix(known).removeprefix("_")
-    return f"{METHODS[known]} ({variant})" if variant else METHODS[known]
+    return f"{METHODS[known]} ({VARIANTS.get(variant, variant)})" if variant else METHODS[known]
 
 
 def metric_name(metric: str) -> str:

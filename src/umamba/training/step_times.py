@@ -83,7 +83,7 @@ class StepTimes(Callback):
 
     def choose_device(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Choose where patches are augmented if the settings leave it open, by the mean wait of all ranks."""
-        if self.datamodule.chosen is not None or self.steps < 1:
+        if not self.datamodule.undecided or self.steps < 1:
             return
         waiting = self.seconds["data wait"] / max(sum(self.seconds.values()), 1e-9)
         shared = trainer.strategy.reduce(torch.tensor(waiting, device=module.device), reduce_op="mean")
