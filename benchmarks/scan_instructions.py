@@ -45,11 +45,12 @@ _NUMBERS = ("channels", "length", "tokens", "chunks", "first", "span")
 
 @dataclass(frozen=True)
 class Loop:
-    """An inner loop: instructions of one round, and how many of them are shuffles and barriers."""
+    """An inner loop: instructions of one round; how many are shuffles, barriers, and moves of spilled registers."""
 
     instructions: int
     shuffles: int
     barriers: int
+    spills: int
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def inner_loops(code: str) -> tuple[Loop, ...]:
             ranges.append((int(target[0], 16), at))
     inner = [r for r in ranges if not any(o != r and r[0] <= o[0] and o[1] <= r[1] for o in ranges)]
     bodies = [[text for at, text in listed if first <= at <= last] for first, last in inner]
-    counts = [Loop(len(body), *(sum(word in text for text in body) for word in ("SHFL", "BAR."))) for body in bodies]
+    words = ("SHFL", "BAR.", r"LDL|STL")
+    counts = [Loop(len(body), *(sum(bool(re.search(w, text)) for text in body) for w in words)) for body in bodies]
     return tuple(sorted(counts, key=lambda loop: -loop.instructions))
 
 
@@ -135,7 +137,9 @@ def main() -> None:
             continue
         print(f"Triton {triton.__version__}, sm_{arch}, {given.dtype}")
         for name, kernel in kernels.items():
-            loops = ", ".join(f"{o.instructions} ({o.shuffles} SHFL, {o.barriers} BAR)" for o in kernel.loops)
+            loops = ", ".join(
+                f"{o.instructions} ({o.shuffles} SHFL, {o.barriers} BAR, {o.spills} spills)" for o in kernel.loops
+            )
             print(f"  {name:18} {kernel.registers:4} registers {kernel.stack:4} B stack; loops: {loops}")
         print("  per token and state: " + ", ".join(f"{name} {count:.1f}" for name, count in elements.items()))
 
