@@ -204,7 +204,8 @@ def test_parameters_are_counted(inner: int) -> None:
     assert inner <= heads * width < inner + heads
 
 
-@pytest.mark.parametrize("name", [pytest.param("mamba2", marks=pytest.mark.slow), "mlstm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mamba2", "mlstm"])
 def test_a_layer_with_another_block_compiles_to_one_graph(name: str) -> None:
     torch.manual_seed(0)
     layer, x = (
