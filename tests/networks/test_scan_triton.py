@@ -189,7 +189,8 @@ def test_large_small_and_undefined_numbers() -> None:
     inputs = random_inputs(1, 6, 9, 2)
     inputs["delta"][0, 0, 3], inputs["delta"][0, 1, 3], inputs["z"][0, 2, 3] = 1e4, -1e4, -1e4
     inputs["u"][0, 3, 5], inputs["z"][0, 4, 5] = np.nan, np.inf
-    found, expected = (run(*(inputs[name] for name in INPUTS), True)[0] for run in (scan, reference_scan))
+    arguments: list[Any] = [*(inputs[name] for name in INPUTS), True]
+    found, expected = (run(*arguments)[0] for run in (scan, reference_scan))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
