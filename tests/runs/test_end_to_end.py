@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from filelock import FileLock
 
 from umamba.cli.main import main
 from umamba.records import RunFolder
@@ -56,9 +57,13 @@ def run(arguments: list[str], code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with one finished run."""
-    folder = tmp_path_factory.mktemp("finished")
-    run(command("train.py", folder, *TINY))
+    """Return a folder with one finished run, which all test processes share because it takes long to make."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "complete").exists():
+            run(command("train.py", folder, *TINY))
+            (folder / "complete").touch()
     return folder
 
 
