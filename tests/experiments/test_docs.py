@@ -243,6 +243,7 @@ def filled(rest: list[str], folder: Path) -> list[str]:
         if name == "train":  # the pages show different runs of one dataset and one name, which are not one run
             kept = [text for text in kept if not text.startswith("name=")]
             kept.append(f"name=docs_{zlib.crc32(' '.join(rest).encode()):08x}")
+        kept = [two_of(text) if "-m" in rest else text for text in kept]
         return [text.replace("=PATH", "=there") for text in kept] + short + ["smoke=true"] * ("smoke" not in own)
     if COMMANDS[name.replace("_", "-")].record is not None and name != "report":
         cells = any(text.startswith("instances=") for text in rest)
@@ -251,6 +252,17 @@ def filled(rest: list[str], folder: Path) -> list[str]:
             *(f"{key}={value_of(key, text, folder, cells)}" for key, text in (each.split("=", 1) for each in rest[1:])),
         ]
     return ["dry-run" if text == "submit" else text for text in rest]
+
+
+def two_of(text: str) -> str:
+    """Return a sweep over more than two values or experiments as one over two of them."""
+    if match := GLOB.match(text):
+        excluded = re.search(r"exclude=([^)]+)", text)
+        names = sorted(path.stem for path in (PROJECT / "configs" / "experiment").glob(f"{match[1]}.yaml"))
+        chosen = [name for name in names if not (excluded and fnmatch.fnmatch(name, excluded[1]))]
+        return f"experiment=glob([{','.join(chosen[-2:])}])"
+    key, equals, values = text.partition("=")
+    return text if re.search(r"[\[({]", values) else f"{key}{equals}{','.join(values.split(',')[:2])}"
 
 
 def value_of(key: str, text: str, folder: Path, cells: bool) -> str:
