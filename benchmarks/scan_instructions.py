@@ -85,12 +85,10 @@ def compile_kernel(name: str, arch: int, dtype: str) -> Compiled:
     found = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(found.asm["cubin"])
-        usage, code = (
-            subprocess.run([TOOL, option, file.name], capture_output=True, text=True, check=True).stdout
-            for option in ("-res-usage", "-sass")
-        )
-    registers, stack = (int(re.findall(rf"{word}:(\d+)", usage)[-1]) for word in ("REG", "STACK"))
-    return Compiled(registers, stack, inner_loops(code))
+        command = [TOOL, "-res-usage", "-sass", file.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.findall(rf"\b{word}:(\d+)", listing)[-1]) for word in ("REG", "STACK"))
+    return Compiled(registers, stack, inner_loops(listing))
 
 
 def inner_loops(code: str) -> tuple[Loop, ...]:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -271,7 +272,11 @@ def test_the_self_test_passes_and_finds_a_wrong_backend() -> None:
 def test_the_whole_self_test_passes() -> None:
     kinds = {(case.length % 16 == 0, case.dtype) for case in select._CASES}
     assert kinds >= {(True, torch.float32), (False, torch.float32), (False, torch.bfloat16)}
-    assert select.disagreement(scan, DEVICE, select._CASES) is None
+    # A GPU takes the cases as they are; the interpreter, where each token costs milliseconds, takes a quarter of the
+    # tokens: still several chunks, the last one shorter, and lengths that 16 divides or not.
+    cases = select._CASES if ON_GPU else [replace(case, length=case.length // 4) for case in select._CASES]
+    assert {(case.length % 16 == 0, case.dtype) for case in cases} == kinds
+    assert select.disagreement(scan, DEVICE, cases) is None
 
 
 def test_auto_takes_the_faster_backend_of_each_shape(

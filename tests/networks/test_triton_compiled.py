@@ -47,10 +47,8 @@ def counts(project_dir: Path) -> Counts:
 def test_few_instructions_and_no_spilled_registers(counts: Counts, arch: int, dtype: str) -> None:
     found = counts(arch, dtype)
     kernels, elements = found["kernels"], found["elements"]
-    # On 8.0, with fewer uniform registers, `gradients` spills a little: 5 of the 1525 instructions of its loop.
-    stack, spills = (32, 8) if arch == 80 else (0, 0)
-    assert {name: kernel["stack"] for name, kernel in kernels.items() if kernel["stack"] > stack} == {}
-    assert sum(loop["spills"] for kernel in kernels.values() for loop in kernel["loops"]) <= spills
+    assert {name: kernel["stack"] for name, kernel in kernels.items() if kernel["stack"]} == {}
+    assert [loop for kernel in kernels.values() for loop in kernel["loops"] if loop["spills"]] == []
     for name in ("chunk_totals", "outputs", "chunk_totals_back"):
         loop = kernels[name]["loops"][0]
         assert (loop["shuffles"], loop["barriers"]) == (0, 0), name

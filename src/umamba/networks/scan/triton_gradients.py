@@ -154,6 +154,7 @@ def gradients(
     tl.debug_barrier()
 
     # Pointers of what is read or written on the way back stand at the last token.
+    pu, pd, pb = pu - u_t, pd - delta_t, pb - B_t
     row += count - 1
     pg = grad + b * grad_b + row * grad_t + own.to(tl.int64) * grad_d
     pc = matrix_start(C, C_b, C_t, C_g, b, row, group, CONSTANT)
@@ -177,18 +178,16 @@ def gradients(
         for _ in range(0, count // size if size > 1 else count % BLOCK):
             room -= PADDED * LANES
             h = tl.load(room + tile)
-            pu, pd, pb = pu - size * u_t, pd - size * delta_t, pb - size * B_t
             kept, xs, raws, steps = (), (), (), ()
             for i in tl.static_range(size):
-                raw, x = tl.load(pd).to(dtype) + shift, tl.load(pu).to(dtype)
+                raw = tl.load(pd - (size - 1 - i) * delta_t).to(dtype) + shift
+                x = tl.load(pu - (size - 1 - i) * u_t).to(dtype)
                 step = step_of(raw, SOFTPLUS)
                 h = tl.exp2(a * step[None, :]) * h
                 kept, xs, raws, steps = kept + (h,), xs + (x,), raws + (raw,), steps + (step,)  # noqa: RUF005
                 if i < size - 1:
-                    b_t = column(pb, B_g, B_n, own, CONSTANT, STATES, PADDED, dtype)
+                    b_t = column(pb - (size - 1 - i) * B_t, B_g, B_n, own, CONSTANT, STATES, PADDED, dtype)
                     h += b_t * (step * x)[None, :]
-                    pb += B_t
-                pu, pd = pu + u_t, pd + delta_t
             for i in tl.static_range(size - 1, -1, -1):
                 x, raw, step = xs[i], raws[i], steps[i]
                 drive = step * x
@@ -220,7 +219,6 @@ def gradients(
                 sum_a, sum_d, sum_bias = sum_a + through * step[None, :], sum_d + gy * x, sum_bias + by_step
                 gh *= tl.exp2(a * step[None, :])
                 pb, pc, pg, at_d = pb - B_t, pc - C_t, pg - grad_t, at_d - channels
-            pb += B_t
             pu, pd = pu - size * u_t, pd - size * delta_t
     sums, inside = state_offsets(b * chunks + chunk, d, channels, real, STATES, PADDED)
     tl.store(grad_A + sums, sum_a, mask=inside)
