@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 
-.PHONY: quickstart smoke test test-slow test-all lint types docs clean
+.PHONY: quickstart smoke test test-slow test-nightly test-all lint types docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python train.py experiment=quickstart
@@ -21,9 +21,12 @@ test: $(DEVELOPED)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(DEVELOPED)
-	$(BIN)/python -m pytest -m "slow" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "slow and not nightly" -n 2 --dist worksteal
 
-test-all: test test-slow
+test-nightly: $(DEVELOPED)
+	$(BIN)/python -m pytest -m "nightly" -n 2 --dist worksteal
+
+test-all: test test-slow test-nightly
 
 lint: $(DEVELOPED)
 	$(BIN)/ruff check .

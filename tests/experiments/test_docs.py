@@ -10,6 +10,7 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -294,8 +295,17 @@ def value_of(key: str, text: str, folder: Path, cells: bool) -> str:
     return str(known.get(key, text))
 
 
+def commands_to_run() -> list[Any]:
+    """Return every command; the trainings that the first page does not name are for the night."""
+    first_page = umamba_commands((PROJECT / "README.md").read_text())
+    return [
+        pytest.param(rest, marks=pytest.mark.nightly if rest[0] == "train" and rest not in first_page else ())
+        for rest in entry_commands()
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rest", entry_commands(), ids=lambda rest: " ".join(rest))
+@pytest.mark.parametrize("rest", commands_to_run(), ids=lambda rest: " ".join(rest))
 def test_every_command_runs(rest: list[str], workspace: Path) -> None:
     if "input=SERIES" in rest:
         pytest.skip("needs a DICOM series, which tests/inference/test_dicom_results.py writes")
