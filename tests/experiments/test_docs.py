@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import yaml
 
 from umamba import settings
 from umamba.cli.compose import sweep_problems
@@ -91,8 +92,17 @@ def test_every_command_is_understood(
             check_overrides(command.record, with_first_key(command, rest))
 
 
+def power_keys(given: list[str]) -> dict[str, object]:
+    """Return the values of `power.KEY=VALUE` among the words of a command."""
+    pairs = (text.removeprefix("power.").split("=", 1) for text in given if text.startswith("power."))
+    return {key: yaml.safe_load(value) for key, value in pairs}
+
+
 def check_words(name: str, given: list[str]) -> None:
     """Check the words of a command without settings of its own."""
+    if (name, given[:1]) == ("study", ["power"]):
+        assert settings.parse(settings.PowerSettings, power_keys(given))
+        given = [text for text in given[1:] if not text.startswith("power.")]
     words = [text for text in given if "=" not in text and not text.startswith("-")]
     assert name != "slurm" or (not given or "--help" in given or words[0] in VERBS), given
     studies = list_studies(PROJECT / "experiments")

@@ -429,6 +429,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "output": None,
         "overrides": [],
         "margin": 0.01,
+        "pictures_mb": 3.0,
         "paths": PATHS,
     }
     assert composed(ConvertSettings, "archive=flare", f"source={here}") == {
