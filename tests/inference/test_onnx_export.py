@@ -146,13 +146,15 @@ def compare(
 QUICK = {("unet", 2), ("umamba_enc", 2)}
 
 
+def _marks(name: str, dim: int) -> tuple[pytest.MarkDecorator, ...]:
+    if (name, dim) in QUICK:
+        return ()
+    return (pytest.mark.slow, pytest.mark.nightly) if (name, dim) == ("swinunetr", 3) else (pytest.mark.slow,)
+
+
 @pytest.mark.parametrize(
     ("name", "dim"),
-    [
-        pytest.param(name, dim, marks=() if (name, dim) in QUICK else pytest.mark.slow)
-        for name in BACKBONES
-        for dim in (2, 3)
-    ],
+    [pytest.param(name, dim, marks=_marks(name, dim)) for name in BACKBONES for dim in (2, 3)],
 )
 def test_labels_are_those_of_pytorch(tmp_path: Path, name: str, dim: int) -> None:
     if name in ("segresnet", "unetr", "swinunetr"):
