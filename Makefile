@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEVELOPED := $(VENV)/.developed
 
-.PHONY: quickstart smoke test test-slow test-all lint types docs clean
+.PHONY: quickstart smoke test test-slow test-nightly test-all lint types docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python train.py experiment=quickstart
@@ -16,30 +17,37 @@ smoke: $(INSTALLED)
 	$(BIN)/python report.py study=table3_organs_3d "overrides=['smoke=true']"
 	$(BIN)/python report.py study=table4_2d "overrides=['smoke=true']"
 
-test: $(INSTALLED)
+test: $(DEVELOPED)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
-test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow" -n 2 --dist worksteal
+test-slow: $(DEVELOPED)
+	$(BIN)/python -m pytest -m "slow and not nightly" -n 2 --dist worksteal
 
-test-all: test test-slow
+test-nightly: $(DEVELOPED)
+	$(BIN)/python -m pytest -m "nightly" -n 2 --dist worksteal
 
-lint: $(INSTALLED)
+test-all: test test-slow test-nightly
+
+lint: $(DEVELOPED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(INSTALLED)
+types: $(DEVELOPED)
 	$(BIN)/mypy
 
-docs: $(INSTALLED)
+docs: $(DEVELOPED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# What training and prediction need.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older. Name another: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 --editable .
+	@touch $@
+
+# ... and the tools of development.
+$(DEVELOPED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 

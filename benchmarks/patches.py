@@ -12,6 +12,7 @@ limit.
     longest wait        for a batch, as a multiple of the median wait
     memory              of the process tree (proportional set size), after a quarter of the batches and at the end
     share of ideal      ours without augmentation, relative to reading the same regions in a bare loop
+    on a GPU            with --gpu: the augmentation of a whole batch there, with the device waited for only to measure
 
 The CT phantoms have 512 x 512 x 100 voxels and the patch 40 x 224 x 192.
 """
@@ -26,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -61,8 +62,8 @@ def ours(job: dict[str, Any]) -> list[float]:
     return drain(module.train_dataloader(), job["batches"])
 
 
-def our_module(job: dict[str, Any], augment: bool) -> Any:
-    """Return the datamodule of a job, with nnU-Net's augmentation or none."""
+def our_module(job: dict[str, Any], augment: bool, device: Literal["cpu", "gpu"] = "cpu") -> Any:
+    """Return the datamodule of a job, with nnU-Net's augmentation on a device or none."""
     from umamba.labels import LabelSet
     from umamba.patches import PatchDataModule
     from umamba.planning import Plan
@@ -80,9 +81,26 @@ def our_module(job: dict[str, Any], augment: bool) -> Any:
         store.case_ids,
         seed=0,
         iterations=job["batches"],
-        augmentation=AugmentationSettings() if augment else AugmentationSettings.off(),
+        augmentation=AugmentationSettings(device=device) if augment else AugmentationSettings.off(),
         num_workers=job["workers"],
     )
+
+
+def on_gpu(job: dict[str, Any]) -> list[float]:
+    """Measure the augmentation of batches on the GPU (augmentation.device=gpu), without making and moving them."""
+    import torch
+
+    device = torch.device("cuda")
+    module = our_module(job, True, "gpu")
+    waits = []
+    for batch in module.train_dataloader():
+        moved = module.transfer_batch_to_device(batch, device, 0)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        module.train_patches.transform_batch(moved)
+        torch.cuda.synchronize()
+        waits.append(time.perf_counter() - start)
+    return waits
 
 
 def reading(job: dict[str, Any]) -> list[float]:
@@ -197,7 +215,7 @@ def nnunet(job: dict[str, Any]) -> list[float]:
         batches._finish()
 
 
-SIDES = {"ours": ours, "nnunet": nnunet, "queue": torchio_queue, "reading": reading}
+SIDES = {"ours": ours, "nnunet": nnunet, "queue": torchio_queue, "reading": reading, "gpu": on_gpu}
 
 
 def tree_memory(pid: int) -> float:
@@ -313,6 +331,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="worker processes of each side")
     parser.add_argument("--patches", type=int, default=None, help="default: 2000, or 240 of the phantoms")
     parser.add_argument("--queue-patches", type=int, default=None, help="for TorchIO's queue; default: a tenth")
+    parser.add_argument("--gpu", action="store_true", help="measure the augmentation on the GPU, too")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -360,6 +379,9 @@ def main() -> None:
                 f"   memory {early:.2f} -> {late:.2f} GB",
                 flush=True,
             )
+        if arguments.gpu:
+            rate = measure(sys.executable, "gpu", job)["rate"]
+            print(f"on a GPU               {1000 * facts['batch'] / rate:8.2f} ms for the augmentation of a batch")
     for side in ("nnU-Net", "tio.Queue"):
         if side in results:
             print(f"ours / {side}: {results['ours']['rate'] / results[side]['rate']:.2f}")

@@ -3,14 +3,17 @@
 python benchmarks/scan_gpu.py                  all plans, every stage, a few minutes
 python benchmarks/scan_gpu.py --plan abdomen_ct
 
-Each row is one scan, forward and backward, in float32, with the Triton kernels and, in the same run, with mamba_ssm's
-CUDA kernels. If those do not work, the PyTorch reference runs on the first 256 tokens; its time and memory, which are
-linear in the tokens, are scaled to all tokens.
+Each row is one scan, forward and backward, in float32: ours with tokens as rows, as a Mamba layer gives them, and, in
+the same run, mamba_ssm's CUDA kernels with channels as rows, as its own layer does. If those do not work, the PyTorch
+reference runs on the first 256 tokens; its time and memory, which are linear in the tokens, are scaled to all tokens.
 
-    time       median of the repetitions, by CUDA events
-    bandwidth  bytes that must be moved (inputs read twice, the output's gradient read, output and gradients written)
-               per time, as a share of the bandwidth of a copy within the device
-    memory     peak of the call, without its inputs
+    time     median of the repetitions, by CUDA events
+    GB/s     bytes that must be moved per time: inputs read twice, the output's gradient read, output and gradients
+             written
+    Gexp/s   exponentials of the decays that our kernels compute per time: two forward, four backward
+    floor    share of the least time: the larger one of moving those bytes at the speed of a copy within the device,
+             and of two exponentials for each state and token at 16 per cycle and multiprocessor
+    memory   peak of the call, without its inputs
 """
 
 import argparse
@@ -117,16 +120,41 @@ def layer_shape(configuration: Configuration, stage: int) -> tuple[int, int, int
     return configuration.batch_size, 2 * width, tokens
 
 
-def scan_inputs(batch: int, channels: int, length: int) -> dict[str, Tensor]:
-    """Return inputs as a Mamba layer with initial weights gives them."""
+def scan_inputs(batch: int, channels: int, length: int, rows: bool) -> dict[str, Tensor]:
+    """Return inputs as a Mamba layer with initial weights gives them, stored with tokens or with channels as rows."""
     torch.manual_seed(0)
     draw = {"u": (channels,), "delta": (channels,), "B": (STATES,), "C": (STATES,), "z": (channels,)}
-    inputs = {name: torch.randn(batch, *rows, length, device="cuda") for name, rows in draw.items()}
+    inputs = {name: torch.randn(batch, length, *width, device="cuda").transpose(1, 2) for name, width in draw.items()}
     inputs["delta"] *= 0.1
+    if not rows:
+        inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
     inputs["A"] = -torch.arange(1.0, STATES + 1, device="cuda").repeat(channels, 1)
     inputs["D"] = torch.ones(channels, device="cuda")
     inputs["delta_bias"] = torch.empty(channels, device="cuda").uniform_(-6.9, -2.2)
     return {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+
+
+def bytes_to_move(batch: int, channels: int, length: int) -> int:
+    """Return the bytes that any scan in float32 must move, forward and backward.
+
+    Forward reads u, delta, z, B and C and writes the output; backward reads those and the output's gradient and writes
+    five gradients.
+    """
+    inputs = 3 * channels + 2 * STATES
+    return 4 * batch * length * (3 * inputs + 2 * channels)
+
+
+def floor_s(moved: int, elements: int, copy: float, multiprocessors: int, clock_hz: float) -> float:
+    """Return the least seconds of a scan, forward and backward.
+
+    Args:
+        moved: bytes that must be moved.
+        elements: states of all tokens and channels; each needs an exponential forward and one backward.
+        copy: bytes per second of a copy within the device.
+        multiprocessors: of the device; each computes 16 exponentials in a cycle.
+        clock_hz: of the multiprocessors.
+    """
+    return max(moved / copy, 2 * elements / (16 * multiprocessors * clock_hz))
 
 
 def step(inputs: dict[str, Tensor], grad: Tensor, backend: str) -> Callable[[], object]:
@@ -141,21 +169,23 @@ def step(inputs: dict[str, Tensor], grad: Tensor, backend: str) -> Callable[[], 
 
 def row(batch: int, channels: int, length: int, peer: str, copy: float) -> str:
     """Measure the scan of one shape and return its line of the table."""
-    inputs = scan_inputs(batch, channels, length)
-    grad = torch.randn(batch, channels, length, device="cuda")
+    inputs = scan_inputs(batch, channels, length, rows=True)
+    grad = torch.randn(batch, length, channels, device="cuda").transpose(1, 2)
     ours = measure(step(inputs, grad, "triton"))
+    del inputs
     tokens = length if peer == "cuda" else min(length, REFERENCE_TOKENS)
-    short = {name: t.detach()[..., :tokens].requires_grad_() if t.ndim == 3 else t for name, t in inputs.items()}
     try:
-        theirs = measure(step(short, grad[..., :tokens], peer))
+        short = scan_inputs(batch, channels, tokens, rows=False)
+        theirs = measure(step(short, grad[..., :tokens].contiguous(), peer))
         ratio = f"{theirs.time_s * length / tokens * 1e3:10.2f} {theirs.time_s * length / tokens / ours.time_s:8.2f}"
         memory = f"{theirs.memory * length / tokens / 2**30:10.2f}"
     except torch.cuda.OutOfMemoryError:
         ratio, memory = f"{'no memory':>10} {'':8}", f"{'':10}"
-    # Forward reads u, delta, z, B, C and writes out; backward reads those and grad and writes five gradients.
-    rows = (3 * channels + 2 * STATES) * 3 + 2 * channels
-    moved = batch * length * rows * 4 / ours.time_s / copy
-    return f"{ours.time_s * 1e3:10.3f} {ratio} {moved:9.0%} {ours.memory / 2**30:10.3f} {memory}"
+    device = torch.cuda.get_device_properties("cuda")
+    moved, elements = bytes_to_move(batch, channels, length), batch * channels * length * STATES
+    least = floor_s(moved, elements, copy, device.multi_processor_count, 1000 * device.clock_rate)
+    rates = f"{moved / ours.time_s / 1e9:6.0f} {6 * elements / ours.time_s / 1e9:7.0f} {least / ours.time_s:6.0%}"
+    return f"{ours.time_s * 1e3:10.3f} {ratio} {rates} {ours.memory / 2**30:10.3f} {memory}"
 
 
 def main() -> None:
@@ -175,7 +205,8 @@ def main() -> None:
     else:
         print(f"peer: the PyTorch reference on {REFERENCE_TOKENS} tokens, scaled up; mamba_ssm: {refusal}")
     print(
-        f"{'plan':14} stage {'B':>3} {'D':>5} {'L':>8}    ours ms    peer ms    ratio bandwidth   ours GiB   peer GiB"
+        f"{'plan':14} stage {'B':>3} {'D':>5} {'L':>8}    ours ms    peer ms    ratio"
+        "   GB/s  Gexp/s  floor   ours GiB   peer GiB"
     )
     for name in PLANS if chosen == "all" else [chosen]:
         for stage in range(PLANS[name].num_stages):

@@ -3,14 +3,17 @@
 python benchmarks/training_step.py                                      everything, a few minutes
 python benchmarks/training_step.py --plan abdomen_ct --architecture umamba_enc
 
-A step is forward, loss, backward and optimiser in bfloat16 autocast with the architecture's own recipe. "as published"
-is the same U-Mamba with the Mamba modules and CUDA kernels of mamba_ssm, loaded with the same weights; it is left out
-if mamba_ssm does not work. Images and labels are random; there are 14 classes.
+A step is forward, loss, backward and the fused optimiser in bfloat16 autocast with the architecture's own recipe.
+"separate norms" has PyTorch's operators in place of our kernel of norm, sum and LeakyReLU. "as published" is the same
+U-Mamba with the Mamba modules and CUDA kernels of mamba_ssm, loaded with the same weights; it is left out if mamba_ssm
+does not work. Images and labels are random; there are 14 classes.
 """
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -26,10 +29,11 @@ from umamba.networks.scan.select import why_not
 from umamba.planning import Configuration
 from umamba.settings import RecipeSettings, parse
 from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy
+from umamba.training.schedules import build_optimizer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 OWN_RECIPE = ("segresnet", "unetr", "swinunetr")  # the other architectures train with nnU-Net's
-OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+SELECTION = "umamba.networks.cpu_layers.fused_on_gpu"
 ARCHITECTURES = ("umamba_bot", "umamba_enc", "unet", "segresnet", "unetr", "swinunetr")
 LABELS = LabelSet(tuple(f"organ_{k}" for k in range(1, 14)), tuple((k,) for k in range(1, 14)))
 
@@ -64,7 +68,7 @@ def line(architecture: str, configuration: Configuration, official: bool) -> str
         if official:
             published(network)
         network.cuda()
-        optimizer = OPTIMIZERS[recipe.optimizer.name](network.parameters(), **recipe.optimizer.arguments())
+        optimizer = build_optimizer(network.parameters(), recipe.optimizer, fused=True)
         loss = DeepSupervisionLoss(DiceCrossEntropy(LABELS, batch_dice=configuration.batch_dice))
         images = torch.randn(configuration.batch_size, 1, *configuration.patch_size, device="cuda")
         labels = torch.randint(0, LABELS.num_classes, images.shape, device="cuda")
@@ -102,10 +106,12 @@ def main() -> None:
         print(f"the published formulation is not measured; mamba_ssm: {refusal}")
     for plan in PLANS if arguments.plan == "all" else [arguments.plan]:
         for architecture in ARCHITECTURES if arguments.architecture == "all" else [arguments.architecture]:
-            variants = (False, True) if refusal is None and architecture.startswith("umamba") else (False,)
-            for official in variants:
-                name = f"{architecture} as published" if official else architecture
-                print(f"{plan:14} {name:24} {line(architecture, PLANS[plan], official)}", flush=True)
+            ours = ["", *(["separate norms"] if architecture not in OWN_RECIPE else [])]
+            peers = ["as published"] if refusal is None and architecture.startswith("umamba") else []
+            for variant in (*ours, *peers):
+                with patch(SELECTION, lambda x: False) if variant == "separate norms" else nullcontext():
+                    measured = line(architecture, PLANS[plan], official=variant == "as published")
+                print(f"{plan:14} {architecture:12} {variant:16} {measured}", flush=True)
                 torch.cuda.empty_cache()
 
 

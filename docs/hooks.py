@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -30,7 +30,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the page of all settings, and the files of `BESIDE` under their paths in the repository."""
     files.append(File.generated(config, SETTINGS, content=settings_page()))
     for path in sorted(paths_beside()):
-        files.append(File.generated(config, path, abs_src_path=str(PROJECT / path)))
+        linked = path.endswith("/claims.md")  # from the study's page
+        inclusion = InclusionLevel.NOT_IN_NAV if linked else InclusionLevel.UNDEFINED
+        files.append(File.generated(config, path, abs_src_path=str(PROJECT / path), inclusion=inclusion))
     return files
 
 

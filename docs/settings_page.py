@@ -42,12 +42,14 @@ _COMMANDS: Mapping[str, type[Any]] = {
     "prepare": settings.PrepareSettings,
     "describe": settings.DescribeSettings,
     "predict": settings.PredictSettings,
+    "verify": settings.VerifySettings,
     "find-best": settings.FindBestSettings,
     "evaluate": settings.EvaluateSettings,
     "report": settings.ReportSettings,
     "convert": settings.ConvertSettings,
     "export": settings.ExportSettings,
     "slurm": settings.SlurmSettings,
+    "study power": settings.PowerSettings,
 }
 
 

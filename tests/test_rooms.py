@@ -26,8 +26,11 @@ OPTIONAL = {
     },
     "monai": {"networks/monai_nets.py"},
     "wandb": {"training/loggers.py"},
-    "triton": {"networks/scan/triton"},
+    "triton": {"networks/scan/triton", "networks/fused_norm_triton"},
+    "highdicom": {"inference/dicom_seg.py", "inference/secondary_capture.py"},
     "openvino": {"inference/openvino_"},
+    "onnx": {"inference/onnx_"},
+    "onnxruntime": {"inference/onnx_"},
     "hydra": {"cli/"},
     "omegaconf": {"cli/", "records/config_file.py"},
 }

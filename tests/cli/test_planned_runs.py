@@ -11,7 +11,7 @@ from umamba.cli.slurm import _read
 from umamba.io import UserError
 from umamba.records import RunFolder
 from umamba.settings import SlurmSettings, TrainSettings
-from umamba.sweeps import list_studies, read_study
+from umamba.sweeps import PlannedRun, list_studies, read_study
 
 GOOD = """question: Why?
 runs:
@@ -38,9 +38,18 @@ def study_folder(tmp_path: Path, text: str) -> Path:
     return tmp_path
 
 
-def test_shipped_studies_have_the_runs_that_their_readme_counts(project_dir: Path) -> None:
+@pytest.fixture(scope="module")
+def shipped(project_dir: Path) -> dict[str, list[PlannedRun]]:
+    """Return the runs of each shipped study; composing them takes seconds."""
     experiments = project_dir / "experiments"
-    assert {name: len(planned_runs(read_study(experiments, name))) for name in list_studies(experiments)} == COUNTS
+    return {name: list(planned_runs(read_study(experiments, name))) for name in list_studies(experiments)}
+
+
+def test_shipped_studies_have_the_runs_that_their_readme_counts(
+    project_dir: Path, shipped: dict[str, list[PlannedRun]]
+) -> None:
+    experiments = project_dir / "experiments"
+    assert {name: len(runs) for name, runs in shipped.items()} == COUNTS
     readme = (experiments / "README.md").read_text()
     for name, count in COUNTS.items():
         assert f"| [{name}]({name}) | {count} " in readme
@@ -49,12 +58,14 @@ def test_shipped_studies_have_the_runs_that_their_readme_counts(project_dir: Pat
         assert f"{count} trainings" in own
 
 
-def test_estimated_hours_of_a_study_are_the_sum_of_its_trainings(project_dir: Path) -> None:
+def test_estimated_hours_of_a_study_are_the_sum_of_its_trainings(
+    project_dir: Path, shipped: dict[str, list[PlannedRun]]
+) -> None:
     experiments = project_dir / "experiments"
     with (experiments / "gpu_hours.csv").open(newline="") as file:
         hours = {row["experiment"]: float(row["gpu_hours"]) for row in csv.DictReader(file)}
     for name in COUNTS:
-        total = sum(hours[run.folder.path.parts[-4]] for run in planned_runs(read_study(experiments, name)))
+        total = sum(hours[run.folder.path.parts[-4]] for run in shipped[name])
         assert f"about {total:.0f} GPU hours" in (experiments / name / "README.md").read_text(), name
 
 

@@ -32,6 +32,7 @@ def documented_search(project_dir: Path) -> list[str]:
     return arguments
 
 
+@pytest.mark.nightly
 def test_the_documented_search_of_lr_and_patch_size(project_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     given = [text.replace("n_trials=20", "n_trials=4") for text in documented_search(project_dir)]

@@ -79,6 +79,10 @@ def test_a_list_or_mapping_of_paths_is_taken_as_it_stands(name: str, tmp_path: P
     text = f"predictions={{umamba:{both[0]},unet: {both[1]}}}"
     made = settings_of(EvaluateSettings, [text, f"truth={tmp_path}", "output=o"])
     assert made.methods == {"umamba": both[0], "unet": both[1]}
+    text = f"predictions={{umamba:[{both[0]}, {both[1]}],unet:{both[1]}}}"
+    made = settings_of(EvaluateSettings, [text, f"truth={tmp_path}", "output=o"])
+    assert made.methods == {"umamba_1": both[0], "umamba_2": both[1], "unet": both[1]}
+    assert made.trainings == {"umamba_1": "umamba", "umamba_2": "umamba", "unet": "unet"}
 
 
 def test_values_of_hydras_grammar_keep_their_meaning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pandas
 import pytest
 import SimpleITK as sitk
-from scipy.stats import wilcoxon
+from scipy.stats import ttest_rel
 
 from umamba.cli.compose import settings_of
 from umamba.evaluation import Rules, instances, score, score_case
-from umamba.evaluation.evaluate import evaluate, evaluate_folders, find_pairs, label_names
-from umamba.evaluation.statistics import bootstrap_interval, compare_methods, holm, summarize
+from umamba.evaluation.evaluate import compare_methods, evaluate, evaluate_folders, find_pairs, label_names
+from umamba.evaluation.statistics import bootstrap_interval, holm, summarize
 from umamba.io import UserError
 from umamba.io.tabular import read_table
 from umamba.io.voice import shown
@@ -141,7 +141,8 @@ def test_generic_details_and_comparison(two_methods: dict[str, Path], tmp_path: 
     row = comparison[(comparison["label"] == "mean") & (comparison["metric"] == "dsc")].iloc[0]
     means = {name: pandas.read_csv(output / name / "scores.csv").groupby("case")["dsc"].mean() for name in two_methods}
     assert row["difference"] == pytest.approx((means["near"] - means["far"]).mean())
-    assert row["p_value"] == row["p_holm"] == pytest.approx(wilcoxon(means["near"], means["far"]).pvalue)
+    assert row["p_false"] == pytest.approx(ttest_rel(means["near"], means["far"]).pvalue / 2)
+    assert not row["shown"], "one training of each method"
     for picture in ("boxplots.png", "near/volumes.png", "far/volumes.png"):
         assert (output / picture).stat().st_size > 5000
 
@@ -226,8 +227,48 @@ def test_statistics_by_hand() -> None:
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
     assert low < values.mean() < high
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
-    few = compare_methods({"p": table, "q": table}, ["dsc"])
-    assert few["p_value"].isna().all()
+    few = compare_methods({"p": table, "q": table}, {"p": "p", "q": "q"}, ["dsc"])
+    assert few["p_holm"].isna().all()
+    assert not few["shown"].any()
+
+
+def test_the_trainings_of_a_method_are_compared_together(
+    two_methods: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = tmp_path / "data" / "truth"
+    for name in ("near", "far"):  # a second training, which also moves a case along another axis
+        for path in two_methods[name].iterdir():
+            array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+            moved = np.roll(array, int(path.name[4]) % 2, axis=1)
+            write(tmp_path / f"{name}_again" / path.name, moved, (1, 1, 2))
+    (tmp_path / "labels.json").write_text('{"labels": {"background": 0, "a": 1, "b": 2}}')
+    given = {name: [str(two_methods[name]), str(tmp_path / f"{name}_again")] for name in two_methods}
+    listed = ",".join(f"{name}:[{','.join(folders)}]" for name, folders in given.items())
+    overrides = [f"predictions={{{listed}}}", f"truth={truth}", f"output={tmp_path / 'out'}"]
+    settings = settings_of(EvaluateSettings, [*overrides, f"dataset_json={tmp_path / 'labels.json'}", "workers=1"])
+    assert list(settings.methods) == ["near_1", "near_2", "far_1", "far_2"]
+    found = evaluate(settings)
+    assert list(found.scores) == ["near_1", "near_2", "far_1", "far_2"]
+    assert found.comparison is not None
+    row = found.comparison[(found.comparison["label"] == "mean") & (found.comparison["metric"] == "dsc")].iloc[0]
+    assert (row["first"], row["second"], row["trainings_first"], row["trainings_second"]) == ("near", "far", 2, 2)
+    means = {name: table.groupby("case")["dsc"].mean() for name, table in found.scores.items()}
+    expected = (means["near_1"] + means["near_2"] - means["far_1"] - means["far_2"]).mean() / 2
+    assert row["difference"] == pytest.approx(expected)
+    assert row["sd_trainings"] > 0
+    assert f"DSC, near and far: {row['sentence']}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_folders_of_trainings_that_cannot_be_meant_are_refused(two_methods: dict[str, Path], tmp_path: Path) -> None:
+    near, far = map(str, two_methods.values())
+    for predictions, words in (
+        ({"a": [near, far], "a_1": far}, "two folders would be called a_1"),
+        ({"a": [near, near], "b": far}, "is given twice"),
+        ({"a": [], "b": far}, "must be a folder, or a list"),
+        ({"a": [near, f"{far}/x"], "b": far}, r"predictions\.a=.*/x: there is no such folder"),
+    ):
+        with pytest.raises(InvalidSettings, match=words):
+            EvaluateSettings(predictions=predictions, truth=tmp_path, output=tmp_path / "o")
 
 
 def write_missed(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -292,7 +333,7 @@ def test_any_name_of_a_label_or_case_is_scored_and_kept(tmp_path: Path, capsys: 
     assert read["case"].unique().tolist() == sorted(cases)
     assert read["label"].unique().tolist() == list(HOSTILE)
     assert set(read["dsc"]) == {1.0}
-    comparison = read_table(tmp_path / "out" / "comparison.csv", ("label", "metric", "first", "second"))
+    comparison = read_table(tmp_path / "out" / "comparison.csv", ("label", "metric", "first", "second", "sentence"))
     assert comparison["label"].unique().tolist() == [*HOSTILE, "mean of labels"]
     assert set(comparison["cases"]) == {len(cases)}
     said = capsys.readouterr().out

@@ -10,14 +10,16 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import yaml
 
 from umamba import settings
 from umamba.cli.compose import sweep_problems
-from umamba.cli.main import COMMANDS
+from umamba.cli.main import COMMANDS, with_first_key
 from umamba.cli.slurm import VERBS
 from umamba.datasets.convert_endovis import endovis
 from umamba.datasets.phantom_2d import write_picture
@@ -87,11 +89,20 @@ def test_every_command_is_understood(
         if "--help" in rest or command.record is None:
             check_words(name, rest)
         else:
-            check_overrides(command.record, rest)
+            check_overrides(command.record, with_first_key(command, rest))
+
+
+def power_keys(given: list[str]) -> dict[str, object]:
+    """Return the values of `power.KEY=VALUE` among the words of a command."""
+    pairs = (text.removeprefix("power.").split("=", 1) for text in given if text.startswith("power."))
+    return {key: yaml.safe_load(value) for key, value in pairs}
 
 
 def check_words(name: str, given: list[str]) -> None:
     """Check the words of a command without settings of its own."""
+    if (name, given[:1]) == ("study", ["power"]):
+        assert settings.parse(settings.PowerSettings, power_keys(given))
+        given = [text for text in given[1:] if not text.startswith("power.")]
     words = [text for text in given if "=" not in text and not text.startswith("-")]
     assert name != "slurm" or (not given or "--help" in given or words[0] in VERBS), given
     studies = list_studies(PROJECT / "experiments")
@@ -243,14 +254,24 @@ def filled(rest: list[str], folder: Path) -> list[str]:
         if name == "train":  # the pages show different runs of one dataset and one name, which are not one run
             kept = [text for text in kept if not text.startswith("name=")]
             kept.append(f"name=docs_{zlib.crc32(' '.join(rest).encode()):08x}")
+        kept = [two_of(text) if "-m" in rest else text for text in kept]
         return [text.replace("=PATH", "=there") for text in kept] + short + ["smoke=true"] * ("smoke" not in own)
     if COMMANDS[name.replace("_", "-")].record is not None and name != "report":
         cells = any(text.startswith("instances=") for text in rest)
-        return [
-            name,
-            *(f"{key}={value_of(key, text, folder, cells)}" for key, text in (each.split("=", 1) for each in rest[1:])),
-        ]
+        given = [each.split("=", 1) for each in with_first_key(COMMANDS[name.replace("_", "-")], rest[1:])]
+        return [name, *(f"{key}={value_of(key, text, folder, cells)}" for key, text in given)]
     return ["dry-run" if text == "submit" else text for text in rest]
+
+
+def two_of(text: str) -> str:
+    """Return a sweep over more than two values or experiments as one over two of them."""
+    if match := GLOB.match(text):
+        excluded = re.search(r"exclude=([^)]+)", text)
+        names = sorted(path.stem for path in (PROJECT / "configs" / "experiment").glob(f"{match[1]}.yaml"))
+        chosen = [name for name in names if not (excluded and fnmatch.fnmatch(name, excluded[1]))]
+        return f"experiment=glob([{','.join(chosen[-2:])}])"
+    key, equals, values = text.partition("=")
+    return text if re.search(r"[\[({]", values) else f"{key}{equals}{','.join(values.split(',')[:2])}"
 
 
 def value_of(key: str, text: str, folder: Path, cells: bool) -> str:
@@ -271,6 +292,8 @@ def value_of(key: str, text: str, folder: Path, cells: bool) -> str:
         return f"{made}/{text}" if text.endswith(".ckpt") else made
     if key == "plan.from_file":
         return str(exported[0] / "plans.json")
+    if text == "IMAGES":
+        return str(raw / "imagesTs")
     known = {
         "input": raw / "imagesTs",
         "predictions": folder / "segmentations",
@@ -282,7 +305,18 @@ def value_of(key: str, text: str, folder: Path, cells: bool) -> str:
     return str(known.get(key, text))
 
 
+def commands_to_run() -> list[Any]:
+    """Return every command; the trainings that the first page does not name are for the night."""
+    first_page = umamba_commands((PROJECT / "README.md").read_text())
+    return [
+        pytest.param(rest, marks=pytest.mark.nightly if rest[0] == "train" and rest not in first_page else ())
+        for rest in entry_commands()
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rest", entry_commands(), ids=lambda rest: " ".join(rest))
+@pytest.mark.parametrize("rest", commands_to_run(), ids=lambda rest: " ".join(rest))
 def test_every_command_runs(rest: list[str], workspace: Path) -> None:
+    if "input=SERIES" in rest:
+        pytest.skip("needs a DICOM series, which tests/inference/test_dicom_results.py writes")
     assert run(workspace, filled(rest, workspace)).strip()

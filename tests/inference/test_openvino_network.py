@@ -25,24 +25,27 @@ from umamba.networks.mamba import MambaLayer
 
 TOLERANCE = 1e-3  # of the largest logit
 
-# name, options that make it small, and whether its conversion is slow
-NETWORKS: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "unet": ("unet", {}, False),
-    "resenc_unet": ("resenc_unet", {}, False),
-    "bot": ("umamba_bot", {"d_state": 4}, False),
-    "bot-nearest": ("umamba_bot", {"d_state": 3, "decoder_upsampling": "nearest"}, False),
-    "enc": ("umamba_enc", {"d_state": 4}, False),
-    "enc-axes": ("umamba_enc", {"d_state": 4, "scan_directions": "axes", "residual": True}, False),
-    "enc-both": ("umamba_enc", {"d_state": 4, "scan_directions": "bidirectional"}, False),
-    "segresnet": ("segresnet", {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}, True),
-    "unetr": ("unetr", {"feature_size": 4, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2}, True),
-    "swinunetr": ("swinunetr", {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}, True),
+# name, options that make it small
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "unet": ("unet", {}),
+    "resenc_unet": ("resenc_unet", {}),
+    "bot": ("umamba_bot", {"d_state": 4}),
+    "bot-nearest": ("umamba_bot", {"d_state": 3, "decoder_upsampling": "nearest"}),
+    "enc": ("umamba_enc", {"d_state": 4}),
+    "enc-axes": ("umamba_enc", {"d_state": 4, "scan_directions": "axes", "residual": True}),
+    "enc-both": ("umamba_enc", {"d_state": 4, "scan_directions": "bidirectional"}),
+    "enc-mamba2": ("umamba_enc", {"mixer": "mamba2", "d_state": 4}),
+    "enc-mlstm": ("umamba_enc", {"mixer": "mlstm", "scan_directions": "axes"}),
+    "enc-convolution": ("umamba_enc", {"mixer": "convolution", "mixer_kernel": 3}),
+    "segresnet": ("segresnet", {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}),
+    "unetr": ("unetr", {"feature_size": 4, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2}),
+    "swinunetr": ("swinunetr", {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}),
 }
 
 
 def built(name: str, dim: int, odd: bool = False) -> tuple[Any, Tensor]:
     """Return a small network and two tiles for it."""
-    architecture, options, _ = NETWORKS[name]
+    architecture, options = NETWORKS[name]
     if architecture in ("segresnet", "unetr", "swinunetr"):
         pytest.importorskip("monai")
     torch.manual_seed(3)
@@ -62,14 +65,18 @@ def by_torch(network: nn.Module, tiles: Tensor) -> Tensor:
     return logits
 
 
+# Every kind of part in 2D or 3D; the other combinations are slow tests.
+QUICK = {("unet", 3, True), ("resenc_unet", 2, False), ("bot", 3, False), ("enc", 2, True), ("enc-both", 2, False)}
+
+
 def cases() -> list[Any]:
-    """Return every network in 2D and 3D; the odd plans, with channel tokens, for the two that differ most."""
+    """Return every network in 2D and 3D; the odd plans, with channel tokens, for those that differ most."""
     return [
-        pytest.param(name, dim, odd, marks=pytest.mark.slow if slow else ())
-        for name, (_, _, slow) in NETWORKS.items()
+        pytest.param(name, dim, odd, marks=() if (name, dim, odd) in QUICK else pytest.mark.slow)
+        for name in NETWORKS
         for dim in (2, 3)
         for odd in (False, True)
-        if not odd or name in ("unet", "enc")
+        if not odd or name in ("unet", "enc", "enc-mlstm", "enc-convolution")
     ]
 
 

@@ -22,6 +22,13 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "unetr": {"feature_size": 4, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2},
     "swinunetr": {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]},
 }
+# mixer -> options that make it small
+MIXERS: dict[str, dict[str, Any]] = {
+    "mamba2": {"d_state": 4, "head_width": 8},
+    "mlstm": {"head_width": 8},
+    "convolution": {"mixer_kernel": 3},
+    "identity": {},
+}
 SLOW = ("torch.compile",)
 
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
@@ -47,6 +54,17 @@ def test_every_architecture_is_listed() -> None:
 def test_backbones_fulfil_the_contract(name: str, dim: int, check: Check) -> None:
     needs_monai(name)
     check.run({"name": name, **BACKBONES[name]}, small_configuration(dim, check.odd))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@both_dimensions
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(each, id=each.name, marks=pytest.mark.slow if each.name in SLOW else ()) for each in CHECKS],
+)
+def test_mixers_fulfil_the_contract(mixer: str, dim: int, check: Check) -> None:
+    architecture = {"name": "umamba_enc", "mixer": mixer, **MIXERS[mixer]}
+    check.run(architecture, small_configuration(dim, check.odd))
 
 
 @every_backbone

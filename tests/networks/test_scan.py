@@ -13,7 +13,7 @@ import torch
 
 from umamba.io import UserError
 from umamba.networks.scan import cpu, resolve_backend, selective_scan
-from umamba.networks.scan.select import why_not
+from umamba.networks.scan.select import _resolve, why_not
 
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 FILES = (
@@ -191,7 +191,7 @@ def test_gradient_checkpointing_and_the_operators_own_checks() -> None:
 
 
 def test_the_backend_is_named_once_and_a_slow_one_loudly(caplog: pytest.LogCaptureFixture) -> None:
-    resolve_backend.cache_clear()
+    _resolve.cache_clear()
     with caplog.at_level(logging.INFO, "umamba"):
         assert resolve_backend("cpu", "auto") == "cpu"
         assert resolve_backend("cpu", "auto") == "cpu"

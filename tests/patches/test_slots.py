@@ -66,4 +66,4 @@ def test_two_loaders_of_one_stream_share_no_slots(make_module: Make, store: Any)
 
 def test_too_little_shared_memory_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"data.num_workers=3.*shared memory.*data.prefetch_factor"):
-        SlotPool({"image": ((2**50,), torch.float32)}, workers=3, slots_per_worker=4)
+        SlotPool([{"image": ((2**50,), torch.float32)}], workers=3, slots_per_worker=4)

@@ -9,12 +9,8 @@ import torchio as tio
 from scipy.ndimage import map_coordinates
 
 from umamba.patches.augmentation import is_flat, max_degrees
-from umamba.patches.spatial import (
-    RotateScaleCrop,
-    crop_centre,
-    resample_image_patch,
-    rotation_matrix,
-)
+from umamba.patches.on_device import sample_regions
+from umamba.patches.spatial import RotateScaleCrop, crop_centre, rotation_matrix
 from umamba.patches.warp import resample_patch
 from umamba.settings import AugmentationSettings
 from umamba.settings.augmentation import Rotation, Scaling
@@ -39,6 +35,13 @@ def source_points(matrix: np.ndarray, source: Sequence[int], target: Sequence[in
     return points
 
 
+def sampled(image: np.ndarray, label: np.ndarray, matrix: np.ndarray, size: Sequence[int]) -> list[np.ndarray]:
+    """Return what a device samples for a batch of one patch."""
+    tensors = [torch.from_numpy(array)[None] for array in (image, label)]
+    found = sample_regions(tensors[0], tensors[1], torch.from_numpy(matrix).reshape(1, -1), size)
+    return [tensor[0].numpy() for tensor in found]
+
+
 @pytest.mark.parametrize(("source", "target", "angles", "factor"), CASES)
 def test_image_is_interpolated_linearly(source, target, angles, factor) -> None:  # type: ignore[no-untyped-def]
     image = np.random.default_rng(0).normal(size=(2, *source)).astype(np.float32)
@@ -46,10 +49,7 @@ def test_image_is_interpolated_linearly(source, target, angles, factor) -> None:
     points = source_points(matrix, source, target)
     expected = np.stack([map_coordinates(c.astype(float), points, order=1, mode="grid-constant") for c in image])
     label = np.zeros((1, *source), np.int16)
-    for result in (
-        resample_patch(image, label, matrix, target)[0],
-        resample_image_patch(torch.from_numpy(image), matrix, target).numpy(),
-    ):
+    for result in (resample_patch(image, label, matrix, target)[0], sampled(image, label, matrix, target)[0]):
         assert result.shape == (2, *target)
         np.testing.assert_allclose(result, expected, atol=2e-5)
 
@@ -81,20 +81,18 @@ def test_identity_is_the_crop() -> None:
     label = torch.randint(-1, 3, (1, 9, 12, 11)).short()
     size = (5, 6, 7)
     assert torch.equal(crop_centre(image, size), image[:, 2:7, 3:9, 2:9])
-    torch.testing.assert_close(resample_image_patch(image, np.eye(3), size), image[:, 2:7, 3:9, 2:9])
-    for found, source in zip(
-        resample_patch(image.numpy(), label.numpy(), np.eye(3), size), (image, label), strict=True
-    ):
-        assert np.array_equal(found, source[:, 2:7, 3:9, 2:9])
+    for way in (resample_patch, sampled):
+        for found, source in zip(way(image.numpy(), label.numpy(), np.eye(3), size), (image, label), strict=True):
+            assert np.array_equal(found, source[:, 2:7, 3:9, 2:9])
 
 
 def test_a_quarter_turn_is_rot90() -> None:
     image = torch.arange(25.0).reshape(1, 1, 5, 5)
     matrix = rotation_matrix([np.pi / 2])
-    turned = resample_image_patch(image, matrix, (1, 5, 5))
-    assert any(torch.allclose(turned, torch.rot90(image, k, (2, 3)), atol=1e-4) for k in (1, 3))
-    _, voted = resample_patch(image.numpy(), image.numpy().astype(np.int16), matrix, (1, 5, 5))
-    np.testing.assert_array_equal(voted, turned.round().numpy().astype(np.int16))
+    for way in (resample_patch, sampled):
+        turned, voted = way(image.numpy(), image.numpy().astype(np.int16), matrix, (1, 5, 5))
+        assert any(np.allclose(turned, np.rot90(image, k, (2, 3)), atol=1e-4) for k in (1, 3))
+        np.testing.assert_array_equal(voted, turned.round().astype(np.int16))
 
 
 @pytest.mark.parametrize("angles", [[0.4], [0.3, -0.2, 0.5]])

@@ -64,7 +64,7 @@ CHANGES = {
 }
 HARMLESS = [
     *("data.num_workers=3", "data.prefetch_factor=4", "logger=wandb", "logger.panels_every=5", "trainer=ddp"),
-    *("trainer.compile=true", "trainer.deterministic=true", "trainer.benchmark=true", "trainer.profiler=simple"),
+    *("trainer.compile=true", "trainer.deterministic=true", "trainer.benchmark=false", "trainer.profiler=simple"),
     *("trainer.max_epochs=9", "trainer.max_time='1:00:00'", "trainer.limit_val_batches=2", "augmentation.device=gpu"),
     *("data.validate_cases_every=1", "trainer.activation_checkpointing=true", "trainer.log_every_n_steps=1"),
     *("predict.tta=true", "recipe.name=mine", "trainer.enable_progress_bar=false"),

@@ -7,21 +7,19 @@ import re
 import shutil
 import statistics
 import subprocess
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
-from scipy.stats import wilcoxon
+from scipy.stats import ttest_rel
 
-from umamba.evaluation.statistics import holm
 from umamba.io.tabular import read_table
 from umamba.records import RunFolder
 from umamba.records.tables import write_scores
 from umamba.reporting import gather, numbers, write_report
-from umamba.reporting.compare import best_two, spread_sentences
+from umamba.reporting.compare import claims_of, suitability_of
 from umamba.reporting.results import label_name, label_names
 from umamba.sweeps import PlannedRun
 
@@ -93,7 +91,8 @@ class Cells(HTMLParser):
         if found.get("id"):
             self.anchors.add(str(found["id"]))
         self.links += [str(found[name]) for name in ("href", "src") if found.get(name)]
-        assert tag not in ("script", "link", "iframe")
+        assert tag not in ("link", "iframe")
+        assert tag != "script" or not found
 
     def handle_data(self, data: str) -> None:
         """Append text to the cell that is open."""
@@ -153,39 +152,79 @@ def test_the_means_are_those_of_the_scores_files(study: tuple[list[PlannedRun], 
     assert found["unetr", "average", "dsc"].published is not None
 
 
-def test_significance_is_the_paired_test_of_the_cases(study: tuple[list[PlannedRun], Path]) -> None:
+def test_every_pair_of_methods_is_compared_in_each_row(study: tuple[list[PlannedRun], Path]) -> None:
     runs, published = study
-    found = {(n.method, n.label, n.metric): n for n in numbers(gather("toy", "Which?", runs, published))}
-    raw = {}
-    for method in ("umamba_bot", "umamba_enc"):
-        means = {}
-        for name in (method, "unet"):
-            seeds = [scores(name, seed) for seed in (0, 1)]
-            means[name] = np.mean([[one[f"case_{case}", "liver"][0] for case in range(CASES)] for one in seeds], axis=0)
-        raw[method] = wilcoxon(means[method], means["unet"]).pvalue
-    smaller, larger = sorted(raw, key=lambda name: raw[name])
-    assert found[smaller, "liver", "dsc"].p_value == pytest.approx(min(1, 2 * raw[smaller]))
-    assert found[larger, "liver", "dsc"].p_value == pytest.approx(max(min(1, 2 * raw[smaller]), raw[larger]))
-    assert math.isnan(found["unet", "liver", "dsc"].p_value)
+    results = gather("toy", "Which?", runs, published)
+    claims = claims_of(results)
+    assert len(claims) == 3 * 2 * 3  # pairs, metrics, two labels and the average
+    for claim in claims:
+        assert (claim.dataset, claim.seeds) == ("toy", (2, 2))
+        lacks = (claim.label, claim.metric) == ("right kidney", "nsd")  # in every run
+        assert (claim.n_cases, claim.left_out) == (CASES - 1 if lacks else CASES, 0)
+    (liver,) = (c for c in claims if (c.a, c.b, c.label, c.metric) == ("unet", "umamba_enc", "liver", "dsc"))
+    means = {
+        method: np.mean(
+            [[scores(method, seed)[f"case_{case}", "liver"][0] for case in range(CASES)] for seed in (0, 1)], axis=0
+        )
+        for method in METHODS
+    }
+    assert liver.mean_difference == pytest.approx(np.mean(means["unet"] - means["umamba_enc"]))
+    assert liver.correlation == pytest.approx(np.corrcoef(means["unet"], means["umamba_enc"])[0, 1])
+    # Holm: the smallest of the family's p values (two labels, three pairs) is multiplied by their number.
+    family = [c for c in claims if c.metric == "dsc" and c.label != "average"]
+    smallest = min(family, key=lambda claim: claim.p_false)
+    assert smallest.p_holm == pytest.approx(min(1.0, 6 * 2 * smallest.p_false))
 
 
-def test_holm_by_hand() -> None:
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
-    assert holm({}) == {}
-
-
-def test_differences_are_set_beside_the_spread_over_seeds(study: tuple[list[PlannedRun], Path]) -> None:
+def test_one_training_of_each_method_shows_nothing_of_the_methods(
+    study: tuple[list[PlannedRun], Path], tmp_path: Path
+) -> None:
     runs, published = study
-    found = numbers(gather("toy", "Which?", runs, published))
-    sentences = spread_sentences(found)
-    assert len(sentences) == 4  # two others, two metrics
-    averages = {n.method: n for n in found if n.label == "average" and n.metric == "dsc" and n.done}
-    spread = max(max(averages[m].seed_means) - min(averages[m].seed_means) for m in ("umamba_enc", "unet"))
-    told = next(text for text in sentences if "DSC" in text and text.split("above ")[1].startswith("unet,"))
-    difference = averages["umamba_enc"].mean - averages["unet"].mean
-    assert ("within" if difference <= spread else "beyond") in told
-    assert f"{difference:.4f}" in told
-    assert f"{spread:.4f}" in told
+    results = gather("toy", "Which?", [run for run in runs if run.seed == 0], published)
+    (claim,) = (
+        c for c in claims_of(results) if (c.a, c.b, c.label, c.metric) == ("unet", "umamba_enc", "liver", "dsc")
+    )
+    values = [[scores(m, 0)[f"case_{case}", "liver"][0] for case in range(CASES)] for m in ("unet", "umamba_enc")]
+    assert claim.p_false == pytest.approx(ttest_rel(*values).pvalue / 2)
+    assert claim.p_holm < 0.05
+    assert not claim.survives
+    assert "one training does not show" in claim.sentence
+    write_report(results, tmp_path / "report")
+    assert "**" not in (tmp_path / "report" / "tables.md").read_text()
+
+
+def test_a_bold_number_is_shown_to_be_better_than_all_others(
+    study: tuple[list[PlannedRun], Path], tmp_path: Path
+) -> None:
+    runs, published = study
+    results = gather("toy", "Which?", runs, published)
+    page = write_report(results, tmp_path / "report")
+    claims = claims_of(results)
+    found = numbers(results, claims)
+    bold = [n for n in found if n.best]
+    assert bold, "0.8 and 0.7 differ by more than the noise of 0.05 in eight cases"
+    for number in found:
+        row = [c for c in claims if (c.label, c.metric) == (number.label, number.metric)]
+        against = [c for c in row if number.method in (c.a, c.b)]
+        assert number.best == (bool(against) and all(c.survives and c.better == number.method for c in against))
+        star = next((c.survives for c in against if "unet" in (c.a, c.b) and number.method != "unet"), False)
+        assert number.significant == star
+    markdown, latex = ((page.parent / name).read_text() for name in ("tables.md", "tables.tex"))
+    assert markdown.count("**") == 2 * latex.count(r"\textbf") == 2 * len(bold)
+    assert page.read_text().count('class="best"') == len(bold)
+    table = read_table(page.parent / "claims.csv", ("dataset", "label", "metric", "first", "second", "sentence"))
+    assert table["p_false"].tolist() == pytest.approx([c.p_false for c in claims])
+    assert table["sentence"].tolist() == [c.sentence for c in claims]
+
+
+def test_the_suitability_of_a_dataset_by_hand(study: tuple[list[PlannedRun], Path]) -> None:
+    runs, published = study
+    results = gather("toy", "Which?", runs, published)
+    means = {n.method: n.seed_means for n in numbers(results) if (n.label, n.metric) == ("average", "dsc")}
+    within = math.sqrt(statistics.mean(statistics.variance(means[method]) for method in METHODS[:3]))
+    between = statistics.stdev(statistics.mean(means[method]) for method in METHODS[:3])
+    assert suitability_of(results, "toy", "dsc") == pytest.approx(between / within)
+    assert math.isnan(suitability_of(gather("toy", "?", runs[::2], published), "toy", "dsc"))
 
 
 def test_the_page_needs_no_network_and_its_links_lead_somewhere(
@@ -197,24 +236,12 @@ def test_the_page_needs_no_network_and_its_links_lead_somewhere(
     parser.feed(page.read_text())
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in parser.links)
     assert {link[1:] for link in parser.links if link.startswith("#")} <= parser.anchors
-    assert sum(link.startswith("data:") for link in parser.links) == 3  # two box plots, the learning curves
+    assert sum(link.startswith("data:") for link in parser.links) == 1  # the only curve with values
     text = page.read_text()
     assert 'name="viewport"' in text
     assert "1,234,567" in text
     assert "6 of 8 runs are done" in text
     assert "10 min" in text  # 100 batches of 2 s and of 4 s: ten minutes a run
-
-
-def test_best_and_second_are_marked_only_where_they_stand_out(study: tuple[list[PlannedRun], Path]) -> None:
-    runs, published = study
-    (number, *_) = numbers(gather("toy", "Which?", runs, published))
-
-    def marked(*means: float) -> tuple[str | None, str | None]:
-        return best_two([replace(number, method=f"m{index}", mean=mean) for index, mean in enumerate(means)])
-
-    assert marked(0.1, 0.3, 0.2) == ("m1", "m2")
-    assert marked(0.1, 0.3, math.nan, 0.1) == ("m1", None)
-    assert marked(0.0, 0.0, 0.0) == marked(0.5) == marked(math.nan, 0.5) == (None, None)
 
 
 def test_a_label_of_no_case_is_not_missing_and_overrides_are_named(

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from filelock import FileLock
 
+from umamba.cli.main import main
 from umamba.records import RunFolder
 from umamba.records.tables import read_metrics, read_scores
 
@@ -20,6 +22,7 @@ TINY = [
     "dataset=phantom",
     "dataset.phantom.num_training=6",
     "dataset.phantom.num_test=2",
+    "dataset.phantom.voxel_mm=6.0",
     "plan.patch_size=[8,32,32]",
     "plan.features_per_stage=[8,16,32,32]",
     "plan.batch_size=2",
@@ -34,14 +37,14 @@ TINY = [
 RUN = Path("tiny/3d_fullres/fold_0/seed_0")
 
 
+def paths(folder: Path) -> list[str]:
+    """Return the overrides that put data and runs into `folder`."""
+    return [f"paths.{name}={folder / name}" for name in ("raw", "preprocessed", "runs")]
+
+
 def command(script: str, folder: Path, *overrides: str) -> list[str]:
     """Return a command whose data and runs are in `folder`."""
-    paths = [
-        f"paths.raw={folder / 'raw'}",
-        f"paths.preprocessed={folder / 'preprocessed'}",
-        f"paths.runs={folder / 'runs'}",
-    ]
-    return [sys.executable, str(PROJECT / script), *paths, *overrides]
+    return [sys.executable, str(PROJECT / script), *paths(folder), *overrides]
 
 
 def run(arguments: list[str], code: int = 0) -> str:
@@ -54,9 +57,13 @@ def run(arguments: list[str], code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with one finished run."""
-    folder = tmp_path_factory.mktemp("finished")
-    run(command("train.py", folder, *TINY))
+    """Return a folder with one finished run, which all test processes share because it takes long to make."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "complete").exists():
+            run(command("train.py", folder, *TINY))
+            (folder / "complete").touch()
     return folder
 
 
@@ -110,15 +117,17 @@ def test_predict_reproduces_the_runs_predictions(finished: Path, tmp_path: Path)
         assert np.array_equal(ours, theirs)
 
 
-def test_a_finished_run_is_not_repeated(finished: Path) -> None:
+def test_a_finished_run_is_not_repeated(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = RunFolder(finished / "runs" / RUN).last
     before = checkpoint.stat().st_mtime_ns
-    assert "finished" in run(command("train.py", finished, *TINY))
+    assert main(["train", *paths(finished), *TINY]) == 0
+    assert "finished" in "".join(capsys.readouterr())
     assert checkpoint.stat().st_mtime_ns == before
 
 
-def test_another_network_under_the_same_name_is_refused(finished: Path) -> None:
-    said = run(command("train.py", finished, *TINY, "architecture=unet", "trainer.max_epochs=4"), code=2)
+def test_another_network_under_the_same_name_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *paths(finished), *TINY, "architecture=unet", "trainer.max_epochs=4"]) == 2
+    said = "".join(capsys.readouterr())
     assert "architecture.name: was umamba_bot, is unet" in said
     assert "restart=true" in said
     assert "Traceback" not in said
@@ -128,8 +137,9 @@ def test_a_killed_run_continues_to_the_same_weights(finished: Path, tmp_path: Pa
     (tmp_path / "raw").symlink_to(finished / "raw")
     (tmp_path / "preprocessed").symlink_to(finished / "preprocessed")
     folder = RunFolder(tmp_path / "runs" / RUN)
+    trained_only = [*TINY, "predict.validation=false"]
     process = subprocess.Popen(
-        command("train.py", tmp_path, *TINY),
+        command("train.py", tmp_path, *trained_only),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -141,14 +151,16 @@ def test_a_killed_run_continues_to_the_same_weights(finished: Path, tmp_path: Pa
     time.sleep(0.2)  # into the next epoch
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    said = run(command("train.py", tmp_path, *TINY))
+    said = run(command("train.py", tmp_path, *trained_only))
     assert "Continuing" in said
     ours, theirs = weights(folder), weights(RunFolder(finished / "runs" / RUN))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert [row["epoch"] for row in read_metrics(folder.metrics)] == ["0", "1", "2"]
 
 
-def test_all_faults_of_a_dataset_are_reported_together(finished: Path, tmp_path: Path) -> None:
+def test_all_faults_of_a_dataset_are_reported_together(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = next((finished / "raw").glob("*/dataset.json")).parent
     broken = tmp_path / "raw" / "Dataset901_Broken"
     for path in source.rglob("*"):
@@ -164,7 +176,9 @@ def test_all_faults_of_a_dataset_are_reported_together(finished: Path, tmp_path:
     sitk.WriteImage(label, str(labels[1]))
     sitk.WriteImage(sitk.ReadImage(str(labels[2]))[:-1], str(labels[2]))
     labels[3].unlink()
-    said = run(command("train.py", tmp_path, f"dataset.root={broken}", *TINY[3:]), code=2)
+    others = [override for override in TINY if not override.startswith("dataset")]
+    assert main(["train", *paths(tmp_path), f"dataset.root={broken}", *others]) == 2
+    said = "".join(capsys.readouterr())
     for path in (images[0], labels[1], labels[2], labels[3]):
         assert path.name in said
     assert "77" in said

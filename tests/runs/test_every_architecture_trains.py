@@ -1,5 +1,6 @@
 """Each of the paper's six architectures trains 20 iterations on a phantom by train.py, and its loss falls."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -18,9 +19,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("six")
 
 
+# One dimension of each; the other one is for the night.
+EACH_DAY = {
+    *(("flare", "umamba_bot"), ("flare", "umamba_enc"), ("flare", "unet")),
+    *(("amos2d", "segresnet"), ("amos2d", "unetr"), ("amos2d", "swinunetr")),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("experiment", ["flare", "amos2d"])
+@pytest.mark.parametrize(
+    ("experiment", "architecture"),
+    [
+        pytest.param(*case, marks=() if case in EACH_DAY else pytest.mark.nightly)
+        for case in itertools.product(("flare", "amos2d"), ARCHITECTURES)
+    ],
+)
 def test_the_loss_falls(folder: Path, project_dir: Path, experiment: str, architecture: str) -> None:
     paths = [f"paths.{name}={folder / name}" for name in ("raw", "preprocessed", "runs")]
     command = [sys.executable, str(project_dir / "train.py"), f"experiment={experiment}_{architecture}", *paths]

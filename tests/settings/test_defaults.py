@@ -21,6 +21,7 @@ from umamba.settings import (
     ReportSettings,
     SlurmSettings,
     TrainSettings,
+    VerifySettings,
     plain,
 )
 
@@ -134,6 +135,7 @@ TRAINER: dict[str, Any] = {
     "limit_train_batches": None,
     "limit_val_batches": None,
     "deterministic": False,
+    "benchmark": None,
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 50,
     "enable_model_summary": False,
@@ -142,12 +144,16 @@ TRAINER: dict[str, Any] = {
 }
 TRAINERS = {
     "default": TRAINER,
-    "ddp": {**TRAINER, "devices": "auto", "strategy": "ddp_find_unused_parameters_true"},
+    "ddp": {**TRAINER, "devices": "auto", "strategy": "auto"},
 }
 UMAMBA: dict[str, Any] = {
     "blocks": "official",
     "full_resolution_skip": "official",
     "decoder_upsampling": "nearest",
+    "mixer": "mamba",
+    "match": "none",
+    "mixer_kernel": 7,
+    "head_width": 64,
     "mamba": True,
     "residual": False,
     "d_state": 16,
@@ -366,6 +372,7 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "probabilities": False,
         "instances": None,
         "export": [],
+        "codes": None,
         "overwrite": False,
         "workers": 2,
         "engine": "auto",
@@ -377,6 +384,16 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "previews": 8,
         "post_processing": None,
         "precision": "auto",
+        "reproducible": False,
+    }
+    assert composed(VerifySettings, f"predictions={here}") == {
+        "trust": [],
+        "predictions": here,
+        "checkpoint": None,
+        "input": None,
+        "device": "auto",
+        "engine": "auto",
+        "max_memory_gb": None,
     }
     assert composed(FindBestSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
         **sliding,
@@ -404,12 +421,15 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "iou_threshold": 0.5,
         "count_edge_cells": False,
         "images": None,
+        "margin": 0.01,
         "workers": None,
     }
     assert composed(ReportSettings, "study=folds") == {
         "study": "folds",
         "output": None,
         "overrides": [],
+        "margin": 0.01,
+        "pictures_mb": 3.0,
         "paths": PATHS,
     }
     assert composed(ConvertSettings, "archive=flare", f"source={here}") == {
@@ -429,6 +449,8 @@ def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
         "output": "out",
         "format": "nnunet",
         "fold": 0,
+        "post_processing": None,
+        "trust": [],
     }
     assert plain(SlurmSettings()) == {
         "partition": None,

@@ -49,7 +49,7 @@ def records(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
 
 
 RECORDS = sorted(set(records()), key=lambda record: record.__name__)
-EXISTING = ("checkpoint", "input", "predictions", "truth", "raw_dataset", "source")
+EXISTING = ("checkpoint", "images", "input", "predictions", "truth", "raw_dataset", "source")
 
 
 def example(record: type[Settings], folder: Path) -> Settings:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from matplotlib.axes import Axes
 
 from umamba.patches import PatchDataModule
@@ -49,6 +51,7 @@ def report(waits: float, workers: int, monkeypatch: pytest.MonkeyPatch) -> str:
 
     class Module:
         num_workers = workers
+        automatic = False
 
     times = StepTimes(Module())  # type: ignore[arg-type]
     times.seconds = dict(zip(PARTS, (waits, 0.0, (1 - waits) / 2, (1 - waits) / 2, 0.0), strict=True))
@@ -63,6 +66,31 @@ def test_one_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert "set data.num_workers=7 (now 1)" in report(0.5, 1, monkeypatch)
     assert "set augmentation.device=gpu" in report(0.5, 7, monkeypatch)
+
+
+def test_the_wait_decides_where_patches_are_augmented(caplog: pytest.LogCaptureFixture) -> None:
+    """augmentation.device=auto gets the share of waiting, the mean of all ranks, once, after the first epoch."""
+    asked: list[tuple[float, int]] = []
+
+    class Module:
+        undecided = True
+
+        def choose_device(self, waiting: float, epoch: int) -> str:
+            asked.append((waiting, epoch))
+            self.undecided = False
+            return "chosen"
+
+    times = StepTimes(Module())  # type: ignore[arg-type]
+    times.seconds = dict(zip(PARTS, (2.0, 0.0, 3.0, 4.0, 1.0), strict=True))
+    times.steps = 5
+    reduced = SimpleNamespace(reduce=lambda share, reduce_op: {"mean": share + 0.1}[reduce_op])
+    trainer: Any = SimpleNamespace(strategy=reduced, current_epoch=0, is_global_zero=True)
+    module: Any = SimpleNamespace(device=torch.device("cpu"))
+    with caplog.at_level("INFO", "umamba"):
+        for _ in range(2):
+            times.choose_device(trainer, module)
+    assert asked == [(pytest.approx(0.3), 0)]
+    assert caplog.messages == ["chosen"]
 
 
 def test_curves_show_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

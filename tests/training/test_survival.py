@@ -20,6 +20,7 @@ from umamba.runs import PreparedDataset
 from umamba.settings import InvalidSettings, TrainerSettings
 from umamba.training.checkpoints import AtomicCheckpointIO, newest_readable
 from umamba.training.curves import complete_curves
+from umamba.training.losses import DeepSupervisionLoss
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import IN_A_ROW, watched
 from umamba.training.stopping import SIGNALS, LeaveOnSignal
@@ -143,6 +144,15 @@ def spoil(monkeypatch: pytest.MonkeyPatch, when: Callable[[SegmentationModule, i
     monkeypatch.setattr(SegmentationModule, "training_step", step)
 
 
+@pytest.fixture(params=[False, True], ids=["read at once", "read later"])
+def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Return whether the optimiser is fused, as on CUDA, where the device itself skips a step and is read later."""
+    if request.param:
+        monkeypatch.setattr(SegmentationModule, "fused", True)
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("fused")
 def test_a_non_finite_step_changes_nothing_and_is_counted(
     small_fit: Fit, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
 ) -> None:
@@ -162,7 +172,59 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(
     assert_equal(weights(spoiled), weights(short))
 
 
-def test_several_in_a_row_go_back_and_on_in_float32(small_fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_skipped_first_step_leaves_no_trace_in_the_optimizer(
+    small_fit: Fit, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    monkeypatch.setattr(SegmentationModule, "fused", True)
+    spoil(monkeypatch, lambda module, index: index == 0)
+    own = (f"recipe.optimizer.name={optimizer}", "trainer.max_epochs=1")
+    folder = small_fit("trainer.limit_train_batches=3", *own, name="first")
+    state = torch.load(folder.last, weights_only=True)["optimizer_states"][0]["state"]
+    finite = [value.isfinite().all() for slots in state.values() for value in slots.values()]
+    assert finite
+    assert all(finite)
+    largest = max(float(value.abs().max()) for slots in state.values() for value in slots.values())
+    assert largest < 100, "memory without values was used"
+    if optimizer == "adamw":
+        assert {float(slots["step"]) for slots in state.values()} == {2.0}
+
+
+def test_a_fused_optimizer_skips_the_same_steps_as_a_plain_one(small_fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for fused in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(SegmentationModule, "fused", fused)
+            spoil(patch, lambda module, index: index in (0, 2))
+            results.append(small_fit("trainer.max_epochs=2", "trainer.limit_train_batches=4", name=str(fused)))
+    first, second = (weights(folder) for folder in results)
+    assert column(results[0], "train/skipped_steps") == column(results[1], "train/skipped_steps") == [2, 2]
+    apart = max(float((first[name] - second[name]).abs().max()) for name in first)
+    assert apart < 1e-6
+    names = [[path.name for path in sorted(folder.nonfinite.glob("*.pt"))] for folder in results]
+    assert names[0] == names[1] == [f"epoch_000{e}_batch_000{b}.pt" for e in (1, 2) for b in (0, 2)]
+
+
+def test_the_layer_is_found_when_the_gradients_are_gone(small_fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = DeepSupervisionLoss.forward
+
+    def huge(self: DeepSupervisionLoss, *arguments: Any) -> torch.Tensor:
+        return original(self, *arguments) * 1e38 * (1.0 if self.training else 0.0)
+
+    monkeypatch.setattr(DeepSupervisionLoss, "forward", huge)
+    found = []
+    for fused in (False, True):
+        monkeypatch.setattr(SegmentationModule, "fused", fused)
+        folder = small_fit("trainer.max_epochs=1", "trainer.limit_train_batches=2", name=str(fused))
+        paths = sorted(folder.nonfinite.glob("*.pt"))
+        found.append([torch.load(path, weights_only=True)["first_nonfinite"] for path in paths])
+    assert found[0] == found[1]
+    assert found[0]
+
+
+def test_several_in_a_row_go_back_and_on_in_float32(
+    small_fit: Fit, monkeypatch: pytest.MonkeyPatch, fused: bool
+) -> None:
     long = f"trainer.limit_train_batches={IN_A_ROW + 2}"
     reference = small_fit(long, "trainer.max_epochs=1", "trainer.precision=bf16-mixed")
     start = torch.load(reference.last, weights_only=True)
@@ -174,7 +236,8 @@ def test_several_in_a_row_go_back_and_on_in_float32(small_fit: Fit, monkeypatch:
 
     spoil(monkeypatch, when)
     folder = small_fit(long, "trainer.precision=bf16-mixed")
-    assert precisions == ["bf16-mixed"] * IN_A_ROW + ["32-true"] * (IN_A_ROW + 2)
+    seen = IN_A_ROW + fused  # one batch more is computed before the last one's result is read
+    assert precisions == ["bf16-mixed"] * seen + ["32-true"] * (IN_A_ROW + 2)
     assert folder.status()["precision"] == "32-true"
     last = torch.load(folder.last, weights_only=True)
     assert last["epoch"] == 1

@@ -62,7 +62,8 @@ def candidates(words: Sequence[str]) -> list[str]:
         return []
     if before[0] in ("study", "slurm"):
         verbs = ["submit", "dry-run", "preflight"] if before[0] == "slurm" and len(before) == 1 else []
-        names = verbs or list_studies(share("experiments"))
+        own = ["power"] if before == ["study"] else []
+        names = verbs or [*own, *list_studies(share("experiments"))]
         return [name for name in names if name.startswith(last)]
     if command.record is None:
         return []

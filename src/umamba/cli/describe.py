@@ -18,7 +18,7 @@ def main(settings: DescribeSettings) -> None:
         UserError: nothing gives a plan, or the network cannot be built at that plan.
     """
     from umamba.networks.cost import network_cost
-    from umamba.networks.cost_table import cost_table, disagreements
+    from umamba.networks.cost_table import beside_mamba, cost_table, disagreements
     from umamba.runs.network_at_plan import network_at_plan
 
     chosen = network_at_plan(settings)
@@ -28,6 +28,9 @@ def main(settings: DescribeSettings) -> None:
     title = f"{name} at {configuration.name}, patch {patch}, {chosen.num_classes} outputs"
     log.info(cost_table(cost, title, configuration.batch_size))
     log.info(_wrapped(f"Plan: {chosen.origin}."))
+    beside = beside_mamba(chosen.architecture, configuration, chosen.in_channels, chosen.num_classes)
+    if beside:
+        log.info(_wrapped(beside))
     found = disagreements(chosen.architecture, configuration)
     log.info("Where the U-Mamba paper and its released code disagree%s", ":" if found else ": nowhere, here.")
     for line in found:

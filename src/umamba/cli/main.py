@@ -26,12 +26,14 @@ class Command:
         sentence: what the command does.
         record: name of its settings record in `umamba.settings`; None: its `main` reads the arguments itself.
         examples: command lines without the program's name.
+        first: key whose value may be the first word, without `key=`; None: there is none.
     """
 
     module: str
     sentence: str
     record: str | None
     examples: tuple[str, ...]
+    first: str | None = None
 
 
 COMMANDS = {
@@ -56,6 +58,13 @@ COMMANDS = {
         "Segment images with one checkpoint, or with the mean of several.",
         "PredictSettings",
         ("predict checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt input=IMAGES output=DIR",),
+    ),
+    "verify": Command(
+        "verify",
+        "Repeat the segmentations of a folder and say of each whether it is what prediction.json says.",
+        "VerifySettings",
+        ("verify DIR", "verify DIR checkpoint=last.ckpt input=IMAGES              # if they were moved"),
+        first="predictions",
     ),
     "evaluate": Command(
         "evaluate",
@@ -107,20 +116,31 @@ COMMANDS = {
             "check-backbone umamba_enc --dim=3",
         ),
     ),
+    "probe": Command(
+        "probe",
+        "Show how far a trained network looks, by layer: gradients, shuffled tokens, hidden parts of the image.",
+        "ProbeSettings",
+        ("probe checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt images=IMAGES output=DIR",),
+    ),
     "export": Command(
         "export",
-        "Export a trained U-Net (unet, resenc_unet) to a folder for nnU-Net, or any network to a file to give away.",
+        "Export a trained U-Net (unet, resenc_unet) for nnU-Net, or any network to a file to give away or to ONNX.",
         "ExportSettings",
         (
             "export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=DIR",
             "export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=NAME.ckpt format=share",
+            "export checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt output=DIR format=onnx",
         ),
     ),
     "study": Command(
         "study",
-        "List the studies, or show the state of each run of a study.",
+        "List the studies, show the state of each run of a study, or plan what a study can show.",
         None,
-        ("study                                                 # all studies", "study table3_organs_3d"),
+        (
+            "study                                                 # all studies",
+            "study table3_organs_3d",
+            "study power table3_organs_3d power.cases=50 power.trainings=3    # before anything is trained",
+        ),
     ),
     "slurm": Command(
         "slurm",
@@ -194,9 +214,25 @@ def _run(name: str, arguments: list[str]) -> int:
         from umamba.cli.searched import with_search_path
 
         arguments = with_search_path(arguments)
+    arguments = with_first_key(command, arguments)
     if command.record is None:
         return int(_function(command)(arguments) or 0)
     return _with_settings(name, command, arguments)
+
+
+def with_first_key(command: Command, arguments: list[str]) -> list[str]:
+    """Return the arguments of a command with the key of a first word that may stand without it.
+
+    Args:
+        command: the command.
+        arguments: as typed.
+
+    >>> with_first_key(COMMANDS["verify"], ["DIR", "device=cpu"])
+    ['predictions=DIR', 'device=cpu']
+    """
+    if command.first is None or not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "~")):
+        return arguments
+    return [f"{command.first}={arguments[0]}", *arguments[1:]]
 
 
 def _with_settings(name: str, command: Command, arguments: list[str]) -> int:

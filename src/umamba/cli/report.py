@@ -26,4 +26,4 @@ def main(settings: ReportSettings) -> None:
     runs = planned_runs(study, (*settings.overrides, override_of("paths.runs", settings.paths.runs)))
     folder = settings.output or settings.paths.runs / "reports" / study.name
     results = gather(study.name, study.question, runs, study.published, settings.overrides)
-    log.info("Report: %s", write_report(results, folder).absolute())
+    log.info("Report: %s", write_report(results, folder, settings.margin, settings.pictures_mb).absolute())

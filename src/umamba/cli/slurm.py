@@ -7,11 +7,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from umamba.cli.planned_runs import absent_datasets, planned_runs
 from umamba.cli.share import share
-from umamba.cli.words import has_choices, override_of, parsed, readable
+from umamba.cli.words import keys_sentence, override_of, values_of
 from umamba.io.errors import UserError
 from umamba.settings import SlurmSettings, parse
 from umamba.settings.validate import wrong_choice
@@ -44,11 +43,7 @@ ARGUMENTS = "\n".join(
     [
         "Arguments: VERB STUDY [slurm.KEY=VALUE ...] [KEY=VALUE ...]; keys without slurm. are overrides of every run.",
         *(f"  {verb:10} {text}" for verb, text in VERBS.items()),
-        *(
-            f"  slurm.{name} [{entry.default}]  {entry.metadata['key'].sentence}"
-            for name, entry in SlurmSettings.__dataclass_fields__.items()
-            if "key" in entry.metadata
-        ),
+        *keys_sentence(SlurmSettings),
     ]
 )
 PROGRAM = (sys.executable, "-m", "umamba")
@@ -193,15 +188,4 @@ def _read(arguments: Sequence[str]) -> tuple[str, str, SlurmSettings, tuple[str,
         raise UserError(f"umamba slurm {words[0]}: give one study, such as table3_organs_3d. All: umamba study")
     own = [text.lstrip("+").removeprefix("slurm.") for text in arguments if text.lstrip("+").startswith("slurm.")]
     overrides = tuple(text for text in arguments if text not in words and not text.lstrip("+").startswith("slurm."))
-    return words[0], words[1], parse(SlurmSettings, _values(own)), overrides
-
-
-def _values(texts: Sequence[str]) -> dict[str, Any]:
-    """Return the values of `KEY=VALUE` texts."""
-    values: dict[str, Any] = {}
-    for key, _, value in (text.partition("=") for text in texts):
-        read = parsed(f"key={readable(SlurmSettings, key, value, sweep=False)}")
-        if read is None or has_choices(read):
-            raise UserError(f"slurm.{key}={value}: cannot be read. Put quotes around the value.")
-        values[key] = read.value()
-    return values
+    return words[0], words[1], parse(SlurmSettings, values_of(SlurmSettings, own)), overrides

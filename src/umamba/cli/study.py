@@ -1,4 +1,4 @@
-"""`umamba study`: list the studies, or the state of each run of a study, read from files only."""
+"""`umamba study`: list the studies, the state of each run of a study, or what a study can show; reads files only."""
 
 import logging
 from collections.abc import Sequence
@@ -7,26 +7,37 @@ from rich.table import Table
 
 from umamba.cli.planned_runs import planned_runs
 from umamba.cli.share import share
+from umamba.cli.words import keys_sentence
 from umamba.io.escape import rich_text
+from umamba.settings import PowerSettings
 from umamba.sweeps import list_studies, read_study, run_state, state_table
 
 log = logging.getLogger(__name__)
-ARGUMENTS = (
-    "Arguments: [STUDY] [key=value ...]; the overrides apply to every run, such as smoke=true or paths.runs=DIR."
+ARGUMENTS = "\n".join(
+    [
+        "Arguments: [STUDY] [key=value ...]; the overrides apply to every run, such as smoke=true or paths.runs=DIR.",
+        "           power STUDY [power.KEY=VALUE ...] [key=value ...]: what the study will be able to show.",
+        *keys_sentence(PowerSettings),
+    ]
 )
 
 
 def main(arguments: Sequence[str]) -> None:
-    """List the studies, or show the states of one study's runs.
+    """List the studies, show the states of one study's runs, or what it will be able to show.
 
     Args:
-        arguments: a study and overrides of every run; empty: list the studies.
+        arguments: a study and overrides of every run, after the word power, if that is asked; empty: list the studies.
 
     Raises:
         UserError: the study does not exist, or one of its runs cannot be composed.
     """
     if not arguments:
         log.info(studies_table())
+        return
+    if arguments[0] == "power":
+        from umamba.cli.study_power import study_power
+
+        study_power(arguments[1:])
         return
     study = read_study(share("experiments"), arguments[0])
     states = [run_state(run) for run in planned_runs(study, tuple(arguments[1:]))]

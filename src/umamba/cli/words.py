@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from umamba.io.errors import UserError
 from umamba.settings.wording import alternatives, join
 
 _IN_QUOTES = re.compile(r"""(['"])(?:\\.|(?!\1)[^\\])*\1""", re.DOTALL)
@@ -65,6 +66,39 @@ def has_choices(override: Override) -> bool:
         override: the override.
     """
     return override.is_sweep_override() or isinstance(override.value(), Glob)
+
+
+def values_of(record: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `KEY=VALUE` texts of a record that no config holds, such as `slurm` and `power`.
+
+    Args:
+        record: the settings record; its section stands in the message.
+        texts: the keys without the section, and their values.
+
+    Raises:
+        UserError: Hydra cannot read a value, or it stands for several.
+    """
+    values: dict[str, Any] = {}
+    for key, _, value in (text.partition("=") for text in texts):
+        read = parsed(f"key={readable(record, key, value, sweep=False)}")
+        if read is None or has_choices(read):
+            raise UserError(f"{record.section}.{key}={value}: cannot be read. Put quotes around the value.")
+        values[key] = read.value()
+    return values
+
+
+def keys_sentence(record: Any) -> list[str]:
+    """Return a line of help for each key of such a record.
+
+    Args:
+        record: the settings record.
+    """
+    return [
+        f"  {record.section}.{name} [{'null' if entry.default is None else entry.default}]  "
+        f"{entry.metadata['key'].sentence}"
+        for name, entry in record.__dataclass_fields__.items()
+        if "key" in entry.metadata
+    ]
 
 
 def readable(record: Any, key: str, value: str, sweep: bool) -> str:
@@ -168,22 +202,31 @@ def _is_mapping(kind: Any) -> bool:
 
 
 def _is_list(kind: Any) -> bool:
-    return get_origin(kind) is tuple and set(get_args(kind)) - {Ellipsis} <= {str, Path}
+    return get_origin(kind) in (tuple, Sequence) and set(get_args(kind)) - {Ellipsis} <= {str, Path}
 
 
 def _is_text(kind: Any) -> bool:
-    """Return whether a type takes text, paths, or lists or mappings of them."""
-    return kind in (str, Path, type(None)) or _is_list(kind) or (_is_mapping(kind) and get_args(kind)[1] in (str, Path))
+    """Return whether a type takes text, paths, or lists or mappings of them (also of lists)."""
+    if _is_mapping(kind):
+        return all(one in (str, Path) or _is_list(one) for one in alternatives(get_args(kind)[1]))
+    return kind in (str, Path, type(None)) or _is_list(kind)
 
 
 def _text(value: str, kinds: Sequence[Any]) -> str:
     """Quote a text, each entry of a list, or each value of a mapping."""
-    if any(map(_is_list, kinds)) and value.startswith("[") and value.endswith("]"):
+    if any(map(_is_list, kinds)) and _listed(value):
         return f"[{','.join(_entry(entry) for entry in split(value[1:-1]))}]"
-    if any(_is_mapping(kind) for kind in kinds) and value.startswith("{") and value.endswith("}"):
+    held = [alternatives(get_args(kind)[1]) for kind in kinds if _is_mapping(kind)]
+    if held and value.startswith("{") and value.endswith("}"):
         pairs = [entry.partition(":") for entry in split(value[1:-1])]
-        return f"{{{','.join(f'{name}:{_entry(entry)}' for name, _, entry in pairs)}}}"
+        lists = any(map(_is_list, held[0]))
+        texts = [_text(entry.strip(), held[0]) if lists and _listed(entry) else _entry(entry) for _, _, entry in pairs]
+        return f"{{{','.join(f'{name}:{text}' for (name, _, _), text in zip(pairs, texts, strict=True))}}}"
     return quoted(value)
+
+
+def _listed(text: str) -> bool:
+    return text.strip().startswith("[") and text.strip().endswith("]")
 
 
 def _entry(text: str) -> str:

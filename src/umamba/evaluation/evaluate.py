@@ -1,4 +1,4 @@
-"""Scores of folders of segmentations: tables, statistical tests between methods, and pictures."""
+"""Scores of folders of segmentations: tables, comparisons of methods, and pictures."""
 
 import logging
 import math
@@ -11,10 +11,12 @@ from pathlib import Path
 import pandas
 from rich.table import Table
 
+from umamba.evaluation.claims import claims_table, compare, judged
+from umamba.evaluation.equivalence import MARGIN
 from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.rules import Rules
 from umamba.evaluation.score import TITLES, metrics_of, score_pairs, worst_median_best
-from umamba.evaluation.statistics import compare_methods, summarize
+from umamba.evaluation.statistics import summarize, with_case_means
 from umamba.evaluation.terminal_table import score_table
 from umamba.io import UserError, below, oriented_like, read_image, read_json, read_label, supported_endings
 from umamba.io.escape import rich_text
@@ -48,7 +50,7 @@ class Evaluation:
 
     Attributes:
         scores: one table for each method: case, label, metrics.
-        comparison: tests between methods, None with a single method.
+        comparison: what is shown of each pair of methods, None with a single method.
         problems: what is wrong with the cases that were not scored; the others are.
     """
 
@@ -78,7 +80,14 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation
             count_edge_cells=settings.count_edge_cells,
         )
         return evaluate_folders(
-            settings.methods, settings.truth, settings.output, rules, settings.images, settings.workers
+            settings.methods,
+            settings.truth,
+            settings.output,
+            rules,
+            settings.images,
+            settings.workers,
+            trainings=settings.trainings,
+            margin=settings.margin,
         )
 
 
@@ -89,6 +98,9 @@ def evaluate_folders(
     rules: Rules,
     images: Path | None = None,
     workers: int | None = None,
+    *,
+    trainings: Mapping[str, str] | None = None,
+    margin: float = MARGIN,
 ) -> Evaluation:
     """Score the folders of one or several methods, report the tables, and write tables and pictures.
 
@@ -100,7 +112,8 @@ def evaluate_folders(
         volumes.png: with generic rules and details.
         overlays/: if images are given.
         The official scripts' tables: with strict_official.
-    With several methods, each has its own folder in `output`, and comparison.csv holds the tests between them.
+    With several folders, each has its own folder in `output`. comparison.csv holds what is shown of each pair of
+    methods.
 
     Args:
         predictions: method's name -> folder of its segmentations.
@@ -109,6 +122,8 @@ def evaluate_folders(
         rules: how segmentations are scored.
         images: folder of the images for overlays, named NAME or NAME_0000.
         workers: number of processes; None: the CPUs of the allocation.
+        trainings: name in `predictions` -> method that was trained for it; None: each is a method of its own.
+        margin: the largest difference of DSC, NSD or F1 between methods that does not matter.
 
     Returns:
         The scores, the comparison, and what is wrong with the cases that were not scored.
@@ -135,11 +150,13 @@ def evaluate_folders(
                 problems.append(str(error))
     metrics = metrics_of(next(iter(scores.values())))
     _draw_scores(scores, metrics, output, targets)
+    methods = trainings or {name: name for name in scores}
     comparison = None
-    if len(scores) > 1:
-        comparison = compare_methods(scores, metrics)
+    if len(set(methods.values())) > 1:
+        comparison = compare_methods(scores, methods, metrics, margin)
         write_table(output / "comparison.csv", comparison)
         log.info(comparison_table(comparison))
+        log.info("\n".join(comparison_sentences(comparison)))
     return Evaluation(scores, comparison, tuple(problems))
 
 
@@ -258,17 +275,67 @@ def draw_overlays(
         write_overlay(case_figure(image, truth, prediction, labels, scores, case), target)
 
 
+def compare_methods(
+    scores: Mapping[str, pandas.DataFrame], methods: Mapping[str, str], metrics: Sequence[str], margin: float = MARGIN
+) -> pandas.DataFrame:
+    """Compare every pair of methods for each label and metric.
+
+    A family of Holm's correction is the mean over labels by all metrics, or all labels by one metric.
+
+    Args:
+        scores: training -> table with the columns case, label and metrics.
+        methods: training -> its method.
+        metrics: the metrics to compare.
+        margin: the largest difference that does not matter.
+
+    Returns:
+        The columns of `claims_table` without the dataset, a row for each label, metric and pair.
+    """
+    complete = {name: with_case_means(table, metrics) for name, table in scores.items()}
+    labels = list(dict.fromkeys(label for table in complete.values() for label in table["label"]))
+    *single, summary = labels  # the means over labels are the last rows, or there is one label
+    found = []
+    for family in [*([(label, metric) for label in single] for metric in metrics), [(summary, m) for m in metrics]]:
+        compared = []
+        for label, metric in family:
+            rows = {
+                name: table[table["label"] == label].set_index("case")[metric].rename(name)
+                for name, table in complete.items()
+            }
+            grouped = {
+                method: pandas.DataFrame([rows[name] for name in rows if methods[name] == method])
+                for method in dict.fromkeys(methods[name] for name in rows)
+            }
+            compared += compare(grouped, metric, margin, label=label)
+        found += judged(compared)
+    return claims_table(found).drop(columns="dataset")
+
+
 def comparison_table(comparison: pandas.DataFrame) -> Table:
-    """Return the printable table of paired tests: over the means of all labels, or the scores of a single label."""
-    shown = comparison[comparison["label"] == comparison["label"].iloc[-1]]  # the means of all labels, if there are any
-    table = Table(title="Paired differences (Wilcoxon's signed-rank test, Holm's correction)")
-    for column in ("metric", "methods", "cases", "difference", "p", "p corrected"):
+    """Return the printable table of differences: of the means over labels, or of a single label."""
+    table = Table(title="Differences between methods: 95 % interval, probability that the better mean is not better")
+    for column in ("metric", "methods", "cases", "difference", "interval", "P(false)"):
         table.add_column(column)
-    for _, row in shown.iterrows():
-        p_values = ("few cases" if pandas.isna(row[key]) else f"{row[key]:.4g}" for key in ("p_value", "p_holm"))
-        methods = rich_text(f"{row['first']} - {row['second']}")
-        table.add_row(TITLES[row["metric"]], methods, str(row["cases"]), f"{row['difference']:+.4f}", *p_values)
+    for _, row in _over_labels(comparison).iterrows():
+        known = not pandas.isna(row["ci_low"])
+        interval = f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}" if known else "few cases"
+        p_false = f"{row['p_false']:.3g}" if known else "few cases"
+        methods, difference = rich_text(f"{row['first']} - {row['second']}"), f"{row['difference']:+.4f}"
+        table.add_row(TITLES[row["metric"]], methods, str(row["cases"]), difference, interval, p_false)
     return table
+
+
+def comparison_sentences(comparison: pandas.DataFrame) -> list[str]:
+    """Return what is shown of each pair of methods: over the means of all labels, or the scores of a single label."""
+    return [
+        f"{TITLES[row['metric']]}, {row['first']} and {row['second']}: {row['sentence']}"
+        for _, row in _over_labels(comparison).iterrows()
+    ]
+
+
+def _over_labels(comparison: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the rows of the means of all labels, if there are any, which are the last ones."""
+    return comparison[comparison["label"] == comparison["label"].iloc[-1]]
 
 
 def official_tables(

@@ -5,15 +5,16 @@ of their probabilities decides. The result is written into a zero volume at the 
 """
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from umamba.inference.decision import decide_labels
+from umamba.inference.device_work import fetch
 from umamba.inference.resize import AxisMaps, VoxelBox, axis_maps, parts, resize_box, whole
 from umamba.io import Turn, UserError
 from umamba.io.lazy import load_beside
@@ -88,14 +89,8 @@ class Slab:
 
         Returns:
             float32 of the box's shape.
-
-        Raises:
-            UserError: they are not finite.
         """
-        values = resize_box(self.logits[head], self.first, self.maps, box)
-        if not torch.isfinite(values.sum()):  # one pass; finite logits are far too small for their sum to overflow
-            raise UserError(_NOT_FINITE)
-        return values
+        return resize_box(self.logits[head], self.first, self.maps, box)
 
 
 class Canvas:
@@ -147,16 +142,36 @@ class Canvas:
             if not paint_winners(into, slabs, box, of_heads, regions=order is not None):
                 raise UserError(_NOT_FINITE)
             return
+        device, waiting = slabs[0].logits.device, deque[tuple[tuple[slice, ...], Callable[[], Tensor]]]()
+        # A GPU keeps the labels of the whole box, because each copy of a part would wait for what is computed before.
+        decided = None if device.type == "cpu" else self._labels_on(device, box)
+        sums: list[Tensor] = []
         for part in parts(box, _VOXELS_AT_ONCE if direct else max(1, _VOXELS_AT_ONCE // heads)):
             place = self._place(part)
-            if direct:
-                decided = decide_labels(heads, partial(slabs[0].resized, box=part), self._labels)
+            labels, mean = decide_part(slabs, part, self._labels, direct, sums)
+            if decided is None:
+                refuse_not_finite(sums)
+                self._painted[place] = labels.numpy()
             else:
-                mean = mean_probabilities(slabs, part, self._labels)
-                decided = decide_labels(heads, mean.__getitem__, self._labels, threshold=0.5)
-                if self._probabilities is not None:
-                    self._probabilities[(slice(None), *place)] = mean.cpu().numpy()
-            self._painted[place] = decided.cpu().numpy()
+                decided[_within(part, box)] = labels
+            if self._probabilities is not None and mean is not None:
+                waiting.append((place, fetch(mean)))
+                if decided is None or len(waiting) > 1:
+                    self._keep_probabilities(*waiting.popleft())
+        for place, wait in waiting:
+            self._keep_probabilities(place, wait)
+        if decided is not None:
+            labels_of_box = fetch(decided)
+            refuse_not_finite(sums)
+            self._painted[self._place(box)] = labels_of_box().numpy()
+
+    def _labels_on(self, device: torch.device, box: VoxelBox) -> Tensor:
+        dtype = torch.uint8 if self._labels.all_values[-1] < 256 else torch.int32
+        return torch.empty([extent.stop - extent.start for extent in box], dtype=dtype, device=device)
+
+    def _keep_probabilities(self, place: tuple[slice, ...], wait: Callable[[], Tensor]) -> None:
+        assert self._probabilities is not None
+        self._probabilities[(slice(None), *place)] = wait().numpy()
 
     def _place(self, box: VoxelBox) -> tuple[slice, ...]:
         """Return where a box of the crop lies in the turned image."""
@@ -166,27 +181,82 @@ class Canvas:
         )
 
 
-def mean_probabilities(slabs: Sequence[Slab], box: VoxelBox, labels: LabelSet) -> Tensor:
-    """Return the mean of the networks' probabilities: softmax of labels, sigmoid of regions.
+def _within(part: VoxelBox, box: VoxelBox) -> VoxelBox:
+    """Return where a part of a box lies in it."""
+    z, y, x = (slice(own.start - all_.start, own.stop - all_.start) for own, all_ in zip(part, box, strict=True))
+    return z, y, x
+
+
+def decide_part(
+    slabs: Sequence[Slab], box: VoxelBox, labels: LabelSet, direct: bool, sums: list[Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """Decide the labels of a box on the device of the logits, without waiting for it.
 
     Args:
         slabs: the logits of each network.
         box: part of the crop.
         labels: the label set.
+        direct: the logits of the only network decide; otherwise the mean of the probabilities.
+        sums: receives the sum of each head's logits, see `refuse_not_finite`.
 
     Returns:
-        (num_classes, *box) float32 on the CPU.
+        The labels of the box's shape, and the mean of the probabilities (num_classes, *box) float32 unless `direct`.
+    """
+    if direct:
 
-    Raises:
-        UserError: logits are not finite.
+        def logits_of(head: int) -> Tensor:
+            values = slabs[0].resized(head, box)
+            sums.append(values.sum())
+            return values
+
+        return decide_labels(labels.num_classes, logits_of, labels), None
+    mean = mean_probabilities(slabs, box, labels, sums)
+    return decide_labels(labels.num_classes, mean.__getitem__, labels, threshold=0.5), mean
+
+
+def mean_probabilities(slabs: Sequence[Slab], box: VoxelBox, labels: LabelSet, sums: list[Tensor]) -> Tensor:
+    """Return the mean of the networks' probabilities: softmax of labels, sigmoid of regions.
+
+    Args:
+        slabs: the logits of each network, on one device.
+        box: part of the crop.
+        labels: the label set.
+        sums: receives the sum of each network's logits, see `refuse_not_finite`.
+
+    Returns:
+        (num_classes, *box) float32 on that device.
     """
     total: Tensor | None = None
     for slab in slabs:
-        logits = torch.stack([slab.resized(head, box) for head in range(labels.num_classes)])
-        own = logits.sigmoid_() if labels.has_regions else logits.softmax(0)
-        total = own.cpu() if total is None else total.add_(own.cpu())
+        own = torch.stack([slab.resized(head, box) for head in range(labels.num_classes)])
+        sums.append(own.sum())
+        # Not softmax() and sigmoid(), whose last bit depends on where in the memory a voxel lies, and so on the boxes.
+        if labels.has_regions:
+            own.neg_().exp_().add_(1).reciprocal_()
+        else:
+            own.sub_(own.amax(0)).exp_()
+            together = own[0].clone()
+            for head in own[1:]:
+                together.add_(head)
+            own.div_(together)
+        total = own if total is None else total.add_(own)
     assert total is not None
     return total.div_(len(slabs))
+
+
+def refuse_not_finite(sums: list[Tensor]) -> None:
+    """Look at the sums of logits, all at once because a GPU must be waited for, and empty the list.
+
+    Args:
+        sums: scalars; finite logits are far too small for their sums to overflow.
+
+    Raises:
+        UserError: some are not finite, because logits are not.
+    """
+    finite = not sums or bool(torch.stack(sums).isfinite().all())
+    sums.clear()
+    if not finite:
+        raise UserError(_NOT_FINITE)
 
 
 def grid_maps(

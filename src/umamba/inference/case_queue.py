@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 from umamba.datasets import RawCase
 from umamba.inference.canvas import Canvas
+from umamba.inference.digests import image_digest
 from umamba.inference.exports import check_image_exports, write_exports
 from umamba.inference.likeness import Unlike, refuse_flat_image, unlike_training
+from umamba.inference.manifest import Manifest
 from umamba.inference.memory import MemoryLimit
 from umamba.inference.model import Model
-from umamba.inference.outputs import CaseFiles
+from umamba.inference.outputs import CaseFiles, wants_dicom
 from umamba.inference.postprocessing import PostProcessing
 from umamba.inference.prepared_image import PreparedImage, paint, prepare_image, warn_of_orientation
 from umamba.inference.probabilities import ProbabilitiesFile
@@ -21,10 +23,12 @@ from umamba.inference.progress import CaseProgress
 from umamba.inference.volumes import volume_rows
 from umamba.io import Geometry, read_image, turned, voxel_count, write_segmentation
 from umamba.io.orientation import AS_STORED
+from umamba.labels.codes import LabelCode
 from umamba.labels.instance_maps import numbered_instances
 from umamba.settings import PredictionSettings
 
-Read = tuple[PreparedImage, list[str]]  # an image, and how it differs from those of training
+# An image, how it differs from those of training, and its hash.
+Read = tuple[PreparedImage, list[str], str]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class CaseQueue:
         limit: of the memory.
         progress: show a progress bar.
         problems: receives the reason for each case that cannot be segmented.
+        codes: the coded name of each label, for the forms in DICOM.
+        manifest: receives an entry for each case before its segmentation is written.
         orientations: of the images so far, see `warn_of_orientation`.
     """
 
@@ -47,6 +53,8 @@ class CaseQueue:
     limit: MemoryLimit
     progress: bool
     problems: Problems
+    codes: Sequence[LabelCode]
+    manifest: Manifest
     orientations: set[str] = field(default_factory=set)
 
     def run(self, cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> dict[str, list[dict[str, str]]]:
@@ -105,10 +113,14 @@ class CaseQueue:
         image = read_image(case.images, time_is_channels=True, turn_channels=turn_channels)
         refuse_flat_image(image, self.models)
         check_image_exports(self.settings.export, image.geometry)
+        if wants_dicom(self.settings.export):
+            from umamba.inference.dicom_results import check_dicom_exports  # pydicom takes a while to load
+
+            check_dicom_exports(self.settings.export, case.images)
         prepared = prepare_image(image, self.models, case.case_id)
         turn = prepared.placement.turn
         seen = image if turn == AS_STORED else turned(image, turn)
-        return prepared, unlike_training(seen, prepared.placement.crop, self.models[0])
+        return prepared, unlike_training(seen, prepared.placement.crop, self.models[0]), image_digest(image)
 
     def _segment(
         self,
@@ -120,7 +132,7 @@ class CaseQueue:
         unlike: Unlike,
     ) -> "Future[list[dict[str, str]]]":
         """Wait for the image and run the networks; return the future of resampling and writing."""
-        prepared, differences = read()
+        prepared, differences, image = read()
         unlike.add(case.case_id, differences)
         labels, placement, geometry = self.models[0].labels, prepared.placement, prepared.geometry
         warn_of_orientation(case.case_id, geometry, self.models, self.orientations)
@@ -132,13 +144,14 @@ class CaseQueue:
             canvas = Canvas(placement, labels, None if probabilities is None else probabilities.array)
             rest = paint(prepared, canvas, self.settings, self.limit, progress.tiles)
             stack = stack.pop_all()  # from here on the writing thread removes the temporary file
-        future = writers.submit(self._write, case, files, canvas, geometry, rest, probabilities, stack)
+        future = writers.submit(self._write, case, image, files, canvas, geometry, rest, probabilities, stack)
         future.add_done_callback(lambda done: stack.close())  # also if it was cancelled before it began
         return future
 
     def _write(
         self,
         case: RawCase,
+        image: str,
         files: CaseFiles,
         canvas: Canvas,
         geometry: Geometry,
@@ -146,7 +159,7 @@ class CaseQueue:
         probabilities: ProbabilitiesFile | None,
         stack: ExitStack,
     ) -> list[dict[str, str]]:
-        """Resample, decide and write; return the rows of the volumes."""
+        """Resample, decide and write; return the rows of the volumes. `image` is its hash."""
         labels = self.models[0].labels
         with stack:
             rest()
@@ -158,6 +171,12 @@ class CaseQueue:
                 numbered = numbered_instances(segmentation, self.settings.instances)
                 write_segmentation(files.instances, numbered, geometry)
             write_exports(files.exports, segmentation, numbered, geometry, labels, case.images)
+            if wants_dicom(self.settings.export):
+                from umamba.inference.dicom_results import Maker, write_dicom_exports
+
+                maker = Maker.of(self.models)
+                write_dicom_exports(files.exports, segmentation, labels, self.codes, case.images, maker)
+            self.manifest.note(case.case_id, case.images, image, segmentation)
             write_segmentation(files.segmentation, segmentation, geometry)
         return volume_rows(case.case_id, segmentation, geometry, labels)
 

@@ -3,13 +3,16 @@
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
+from threading import Barrier
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from umamba.inference.device_work import fetch, on_device, pinned
 from umamba.inference.precision import autocast
 from umamba.planning import Configuration
 
@@ -21,6 +24,7 @@ Forward = Callable[[Tensor], Tensor]
 Start = Callable[[Tensor], Callable[[], Tensor]]
 Axes = tuple[int, int, int]
 UNCHANGED: Axes = (0, 1, 2)
+HOST_PASSES = 2  # of a GPU at a time, where the sums over tiles are on the CPU: one computes, one is added
 
 
 def tile_window(configuration: Configuration, transpose_backward: Axes = UNCHANGED) -> tuple[int, int, int]:
@@ -71,7 +75,7 @@ def tile_forward(
         return logits
 
     def forward(tiles: Tensor) -> Tensor:
-        with torch.inference_mode(), _deterministic_cudnn(), autocast(device, precision):
+        with torch.inference_mode(), on_device(device), _deterministic_cudnn(), autocast(device, precision):
             return to_tiles(_mean_of_flips(at_once(full_resolution), to_network(tiles, device), flipped_axes))
 
     return forward
@@ -128,6 +132,38 @@ def at_once(forward: Forward) -> Start:
     return lambda tiles: partial(forward, tiles)
 
 
+def fetched(start: Start) -> Start:
+    """Return passes whose logits are copied to the CPU while the next pass is computed.
+
+    Args:
+        start: the passes on a GPU.
+    """
+    return lambda tiles: fetch(start(tiles)())
+
+
+def by_single_threads(forward: Forward, threads: int) -> Start:
+    """Return a forward pass in the form of `Start`; each pass is computed by one thread, several passes at a time.
+
+    PyTorch's convolutions and matrix products add in an order that depends on the number of threads that compute them.
+
+    Args:
+        forward: the pass, on the CPU.
+        threads: passes at a time.
+    """
+    before, ready = torch.get_num_threads(), Barrier(threads + 1)
+    pool = ThreadPoolExecutor(threads, initializer=_compute_alone)
+    for _ in range(threads):
+        pool.submit(ready.wait)
+    ready.wait()
+    torch.set_num_threads(before)  # threads that begin later take the number that was set last
+    return lambda tiles: pool.submit(forward, tiles).result
+
+
+def _compute_alone() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # the first question in a thread sets the number that any thread has set last
+
+
 def _turns(
     configuration: Configuration, transpose_forward: Axes, transpose_backward: Axes
 ) -> tuple[Callable[[Tensor, torch.device], Tensor], Forward]:
@@ -137,7 +173,10 @@ def _turns(
     flat = configuration.dim == 2
 
     def to_network(tiles: Tensor, device: torch.device) -> Tensor:
-        tiles = tiles.permute(forth).to(device).contiguous()
+        tiles = tiles.permute(forth)
+        if tiles.device != device:
+            tiles = pinned(tiles, device).to(device, non_blocking=True)
+        tiles = tiles.contiguous()
         return tiles.squeeze(2) if flat else tiles
 
     def to_tiles(logits: Tensor) -> Tensor:

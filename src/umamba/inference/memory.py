@@ -1,10 +1,12 @@
 """How the limit `max_memory_gb` is kept: the memory that is left for logits beside everything else in the process."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from umamba.inference.forward import HOST_PASSES
 from umamba.inference.model import Model
 from umamba.inference.slabs import SlabLayout, View, choose_layout
 from umamba.io import UserError
@@ -107,12 +109,12 @@ def place_sums(views: Sequence[View], crop_shape: Sequence[int], left: float | N
     """
     device = views[0].model.device
     if device.type == "cuda":
-        images = sum(view.image.nbytes for view in views)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
-        layout = choose_layout(views, crop_shape, _GPU_SHARE * free - images)
+        images = sum({id(view.image): view.image.nbytes for view in views}.values())
+        layout = choose_layout(views, crop_shape, _room_on(device) - images)
         if layout is not None and layout.strips == 1:
             return device, layout
+        if left is not None:
+            left -= HOST_PASSES * max(_logits_bytes(view.model) for view in views)
     layout = choose_layout(views, crop_shape, left)
     if layout is None:
         raise UserError(
@@ -120,3 +122,24 @@ def place_sums(views: Sequence[View], crop_shape: Sequence[int], left: float | N
             "the image and the network. Give more, or null for no limit."
         )
     return torch.device("cpu"), layout
+
+
+def sums_device(device: torch.device, bytes_needed: int) -> torch.device:
+    """Return where sums over tiles are kept that are not cut: on a GPU if they fit there, else on the CPU.
+
+    Args:
+        device: of the network.
+        bytes_needed: of the sums and the image.
+    """
+    return device if device.type == "cuda" and bytes_needed <= _room_on(device) else torch.device("cpu")
+
+
+def _room_on(device: torch.device) -> float:
+    """Return the bytes of a GPU's memory that images and sums over tiles may take."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return _GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + unused)
+
+
+def _logits_bytes(model: Model) -> int:
+    """Return at most how many bytes the logits of one pass take."""
+    return 4 * model.tiles_per_pass * model.labels.num_classes * math.prod(model.window)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from umamba.inference.forward import Forward, Start, at_once, tile_forward, tile_start, tile_window
+from umamba.inference.digests import weights_digest
+from umamba.inference.forward import Forward, Start, at_once, by_single_threads, tile_forward, tile_start, tile_window
 from umamba.inference.precision import choose_precision
 from umamba.io import UserError, file_digest
 from umamba.labels import LabelSet
@@ -67,8 +68,12 @@ class Model:
         precision: Lightning's name, 32-true, bf16-mixed or 16-mixed; auto: what the device computes fast, which the
             constructor puts in its place.
         identity: a text that differs between networks, such as the hash of the checkpoint.
+        weights: SHA-256 of all parameters and buffers; empty: the constructor computes it.
+        source: file of the checkpoint; None: there is none.
         mirror_axes: patch axes that training mirrored, along which test-time augmentation may flip; None: all.
         engine: what computes the network: torch, openvino (on the CPU), or auto, see `umamba.inference.engine`.
+        reproducible: give the same bits for any number of threads and any memory: float32 by PyTorch on the CPU, each
+            tile by one thread.
         reload: builds the network again; None: `network` is kept.
         compiled: the network in OpenVINO, which then computes it instead of PyTorch; None: PyTorch computes it.
         torch_is_faster: whether engine=auto has chosen PyTorch.
@@ -86,8 +91,11 @@ class Model:
     file_ending: str = ".nii.gz"
     precision: str = "auto"
     identity: str = ""
+    weights: str = ""
+    source: Path | None = None
     mirror_axes: tuple[int, ...] | None = None
     engine: str = "auto"
+    reproducible: bool = False
     reload: Callable[[], nn.Module] | None = None
     compiled: "OpenVinoNetwork | None" = field(default=None, init=False)
     torch_is_faster: bool = field(default=False, init=False)
@@ -99,11 +107,26 @@ class Model:
         ):
             if value not in choices:
                 raise UserError(wrong_choice(name, value, choices))
+        if self.reproducible:
+            self._settle_reproducible()
         if self.engine == "openvino":
             refuse_openvino(self.device)
         if self.precision == "auto":
             self.precision = choose_precision(self.device)
+        if not self.weights:
+            self.weights = weights_digest(self.network.state_dict())
         self._prepare_network()
+
+    def _settle_reproducible(self) -> None:
+        wrong = {"device": self.device.type, "precision": self.precision, "engine": self.engine}
+        right = {"device": ("cpu",), "precision": ("auto", "32-true"), "engine": ("auto", "torch")}
+        for name, value in wrong.items():
+            if value not in right[name]:
+                raise UserError(
+                    f"reproducible=true: needs {name}={right[name][-1]}, not {name}={value}. Leave {name} away, or "
+                    "give reproducible=false."
+                )
+        self.precision, self.engine = "32-true", "torch"
 
     def _prepare_network(self) -> None:
         if getattr(self.network, "deep_supervision", False):
@@ -118,6 +141,7 @@ class Model:
         precision: str = "auto",
         trust: str | Sequence[str] = (),
         engine: str = "auto",
+        reproducible: bool = False,
     ) -> "Model":
         """Build the network of a checkpoint; nothing else is needed.
 
@@ -127,6 +151,7 @@ class Model:
             precision: Lightning's name; auto: what the device computes fast.
             trust: packages whose functions may build the network, if it is none of this project's.
             engine: auto, torch or openvino.
+            reproducible: see `Model`.
 
         Raises:
             UserError: the file is no such checkpoint, its weights do not fit the network that it names, or that network
@@ -144,8 +169,11 @@ class Model:
             file_ending=record.file_ending,
             precision=precision,
             identity=identity,
+            weights=weights_digest(checkpoint.weights),
+            source=checkpoint.path,
             mirror_axes=record.mirror_axes,
             engine=engine,
+            reproducible=reproducible,
             reload=partial(_read_again, path, trust, identity),
         )
 
@@ -161,8 +189,11 @@ class Model:
 
     @property
     def tiles_per_pass(self) -> int:
-        """Tiles in one pass: 8 slices or one volume, because larger passes are no faster and leave a CPU's cache."""
-        return 8 if self.configuration.dim == 2 else 1
+        """Tiles in one pass: 8 slices or one volume, because larger passes are no faster and leave a CPU's cache.
+
+        A reproducible pass has one, because the last bits of a tile depend on the number of tiles beside it.
+        """
+        return 8 if self.configuration.dim == 2 and not self.reproducible else 1
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
@@ -199,6 +230,8 @@ class Model:
             A function from (B, C, *window), B at most `tiles_per_pass`, to a function that waits for the logits
             (B, num_classes, *window). At most `in_flight` may be waited for at a time.
         """
+        if self.reproducible:
+            return by_single_threads(self.torch_forward(tta), self.in_flight(tta))
         if self.compiled is None:
             return at_once(self.torch_forward(tta))
         return self.openvino_start(self.compiled, tta)
@@ -226,6 +259,8 @@ class Model:
         Args:
             tta: average over all flips.
         """
+        if self.reproducible:
+            return torch.get_num_threads()
         return 1 if self.compiled is None or tta else self.compiled.requests
 
     def use(self, compiled: "OpenVinoNetwork | None") -> None:

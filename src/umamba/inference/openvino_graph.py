@@ -215,6 +215,17 @@ def _instance_norm(x, weight, bias, mean, variance, use_input_stats, momentum, e
     return _biased(y, bias)
 
 
+def _plus(y, bias):  # type: ignore[no-untyped-def]
+    return y if bias is None else ops.add(y, bias)
+
+
+def _layer_norm(x, shape, weight=None, bias=None, eps=1e-5, cudnn=True):  # type: ignore[no-untyped-def]
+    axes = ops.constant(np.arange(-len(shape), 0, dtype=np.int64))
+    y = ops.mvn(x, axes, True, eps, "inside_sqrt")
+    y = y if weight is None else ops.multiply(y, weight)
+    return _plus(y, bias)
+
+
 def _leaky_relu(x, slope=0.01):  # type: ignore[no-untyped-def]
     return ops.prelu(x, ops.constant(np.array([slope], np.float32)))
 
@@ -272,6 +283,12 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     **{f"aten.avg_pool{dim}d.default": _average for dim in (2, 3)},
     **{f"aten.upsample_nearest{dim}d.vec": _nearest for dim in (2, 3)},
     "aten.instance_norm.default": _instance_norm,
+    "aten.layer_norm.default": _layer_norm,
+    "aten.linear.default": lambda x, weight, bias=None: _plus(ops.matmul(x, weight, False, True), bias),
+    "aten.contiguous.default": lambda x: x,
+    "aten.clone.default": lambda x, memory_format=None: x,
+    "aten.silu.default": lambda x: ops.swish(x),
+    "aten.mul.Tensor": lambda x, y: ops.multiply(x, y),
     "aten.leaky_relu.default": _leaky_relu,
     "aten.leaky_relu_.default": _leaky_relu,
     "aten.add.Tensor": _sum,

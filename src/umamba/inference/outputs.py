@@ -6,13 +6,34 @@ from pathlib import Path
 from typing import Any
 
 from umamba.io import UserError, below, read_json, remove_stale, supported_endings, write_json
+from umamba.io.documents import OWN_BYTES
 from umamba.settings import PredictionSettings
 
 # Form of `export` -> ending of its files.
-FORMS = {"seg_nrrd": ".seg.nrrd", "geojson": ".geojson", "outlines": ".png", "map16": ".png"}
+FORMS = {
+    "seg_nrrd": ".seg.nrrd",
+    "dicom_seg": ".dcm",
+    "dicom_labelmap": ".dcm",
+    "rtstruct": ".dcm",
+    "secondary_capture": ".dcm",
+    "geojson": ".geojson",
+    "outlines": ".png",
+    "map16": ".png",
+}
+# Forms that belong to the patient and study of a series in DICOM.
+DICOM_FORMS = ("dicom_seg", "dicom_labelmap", "rtstruct", "secondary_capture")
 _PREVIEWS = "previews"
-# What `prediction.json` says beside: it may change with the machine that continues a folder.
-MACHINE_KEYS = ("engine", "precision")
+# What `prediction.json` says beside: it may change with the machine that continues a folder, or from case to case.
+MACHINE_KEYS = ("engine", "precision", "checkpoints", "setups", "cases")
+
+
+def wants_dicom(forms: Sequence[str]) -> bool:
+    """Return whether a form in DICOM is among the wanted ones.
+
+    Args:
+        forms: names of forms.
+    """
+    return any(form in DICOM_FORMS for form in forms)
 
 
 @dataclass(frozen=True)
@@ -119,6 +140,11 @@ class Outputs:
         return self.folder / "prediction.json" if self.only is None else self._common("prediction.json", hidden=True)
 
     @property
+    def journal(self) -> Path:
+        """Entries of the cases that are segmented now, one a line, until they stand in the record."""
+        return self._common("prediction_cases.jsonl", hidden=True)
+
+    @property
     def lock(self) -> Path:
         """The lock file."""
         return self._common("prediction.lock", hidden=True)
@@ -163,7 +189,7 @@ class Outputs:
             UserError: the record is damaged, so that nothing tells what made them.
         """
         try:
-            return read_json(self.record)
+            return read_json(self.record, OWN_BYTES)
         except UserError as error:
             raise UserError(
                 f"{error} It tells which network made the segmentations in this folder; without it, give another "

@@ -24,6 +24,7 @@ from umamba.inference.engine_record import begun_engine, engines_record
 from umamba.inference.exports import check_exports
 from umamba.inference.label_files import write_label_files
 from umamba.inference.likeness import refuse_flat_image
+from umamba.inference.manifest import Manifest, setup_of
 from umamba.inference.memory import measure_limit
 from umamba.inference.model import Model, choose_device
 from umamba.inference.outputs import Outputs
@@ -34,6 +35,7 @@ from umamba.inference.volumes import write_volumes
 from umamba.io import Image, UserError, exclusive, storage_errors
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
+from umamba.labels.codes import label_codes
 from umamba.labels.instance_maps import BOUNDARY, INTERIOR
 from umamba.settings import PredictionSettings
 
@@ -95,6 +97,7 @@ class Predictor:
         post_processing: PostProcessing | None = None,
         trust: str | Sequence[str] = (),
         engine: str = "auto",
+        reproducible: bool = False,
     ) -> "Predictor":
         """Build the network of a checkpoint, or those of several; nothing else is needed.
 
@@ -108,6 +111,7 @@ class Predictor:
             trust: packages whose functions may build a network, such as "mypackage"; this project's need no trust.
             engine: what computes the networks: torch; openvino (on the CPU); auto: torch on a GPU, the faster one on a
                 CPU (see `umamba.inference.engine`).
+            reproducible: the same bits for any number of threads and any memory, on the CPU (see `Model`).
 
         Raises:
             UserError: a file is no such checkpoint, or its weights do not fit the network that it names, or that
@@ -117,9 +121,9 @@ class Predictor:
         paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
         if not paths:
             raise UserError("checkpoint: none is given. Give one, or several as checkpoint=[a.ckpt,b.ckpt].")
-        chosen = choose_device("cpu" if engine == "openvino" and device == "auto" else device)
+        chosen = choose_device("cpu" if (engine == "openvino" or reproducible) and device == "auto" else device)
         files = find_checkpoints([Path(path) for path in paths])
-        models = tuple(Model.from_checkpoint(path, chosen, precision, trust, engine) for path in files)
+        models = tuple(Model.from_checkpoint(path, chosen, precision, trust, engine, reproducible) for path in files)
         return cls(models, post_processing or PostProcessing())
 
     @property
@@ -230,6 +234,7 @@ class Predictor:
         """Segment cases; `unusable` are further cases that cannot be read, each with its reason."""
         self._check_instances(settings.instances)
         check_exports(settings.export, self.models)
+        codes = label_codes(self.labels, settings.codes)
         files = [outputs.case(case.case_id, settings) for case in cases]
         inputs = {os.path.realpath(path) for case in cases for path in case.images}  # also of a link to itself
         for own in files:
@@ -256,8 +261,12 @@ class Predictor:
                         outputs.remove(case.case_id)
                     for path in (outputs.record, outputs.volumes, outputs.itksnap_labels, outputs.slicer_labels):
                         path.unlink(missing_ok=True)
+                manifest = Manifest(outputs, before)
                 if missing or before is None:
-                    outputs.claim(record | engines_record(before, self.models))
+                    manifest.use(setup_of(self.models, settings, self.post_processing))
+                    record |= engines_record(before, self.models)
+                    outputs.claim(record | self._sources() | manifest.content())
+                    outputs.journal.unlink(missing_ok=True)  # its entries stand in the record now
                 outputs.tracebacks.unlink(missing_ok=True)
             write_label_files(outputs.itksnap_labels, outputs.slicer_labels, self.labels)
             if len(missing) < len(cases):
@@ -267,8 +276,13 @@ class Predictor:
             volumes: dict[str, list[dict[str, str]]] = {}
             if missing:
                 limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
-                queue = CaseQueue(self.models, self.post_processing, settings, limit, progress, problems)
+                queue = CaseQueue(
+                    self.models, self.post_processing, settings, limit, progress, problems, codes, manifest
+                )
                 volumes = queue.run([cases[number] for number in missing], [files[number] for number in missing])
+                with storage_errors(folder):
+                    outputs.claim(record | self._sources() | manifest.content())
+                    outputs.journal.unlink(missing_ok=True)
             segmentations = [(case.case_id, own.segmentation) for case, own in zip(cases, files, strict=True)]
             write_volumes(outputs.volumes, segmentations, volumes, self.labels, problems)
         if problems.reasons:
@@ -285,6 +299,12 @@ class Predictor:
                 f"{BOUNDARY} the boundary, named so; this one has {names}. Leave instances away."
             )
 
+    def _sources(self) -> dict[str, Any]:
+        """Return where the checkpoints are, which `umamba verify` reads again; empty for networks that have none."""
+        sources = [os.path.abspath(model.source) for model in self.models if model.source is not None]
+        names = [os.fsencode(path).decode("utf-8", "replace") for path in sources]
+        return {"checkpoints": names} if len(names) == len(self.models) else {}
+
     def _record(self, settings: PredictionSettings) -> dict[str, Any]:
         """Return what the segmentations in a folder depend on beside the images."""
         identities = [model.identity for model in self.models]
@@ -297,4 +317,6 @@ class Predictor:
             record["post_processing"] = [list(step) for step in self.post_processing.steps]
         if settings.instances is not None:
             record["instances"] = settings.instances
+        if any(model.reproducible for model in self.models):
+            record["reproducible"] = True
         return record

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from umamba.inference.canvas import Canvas, Placement, grid_maps
+from umamba.inference.device_work import aside, pinned
 from umamba.inference.memory import MemoryLimit, place_sums
 from umamba.inference.model import Model
 from umamba.inference.slabs import SlabLayout, View, count_tiles, give_slabs
@@ -65,7 +66,8 @@ def prepare_image(image: Image, models: Sequence[Model], name: str = "") -> Prep
             views.append(replace(same, model=model))
             continue
         data, _, properties = preprocess_case(image, None, model.plan, model.configuration, model.labels, name)
-        grid = torch.from_numpy(data).permute(0, *(axis + 1 for axis in model.plan.transpose_backward))
+        held = pinned(torch.from_numpy(data), model.device)
+        grid = held.permute(0, *(axis + 1 for axis in model.plan.transpose_backward))
         placement = Placement.of(properties, model.plan)
         maps = grid_maps(grid.shape[1:], placement, properties.seen_geometry.spacing, model.plan, model.configuration)
         views.append(View(model, grid, maps))
@@ -131,7 +133,9 @@ def paint(
     shape, views = prepared.placement.crop_shape, prepared.views
     sums_on, layout = place_sums(views, shape, limit.left(canvas.segmentation.size))
     if sums_on.type != "cpu":
-        views = tuple(replace(view, image=view.image.to(sums_on)) for view in views)
+        images = {id(view.image): view.image for view in views}  # networks of one plan share an image
+        moved = {key: image.to(sums_on, non_blocking=True) for key, image in images.items()}
+        views = tuple(replace(view, on_device=moved[id(view.image)]) for view in views)
     total, done = count_tiles(views, shape, layout, settings.tile_step_size), 0
 
     def advance(tiles: int) -> None:
@@ -141,7 +145,7 @@ def paint(
 
     slabs = give_slabs(views, shape, layout, settings, sums_on=sums_on, advance=advance)
     if layout == SlabLayout(1, shape[0]):
-        return partial(canvas.add, *next(slabs))
+        return aside(sums_on, partial(canvas.add, *next(slabs)))
     for box, slab in slabs:
         canvas.add(box, slab)
         del slab  # give_slabs needs its memory for the next one

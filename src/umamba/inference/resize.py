@@ -5,6 +5,7 @@ Each voxel of the result is computed from the same few voxels by the same sums, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,13 +17,31 @@ _COLUMNS = 64  # samples of the last axis that one matrix product computes
 
 
 @dataclass(frozen=True)
+class PlacedMap:
+    """What interpolates along one axis, on the device of the logits.
+
+    Attributes:
+        low: as in `AxisMap`.
+        high: as in `AxisMap`.
+        share: as in `AxisMap`.
+        matrices: each computes up to `_COLUMNS` samples of the image from those that they need of the grid (needed,
+            samples).
+    """
+
+    low: Tensor
+    high: Tensor
+    share: Tensor
+    matrices: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class AxisMap:
     """How the samples of one axis of the image are interpolated from those of the network's grid.
 
     Attributes:
-        low: index of the sample of the grid before each sample of the image, ascending.
-        high: index of the sample of the grid after it, ascending.
-        share: weight of `high`, float32.
+        low: index of the sample of the grid before each sample of the image, ascending; on the CPU.
+        high: index of the sample of the grid after it, ascending; on the CPU.
+        share: weight of `high`, float32; on the CPU.
         size: samples of the network's grid.
     """
 
@@ -43,6 +62,37 @@ class AxisMap:
             rows: samples of the image.
         """
         return slice(int(self.low[rows.start]), int(self.high[rows.stop - 1]) + 1)
+
+    @property
+    def columns(self) -> list[slice]:
+        """The samples of the image that each matrix computes."""
+        length = len(self.low)
+        return [slice(start, min(start + _COLUMNS, length)) for start in range(0, length, _COLUMNS)]
+
+    def on(self, device: torch.device) -> PlacedMap:
+        """Return the map on a device; it is copied there once.
+
+        Args:
+            device: of the logits.
+        """
+        if device not in self._placed:
+            matrices = tuple(self._matrix(columns).to(device) for columns in self.columns)
+            low, high, share = (values.to(device) for values in (self.low, self.high, self.share))
+            self._placed[device] = PlacedMap(low, high, share, matrices)
+        return self._placed[device]
+
+    @cached_property
+    def _placed(self) -> dict[torch.device, PlacedMap]:
+        return {}
+
+    def _matrix(self, columns: slice) -> Tensor:
+        needed = self.needed(columns)
+        count = columns.stop - columns.start
+        weights = torch.zeros(needed.stop - needed.start, count)
+        place = torch.arange(count)
+        weights[self.low[columns] - needed.start, place] += 1 - self.share[columns]
+        weights[self.high[columns] - needed.start, place] += self.share[columns]
+        return weights
 
 
 AxisMaps = tuple[AxisMap, AxisMap, AxisMap]
@@ -101,26 +151,19 @@ def resize_box(logits: Tensor, first: tuple[int, int], maps: AxisMaps, box: Voxe
 
 
 def _rows(logits: Tensor, axis_map: AxisMap, rows: slice, axis: int) -> Tensor:
-    start = axis_map.needed(rows).start
-    low = logits.index_select(axis, (axis_map.low[rows] - start).to(logits.device))
+    start, placed = axis_map.needed(rows).start, axis_map.on(logits.device)
+    low = logits.index_select(axis, placed.low[rows] - start)
     if not axis_map.share[rows].any():
         return low
-    high = logits.index_select(axis, (axis_map.high[rows] - start).to(logits.device))
-    return torch.lerp(low, high, axis_map.share[rows].to(logits.device).reshape([-1] + [1] * (2 - axis)))
+    high = logits.index_select(axis, placed.high[rows] - start)
+    return torch.lerp(low, high, placed.share[rows].reshape([-1] + [1] * (2 - axis)))
 
 
 def _columns(logits: Tensor, axis_map: AxisMap) -> Tensor:
     """Resample the last axis by small matrices, because gathering single voxels is much slower."""
     result = logits.new_empty((*logits.shape[:2], len(axis_map.low)))
-    for start in range(0, len(axis_map.low), _COLUMNS):
-        columns = slice(start, min(start + _COLUMNS, len(axis_map.low)))
-        needed = axis_map.needed(columns)
-        count = columns.stop - columns.start
-        weights = torch.zeros(needed.stop - needed.start, count)
-        place = torch.arange(count)
-        weights[axis_map.low[columns] - needed.start, place] += 1 - axis_map.share[columns]
-        weights[axis_map.high[columns] - needed.start, place] += axis_map.share[columns]
-        result[..., columns] = logits[..., needed] @ weights.to(logits.device)
+    for columns, weights in zip(axis_map.columns, axis_map.on(logits.device).matrices, strict=True):
+        result[..., columns] = logits[..., axis_map.needed(columns)] @ weights
     return result
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from umamba.inference.canvas import Slab
+from umamba.inference.forward import HOST_PASSES, Start, fetched
 from umamba.inference.model import Model
 from umamba.inference.resize import AxisMaps, VoxelBox
 from umamba.inference.tiling import LogitRows, Tile, tiles_along
@@ -25,13 +26,15 @@ class View:
 
     Attributes:
         model: the network.
-        image: (C, Z, Y, X) on the network's grid, axes of the file.
+        image: (C, Z, Y, X) on the network's grid, axes of the file; on the CPU.
         maps: from that grid to the crop of the image.
+        on_device: the image on the network's device; None: it is on the CPU only.
     """
 
     model: Model
     image: Tensor
     maps: AxisMaps
+    on_device: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def give_slabs(
         yield from _slabs_of_strip(
             [
                 LogitRows(
-                    view.model.start(settings.tta),
+                    _passes(view.model, settings.tta, sums_on),
                     view.image,
                     view.model.window,
                     num_classes=view.model.labels.num_classes,
@@ -141,10 +144,11 @@ def give_slabs(
                     capacity=_capacity(view, crop_shape, layout.rows),
                     tile_step_size=settings.tile_step_size,
                     tiles_per_pass=view.model.tiles_per_pass,
-                    in_flight=view.model.in_flight(settings.tta),
+                    in_flight=HOST_PASSES if _crosses(view.model, sums_on) else view.model.in_flight(settings.tta),
                     advance=advance,
                     dtype=view.model.sums_dtype,
                     sums_on=sums_on,
+                    on_device=view.on_device,
                 )
                 for view, own in zip(views, needed, strict=True)
             ],
@@ -152,6 +156,16 @@ def give_slabs(
             [own.start for own in needed],
             (ranges(crop_shape[0], layout.rows), columns, slice(0, crop_shape[2])),
         )
+
+
+def _passes(model: Model, tta: bool, sums_on: torch.device) -> Start:
+    start = model.start(tta)
+    return fetched(start) if _crosses(model, sums_on) else start
+
+
+def _crosses(model: Model, sums_on: torch.device) -> bool:
+    """Return whether logits are computed by a GPU and added on the CPU."""
+    return sums_on.type == "cpu" and model.device.type != "cpu"
 
 
 def _slabs_of_strip(

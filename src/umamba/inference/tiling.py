@@ -11,18 +11,19 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from umamba.inference.forward import Forward, Start, at_once
+from umamba.inference.forward import HOST_PASSES, Forward, Start, at_once, fetched
 
 # Sums in half precision of so many values are worth the second that their compiled addition takes to load.
 _COMPILED_FROM = 1 << 25
 # Logits of a blank pass that are kept for further blank passes, at most so many bytes.
 _BLANK_BYTES = 64 << 20
+Place = Sequence["Tile"]  # a tile along each axis
 
 
 def tile_starts(length: int, patch: int, tile_step_size: float) -> list[int]:
@@ -94,6 +95,12 @@ def tiles_along(length: int, patch: int, tile_step_size: float) -> list[Tile]:
     return [Tile(start - before, (gaussian / total[start : start + patch]).float()) for start in starts]
 
 
+def _placed(tiles: Sequence[Tile], device: torch.device) -> list[Tile]:
+    """Return tiles with their weights on a device, after one copy for all of them."""
+    weights = torch.stack([tile.weights for tile in tiles]).to(device)
+    return [replace(tile, weights=own) for tile, own in zip(tiles, weights, strict=True)]
+
+
 class LogitRows:
     """The logits of an image, computed row by row along its first axis; each tile is computed once.
 
@@ -116,13 +123,14 @@ class LogitRows:
         advance: Callable[[int], None] = lambda tiles: None,
         dtype: torch.dtype,
         sums_on: torch.device,
+        on_device: Tensor | None = None,
     ) -> None:
         """Lay out the tiles and allocate the sums.
 
         Args:
             start: begins the computation of tiles (B, C, *window), and returns the function that waits for their logits
                 (B, num_classes, *window).
-            image: (C, Z, Y, X) float32.
+            image: (C, Z, Y, X) float32, on the CPU, where a blank pass is known without asking a GPU.
             window: voxels of a tile along each axis.
             num_classes: outputs of the network.
             columns: part of the second axis that is wanted; tiles beside it are left out.
@@ -132,15 +140,18 @@ class LogitRows:
             in_flight: passes that may be begun before the logits of the first of them are there.
             advance: called with the number of tiles of each pass after it.
             dtype: of the sums.
-            sums_on: device of the sums.
+            sums_on: device of the sums, on which the logits must be.
+            on_device: the image on the network's device, from which the tiles are cut; None: they are cut from `image`.
         """
         self._start, self._columns, self._advance = start, columns, advance
-        self._image = image
+        self._image, self._source = image, image if on_device is None else on_device
         self._num_classes, self._tiles_per_pass, self._in_flight = num_classes, tiles_per_pass, in_flight
-        self._blank: tuple[Tensor, Tensor] | None = None  # a pass of one value for each channel, and its logits
+        # The number of tiles of a blank pass, its value for each channel, and its logits.
+        self._blank: tuple[int, Tensor, Tensor] | None = None
         self._size = (image.shape[1], columns.stop - columns.start, image.shape[3])
         planes, rows, self._x = (
-            tiles_along(length, size, tile_step_size) for length, size in zip(image.shape[1:], window, strict=True)
+            _placed(tiles_along(length, size, tile_step_size), sums_on)
+            for length, size in zip(image.shape[1:], window, strict=True)
         )
         self._z = iter(planes)
         self._next = next(self._z, None)
@@ -172,7 +183,7 @@ class LogitRows:
             self._next = next(self._z, None)
         self._keep(first, max([stop, self._reached, *(min(tile.stop, self._size[0]) for tile in todo)]))
         places = itertools.product(todo, self._y, self._x)
-        begun: deque[tuple[Sequence[tuple[Tile, Tile, Tile]], Callable[[], Tensor]]] = deque()
+        begun: deque[tuple[Sequence[Place], Callable[[], Tensor]]] = deque()
         while batch := list(itertools.islice(places, self._tiles_per_pass)):
             begun.append((batch, self._begin(batch)))
             if len(begun) == self._in_flight:
@@ -192,25 +203,35 @@ class LogitRows:
                 volume[kept:] = 0
         self._first, self._reached = first, reached
 
-    def _begin(self, batch: Sequence[tuple[Tile, Tile, Tile]]) -> Callable[[], Tensor]:
+    def _begin(self, batch: Sequence[Place]) -> Callable[[], Tensor]:
         """Begin a pass, unless it is blank and an equal one was computed before."""
-        tiles = torch.stack([self._cut(place) for place in batch])
         # The first test looks at two voxels, so that hardly a pass needs the second one.
-        first = tiles[:1, :, :1, :1, :1]
-        blank = bool((tiles[-1, :, -1, -1, -1] == first[0, :, 0, 0, 0]).all()) and bool((tiles == first).all())
-        if not blank:
-            return self._start(tiles)
-        return lambda: self._blank_logits(tiles)
+        value = self._corner(batch[0], last=False)
+        if torch.equal(value, self._corner(batch[-1], last=True)):
+            spread = value[:, None, None, None]
+            if all(bool((_cut(self._image, place) == spread).all()) for place in batch):
+                return lambda: self._blank_logits(batch, value)
+        return self._start(self._tiles(batch))
 
-    def _blank_logits(self, tiles: Tensor) -> Tensor:
-        if self._blank is not None and torch.equal(self._blank[0], tiles):
-            return self._blank[1]
-        logits = self._start(tiles)()
+    def _tiles(self, batch: Sequence[Place]) -> Tensor:
+        return torch.stack([_cut(self._source, place) for place in batch])
+
+    def _corner(self, place: Place, last: bool) -> Tensor:
+        """Return the first or the last voxel of a tile (C,)."""
+        z, y, x = (tile.stop - 1 if last else tile.start for tile in place)
+        if any(not 0 <= at < length for at, length in zip((z, y, x), self._image.shape[1:], strict=True)):
+            return self._image.new_zeros(len(self._image))
+        return self._image[:, z, y, x]
+
+    def _blank_logits(self, batch: Sequence[Place], value: Tensor) -> Tensor:
+        if self._blank is not None and self._blank[0] == len(batch) and torch.equal(self._blank[1], value):
+            return self._blank[2]
+        logits = self._start(self._tiles(batch))()
         if logits.nbytes <= _BLANK_BYTES:
-            self._blank = (tiles, logits)
+            self._blank = (len(batch), value, logits)
         return logits
 
-    def _add(self, batch: Sequence[tuple[Tile, Tile, Tile]], wait: Callable[[], Tensor]) -> None:
+    def _add(self, batch: Sequence[Place], wait: Callable[[], Tensor]) -> None:
         output = wait()
         if output.shape[1] != self._num_classes:
             raise ValueError(f"the network has {output.shape[1]} outputs, not {self._num_classes}")
@@ -220,33 +241,34 @@ class LogitRows:
                 _overlap(y, self._columns.start, self._columns.stop),
                 _overlap(x, 0, self._size[2]),
             )
-            weights = (z.weights[inner_z, None, None] * y.weights[inner_y, None] * x.weights[inner_x]).to(
-                self._sums.device
-            )
-            sums = self._sums[:, rows, columns, across]
+            along = (z.weights[inner_z], y.weights[inner_y], x.weights[inner_x])
             part = logits[:, inner_z, inner_y, inner_x]
-            if part.device == sums.device and part.dtype == sums.dtype == weights.dtype:
-                sums.addcmul_(part, weights)
-            elif self._compiled and part.device.type == "cpu":
+            if self._compiled:
                 from umamba.inference.half_sums import add_weighted
 
-                along = (z.weights[inner_z], y.weights[inner_y], x.weights[inner_x])
                 for into, values in zip(self._sums, part, strict=True):
                     add_weighted(into, (rows.start, columns.start, across.start), values, along)
+                continue
+            sums = self._sums[:, rows, columns, across]
+            weights = along[0][:, None, None] * along[1][:, None] * along[2]
+            if part.dtype == sums.dtype == weights.dtype or sums.device.type != "cpu":
+                sums.addcmul_(part, weights)
             else:
                 for into, values in zip(sums, part, strict=True):  # class by class, because each copy is then small
-                    into += values.to(sums.device) * weights
+                    into += values * weights
         self._advance(len(batch))
 
-    def _cut(self, place: Sequence[Tile]) -> Tensor:
-        """Return the image under a tile (C, *window), with zeros beyond its border."""
-        inside, padding = [], []
-        for tile, length in zip(place, self._image.shape[1:], strict=True):
-            start, stop = max(tile.start, 0), min(tile.stop, length)
-            inside.append(slice(start, stop))
-            padding.append((start - tile.start, tile.stop - stop))
-        part = self._image[(slice(None), *inside)]
-        return functional.pad(part, [amount for pair in reversed(padding) for amount in pair])
+
+def _cut(image: Tensor, place: Place) -> Tensor:
+    """Return an image under a tile (C, *window), with zeros beyond its border."""
+    inside, padding = [], []
+    for tile, length in zip(place, image.shape[1:], strict=True):
+        start, stop = max(tile.start, 0), min(tile.stop, length)
+        inside.append(slice(start, stop))
+        padding.append((start - tile.start, tile.stop - stop))
+    part = image[(slice(None), *inside)]
+    amounts = [amount for pair in reversed(padding) for amount in pair]
+    return functional.pad(part, amounts) if any(amounts) else part
 
 
 def _overlap(tile: Tile, start: int, stop: int) -> tuple[slice, slice]:
@@ -263,6 +285,8 @@ def whole_logits(
     *,
     tile_step_size: float,
     tiles_per_pass: int,
+    device: torch.device | None = None,
+    sums_on: torch.device | None = None,
 ) -> Tensor:
     """Return the logits of a whole image at once.
 
@@ -273,9 +297,11 @@ def whole_logits(
         num_classes: outputs of the network.
         tile_step_size: largest step between tiles as a fraction of the patch.
         tiles_per_pass: tiles in one forward pass.
+        device: of the logits that `forward` returns; None: the CPU.
+        sums_on: device of the sums, the CPU or `device`, which then also holds the image; None: the CPU.
 
     Returns:
-        (num_classes, Z, Y, X) float32 on the CPU.
+        (num_classes, Z, Y, X) float32 on `sums_on`.
 
     >>> image = torch.arange(24.0).reshape(1, 2, 3, 4)
     >>> logits = whole_logits(lambda tiles: tiles, image, (2, 2, 2), 1, tile_step_size=0.5, tiles_per_pass=2)
@@ -283,8 +309,11 @@ def whole_logits(
     True
     """
     _, depth, height, _ = image.shape
+    cpu = torch.device("cpu")
+    device, sums_on = device or cpu, sums_on or cpu
+    across = device != sums_on
     rows = LogitRows(
-        at_once(forward),
+        fetched(at_once(forward)) if across else at_once(forward),
         image,
         window,
         num_classes=num_classes,
@@ -292,7 +321,9 @@ def whole_logits(
         capacity=depth,
         tile_step_size=tile_step_size,
         tiles_per_pass=tiles_per_pass,
+        in_flight=HOST_PASSES if across else 1,
         dtype=torch.float32,
-        sums_on=torch.device("cpu"),
+        sums_on=sums_on,
+        on_device=image.to(sums_on),
     )
     return rows.take(0, depth)

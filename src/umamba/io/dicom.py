@@ -64,8 +64,8 @@ def series_files(folder: Path) -> list[Path]:
     for path in sorted(folder.iterdir()):
         if not path.is_file() or not _looks_like_dicom(path):
             continue
-        header = _read(path, with_pixels=False)
-        with _readable(path):
+        header = read_dataset(path, with_pixels=False)
+        with readable(path):
             kind = str(header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "")
             uid = str(header.get("SeriesInstanceUID") or "")
         if "Rows" in header:
@@ -94,8 +94,8 @@ def declared_voxels(path: Path) -> int:
     if not files:
         return 0
     try:
-        header = _read(files[0], with_pixels=False)
-        with _readable(files[0]):
+        header = read_dataset(files[0], with_pixels=False)
+        with readable(files[0]):
             return math.prod(declared_shape(header)) * len(files)
     except UserError:
         return 0
@@ -132,8 +132,8 @@ def _decode(source: Path, files: Sequence[Path]) -> sitk.Image:
     values: list[np.ndarray] = []
     inverted = False
     for path in files:
-        dataset = _read(path, with_pixels=True)
-        with _readable(path):
+        dataset = read_dataset(path, with_pixels=True)
+        with readable(path):
             bits = max(8, int(dataset.get("BitsAllocated") or 8))
             check_room(source, math.prod(declared_shape(dataset)) * bits // 8 * len(files))
             found = frames_of(path, dataset)
@@ -173,8 +173,17 @@ def _looks_like_dicom(path: Path) -> bool:
     return start[:2] in _GROUP_STARTS and b"\0" in start[2:4]
 
 
-def _read(path: Path, with_pixels: bool) -> FileDataset:
-    with _readable(path):
+def read_dataset(path: Path, with_pixels: bool) -> FileDataset:
+    """Read one DICOM file.
+
+    Args:
+        path: the file.
+        with_pixels: whether its pixels are read, too.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with readable(path):
         if is_dicom(path):
             check_deflated(path)
         dataset = pydicom.dcmread(os.fspath(path), stop_before_pixels=not with_pixels, force=True)
@@ -185,8 +194,15 @@ def _read(path: Path, with_pixels: bool) -> FileDataset:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn whatever pydicom raises for foreign bytes into one UserError, and keep its warnings off the terminal."""
+def readable(path: Path) -> Iterator[None]:
+    """Turn whatever pydicom raises for foreign bytes into one UserError, and keep its warnings off the terminal.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the block raised an error.
+    """
     with one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

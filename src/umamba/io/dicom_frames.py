@@ -74,7 +74,7 @@ def stack(source: Path, frames: Sequence[Frame]) -> tuple[list[int], np.ndarray,
             )
     positions = np.stack([frame.position_xyz for frame in frames if frame.position_xyz is not None])
     along = positions @ normal
-    order = sorted(range(len(frames)), key=lambda index: (along[index], index))
+    order = along_normal(frames)
     distances = np.diff(along[order])
     usual = float(np.median(distances))
     wrong = np.flatnonzero(np.abs(distances - usual) > _UNEVEN * usual) if usual else np.arange(len(distances))
@@ -96,6 +96,17 @@ def stack(source: Path, frames: Sequence[Frame]) -> tuple[list[int], np.ndarray,
             "dcm2niix, which writes a straightened image (NAME_Tilt), and use that."
         )
     return order, normal, float(np.mean(distances))
+
+
+def along_normal(frames: Sequence[Frame]) -> list[int]:
+    """Return the order of frames along the normal of the first one.
+
+    Args:
+        frames: the frames of one volume, with positions.
+    """
+    normal = np.cross(*frames[0].axes_xyz)
+    along = [0.0 if frame.position_xyz is None else float(frame.position_xyz @ normal) for frame in frames]
+    return sorted(range(len(frames)), key=lambda index: (along[index], index))
 
 
 def _named(frame: Frame, other: Frame) -> str:

@@ -1,7 +1,10 @@
 """Record which versions, system and git revision made a result."""
 
+import hashlib
 import platform
 import subprocess
+from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,8 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    # Without the lock that `git status` takes to store what it found: it would stay if the time limit ends git.
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).resolve().parent), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -44,6 +48,26 @@ def provenance() -> dict[str, Any]:
         "umamba": _version("umamba"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "packages": {package: _version(package) for package in _PACKAGES},
+        "packages": package_versions(_PACKAGES),
         "git": _git_state(),
     }
+
+
+def package_versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Return the versions of packages; None for those that are absent.
+
+    Args:
+        packages: their names.
+    """
+    return {package: _version(package) for package in packages}
+
+
+@cache
+def source_digest() -> str:
+    """Return the SHA-256 of this package's Python files, which tells code apart without git."""
+    root = Path(__file__).resolve().parents[1]
+    hashed = hashlib.sha256()
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+        content = path.read_bytes()
+        hashed.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return hashed.hexdigest()

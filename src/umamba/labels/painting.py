@@ -88,7 +88,9 @@ def _window_of(grey: np.ndarray, segmented: np.ndarray | None) -> tuple[float, f
     return (low, high) if high > low else (darkest - 1.0, brightest + 1.0)
 
 
-def draw_plane(axes: Axes, plane: np.ndarray, size: tuple[float, float], edges: Sequence[str] = ("",) * 4) -> None:
+def draw_plane(
+    axes: Axes, plane: np.ndarray, size: tuple[float, float], edges: Sequence[str] = ("",) * 4, letters_pt: float = 7
+) -> None:
     """Draw a plane in its physical proportions, with letters at its edges.
 
     Args:
@@ -96,6 +98,7 @@ def draw_plane(axes: Axes, plane: np.ndarray, size: tuple[float, float], edges: 
         plane: values from 0 to 1, (rows, columns) or (rows, columns, 3).
         size: height and width in mm.
         edges: letters at the left, right, top and bottom edge.
+        letters_pt: size of the letters in points.
     """
     height, width = size
     axes.imshow(plane, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), interpolation="nearest")
@@ -105,12 +108,12 @@ def draw_plane(axes: Axes, plane: np.ndarray, size: tuple[float, float], edges: 
     places = (*sides, (0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"))
     for letter, (x, y, horizontal, vertical) in zip(edges, places, strict=True):
         if letter:
-            _write(axes, x, y, letter, ha=horizontal, va=vertical, transform=axes.transAxes)
+            _write(axes, x, y, letter, letters_pt, ha=horizontal, va=vertical, transform=axes.transAxes)
 
 
-def _write(axes: Axes, x: float, y: float, text: str, **options: object) -> None:
+def _write(axes: Axes, x: float, y: float, text: str, size_pt: float = 7, **options: object) -> None:
     outline = [withStroke(linewidth=1.5, foreground="black")]
-    axes.text(x, y, text, fontsize=7, color="white", path_effects=outline, **options)  # type: ignore[arg-type]
+    axes.text(x, y, text, fontsize=size_pt, color="white", path_effects=outline, **options)  # type: ignore[arg-type]
 
 
 def paint_labels(axes: Axes, plane: np.ndarray, size: tuple[float, float], labels: LabelSet) -> set[int]:

@@ -4,9 +4,12 @@ Feature maps are (B, C, *S) with S = (Z, Y, X) or (Y, X). All convolutions have 
 residual encoder; norms are InstanceNorm with affine weights, activations LeakyReLU of slope 0.01.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,7 +42,40 @@ def operators(dim: int) -> Operators:
     """Return the layer classes for `dim` 2 or 3."""
     if dim == 2:
         return Operators(ChannelsLastConv2d, ChannelsLastTransposed2d, NormActivation2d, nn.AvgPool2d)
-    return Operators(ChannelsLastConv3d, ChannelsLastTransposed3d, NormActivation3d, nn.AvgPool3d)
+    return Operators(ChannelsLastConv3d, ChannelsLastTransposed3d, NormActivation3d, CellMean3d)
+
+
+class _CellMean(torch.autograd.Function):
+    """Average pooling whose kernel is its stride; PyTorch's own gradient has no deterministic form on a GPU in 3D."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
+        """Return the mean of each cell."""
+        context.size, context.kernel = x.shape[2:], kernel
+        return F.avg_pool3d(x, kernel, kernel)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient: each voxel has its share of its cell's, and zero beyond the last whole cell."""
+        found = gradients[0] / math.prod(context.kernel)
+        sizes = [axis * step for axis, step in zip(found.shape[2:], context.kernel, strict=True)]
+        cells = found[:, :, :, None, :, None, :, None]
+        a, b, c = context.kernel
+        found = cells.expand(-1, -1, -1, a, -1, b, -1, c).reshape(*found.shape[:2], *sizes)
+        rest = [whole - size for whole, size in zip(context.size, sizes, strict=True)]
+        padding = [side for missing in reversed(rest) for side in (0, missing)]
+        return F.pad(found, padding) if any(rest) else found, None
+
+
+class CellMean3d(nn.AvgPool3d):
+    """Average pooling in 3D whose kernel is its stride; deterministic on a GPU if PyTorch is asked to be."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, C, Z, Y, X) to the same output and gradient as `nn.AvgPool3d`."""
+        if input.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+            return super().forward(input)
+        pooled: Tensor = _CellMean.apply(input, self.kernel_size)
+        return pooled
 
 
 def convolution(

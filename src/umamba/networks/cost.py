@@ -32,8 +32,9 @@ class StageCost:
         parameters: number of its parameters.
         flops: FLOPs of its forward pass.
         activation_bytes: bytes that it keeps for the backward pass.
-        scan: "patch" for a Mamba layer whose tokens are voxels, "channel" for one whose tokens are channels, else None.
-        tokens: number of tokens of a Mamba layer or of a transformer's part, else 0.
+        scan: "patch" for a layer of Mamba, Mamba-2 or mLSTM whose tokens are voxels, "channel" for one whose tokens are
+            channels, else None.
+        tokens: number of tokens of such a layer or of a transformer's part, else 0.
         width: width of a token, else 0.
     """
 

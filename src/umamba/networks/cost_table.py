@@ -4,7 +4,7 @@ from rich import box
 from rich.table import Table
 
 from umamba.networks.build import Architecture
-from umamba.networks.cost import NetworkCost, StageCost
+from umamba.networks.cost import NetworkCost, StageCost, build_without_data
 from umamba.networks.umamba import block_counts, mamba_stages
 from umamba.planning import Configuration
 from umamba.settings import (
@@ -12,6 +12,7 @@ from umamba.settings import (
     UMambaBotSettings,
     UMambaEncSettings,
     UNETRSettings,
+    plain,
     read_architecture,
 )
 
@@ -118,9 +119,40 @@ def _umamba(settings: UMambaBotSettings | UMambaEncSettings, configuration: Conf
             "tokens: paper, voxels; code, channels in stages whose feature map has no more voxels than channels, so "
             "that the weights fit one patch size only. Here: as the code."
         )
-    if settings.mamba == "identity":
-        found.append("Mamba layers: paper and code have them. Here: left out (architecture.mamba=identity).")
+    if settings.mixer == "identity":
+        found.append("Mamba layers: paper and code have them. Here: left out (architecture.mixer=identity).")
+    elif settings.mixer != "mamba":
+        found.append(f"Mamba layers: paper and code have them. Here: architecture.mixer={settings.mixer}.")
     return found
+
+
+def beside_mamba(
+    architecture: Architecture, configuration: Configuration, in_channels: int, num_classes: int
+) -> str | None:
+    """Return a sentence that compares the parameters of a U-Mamba with another mixer with those of the original.
+
+    Args:
+        architecture: see `build_network`.
+        configuration: the plan's configuration.
+        in_channels: image channels.
+        num_classes: channels of the logits.
+
+    Returns:
+        The sentence; None for networks with Mamba layers, and for networks that are no U-Mamba.
+    """
+    settings = read_architecture(architecture)
+    if not isinstance(settings, UMambaBotSettings | UMambaEncSettings) or settings.mixer == "mamba":
+        return None
+    of_mixers = ("mixer", "mamba", "match", "mixer_kernel", "head_width")
+    original = read_architecture({name: each for name, each in plain(settings).items() if name not in of_mixers})
+    own, mamba = (
+        sum(p.numel() for p in build_without_data(each, configuration, in_channels, num_classes).parameters())
+        for each in (settings, original)
+    )
+    return (
+        f"Parameters: {own:,} with mixer={settings.mixer}, match={settings.match}; {mamba:,} with mixer=mamba "
+        f"({own - mamba:+,}, {100 * (own - mamba) / mamba:+.2f} %)."
+    )
 
 
 def _listed(values: tuple[int, ...]) -> str:

@@ -1,7 +1,8 @@
 """The layers of the U-shaped networks; on a CPU under bfloat16 autocast they keep bfloat16 maps with channels last.
 
-Names, parameters and initial weights are those of PyTorch's layers. The results are, too, everywhere else: on GPUs, in
-float32, without Numba, and while a network is compiled, exported or traced, which should see PyTorch's operators only.
+Names, parameters and initial weights are those of PyTorch's layers. The results are, too, everywhere else: in float32,
+without Numba, and while a network is compiled, exported or traced, which should see PyTorch's operators only. On a GPU
+norm, sum and LeakyReLU are one operator as well (fused_norm_triton.py); its result differs from PyTorch's by rounding.
 The CPU differs where oneDNN is slow: a convolution of one input channel gets a second channel of zeros; a kernel of one
 voxel and a transposed convolution are matrix products; norm, sum and LeakyReLU are one operator (fused_norm.py).
 """
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from umamba.networks.depth_two import DepthTwoConv3d
 from umamba.networks.fused_norm import channels_last, compiled, norm_activation
+from umamba.networks.fused_norm_gpu import fused_on_gpu
 
 LARGEST_HALF = torch.finfo(torch.float16).max
 
@@ -113,8 +115,13 @@ def saturated(x: Tensor) -> Tensor:
 def _normalised(
     layer: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor, residual: Tensor | None, slope: float
 ) -> Tensor:
-    if on_fast_path(x) and x[0, 0].numel() > 1:
-        return norm_activation(arranged(x), residual, layer.weight, layer.bias, slope, layer.eps)
+    if x[0, 0].numel() > 1:  # PyTorch's operator refuses a single voxel
+        if on_fast_path(x):
+            return norm_activation(arranged(x), residual, layer.weight, layer.bias, slope, layer.eps)
+        if fused_on_gpu(x):
+            from umamba.networks.fused_norm_triton import norm_activation as on_gpu
+
+            return on_gpu(x, residual, layer.weight, layer.bias, slope, layer.eps)
     y = saturated(F.instance_norm(saturated(x), None, None, layer.weight, layer.bias, eps=layer.eps))
     if residual is not None:
         y += residual

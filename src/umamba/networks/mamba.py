@@ -1,9 +1,10 @@
-"""The Mamba-1 block (Gu and Dao, 2023) and the layer that applies it to feature maps.
+"""The Mamba-1 block (Gu and Dao, 2023) and the layer that applies it, or another block, to feature maps.
 
 Parameter names and initial weights are those of mamba_ssm.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from umamba.networks.blocks import LARGEST_HALF
 from umamba.networks.scan import resolve_backend, selective_scan, without_autocast
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial step sizes
+_MOST_TAPS = 8  # of a convolution in scan/triton_conv.py, which unrolls them
 
 
 class Mamba(nn.Module):
@@ -63,9 +65,11 @@ class Mamba(nn.Module):
         length = tokens_BLC.shape[1]
         xz = self.in_proj(tokens_BLC)  # (B, L, 2 inner)
         device = xz.device.type
-        backend = _backend(device, self.scan_backend)
+        shape = None if torch.compiler.is_compiling() else (len(xz), xz.shape[2] // 2, length)
+        backend = resolve_backend(str(xz.device), self.scan_backend, shape)
         autocast = device != "meta" and torch.is_autocast_enabled(device)
-        if not autocast and (backend == "triton" or (backend == "cpu" and xz.dtype in (torch.float32, torch.float64))):
+        triton = backend == "triton" and self.conv1d.kernel_size[0] <= _MOST_TAPS
+        if not autocast and (triton or (backend == "cpu" and xz.dtype in (torch.float32, torch.float64))):
             return self.out_proj(self._fused(xz, backend))
         x, z = xz.transpose(1, 2).chunk(2, dim=1)  # (B, inner, L) each
         x = F.silu(self.conv1d(x)[..., :length])
@@ -82,7 +86,7 @@ class Mamba(nn.Module):
             z,
             self.dt_proj.bias,
             delta_softplus=True,
-            backend=self.scan_backend,
+            backend=backend,
         )
         assert isinstance(y, Tensor)
         return self.out_proj(y.transpose(1, 2))
@@ -98,16 +102,7 @@ class Mamba(nn.Module):
             return cpu_layer.mix(xz, *weights, A, self.D)
         from umamba.networks.scan import triton_layer
 
-        return triton_layer.mix(xz.transpose(1, 2), *weights, A, self.D).transpose(1, 2)
-
-
-def _backend(device: str, name: str) -> str:
-    return resolve_backend(device, name)
-
-
-# A constant for torch.compile, which would otherwise trace the comparison with the reference. The decorator
-# torch.compiler.assume_constant_result sets this attribute, too, but imports the compiler, which takes a second.
-_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+        return triton_layer.mix(xz, *weights, A, self.D)
 
 
 class MambaLayer(nn.Module):
@@ -129,6 +124,7 @@ class MambaLayer(nn.Module):
             once with each axis running fastest; has no effect on channel tokens. Each direction has its own Mamba
             block; the outputs are averaged.
         num_axes: number of spatial axes.
+        block: makes the block that maps tokens (B, L, width) to (B, L, width), from the width; None: a Mamba block.
     """
 
     def __init__(
@@ -143,6 +139,7 @@ class MambaLayer(nn.Module):
         scan_backend: str = "auto",
         scan_directions: str = "forward",
         num_axes: int = 3,
+        block: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.channel_token = channel_token
@@ -152,10 +149,9 @@ class MambaLayer(nn.Module):
         # For each scan: the axis that runs fastest, and whether it starts from the end.
         self.scans = [(axis, backward) for axis in axes for backward in ((False, True) if reversed_too else (False,))]
         self.norm = nn.LayerNorm(dim)
-        self.mamba = Mamba(dim, d_state, d_conv, expand, scan_backend=scan_backend)
-        self.other_mambas = nn.ModuleList(
-            Mamba(dim, d_state, d_conv, expand, scan_backend=scan_backend) for _ in self.scans[1:]
-        )
+        make = block or (lambda width: Mamba(width, d_state, d_conv, expand, scan_backend=scan_backend))
+        self.mamba = make(dim)
+        self.other_mambas = nn.ModuleList(make(dim) for _ in self.scans[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, *S) to (B, C, *S), in float32 (or float64)."""

@@ -1,7 +1,8 @@
 """U-Mamba Bot and U-Mamba Enc in 2D and 3D (Ma, Li and Wang, U-Mamba, 2024; section 2 and Figure 1).
 
 Where the paper and the released code differ, or the released 2D and 3D code, the choice is an option in the settings;
-its default is what was released. Parameter names are the official ones without their aliases.
+its default is what was released. Parameter names are the official ones without their aliases. The Mamba layers can be
+replaced by the controls of `umamba.networks.mixers`.
 """
 
 import math
@@ -19,12 +20,10 @@ from umamba.networks.blocks import (
     transposed_upsample,
 )
 from umamba.networks.from_patch import choose_configuration
-from umamba.networks.mamba import MambaLayer
+from umamba.networks.mixers import UMambaSettings, mixer_layer
 from umamba.networks.unet import Decoder, Encoder, UNet, build_decoder, stage_sizes
 from umamba.planning import Configuration
 from umamba.settings import UMambaBotSettings, UMambaEncSettings
-
-UMambaSettings = UMambaBotSettings | UMambaEncSettings
 
 
 class UMambaBot(UNet):
@@ -62,7 +61,7 @@ class UMambaBot(UNet):
         options = settings or UMambaBotSettings()
         plan = choose_configuration(configuration, patch_size, spacing, in_channels=in_channels)
         stage_sizes(plan)
-        layer = _mamba_layer(options, plan, plan.features_per_stage[-1])
+        layer = mixer_layer(options, plan.dim, plan.features_per_stage[-1])
         encoder = _build_encoder(options, plan, in_channels, layers=None)
         super().__init__(encoder, _build_decoder(options, plan, num_classes), plan, fixed_size=False)
         self.mamba_layer = layer
@@ -79,7 +78,8 @@ class UMambaEnc(UNet):
     """U-Mamba Enc: a U-Net of residual blocks with a Mamba layer after the encoder stages in `settings.mamba_stages`.
 
     If a stage's feature map has no more voxels than channels, its Mamba layer takes the channels as tokens, and the
-    model width is the number of voxels. The network then accepts images of the configuration's patch size only.
+    model width is the number of voxels. The network then accepts images of the configuration's patch size only, unless
+    the mixer is a convolution, which has no tokens.
 
     Args:
         in_channels: image channels.
@@ -114,15 +114,15 @@ class UMambaEnc(UNet):
         options = settings or UMambaEncSettings()
         plan = choose_configuration(configuration, patch_size, spacing, in_channels=in_channels)
         sizes = stage_sizes(plan)
-        with_mamba = mamba_stages(options.mamba_stages, plan) if options.mamba is True else ()
+        with_mixer = mamba_stages(options.mamba_stages, plan) if options.mixer != "identity" else ()
         layers: list[nn.Module] = []
         fixed_size = False
         for s, (size, features) in enumerate(zip(sizes, plan.features_per_stage, strict=True)):
             voxels = math.prod(size)
             channel_token = voxels <= features
-            if s in with_mamba:
-                fixed_size |= channel_token
-                layers.append(_mamba_layer(options, plan, voxels if channel_token else features, channel_token))
+            if s in with_mixer:
+                fixed_size |= channel_token and options.mixer != "convolution"
+                layers.append(mixer_layer(options, plan.dim, features, voxels if channel_token else None))
             else:
                 layers.append(nn.Identity())
         encoder = _build_encoder(options, plan, in_channels, layers)
@@ -184,24 +184,6 @@ def block_counts(blocks: str, configuration: Configuration) -> tuple[tuple[int, 
     encoder = tuple(1 if s >= math.ceil(n / 2) else count for s, count in enumerate(configuration.encoder_blocks))
     decoder = tuple(1 if s >= math.ceil(n / 2) else count for s, count in enumerate(configuration.decoder_blocks))
     return encoder, decoder
-
-
-def _mamba_layer(
-    options: UMambaSettings, configuration: Configuration, dim: int, channel_token: bool = False
-) -> nn.Module:
-    if options.mamba == "identity":
-        return nn.Identity()
-    return MambaLayer(
-        dim,
-        channel_token=channel_token,
-        d_state=options.d_state,
-        d_conv=options.d_conv,
-        expand=options.expand,
-        residual=options.residual,
-        scan_backend=options.scan_backend,
-        scan_directions=options.scan_directions,
-        num_axes=configuration.dim,
-    )
 
 
 def _build_encoder(

@@ -5,6 +5,7 @@ index) alone, so a run that is resumed at the start of an epoch gets the patches
 had, with any number of workers and ranks.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from copy import copy
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from umamba.planning import Configuration
     from umamba.preprocessing import CaseStore
 
+log = logging.getLogger(__name__)
+
 _MOST_LISTED = 10  # missing cases that a message names
+WAITING = 0.1  # above this share of a step, waiting for data is the bottleneck
 
 
 class PatchDataModule(lightning.LightningDataModule):
@@ -107,6 +111,11 @@ class PatchDataModule(lightning.LightningDataModule):
         self.prefetch_factor = prefetch_factor
         self.transfer_s = 0.0
         self.synchronize_transfer = True
+        self.automatic = augmentation.device == "auto" and not augmentation.extra
+        self.chosen: str | None = None  # by augmentation.device=auto
+        self.deferred_from: int | None = None  # the epoch from which on the network's device augments, if it was chosen
+        if augmentation.device == "auto" and augmentation.extra:
+            log.info("augmentation.device=auto: cpu, because TorchIO's transforms (augmentation.extra) run there.")
 
     def train_dataloader(self) -> tio.SubjectsLoader:
         """Return the loader of this rank's training patches; `sampler.set_epoch` chooses the epoch."""
@@ -134,10 +143,46 @@ class PatchDataModule(lightning.LightningDataModule):
         The time counts as transfer.
         """
         start = time.perf_counter()
-        patches = self.train_patches.transform_batch(batch) if "number" in batch else batch
+        patches = self.train_patches.transform_batch(batch) if "drawn" in batch else batch
         patches["label"] = patches["label"].long()
         self.transfer_s += self._seconds_since(start, patches["image"].device)
         return patches
+
+    @property
+    def undecided(self) -> bool:
+        """Whether augmentation.device=auto still has to choose."""
+        return self.automatic and self.chosen is None
+
+    def choose_device(self, waiting: float, epoch: int) -> str:
+        """Choose where patches are augmented after this epoch (augmentation.device=auto); the choice stays.
+
+        Args:
+            waiting: share of a step that the network waited for patches.
+            epoch: the current one, whose patches stay as they are.
+
+        Returns:
+            A sentence that names the choice and its reason.
+        """
+        self.chosen = "gpu" if waiting > WAITING else "cpu"
+        if self.chosen == "gpu":
+            self.deferred_from = epoch + 1
+            self.train_patches.defer_from(epoch + 1)
+        named = "gpu, from the next epoch on" if self.chosen == "gpu" else "cpu"
+        return (
+            f"augmentation.device=auto: {named}, because the network waits for patches in {waiting:.0%} of a step "
+            f"(more than {WAITING:.0%} makes it gpu)."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what augmentation.device=auto has chosen, so that a run that continues makes the same patches."""
+        if not self.automatic or self.chosen is None:
+            return {}
+        return {"augmentation_device": self.chosen, "deferred_from": self.deferred_from}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the choice of the run that is continued, unless the device is named now."""
+        if self.automatic and state_dict.get("augmentation_device") in ("cpu", "gpu"):
+            self.chosen, self.deferred_from = state_dict["augmentation_device"], state_dict["deferred_from"]
 
     def case_in_work(self, pid: int) -> str | None:
         """Return the case from which a worker process makes a patch, or made one when it died.
@@ -155,6 +200,15 @@ class PatchDataModule(lightning.LightningDataModule):
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
+    def _prepare_choice(self, on_gpu: bool) -> None:
+        """Make room for regions if a GPU may augment them, and follow a choice that was made before."""
+        if not on_gpu and self.undecided:
+            self.chosen = "cpu"
+            log.info("augmentation.device=auto: cpu, because the network is not on a GPU.")
+        self.train_patches.may_defer = on_gpu and self.chosen != "cpu"
+        if on_gpu and self.deferred_from is not None:
+            self.train_patches.defer_from(self.deferred_from)
+
     def _loader(self, patches: PatchDataset, num_workers: int) -> tio.SubjectsLoader:
         rank, world_size, epoch, on_gpu = 0, 1, 0, False
         if self.trainer is not None:
@@ -167,6 +221,8 @@ class PatchDataModule(lightning.LightningDataModule):
                 f"plan.batch_size={patches.batch_size} is smaller than the number of processes that share a batch, "
                 f"{world_size} (trainer.devices x trainer.num_nodes). Use fewer processes or a larger batch."
             )
+        if patches is self.train_patches and self.automatic:
+            self._prepare_choice(on_gpu)
         sampler = PatchSampler(patches, rank, world_size)
         patches.share_memory(num_workers, len(sampler.positions), self.prefetch_factor)
         # Lightning sets the epoch too, but in a resumed run only after the workers have started on their batches.

@@ -1,8 +1,7 @@
 """A dataset of numbered patches, and the sampler that numbers them through all epochs."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,18 +11,21 @@ from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 
 from umamba.labels import LabelSet
 from umamba.patches.case_cache import CaseCache
+from umamba.patches.draws import draw_all
 from umamba.patches.intensity import ClearOutside
+from umamba.patches.on_device import transform_regions
 from umamba.patches.patch import Patch, apply_all
 from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_region
 from umamba.patches.seeding import generator_of, kept_torch, seed_torch
 from umamba.patches.slots import BatchLayout, SlotBatch, SlotPool, new_batch
-from umamba.patches.spatial import IMAGES, RotateScaleCrop, crop_centre
+from umamba.patches.spatial import IMAGES, RotateScaleCrop
 from umamba.preprocessing.case import OUTSIDE
 
 if TYPE_CHECKING:
     from umamba.preprocessing import CaseStore, StoredCase
 
 _SLOTS_IN_USE = 2  # batches of a worker that the main process may hold beside those that are made ahead
+_NEVER = 2**62  # no patch has this number
 
 
 class PatchDataset(Dataset[tio.Subject]):
@@ -45,7 +47,8 @@ class PatchDataset(Dataset[tio.Subject]):
         oversample_foreground: share of a batch that must contain foreground, 0 to 1.
         seed: seed of the run.
         stream: name that separates training patches from validation patches.
-        deferred: do not apply the transforms, but read whole regions; `transform_batch` applies them later.
+        deferred: draw for the transforms, but do not apply them, and read whole regions; `transform_batch` applies them
+            later. `defer_from` can choose this later, too.
         margin: voxels (Z, Y, X) at each side beyond `read_size` that extra transforms may need.
     """
 
@@ -83,7 +86,8 @@ class PatchDataset(Dataset[tio.Subject]):
         self.oversample_foreground = oversample_foreground
         self.seed = seed
         self.stream = stream
-        self.deferred = deferred
+        self.deferred_from = torch.tensor([0 if deferred else _NEVER])  # the workers see changes in shared memory
+        self.may_defer = deferred  # whether slots of shared memory must have room for regions
         self.current_numbers: Tensor | None = None
         self.slots: SlotPool | None = None
 
@@ -106,13 +110,11 @@ class PatchDataset(Dataset[tio.Subject]):
 
         Returns:
             "image" float32 (B, C, *patch), "label" int16 (B, 1, *patch) and "case_id". With `deferred` the regions of
-            size `read_size` instead of patches, and the "number" of each.
+            size `read_size` instead of patches, what was "drawn" for each, and the "noise" of those that have it.
         """
         worker = get_worker_info()
-        if worker is None or self.slots is None:
-            batch = new_batch(self.batch_layout(len(numbers)))
-        else:
-            batch = self.slots.take(worker.id)
+        layout = self.batch_layout(len(numbers), self.is_deferred(numbers[0]))
+        batch = new_batch(layout) if worker is None or self.slots is None else self.slots.take(worker.id, layout)
         tensors = [batch[name] if self.dim == 3 else batch[name].unsqueeze(2) for name in IMAGES]
         patches = []
         with kept_torch():
@@ -124,8 +126,23 @@ class PatchDataset(Dataset[tio.Subject]):
                     if made.data_ptr() != target.data_ptr():
                         target.copy_(made)
                 patches.append(patch)
-        batch.update(_facts_of(patches))
+        batch["case_id"] = [patch["case_id"] for patch in patches]
+        if "drawn" in patches[0]:
+            batch["drawn"] = [patch["drawn"] for patch in patches]
+            batch["noise"] = [noise for patch in patches for noise in patch["noise"]]
         return batch
+
+    def is_deferred(self, number: int) -> bool:
+        """Return whether the transforms of a patch are applied by `transform_batch`."""
+        return number >= int(self.deferred_from.numpy()[0])
+
+    def defer_from(self, epoch: int) -> None:
+        """Let `transform_batch` apply the transforms of all patches from an epoch on.
+
+        Args:
+            epoch: one whose patches no worker makes yet.
+        """
+        self.deferred_from[0] = epoch * len(self)
 
     def region_of(self, number: int) -> tuple["StoredCase", tuple[int, ...]]:
         """Return the case of a patch and the first voxel (Z, Y, X) of its region of size `read_size`."""
@@ -144,23 +161,15 @@ class PatchDataset(Dataset[tio.Subject]):
         Returns:
             "image" (B, C, *patch), "label" (B, 1, *patch) and "case_id", as workers make them without `deferred`.
         """
-        regions = batch["image"], batch["label"]
-        images, labels = regions if self.dim == 3 else (region.unsqueeze(2) for region in regions)
-
-        def crop(image: Tensor, label: Tensor, case_id: str, size: Sequence[int]) -> Patch:
-            # Contiguous like a region that was read, because the memory layout decides in which order sums are made.
-            image, label = (crop_centre(tensor, size).contiguous() for tensor in (image, label))
-            return Patch(image, label, case_id=case_id)
-
-        with kept_torch():
-            patches = [
-                self._transform(number, partial(crop, image, label, case_id))
-                for image, label, case_id, number in zip(images, labels, batch["case_id"], batch["number"], strict=True)
-            ]
-        stacked = {name: torch.stack([patch.get_image(name).data for patch in patches]) for name in IMAGES}
+        images, labels = batch["image"], batch["label"]
         if self.dim == 2:
-            stacked = {name: tensor.squeeze(2) for name, tensor in stacked.items()}
-        return {**stacked, **_facts_of(patches)}
+            images, labels = images.unsqueeze(2), labels.unsqueeze(2)
+        image, label = transform_regions(
+            self.transforms.transforms, images, labels, batch["drawn"], batch["noise"], self.patch_size
+        )
+        if self.dim == 2:
+            image, label = image.squeeze(2), label.squeeze(2)
+        return {"image": image, "label": label, "case_id": batch["case_id"]}
 
     def share_memory(self, num_workers: int, batch_size: int, prefetch_factor: int) -> None:
         """Allocate the memory that the worker processes of one loader share with the main process.
@@ -178,11 +187,14 @@ class PatchDataset(Dataset[tio.Subject]):
         self.current_numbers = self.slots = None
         if num_workers:
             self.current_numbers = torch.full((num_workers, 2), -1, dtype=torch.int64).share_memory_()
-            self.slots = SlotPool(self.batch_layout(batch_size), num_workers, prefetch_factor + _SLOTS_IN_USE)
+            self.deferred_from.share_memory_()
+            kinds = {self.is_deferred(0), self.may_defer}
+            layouts = [self.batch_layout(batch_size, deferred) for deferred in sorted(kinds)]
+            self.slots = SlotPool(layouts, num_workers, prefetch_factor + _SLOTS_IN_USE)
 
-    def batch_layout(self, batch_size: int) -> BatchLayout:
-        """Return shape and type of each tensor of a batch."""
-        size = self.read_size if self.deferred else self.patch_size
+    def batch_layout(self, batch_size: int, deferred: bool = False) -> BatchLayout:
+        """Return shape and type of each tensor of a batch of patches, or of regions with `deferred`."""
+        size = self.read_size if deferred else self.patch_size
         shape = size if self.dim == 3 else size[1:]
         channels = self.cases.load(self.case_ids[0]).image.shape[0]
         return {
@@ -217,20 +229,18 @@ class PatchDataset(Dataset[tio.Subject]):
         worker = get_worker_info()
         if worker is not None and self.current_numbers is not None:
             self.current_numbers.numpy()[worker.id] = os.getpid(), number
-        if self.deferred:
-            patch = self._read(number, targets, self.read_size)
-            patch["number"] = number
-            return patch
-        return self._transform(number, partial(self._read, number, targets))
-
-    def _transform(self, number: int, read: Callable[[Sequence[int]], Patch]) -> Patch:
-        """Draw the rotation first, then read only the region it needs, then apply all transforms."""
         if self.draws:
             seed_torch(*self._key(number), "augmentation")
+        matrix = None if self.spatial is None else self.spatial.draw_matrix()
+        if self.is_deferred(number):
+            patch = self._read(number, targets, self.read_size)
+            shape = (len(patch.get_image("image").data), *self.patch_size)
+            patch["drawn"], patch["noise"] = draw_all(self.transforms.transforms, matrix, shape)
+            return patch
         if self.spatial is None:
-            return apply_all(self.transforms.transforms, read(self.largest_size))
-        matrix = self.spatial.draw_matrix()
-        patch = read(self.spatial.source_size(matrix, self.largest_size))
+            return apply_all(self.transforms.transforms, self._read(number, targets, self.largest_size))
+        # Only the region that the rotation needs is read.
+        patch = self._read(number, targets, self.spatial.source_size(matrix, self.largest_size))
         patch["matrix"] = matrix
         return apply_all(self.transforms.transforms, patch)
 
@@ -286,9 +296,3 @@ class PatchSampler(DistributedSampler[int]):
 def keep_batch(batch: Any) -> Any:
     """Return a batch unchanged: the loader needs no collate function because the dataset makes whole batches."""
     return batch
-
-
-def _facts_of(patches: Sequence[Patch]) -> dict[str, list[Any]]:
-    """Return "case_id" of each patch, and the "number" of patches that are not transformed yet."""
-    names = [name for name in ("case_id", "number") if name in patches[0]]
-    return {name: [patch[name] for patch in patches] for name in names}

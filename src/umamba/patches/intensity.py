@@ -1,18 +1,21 @@
 """Intensity transforms with nnU-Net's rules, channel by channel; TorchIO's own follow other rules.
 
-All of them draw from torch's global CPU generator (see `seed_torch`) and change the subject's image (C, Z, Y, X) in
-place, on whichever device it is. TorchIO's RandomNoise is not used because it reseeds torch globally, CUDA included.
+All of them draw from torch's global CPU generator (see `seed_torch`) and change the subject's image (C, Z, Y, X) on
+the CPU in place; `change_rows` changes channels of a whole batch on any device. TorchIO's RandomNoise is not used
+because it reseeds torch globally, CUDA included.
 """
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torchio as tio
 from torch import Tensor
 from torch.nn import functional
 
-from umamba.patches.blur import blur_axis
+from umamba.patches.blur import blur_axis, blur_rows, gaussian_weights
 from umamba.patches.patch import AnySubject
 from umamba.patches.seeding import draw_uniform
 from umamba.preprocessing.case import OUTSIDE
@@ -34,7 +37,7 @@ def draw_around_one(limits: Range) -> float:
 
 
 class ChannelTransform(tio.IntensityTransform):
-    """Base of transforms that change the channels of `image` one by one.
+    """Base of transforms that change the channels of `image` one by one: draw numbers, then change voxels by them.
 
     Args:
         p: probability that the patch is changed.
@@ -47,14 +50,34 @@ class ChannelTransform(tio.IntensityTransform):
 
     def apply_transform(self, subject: AnySubject) -> AnySubject:
         """Change each channel with probability `p_channel`."""
-        for channel in subject.get_image("image").data:
-            if self.p_channel >= 1 or torch.rand(1).item() < self.p_channel:
-                channel.copy_(self.change(channel))
+        image = subject.get_image("image").data
+        for channel, drawn in self.draw(image.shape):
+            image[channel].copy_(self.change(image[channel], drawn))
         return subject
 
+    def draw(self, shape: Sequence[int]) -> list[tuple[int, Any]]:
+        """Draw which channels of a patch (C, Z, Y, X) are changed, and by what."""
+        return [
+            (channel, self.draw_channel())
+            for channel in range(shape[0])
+            if self.p_channel >= 1 or torch.rand(1).item() < self.p_channel
+        ]
+
     @abstractmethod
-    def change(self, channel_ZYX: Tensor) -> Tensor:
-        """Return the changed channel (Z, Y, X)."""
+    def draw_channel(self) -> Any:
+        """Draw by what a channel is changed."""
+
+    @abstractmethod
+    def change(self, channel_ZYX: Tensor, drawn: Any) -> Tensor:
+        """Return a changed channel (Z, Y, X) on the CPU."""
+
+    def numbers(self, drawn: Any, shape: Sequence[int]) -> np.ndarray:
+        """Return what was drawn as numbers for `change_rows`, always as many for channels of one shape (Z, Y, X)."""
+        return np.array([drawn], dtype=np.float64)
+
+    @abstractmethod
+    def change_rows(self, rows_RZYX: Tensor, numbers_RN: Tensor) -> Tensor:
+        """Return changed channels (R, Z, Y, X) on any device, each by its own `numbers`, float32."""
 
 
 class AddNoise(tio.IntensityTransform):
@@ -67,16 +90,13 @@ class AddNoise(tio.IntensityTransform):
     def apply_transform(self, subject: AnySubject) -> AnySubject:
         """Draw the noise, then its standard deviation, and add it."""
         image = subject.get_image("image").data
-        image.add_(self.noise_like(image), alpha=draw_uniform(*self.std))
+        noise, std = self.draw(image.shape)
+        image.add_(noise, alpha=std)
         return subject
 
-    def noise_like(self, image: Tensor) -> Tensor:
-        """Return standard normal noise, drawn on the image's device; devices differ in the values they draw."""
-        if image.device.type == "cpu":
-            return torch.randn(image.shape)
-        seed = int(torch.randint(0, 2**31, (1,)).item())
-        generator = torch.Generator(image.device).manual_seed(seed)
-        return torch.randn(image.shape, generator=generator, device=image.device)
+    def draw(self, shape: Sequence[int]) -> tuple[Tensor, float]:
+        """Draw standard normal noise of a shape on the CPU, and the standard deviation."""
+        return torch.randn(*shape), draw_uniform(*self.std)
 
 
 class BlurChannels(ChannelTransform):
@@ -86,13 +106,34 @@ class BlurChannels(ChannelTransform):
         super().__init__(blur.p, blur.p_channel)
         self.sigma = blur.sigma
 
-    def change(self, channel_ZYX: Tensor) -> Tensor:
+    def draw_channel(self) -> list[float]:
+        """Draw a sigma for each axis."""
+        return [draw_uniform(*self.sigma) for _axis in range(3)]
+
+    def change(self, channel_ZYX: Tensor, drawn: Sequence[float]) -> Tensor:
         """Return the blurred channel; axes of size 1 are not blurred."""
         for axis, length in enumerate(channel_ZYX.shape):
-            sigma = draw_uniform(*self.sigma)
             if length > 1:
-                channel_ZYX = blur_axis(channel_ZYX, sigma, axis)
+                channel_ZYX = blur_axis(channel_ZYX, gaussian_weights(drawn[axis]), axis)
         return channel_ZYX
+
+    def numbers(self, drawn: Sequence[float], shape: Sequence[int]) -> np.ndarray:
+        """Return the weights for each axis, filled up with zeros to those of the largest sigma."""
+        length = len(gaussian_weights(self.sigma[1]))
+        found = np.zeros((3, length))
+        for own, sigma in zip(found, drawn, strict=True):
+            weights = gaussian_weights(sigma).numpy()
+            first = (length - len(weights)) // 2
+            own[first : first + len(weights)] = weights
+        return found.ravel()
+
+    def change_rows(self, rows_RZYX: Tensor, numbers_RN: Tensor) -> Tensor:
+        """Return the blurred channels."""
+        weights = numbers_RN.view(len(rows_RZYX), 3, -1)
+        for axis, length in enumerate(rows_RZYX.shape[1:]):
+            if length > 1:
+                rows_RZYX = blur_rows(rows_RZYX, weights[:, axis], axis)
+        return rows_RZYX
 
 
 class ScaleBrightness(ChannelTransform):
@@ -102,9 +143,17 @@ class ScaleBrightness(ChannelTransform):
         super().__init__(brightness.p)
         self.factor = brightness.factor
 
-    def change(self, channel_ZYX: Tensor) -> Tensor:
+    def draw_channel(self) -> float:
+        """Draw the factor."""
+        return draw_around_one(self.factor)
+
+    def change(self, channel_ZYX: Tensor, drawn: float) -> Tensor:
         """Return the channel times the factor."""
-        return channel_ZYX * draw_around_one(self.factor)
+        return channel_ZYX * drawn
+
+    def change_rows(self, rows_RZYX: Tensor, numbers_RN: Tensor) -> Tensor:
+        """Return the channels times their factors."""
+        return rows_RZYX * numbers_RN.view(-1, 1, 1, 1)
 
 
 class ScaleContrast(ChannelTransform):
@@ -114,11 +163,21 @@ class ScaleContrast(ChannelTransform):
         super().__init__(contrast.p)
         self.factor = contrast.factor
 
-    def change(self, channel_ZYX: Tensor) -> Tensor:
+    def draw_channel(self) -> float:
+        """Draw the factor."""
+        return draw_around_one(self.factor)
+
+    def change(self, channel_ZYX: Tensor, drawn: float) -> Tensor:
         """Return the channel with the new contrast."""
         lowest, highest = torch.aminmax(channel_ZYX)
         mean = channel_ZYX.mean()
-        return (channel_ZYX - mean).mul_(draw_around_one(self.factor)).add_(mean).clamp_(lowest, highest)
+        return (channel_ZYX - mean).mul_(drawn).add_(mean).clamp_(lowest, highest)
+
+    def change_rows(self, rows_RZYX: Tensor, numbers_RN: Tensor) -> Tensor:
+        """Return the channels with their new contrasts."""
+        lowest, highest = (each(rows_RZYX, (1, 2, 3), keepdim=True) for each in (torch.amin, torch.amax))
+        mean = rows_RZYX.mean((1, 2, 3), keepdim=True)
+        return (rows_RZYX - mean).mul_(numbers_RN.view(-1, 1, 1, 1)).add_(mean).clamp_(lowest, highest)
 
 
 class LowerResolution(ChannelTransform):
@@ -133,17 +192,52 @@ class LowerResolution(ChannelTransform):
         super().__init__(low_resolution.p, low_resolution.p_channel)
         self.factor = low_resolution.factor
         self.in_plane = in_plane
+        self.axes = 2 if in_plane else 3
 
-    def change(self, channel_ZYX: Tensor) -> Tensor:
+    def draw_channel(self) -> float:
+        """Draw the factor."""
+        return draw_uniform(*self.factor)
+
+    def change(self, channel_ZYX: Tensor, drawn: float) -> Tensor:
         """Return the channel at the lower resolution, in its old size."""
-        factor = draw_uniform(*self.factor)
-        axes = 2 if self.in_plane else 3
-        full = channel_ZYX.shape[-axes:]
-        reduced = [max(1, round(length * factor)) for length in full]
+        full = channel_ZYX.shape[-self.axes :]
+        reduced = [_reduced(length, drawn) for length in full]
         stacked = channel_ZYX.reshape(1, -1, *full)
         small = functional.interpolate(stacked, size=reduced, mode="nearest-exact")
         linear = "bilinear" if self.in_plane else "trilinear"
         return functional.interpolate(small, size=full, mode=linear, align_corners=False).reshape(channel_ZYX.shape)
+
+    def numbers(self, drawn: float, shape: Sequence[int]) -> np.ndarray:
+        """Return for each reduced axis which two voxels the new ones lie between, and the second one's share."""
+        return np.concatenate([_two_nearest(length, _reduced(length, drawn)).ravel() for length in shape[-self.axes :]])
+
+    def change_rows(self, rows_RZYX: Tensor, numbers_RN: Tensor) -> Tensor:
+        """Return the channels at their lower resolutions."""
+        first = 0
+        for axis in range(4 - self.axes, 4):
+            length = rows_RZYX.shape[axis]
+            own = numbers_RN[:, first : first + 3 * length].reshape(
+                [-1, 3, *[length if other == axis else 1 for other in (1, 2, 3)]]
+            )
+            low, high = (own[:, index].long().expand(rows_RZYX.shape) for index in (0, 1))
+            rows_RZYX = torch.lerp(rows_RZYX.gather(axis, low), rows_RZYX.gather(axis, high), own[:, 2])
+            first += 3 * length
+        return rows_RZYX
+
+
+def _reduced(length: int, factor: float) -> int:
+    return max(1, round(length * factor))
+
+
+def _two_nearest(length: int, reduced: int) -> np.ndarray:
+    """Return what reducing and enlarging an axis does to it: (3, length), two indices and the second one's share."""
+    kept = functional.interpolate(torch.arange(float(length)).view(1, 1, -1), size=reduced, mode="nearest-exact")
+    scale = np.float32(reduced) / np.float32(length)
+    places = scale * (np.arange(length, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    places = np.maximum(places, np.float32(0))
+    low = places.astype(np.int64)
+    kept_voxels = kept.numpy().ravel()
+    return np.stack([kept_voxels[low], kept_voxels[np.minimum(low + 1, reduced - 1)], places - low])
 
 
 class ApplyGamma(ChannelTransform):
@@ -159,13 +253,27 @@ class ApplyGamma(ChannelTransform):
         self.exponent = gamma.exponent
         self.sign = -1.0 if negated else 1.0
 
-    def change(self, channel_ZYX: Tensor) -> Tensor:
+    def draw_channel(self) -> float:
+        """Draw the exponent."""
+        return draw_around_one(self.exponent)
+
+    def change(self, channel_ZYX: Tensor, drawn: float) -> Tensor:
         """Return the channel after the power law."""
         std, mean = std_and_mean(channel_ZYX)
         lowest, highest = torch.aminmax(channel_ZYX)
         zero, extent = lowest if self.sign > 0 else highest, (highest - lowest).clamp_min(EPSILON)
-        curved = (channel_ZYX - zero).mul_(self.sign / extent).pow_(draw_around_one(self.exponent))
+        curved = (channel_ZYX - zero).mul_(self.sign / extent).pow_(drawn)
         new_std, new_mean = std_and_mean(curved)
+        gain = self.sign * std / new_std.clamp_min(EPSILON)
+        return curved.mul_(gain).add_(mean - gain * new_mean)
+
+    def change_rows(self, rows_RZYX: Tensor, numbers_RN: Tensor) -> Tensor:
+        """Return the channels after their power laws."""
+        std, mean = _std_and_mean_of_rows(rows_RZYX)
+        lowest, highest = (each(rows_RZYX, (1, 2, 3), keepdim=True) for each in (torch.amin, torch.amax))
+        zero, extent = lowest if self.sign > 0 else highest, (highest - lowest).clamp_min(EPSILON)
+        curved = (rows_RZYX - zero).mul_(self.sign / extent).pow_(numbers_RN.view(-1, 1, 1, 1))
+        new_std, new_mean = _std_and_mean_of_rows(curved)
         gain = self.sign * std / new_std.clamp_min(EPSILON)
         return curved.mul_(gain).add_(mean - gain * new_mean)
 
@@ -174,6 +282,13 @@ def std_and_mean(channel_ZYX: Tensor) -> tuple[Tensor, Tensor]:
     """Return the population standard deviation and the mean; torch.std_mean is many times slower on a CPU."""
     mean = channel_ZYX.mean()
     return torch.linalg.vector_norm(channel_ZYX - mean) / channel_ZYX.numel() ** 0.5, mean
+
+
+def _std_and_mean_of_rows(rows_RZYX: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the population standard deviation and the mean of each channel, (R, 1, 1, 1)."""
+    mean = rows_RZYX.mean((1, 2, 3), keepdim=True)
+    norm = torch.linalg.vector_norm(rows_RZYX - mean, dim=(1, 2, 3), keepdim=True)
+    return norm / rows_RZYX[0].numel() ** 0.5, mean
 
 
 class ClearOutside(tio.Transform):

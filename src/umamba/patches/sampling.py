@@ -128,11 +128,16 @@ def read_region(
     if all(b - a == length for a, b, length in zip(low, high, size, strict=True)):
         _copy(array, low, high, region)
         return region
-    region.fill(outside)
-    if all(a < b for a, b in zip(low, high, strict=True)):
-        inside = np.empty((array.shape[0], *(b - a for a, b in zip(low, high, strict=True))), array.dtype)
-        _copy(array, low, high, inside)
-        region[(slice(None), *(slice(a - f, b - f) for a, b, f in zip(low, high, start, strict=True)))] = inside
+    if not all(a < b for a, b in zip(low, high, strict=True)):
+        region.fill(outside)
+        return region
+    inside = np.empty((array.shape[0], *(b - a for a, b in zip(low, high, strict=True))), array.dtype)
+    _copy(array, low, high, inside)
+    place = [slice(None), *(slice(a - f, b - f) for a, b, f in zip(low, high, start, strict=True))]
+    region[tuple(place)] = inside
+    for axis, own in enumerate(place[1:], start=1):  # only what is outside, because filling all takes as long again
+        region[(*place[:axis], slice(0, own.start))] = outside
+        region[(*place[:axis], slice(own.stop, None))] = outside
     return region
 
 

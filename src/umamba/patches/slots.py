@@ -8,7 +8,7 @@ patch. Here the memory is mapped once, before the workers start, and a batch is 
 import math
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class SlotPool:
     tensor in the slot's memory is gone, so a batch that somebody keeps is never overwritten.
 
     Args:
-        layout: tensors of a batch.
+        layouts: tensors of a batch; several for batches of several kinds, each of which fits into a slot.
         workers: number of worker processes; each has slots of its own.
         slots_per_worker: batches of a worker that can exist at a time in shared memory. Further ones get ordinary
             memory.
@@ -42,11 +42,11 @@ class SlotPool:
         UserError: the machine does not have enough shared memory.
     """
 
-    def __init__(self, layout: BatchLayout, workers: int, slots_per_worker: int) -> None:
+    def __init__(self, layouts: Sequence[BatchLayout], workers: int, slots_per_worker: int) -> None:
         self.name = uuid.uuid4().hex
-        self.layout = dict(layout)
+        self.layouts = [dict(layout) for layout in layouts]
         self.slots_per_worker = slots_per_worker
-        self.slot_bytes = sum(_whole_pages(*entry) for entry in layout.values())
+        self.slot_bytes = max(sum(_whole_pages(*entry) for entry in layout.values()) for layout in layouts)
         self.flag_bytes = _PAGE * math.ceil(workers * slots_per_worker / _PAGE)
         size = self.flag_bytes + workers * slots_per_worker * self.slot_bytes
         try:
@@ -60,33 +60,35 @@ class SlotPool:
         self.memory[: self.flag_bytes] = 0
         _pools[self.name] = self
 
-    def take(self, worker: int) -> "SlotBatch":
+    def take(self, worker: int, layout: BatchLayout) -> "SlotBatch":
         """Return a batch of uninitialised tensors in a free slot, or in ordinary memory if no slot is free.
 
         Args:
             worker: number of the worker process, which calls this.
+            layout: of the batch, one of the pool's.
         """
         own = range(worker * self.slots_per_worker, (worker + 1) * self.slots_per_worker)
         flags = self.memory[own.start : own.stop].tolist()
         free = [slot for slot, taken in zip(own, flags, strict=True) if not taken]
         if not free:
-            return new_batch(self.layout)
+            return new_batch(layout)
         self.memory[free[0]] = 1
-        batch = SlotBatch(_tensors(self.memory[self._bytes_of(free[0])], self.layout))
-        batch.pool, batch.slot = self, free[0]
+        batch = SlotBatch(_tensors(self.memory[self._bytes_of(free[0])], layout))
+        batch.pool, batch.slot, batch.kind = self, free[0], self.layouts.index(dict(layout))
         return batch
 
-    def open(self, slot: int) -> dict[str, Tensor]:
+    def open(self, slot: int, kind: int) -> dict[str, Tensor]:
         """Return the tensors of a filled slot; the slot is released when the last tensor in its memory is gone.
 
         Args:
             slot: number of the slot; the main process calls this.
+            kind: number of the batch's layout.
         """
         memory = self.memory.numpy()
         array = memory[self._bytes_of(slot)]
         # Tensors made from an array, and all their views, keep this array object alive.
         weakref.finalize(array, _release, memory, slot).atexit = False
-        return _tensors(torch.from_numpy(array), self.layout)
+        return _tensors(torch.from_numpy(array), self.layouts[kind])
 
     def _bytes_of(self, slot: int) -> slice:
         return slice(self.flag_bytes + slot * self.slot_bytes, self.flag_bytes + (slot + 1) * self.slot_bytes)
@@ -98,17 +100,18 @@ class SlotBatch(dict[str, Any]):
     Attributes:
         pool: the pool of the slot; None: the tensors are in ordinary memory and are pickled themselves.
         slot: number of the slot.
+        kind: number of the layout among the pool's.
     """
 
     pool: SlotPool | None = None
-    slot = 0
+    slot = kind = 0
 
     def __reduce__(self) -> Any:
         """Return how pickle rebuilds the batch in the main process."""
         if self.pool is None:
             return dict, (dict(self),)
-        rest = {name: value for name, value in self.items() if name not in self.pool.layout}
-        return _opened, (self.pool.name, self.slot, rest)
+        rest = {name: value for name, value in self.items() if name not in self.pool.layouts[self.kind]}
+        return _opened, (self.pool.name, self.slot, self.kind, rest)
 
 
 def new_batch(layout: BatchLayout) -> SlotBatch:
@@ -116,8 +119,8 @@ def new_batch(layout: BatchLayout) -> SlotBatch:
     return SlotBatch({name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.items()})
 
 
-def _opened(pool: str, slot: int, rest: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_pools[pool].open(slot), **rest}
+def _opened(pool: str, slot: int, kind: int, rest: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_pools[pool].open(slot, kind), **rest}
 
 
 def _release(memory: np.ndarray, slot: int) -> None:

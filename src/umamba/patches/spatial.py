@@ -12,12 +12,10 @@ import numpy as np
 import torch
 import torchio as tio
 from torch import Tensor
-from torch.nn import functional
 
 from umamba.patches.patch import AnySubject
 from umamba.patches.seeding import draw_uniform
 from umamba.patches.warp import resample_patch
-from umamba.preprocessing.case import OUTSIDE
 from umamba.settings.augmentation import Rotation, Scaling
 
 IMAGES = ("image", "label")  # names of a subject's images
@@ -61,14 +59,9 @@ class RotateScaleCrop(tio.SpatialTransform):
         matrix: Any = subject["matrix"] if "matrix" in subject else self.draw_matrix()
         if matrix is None:
             patches = [crop_centre(each.data, self.patch_size) for each in (image, label)]
-        elif label.data.device.type == "cpu":
+        else:
             resampled = resample_patch(image.data.numpy(), label.data.numpy(), matrix, self.patch_size)
             patches = [torch.from_numpy(array) for array in resampled]
-        else:
-            patches = [
-                resample_image_patch(image.data, matrix, self.patch_size),
-                vote_label_by_sampling(label.data, matrix, self.patch_size),
-            ]
         image.set_data(patches[0])
         label.set_data(patches[1])
         return subject
@@ -128,75 +121,20 @@ def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
     return matrix
 
 
-def crop_centre(tensor_CZYX: Tensor, size: Sequence[int]) -> Tensor:
-    """Return a view (C, *size) of the central region.
+def crop_centre(tensor: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a view (..., *size) of the central region.
 
     Args:
-        tensor_CZYX: at least as large as the region.
+        tensor: (..., Z, Y, X), at least as large as the region.
         size: (Z, Y, X), voxels.
     """
-    for axis, length in enumerate(size, start=1):
-        tensor_CZYX = tensor_CZYX.narrow(axis, (tensor_CZYX.shape[axis] - length) // 2, length)
-    return tensor_CZYX
-
-
-def resample_image_patch(image_CZYX: Tensor, matrix: np.ndarray, size: Sequence[int]) -> Tensor:
-    """Interpolate a patch (C, *size) linearly on any device, zero outside the image.
-
-    Args:
-        image_CZYX: float32 source.
-        matrix: maps offsets from the patch centre to offsets from the source centre; (3, 3), or (2, 2) for the last two
-            axes, while the first is cropped.
-        size: (Z, Y, X) of the patch, voxels.
-    """
-    if len(matrix) == 2:
-        image_CZYX = crop_centre(image_CZYX, (size[0], *image_CZYX.shape[2:]))
-    grid = sampling_grid(image_CZYX, matrix, size)
-    return sample_linearly(image_CZYX, grid).reshape(len(image_CZYX), *size)
-
-
-def sampling_grid(tensor_CZYX: Tensor, matrix: np.ndarray, size: Sequence[int]) -> Tensor:
-    """Return the points at which a patch of `size` samples a tensor, in the coordinates of `grid_sample`."""
-    source, target = tensor_CZYX.shape[-len(matrix) :], size[-len(matrix) :]
-    # grid_sample's coordinates run from -1 to 1 over the whole extent, and its axes are in reverse order.
-    relative = matrix * np.asarray(target)[None] / np.asarray(source)[:, None]
-    theta = torch.zeros(1, len(matrix), len(matrix) + 1)
-    theta[0, :, :-1] = torch.from_numpy(relative[::-1, ::-1].copy())
-    return functional.affine_grid(theta.to(tensor_CZYX.device), [1, 1, *target], align_corners=False)
-
-
-def sample_linearly(tensor_CZYX: Tensor, grid: Tensor) -> Tensor:
-    """Return the linear interpolation at the points of a grid over the last axes, zero outside."""
-    stacked = tensor_CZYX.reshape(1, -1, *tensor_CZYX.shape[-grid.shape[-1] :])
-    return functional.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def vote_label_by_sampling(label_CZYX: Tensor, matrix: np.ndarray, size: Sequence[int]) -> Tensor:
-    """Return the label patch (C, *size) on any device: at each voxel the label with the largest interpolated weight.
-
-    The result equals that of `resample_patch` except where two labels have nearly the same weight. Labels are sampled
-    one after the other.
-
-    Args:
-        label_CZYX: integers; -1 outside.
-        matrix: see `resample_image_patch`.
-        size: (Z, Y, X) of the patch, voxels.
-    """
-    if len(matrix) == 2:
-        label_CZYX = crop_centre(label_CZYX, (size[0], *label_CZYX.shape[2:]))
-    grid = sampling_grid(label_CZYX, matrix, size)
-    result = label_CZYX.new_full((len(label_CZYX), *size), OUTSIDE)
-    best = torch.zeros(result.shape, device=result.device)
-    outside = torch.ones_like(best)  # the weights at a point sum to one, so the outside has what the labels leave
-    for value in label_CZYX[label_CZYX != OUTSIDE].unique():
-        votes = sample_linearly((label_CZYX == value).float(), grid).reshape(result.shape)
-        result = torch.where(votes > best, value, result)
-        best, outside = torch.maximum(best, votes), outside - votes
-    return result.masked_fill(outside > best, OUTSIDE)
+    for axis, length in zip((-3, -2, -1), size, strict=True):
+        tensor = tensor.narrow(axis, (tensor.shape[axis] - length) // 2, length)
+    return tensor
 
 
 class MirrorPatch(tio.SpatialTransform):
-    """Mirror `image` and `label` of a subject along randomly drawn axes, on whichever device they are.
+    """Mirror `image` and `label` of a subject along randomly drawn axes.
 
     Args:
         axes: spatial axes (0 is Z) that may be mirrored.
@@ -210,10 +148,14 @@ class MirrorPatch(tio.SpatialTransform):
 
     def apply_transform(self, subject: AnySubject) -> AnySubject:
         """Mirror image and label along the drawn axes."""
-        drawn = (torch.rand(3) < self.p_axis).tolist()  # three draws, whichever axes there are
-        axes = [axis + 1 for axis in self.axes if drawn[axis]]
+        axes = self.draw()
         if axes:
             for name in IMAGES:
                 image = subject.get_image(name)
                 image.set_data(image.data.flip(axes))
         return subject
+
+    def draw(self) -> tuple[int, ...]:
+        """Draw the axes of (C, Z, Y, X) that are mirrored."""
+        drawn = (torch.rand(3) < self.p_axis).tolist()  # three draws, whichever axes there are
+        return tuple(axis + 1 for axis in self.axes if drawn[axis])

@@ -28,7 +28,7 @@ from umamba.settings.training import AfterTrainingSettings
 # Further arguments of Lightning's Trainer that do not change what is learnt. Any other one counts.
 _HARMLESS = frozenset(
     {
-        *("benchmark", "detect_anomaly", "inference_mode", "model_registry", "barebones", "min_epochs"),
+        *("detect_anomaly", "inference_mode", "model_registry", "barebones", "min_epochs"),
         *("check_val_every_n_epoch", "val_check_interval", "limit_test_batches", "limit_predict_batches"),
     }
 )

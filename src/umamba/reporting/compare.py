@@ -1,20 +1,33 @@
-"""Compare measured with published numbers: means, standard deviations, differences, spread over seeds, significance.
+"""Compare measured with published numbers and methods with each other: means, deviations, and which claims survive.
 
 The mean and standard deviation of a label are over cases. Those of the average are over each case's mean over labels,
 as in the paper. The cases of all seeds and folds count. The means of single seeds show how much trainings differ.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas
 
-from umamba.evaluation.statistics import holm, paired_p_value
+from umamba.evaluation.claims import Claim, compare, judged
+from umamba.evaluation.equivalence import MARGIN
+from umamba.evaluation.spread import Spreads, suitability
+from umamba.reporting.names import dataset_name, metric_name
 from umamba.reporting.results import AVERAGE, METRICS, Published, Results
 
-REFERENCE = "unet"  # the method that all others are tested against
-ALPHA = 0.05
+__all__ = [
+    "REFERENCE",
+    "Claim",
+    "Number",
+    "claims_of",
+    "measured_spreads",
+    "numbers",
+    "suitability_of",
+    "suitability_sentences",
+]
+REFERENCE = "unet"  # a star marks methods that differ from this one
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class Number:
         seed_means: mean of each seed, in the order of the seeds.
         published: the paper's number; None if it has none.
         p_value: corrected p value of the paired test against the reference; NaN if there was no test.
+        significant: whether the difference from the reference is shown.
+        best: whether the method is shown to be better than every other one.
         scored: whether any case of the method has a score of this metric.
         done: number of finished runs.
         planned: number of all runs.
@@ -52,33 +67,120 @@ class Number:
     done: int
     planned: int
     rules: str = ""
+    significant: bool = False
+    best: bool = False
 
     @property
     def difference(self) -> float:
         """Our mean minus the published one; NaN if one of them is missing."""
         return self.mean - self.published.mean if self.published is not None else math.nan
 
-    @property
-    def significant(self) -> bool:
-        """Whether the method differs significantly from the reference."""
-        return self.p_value < ALPHA
 
-
-def numbers(results: Results) -> list[Number]:
+def numbers(results: Results, claims: Sequence[Claim] | None = None) -> list[Number]:
     """Return every number of a study's tables, measured or missing, in the order dataset, metric, label, method.
 
     Args:
         results: the results of the study.
+        claims: the comparisons of its methods; None: those of `claims_of`.
     """
-    return [number for dataset in results.datasets for number in _of_dataset(results, dataset)]
+    known = claims_of(results) if claims is None else claims
+    return [number for dataset in results.datasets for number in _of_dataset(results, dataset, known)]
 
 
-def _of_dataset(results: Results, dataset: str) -> list[Number]:
+def claims_of(results: Results, margin: float = MARGIN) -> list[Claim]:
+    """Compare all measured methods of a study in pairs, for each dataset, label and metric.
+
+    A family of Holm's correction is what one table of the report compares: the averages of a dataset by all metrics, or
+    all labels of a dataset by one metric. A training is a seed of a fold.
+
+    Args:
+        results: the results of the study.
+        margin: the largest difference that does not matter.
+
+    Returns:
+        The claims in the order dataset, averages before labels, metric, label, pair.
+    """
+    found: list[Claim] = []
+    for dataset in results.datasets:
+        own = results.scores[results.scores["dataset"] == dataset]
+        metrics = [name for name in METRICS if name in set(own["metric"])]
+        labels = list(dict.fromkeys(own["label"]))
+        methods = results.methods(dataset)
+        families = [[(AVERAGE, metric) for metric in metrics], *([(la, metric) for la in labels] for metric in metrics)]
+        for family in families:
+            compared = []
+            for label, metric in family:
+                samples = {method: _sample(own, method, label, metric) for method in methods}
+                tables = {method: sample.unstack("case") for method, sample in samples.items() if len(sample)}
+                compared += compare(tables, metric, margin, dataset, label)
+            found += judged(compared)
+    return found
+
+
+def suitability_of(results: Results, dataset: str, metric: str) -> float:
+    """Return how well a dataset separates the methods, see `umamba.evaluation.spread.suitability`.
+
+    Args:
+        results: the results of the study.
+        dataset: the benchmark.
+        metric: name of the score.
+    """
+    own = results.scores[results.scores["dataset"] == dataset]
+    samples = [_sample(own, method, AVERAGE, metric) for method in results.methods(dataset)]
+    return suitability([list(sample.groupby(level=["seed", "fold"]).mean()) for sample in samples])
+
+
+def suitability_sentences(results: Results, dataset: str) -> list[str]:
+    """Return a sentence for each metric on how well a dataset separates the methods, where seeds show it.
+
+    Args:
+        results: the results of the study.
+        dataset: the benchmark.
+    """
+    ratios = {metric: suitability_of(results, dataset, metric) for metric in METRICS}
+    return [
+        f"{dataset_name(dataset)}, {metric_name(metric)}: the methods' means spread {ratio:.1f} times as much as the "
+        "trainings of a method (standard deviations). Near 1 the order of the methods is chance."
+        for metric, ratio in ratios.items()
+        if math.isfinite(ratio)
+    ]
+
+
+def measured_spreads(results: Results, dataset: str) -> dict[str, tuple[Spreads, int]]:
+    """Return for each metric the spreads of a dataset's averages, and the number of cases they were measured in.
+
+    Variances are averaged over the pairs of methods that have two trainings each at least.
+
+    Args:
+        results: the results of a study.
+        dataset: the benchmark.
+
+    Returns:
+        Metric -> spreads and cases; empty if no pair shows them.
+    """
+    found = {}
+    known = [
+        claim
+        for claim in claims_of(results)
+        if (claim.dataset, claim.label) == (dataset, AVERAGE) and min(claim.seeds) > 1 and claim.n_cases > 1
+    ]
+    for metric in METRICS:
+        pairs = [claim for claim in known if claim.metric == metric]
+        if pairs:
+            mean = [
+                math.sqrt(sum(value**2 for value in column) / len(pairs))
+                for column in zip(*(dataclasses.astuple(claim.spreads) for claim in pairs), strict=True)
+            ]
+            found[metric] = (Spreads(*mean), min(claim.n_cases for claim in pairs))
+    return found
+
+
+def _of_dataset(results: Results, dataset: str, claims: Sequence[Claim]) -> list[Number]:
     own = results.scores[results.scores["dataset"] == dataset]
     printed = [key for key in results.published if key[0] == dataset]
     metrics = [name for name in METRICS if name in set(own["metric"]) | {key[3] for key in printed}]
     labels = list(dict.fromkeys([*own["label"], *(key[2] for key in printed if key[2] != AVERAGE)]))
-    found, rules = [], results.rules(dataset)
+    found, rules, absent = [], results.rules(dataset), results.absent(dataset)
     for metric in metrics:
         for label in (*labels, AVERAGE):
             samples = {method: _sample(own, method, label, metric) for method in results.methods(dataset)}
@@ -86,9 +188,10 @@ def _of_dataset(results: Results, dataset: str) -> list[Number]:
                 len(samples[method]) or (dataset, method, label, metric) in results.published for method in samples
             ):
                 continue
-            p_values = against_reference(samples)
+            row = [claim for claim in claims if (claim.dataset, claim.label, claim.metric) == (dataset, label, metric)]
             for method, sample in samples.items():
                 runs = results.runs(dataset, method)
+                against = next((claim for claim in row if {claim.a, claim.b} == {method, REFERENCE}), None)
                 found.append(
                     Number(
                         *(dataset, method, label, metric),
@@ -97,14 +200,22 @@ def _of_dataset(results: Results, dataset: str) -> list[Number]:
                         cases=sample.index.get_level_values("case").nunique(),
                         seed_means=tuple(sample.groupby(level="seed").mean()),
                         published=results.published.get((dataset, method, label, metric)),
-                        p_value=p_values.get(method, math.nan),
+                        p_value=against.p_holm if against else math.nan,
                         scored=bool(((own["method"] == method) & (own["metric"] == metric)).any()),
                         done=sum(state.state == "done" for state in runs),
                         planned=len(runs),
                         rules=rules,
+                        significant=against is not None and against.survives and label not in absent,
+                        best=_is_best(method, row) and label not in absent,
                     )
                 )
     return found
+
+
+def _is_best(method: str, row: Sequence[Claim]) -> bool:
+    """Return whether a method is shown to be better than every other one of a row."""
+    own = [claim for claim in row if method in (claim.a, claim.b)]
+    return bool(own) and all(claim.survives and claim.better == method for claim in own)
 
 
 def _sample(own: pandas.DataFrame, method: str, label: str, metric: str) -> pandas.Series:
@@ -113,84 +224,3 @@ def _sample(own: pandas.DataFrame, method: str, label: str, metric: str) -> pand
     if label != AVERAGE:
         rows = rows[rows["label"] == label]
     return rows.groupby(["seed", "fold", "case"], sort=True)["value"].mean()
-
-
-def against_reference(samples: dict[str, pandas.Series]) -> dict[str, float]:
-    """Test each method against the reference, with Holm's correction for the number of methods.
-
-    The test is Wilcoxon's signed-rank test over the cases that both methods have scores of; the scores are means over
-    seeds. Fewer than six cases are not tested because they cannot be significant.
-
-    Args:
-        samples: method -> scores by (seed, fold, case).
-
-    Returns:
-        Method -> corrected p value.
-    """
-    if REFERENCE not in samples or not len(samples[REFERENCE]):
-        return {}
-    reference = samples[REFERENCE].groupby(level="case").mean()
-    raw = {}
-    for method, sample in samples.items():
-        if method == REFERENCE or not len(sample):
-            continue
-        paired = pandas.concat([sample.groupby(level="case").mean(), reference], axis=1, join="inner")
-        differences = (paired.iloc[:, 0] - paired.iloc[:, 1]).to_numpy()
-        p_value = paired_p_value(differences)
-        if p_value is not None:
-            raw[method] = p_value
-    return holm(raw)
-
-
-def best_two(row: Sequence[Number]) -> tuple[str | None, str | None]:
-    """Return the methods with the best and second-best mean of a row.
-
-    Args:
-        row: the numbers of one label and metric.
-
-    Returns:
-        Two methods; None for a place that no method has alone, or if fewer than two methods are measured.
-    """
-    ranked = sorted((number for number in row if not math.isnan(number.mean)), key=lambda number: -number.mean)
-    means = [*(number.mean for number in ranked), *(-math.inf,) * 2]
-    if len(ranked) < 2 or means[0] == means[1]:
-        return None, None
-    return ranked[0].method, ranked[1].method if means[1] > means[2] else None
-
-
-def spread_sentences(found: Sequence[Number]) -> list[str]:
-    """Say how far the average of each method is below the best one, and whether the spread over seeds explains it.
-
-    The spread of a method is the largest mean of its seeds minus the smallest. It is unknown for methods with one seed;
-    these share a sentence.
-
-    Args:
-        found: the numbers of all tables.
-
-    Returns:
-        A sentence for each comparison.
-    """
-    sentences = []
-    rows: dict[tuple[str, str], list[Number]] = {}
-    for number in found:
-        if number.label == AVERAGE and not math.isnan(number.mean):
-            rows.setdefault((number.dataset, number.metric), []).append(number)
-    for (dataset, metric), row in rows.items():
-        if len(row) < 2:
-            continue
-        best = max(row, key=lambda number: number.mean)
-        where = f"{dataset}, {metric.upper()}: {best.method} is"
-        unknown = []
-        for number in row:
-            if number is best:
-                continue
-            above = f"{best.mean - number.mean:.4f} above {number.method}"
-            if len(best.seed_means) < 2 or len(number.seed_means) < 2:
-                unknown.append(above)
-                continue
-            spread = max(max(entry.seed_means) - min(entry.seed_means) for entry in (best, number))
-            within = "within" if best.mean - number.mean <= spread else "beyond"
-            sentences.append(f"{where} {above}, which is {within} the spread over seeds ({spread:.4f}).")
-        if unknown:
-            sentences.append(f"{where} {', '.join(unknown)}; with one seed, the spread over trainings is not known.")
-    return sentences

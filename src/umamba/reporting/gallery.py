@@ -1,47 +1,110 @@
-"""Pictures of a test case with the segmentation of every method, as in the paper's figures 2 and 3."""
+"""Pictures of test cases with the segmentation of every method, as in the paper's figures 2 and 3.
+
+Each method has a panel: for a volume the axial, coronal and sagittal slice with the largest labelled area, in
+radiological convention and with the patient's directions at their edges; for an image the image itself.
+"""
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from umamba.datasets import RawCase, RawDataset, list_findings
-from umamba.io import read_image, read_label
-from umamba.io.escape import mathtext
-from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_labels, scaled
-from umamba.labels.view import View, largest_slice, letters_of, plane_size
+from umamba.io import Image, oriented_like, read_image, read_label
+from umamba.labels import LabelSet
+from umamba.labels.colours import PALETTE_SIZE, colours
+from umamba.labels.masks import mask_of
+from umamba.labels.painting import draw_plane, paint_labels, scaled
+from umamba.labels.view import View, largest_slice, letters_of, plane_size, planes_shown
 from umamba.records import RunFolder
 from umamba.records.config_file import read_config
+from umamba.reporting.names import method_name
 from umamba.reporting.results import Results
 
-_PANEL_INCHES = 2.2
-_COLUMNS = 4
+_PANEL_INCHES = 3.6  # largest width and height of a panel
+_LOWEST_INCHES = 0.3
+_GAP = 0.015  # between two planes, as a part of the panel's width
+_DPI = 150
+_QUALITY = 80  # of WebP
+_LETTERS_PT = 10
 
 
 @dataclass(frozen=True)
-class Picture:
-    """The picture of one case.
+class Plane:
+    """A slice of a turned volume.
+
+    Attributes:
+        axis: the turned axis across the slice.
+        index: of the slice along this axis.
+        name: axial, coronal or sagittal, or the axis if directions are not known, and the index in the file.
+        edges: the patient's direction at the left, right, top and bottom edge; empty if it is not known.
+        size: height and width in mm.
+    """
+
+    axis: int
+    index: int
+    name: str
+    edges: tuple[str, str, str, str]
+    size: tuple[float, float]
+
+    def cut(self, turned: np.ndarray) -> np.ndarray:
+        """Return the slice of a turned volume (Z, Y, X) or (Z, Y, X, 3)."""
+        return np.take(turned, self.index, axis=self.axis)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one method made of a case.
+
+    Attributes:
+        title: the method, or image, or reference.
+        webp: content of the picture's file.
+    """
+
+    title: str
+    webp: bytes
+
+
+@dataclass(frozen=True)
+class CasePicture:
+    """The pictures of one case.
 
     Attributes:
         case: the case.
-        caption: text below the picture.
-        png: content of the PNG file.
+        rank: lowest, median or highest; empty for other cases.
+        score: mean score over methods and labels.
+        metric: name of this score.
+        place: the slices and the window of the grey values, in words.
+        panels: the image, the reference and each method's segmentation.
+        legend: name and RGB colour of each label that is drawn.
     """
 
     case: str
-    caption: str
-    png: bytes
+    rank: str
+    score: float
+    metric: str
+    place: str
+    panels: tuple[Panel, ...]
+    legend: tuple[tuple[str, tuple[int, int, int]], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all panels."""
+        return sum(len(panel.webp) for panel in self.panels)
 
 
-def gallery(results: Results, dataset: str) -> list[Picture]:
-    """Draw the cases with the lowest, median and highest mean score over methods.
+def gallery(results: Results, dataset: str, most_bytes: float) -> list[CasePicture]:
+    """Draw cases: those with the lowest, median and highest mean score over methods, then the others from the lowest.
 
     Args:
         results: the results of the study.
         dataset: the benchmark.
+        most_bytes: size of all pictures at which no further one is added.
 
     Returns:
         The pictures; none without scores, predictions or the raw dataset.
@@ -52,24 +115,32 @@ def gallery(results: Results, dataset: str) -> list[Picture]:
         for state in reversed(results.states)  # reversed, so that the first fold and seed of a method is kept
         if state.run.dataset == dataset and state.state == "done"
     }
-    raw = raw_dataset(next(iter(folders.values()))) if folders else None
+    raw = raw_dataset(next(iter(folders.values()))) if folders and most_bytes > 0 else None
     if rows.empty or raw is None:
         return []
     metric = rows["metric"].iloc[0]
     means = rows[rows["metric"] == metric].groupby("case")["value"].mean().sort_values(kind="stable")
-    order = [str(case) for case in means.index]
-    chosen = {order[0]: "lowest", order[len(order) // 2]: "median", order[-1]: "highest"}
     known = {case.case_id: case for case in raw.test}
     ordered = {method: folders[method] for method in results.methods(dataset) if method in folders}
-    return [
-        Picture(
-            case,
-            f"{case}: {rank} mean {metric.upper()} over methods, {means[case]:.3f}",
-            picture(known[case], raw, ordered),
-        )
-        for case, rank in chosen.items()
-        if case in known
-    ]
+    found: list[CasePicture] = []
+    size = 0
+    for position, rank in _by_interest(len(means)):
+        case = str(means.index[position])
+        if case not in known:
+            continue
+        drawn = picture(known[case], raw, ordered, rank, float(means.iloc[position]), metric)
+        size += drawn.size
+        if size > most_bytes:
+            break
+        found.append(drawn)
+    return found
+
+
+def _by_interest(cases: int) -> Iterator[tuple[int, str]]:
+    """Yield the position of each of some sorted cases, the most telling ones first, and its rank in words."""
+    named = {0: "lowest", cases // 2: "median", cases - 1: "highest"}
+    yield from named.items()
+    yield from ((position, "") for position in range(cases) if position not in named)
 
 
 def raw_dataset(folder: RunFolder) -> RawDataset | None:
@@ -86,54 +157,90 @@ def raw_dataset(folder: RunFolder) -> RawDataset | None:
     return list_findings(Path(root))[0] if isinstance(root, str) and os.path.isdir(root) else None
 
 
-def picture(case: RawCase, raw: RawDataset, folders: Mapping[str, RunFolder]) -> bytes:
+def picture(
+    case: RawCase, raw: RawDataset, folders: Mapping[str, RunFolder], rank: str, score: float, metric: str
+) -> CasePicture:
     """Draw the image, the reference and each method's segmentation of a case.
-
-    The slice is the one with the largest labelled area in the plane of the highest resolution, in radiological
-    convention.
 
     Args:
         case: the case.
         raw: its dataset.
         folders: method -> run folder.
-
-    Returns:
-        Content of a PNG file.
+        rank: lowest, median, highest, or empty.
+        score: mean score over methods and labels.
+        metric: name of this score.
     """
     image = read_image(case.images)
-    truth = (
-        read_label(case.label).array[0] if case.label is not None else np.zeros(image.array.shape[1:], dtype=np.uint8)
-    )
     view = View.of(letters_of(image.geometry))
-    volumes: dict[str, np.ndarray | None] = {"image": None, "truth": view.turn(truth)}
+    volumes: dict[str, np.ndarray] = {}
+    if case.label is not None:
+        volumes["reference"] = _turned(read_label(case.label), image, view)
     for method, folder in folders.items():
         path = folder.predictions / f"{case.case_id}{raw.file_ending}"
         if path.exists():
-            volumes[method] = view.turn(read_label(path).array[0])
-    spacing = view.turn_axes(image.geometry.spacing)
-    segmented = np.isin(view.turn(truth), [value for values in raw.labels.values for value in values])
-    axis = int(np.argmax(spacing))  # across the slices of the highest resolution
-    index = largest_slice(segmented, axis)
-    size = plane_size(segmented.shape, spacing, axis)
-    background, window = scaled(view.turn(image.array), segmented=segmented)
-    lines = -(-len(volumes) // _COLUMNS)
-    legend = -(-len(raw.labels.names) // _COLUMNS)
-    figure = new_figure(
-        _COLUMNS * _PANEL_INCHES, lines * (_PANEL_INCHES * size[0] / size[1] + 0.35) + 0.2 * legend + 0.5
-    )
-    grid = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
+            volumes[method_name(method)] = _turned(read_label(path), image, view)
+    background, segmented = view.turn(image.array), np.zeros(view.turn(image.array).shape[1:], dtype=bool)
+    volumes = {title: volume for title, volume in volumes.items() if volume.shape == segmented.shape}
+    if volumes:  # the reference, or the first method if there is none
+        values = [value for own in raw.labels.values for value in own]
+        segmented = mask_of(next(iter(volumes.values())), values)
+    grey, window = scaled(background, segmented=segmented)
+    planes = planes_of(view, segmented, image.geometry.spacing)
     drawn: set[int] = set()
-    for axes, (title, volume) in zip(grid, volumes.items(), strict=False):
-        draw_plane(axes, np.take(background, index, axis=axis), size, view.edges(axis))
-        axes.set_title(mathtext(title), fontsize=10)
+    panels = [Panel("image", _panel(planes, grey, None, raw.labels, drawn))]
+    panels += [Panel(title, _panel(planes, grey, volume, raw.labels, drawn)) for title, volume in volumes.items()]
+    place = ", ".join([*(plane.name for plane in planes if plane.name), window])
+    return CasePicture(case.case_id, rank, score, metric, place, tuple(panels), _legend(raw.labels, drawn))
+
+
+def _turned(label: Image, image: Image, view: View) -> np.ndarray:
+    return view.turn(oriented_like(label, image.geometry).array[0])
+
+
+def planes_of(view: View, segmented: np.ndarray, spacing: Sequence[float]) -> list[Plane]:
+    """Return the slices in which a case is drawn: those with the largest labelled area, one across each axis.
+
+    Args:
+        view: how the volume was turned.
+        segmented: booleans of the turned volume.
+        spacing: of the stored axes (Z, Y, X) in mm.
+    """
+    turned = view.turn_axes(spacing)
+    found = []
+    for axis in planes_shown(segmented.shape):
+        index, slices = largest_slice(segmented, axis), segmented.shape[axis]
+        name = f"{view.name(axis)} {view.stored_index(axis, index, slices)}" if slices > 1 else ""
+        found.append(Plane(axis, index, name, view.edges(axis), plane_size(segmented.shape, turned, axis)))
+    return found
+
+
+def _panel(
+    planes: Sequence[Plane], grey: np.ndarray, volume: np.ndarray | None, labels: LabelSet, drawn: set[int]
+) -> bytes:
+    """Draw planes side by side in one scale, and add the labels that were drawn to a set."""
+    across, high = sum(plane.size[1] for plane in planes), max(plane.size[0] for plane in planes)
+    width = _PANEL_INCHES * min(1.0, across / high)
+    height = max(_LOWEST_INCHES, width * high / across)
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="black")
+    FigureCanvasAgg(figure)
+    left, gap = 0.0, _GAP if len(planes) > 1 else 0.0
+    for plane in planes:
+        part = plane.size[1] / across * (1 - gap * (len(planes) - 1))
+        axes = figure.add_axes((left, 0.0, part, 1.0))
+        axes.set_axis_off()
+        draw_plane(axes, plane.cut(grey), plane.size, plane.edges, _LETTERS_PT)
         if volume is not None:
-            drawn |= paint_labels(axes, np.take(volume, index, axis=axis), size, raw.labels)
-    for axes in grid[len(volumes) :]:
-        axes.set_visible(False)
-    slices = segmented.shape[axis]
-    place = f"{view.name(axis)} {view.stored_index(axis, index, slices)}, " if slices > 1 else ""
-    figure.suptitle(mathtext(f"{case.case_id}: {place}{window}"), fontsize=8)
-    label_legend(figure, raw.labels, drawn)
+            drawn |= paint_labels(axes, plane.cut(volume), plane.size, labels)
+        left += part + gap
     stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    figure.savefig(stream, format="webp", facecolor="black", pil_kwargs={"quality": _QUALITY})
     return stream.getvalue()
+
+
+def _legend(labels: LabelSet, drawn: set[int]) -> tuple[tuple[str, tuple[int, int, int]], ...]:
+    numbered = len(labels.names) > PALETTE_SIZE  # colours repeat, and the picture shows the numbers
+    palette = colours(len(labels.names)).tolist()
+    return tuple(
+        (f"{number + 1} {labels.names[number]}" if numbered else labels.names[number], tuple(palette[number]))
+        for number in sorted(drawn)
+    )

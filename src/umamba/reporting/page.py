@@ -1,169 +1,208 @@
-"""Write the report as one HTML file with its styles and pictures; it needs neither scripts nor a network."""
+"""Write the report as one HTML file with its styles, pictures and script; it loads nothing, and reads whole without it.
+
+The script (page.js) only adds the panel that shows a case when its point in a plot is clicked.
+"""
 
 import base64
+import hashlib
 import math
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 
 from umamba.io import atomic_path, provenance
 from umamba.io.escape import anchor, html
-from umamba.reporting.compare import ALPHA, REFERENCE, Number, best_two, spread_sentences
+from umamba.reporting.case_rows import case_figure, case_ids, case_tables
+from umamba.reporting.claims_section import claims_section
+from umamba.reporting.compare import Claim, Number, suitability_sentences
 from umamba.reporting.cost import Cost
-from umamba.reporting.figures import box_plot, learning_curves
+from umamba.reporting.figures import Curves, learning_curves
 from umamba.reporting.gallery import gallery
-from umamba.reporting.results import SPLIT, Results
-from umamba.reporting.text_tables import NumberTable, counted, difference, ours, tables, theirs
+from umamba.reporting.names import UNET_NOTE, dataset_name, method_name, metric_name
+from umamba.reporting.results import AVERAGE, SPLIT, Results
+from umamba.reporting.score_plot import score_plot
+from umamba.reporting.text_tables import BOLD, NumberTable, counted, difference, ours, tables, theirs
 from umamba.sweeps.ledger import duration
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #1a7f37; --bad: #b35900; }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); } h3 { margin-bottom: .3rem; }
-.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; padding-left: 0; }
-td small { display: block; opacity: .75; } td a { color: inherit; text-decoration: none; }
-.best { font-weight: 700; } td a.second { text-decoration: underline; } .missing { opacity: .55; font-style: italic; }
-img { max-width: 100%; height: auto; display: block; background: #fff; } figure { margin: 1rem 0; }
-figcaption, .note { font-size: .85rem; opacity: .8; }
-.remark { border-left: 4px solid var(--bad); padding: .2rem .8rem; }
-nav a { margin-right: 1rem; } details { margin: .4rem 0; } summary { cursor: pointer; }
-.failed { color: var(--bad); } .done { color: var(--good); } .scroll img { min-width: 44rem; }
-@media (max-width: 40rem) {
-  table { font-size: .78rem; } th, td { padding: .25rem .35rem; } td small span { display: block; }
-}
-"""
-# With this policy a browser loads nothing from elsewhere.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
-
-def write_page(path: Path, results: Results, found: Sequence[Number], cost: Sequence[Cost]) -> None:
+def write_page(
+    path: Path,
+    results: Results,
+    found: Sequence[Number],
+    claims: Sequence[Claim],
+    cost: Sequence[Cost],
+    pictures_mb: float,
+) -> None:
     """Write the page of a study.
 
     Args:
         path: the HTML file.
         results: the results of the study.
         found: the numbers of all tables.
+        claims: the comparisons of the methods.
         cost: the cost of each run.
+        pictures_mb: largest size of all pictures of cases, MB.
     """
     done = sum(state.state == "done" for state in results.states)
-    sections = [
-        f"<h1>{html(results.name)}</h1><p>{html(results.question)}</p>",
+    date = datetime.now(UTC).date().isoformat()
+    most_bytes = pictures_mb * 1e6 / max(1, len(results.datasets))
+    links = "".join(f'<a href="#{_section(dataset)}">{html(dataset_name(dataset))}</a>' for dataset in results.datasets)
+    body = [
+        f'<header><p class="note">Study {html(results.name)}, report of <time datetime="{date}">{date}</time></p>'
+        f"<h1>{html(results.question or results.name)}</h1></header><main>",
         f"<p>{done} of {len(results.states)} runs are done. Numbers that are not measured yet are shown as "
         "missing.</p>",
         f'<p class="remark">{html(results.remark)}</p>' if results.remark else "",
-        "<nav>" + "".join(f'<a href="#{_section(dataset)}">{html(dataset)}</a>' for dataset in results.datasets)
-        + '<a href="#runs">runs</a><a href="#cost">cost</a><a href="#cases">cases</a></nav>',
-        *(_dataset(results, dataset, found) for dataset in results.datasets),
-        _spread(found),
+        f'<nav>{links}<a href="#runs">Runs</a><a href="#cost">Cost</a></nav>',
+        *(_dataset(results, dataset, found, claims, most_bytes) for dataset in results.datasets),
         _runs(results),
         _cost(cost),
-        _cases(results),
-        _made_with(),
-    ]  # fmt: skip
+        f"</main><footer>{_made_with()}</footer>",
+    ]
+    style, script = (files("umamba.reporting").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    # With this policy a browser loads nothing from elsewhere and runs no script but this one.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{html(results.name)}</title><style>{_STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<title>{html(results.name)}</title><style>{style}</style></head><body>{''.join(body)}"
+        f"<script>{script}</script></body></html>\n"
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _dataset(results: Results, dataset: str, found: Sequence[Number]) -> str:
-    parts = [f'<h2 id="{_section(dataset)}">{html(dataset)}</h2>']
+def _dataset(
+    results: Results, dataset: str, found: Sequence[Number], claims: Sequence[Claim], most_bytes: float
+) -> str:
     own = [number for number in found if number.dataset == dataset]
-    for table in tables(own):
-        parts.append(f"<h3>{html(table.title)}</h3>{_table(table, own)}")
-    parts.append(
-        f'<p class="note">Scores of the {SPLIT} images. {html(results.rules(dataset))} Mean ± standard deviation over '
-        "cases; bold and underlined: best and second best of ours; below, the paper's number and, in brackets, ours "
-        "minus the paper's. n: number of cases that have this score, where other scores have more. No case: the label "
-        "is in no reference and "
-        f"no prediction. * differs from {REFERENCE}: Wilcoxon signed-rank test over cases with Holm's correction, "
-        f"p &lt; {ALPHA}; at least six cases are needed.</p>"
+    parts = [f'<section class="dataset"><h2 id="{_section(dataset)}">{html(dataset_name(dataset))}</h2>']
+    parts += [_table(table, own, results) for table in tables(own)]
+    parts.append(_explanation(results, dataset, own))
+    averages = [claim for claim in claims if claim.dataset == dataset and claim.label == AVERAGE]
+    parts.append(claims_section(averages, suitability_sentences(results, dataset)))
+    ids = case_ids(results, dataset)
+    if ids:
+        parts.append("<h3>Scores over cases</h3>")
+        for metric in dict.fromkeys(number.metric for number in own):
+            parts.append(f'<div id="{_plot(dataset, metric)}">{score_plot(results, dataset, metric, ids)}</div>')
+        parts.append('<div class="case" hidden tabindex="-1" role="region" aria-label="The chosen case"></div>')
+        parts.append(
+            f"<details><summary>Scores of each of the {len(ids)} cases (also in scores.csv)</summary>"
+            f"{case_tables(results, dataset, ids)}</details>"
+        )
+    parts.append(_curves(learning_curves(results, dataset)))
+    figures = [(picture.rank, case_figure(picture, ids)) for picture in gallery(results, dataset, most_bytes)]
+    if figures:
+        named, others = ([figure for rank, figure in figures if bool(rank) == wanted] for wanted in (True, False))
+        parts.append(f"<h3>Pictures</h3>{''.join(named)}")
+        if others:
+            parts.append(f"<details><summary>{len(others)} further cases</summary>{''.join(others)}</details>")
+    return "".join([*parts, "</section>"])
+
+
+def _explanation(results: Results, dataset: str, own: Sequence[Number]) -> str:
+    """Say how the numbers of the tables were made, and what their marks mean."""
+    unet = f" {UNET_NOTE}" if any(number.method == "unet" for number in own) else ""
+    rules = results.rules(dataset)
+    if not rules and any(number.metric == "nsd" and number.cases for number in own):
+        rules = "The tolerance of the NSD was not recorded."
+    paper = (
+        " Below, the paper's number and, in brackets, ours minus the paper's."
+        if any(number.published for number in own)
+        else ""
     )
-    for metric in dict.fromkeys(number.metric for number in own):
-        parts.append(_figure(box_plot(results, dataset, metric), f"{metric.upper()} over cases"))
-    parts.append(_figure(learning_curves(results, dataset), "Learning curves"))
-    parts += [_figure(picture.png, picture.caption, "scroll") for picture in gallery(results, dataset)]
-    return "".join(parts)
+    return (
+        f'<p class="note">Scores of the {SPLIT} images. {html(rules)} Mean ± standard deviation over cases.{paper} '
+        "n: number of cases that have this score, where other scores have more. No case: the label is in no reference "
+        f"and no prediction. {html(BOLD)}{unet}</p>"
+    )
 
 
-def _table(table: NumberTable, own: Sequence[Number]) -> str:
+def _table(table: NumberTable, own: Sequence[Number], results: Results) -> str:
+    first = table.rows[0][0]
+    absent = results.absent(first.dataset)
+    tolerances = results.tolerances(first.dataset) if first.metric == "nsd" and not table.averages else {}
     head = "".join(
-        f"<th>{number.metric.upper() if table.averages else html(number.method)}</th>" for number in table.rows[0]
+        f'<th scope="col">{metric_name(number.metric) if table.averages else html(method_name(number.method))}</th>'
+        for number in table.rows[0]
     )
-    body = "".join(
-        f"<tr><td>{html(name)}</td>{''.join(_cell(number, own) for number in row)}</tr>"
-        for name, row in zip(table.names, table.rows, strict=True)
+    lines = []
+    for name, row in zip(table.names, table.rows, strict=True):
+        remarks = [] if table.averages else [tolerances.get(name, ""), "in no reference" if name in absent else ""]
+        remark = "".join(f"<br><small>{html(text)}</small>" for text in remarks if text)
+        cells = "".join(_cell(number, own) for number in row)
+        lines.append(f'<tr><th scope="row">{html(name)}{remark}</th>{cells}</tr>')
+    title = "Averages over labels" if table.averages else f"{metric_name(first.metric)} by label"
+    title += ", with the NSD's tolerance" if tolerances else ""
+    return (
+        f'<h3>{title}</h3><div class="scroll" tabindex="0"><table><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
-    return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(number: Number, own: Sequence[Number]) -> str:
-    key = (number.label, number.metric)
-    first, second = best_two([other for other in own if (other.label, other.metric) == key])
-    kind = "best" if number.method == first else "second" if number.method == second else ""
     attributes = "".join(
         f' data-{name}="{html(getattr(number, name))}"' for name in ("dataset", "method", "label", "metric")
     )
     behind = f" <span>({difference(number)})</span>" if difference(number) else ""
-    paper = f"<small>paper {theirs(number)}{behind}</small>" if number.published else ""
+    paper = f"<small>paper {_breakable(theirs(number))}{behind}</small>" if number.published else ""
     if math.isnan(number.mean):
         return f'<td class="missing"{attributes}>{ours(number)}{paper}</td>'
-    link = (
-        f'<a class="{kind}" href="#{_anchor(number.dataset, number.method)}">{ours(number)}</a>{counted(number, own)}'
-    )
-    return f"<td{attributes}>{link}{paper}</td>"
+    kind = ' class="best"' if number.best else ""
+    text = f"{_breakable(ours(number))}{counted(number, own)}"
+    return f'<td{attributes}><a{kind} href="#{_plot(number.dataset, number.metric)}">{text}</a>{paper}</td>'
 
 
-def _anchor(dataset: str, method: str) -> str:
-    return anchor("cases", dataset, method)
+def _breakable(text: str) -> str:
+    """Return mean ± deviation so that a narrow column may break it before the sign."""
+    return text.replace("±", "<wbr>±")
+
+
+def _plot(dataset: str, metric: str) -> str:
+    return anchor("scores", dataset, metric)
 
 
 def _section(dataset: str) -> str:
     return anchor("dataset", dataset)
 
 
-def _figure(png: bytes | None, caption: str, kind: str = "whole") -> str:
-    if png is None:
+def _curves(curves: Curves | None) -> str:
+    if curves is None:
         return ""
-    data = base64.b64encode(png).decode()
-    text = html(caption)
-    picture = f'<div class="{kind}"><img alt="{text}" src="data:image/png;base64,{data}"></div>'
-    return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
-
-
-def _spread(found: Sequence[Number]) -> str:
-    sentences = spread_sentences(found)
-    items = "".join(f"<li>{html(sentence)}</li>" for sentence in sentences)
-    return f"<h2>Differences and the spread of trainings</h2><ul>{items}</ul>" if sentences else ""
+    plots = "".join(
+        f'<div><p>{title}</p><img alt="{title} over epochs" '
+        f'src="data:image/png;base64,{base64.b64encode(png).decode()}"></div>'
+        for title, png in curves.plots
+    )
+    key = "".join(
+        f'<li><i style="border-top-color:{colour};border-top-style:{"dashed" if dashes != "solid" else dashes}"></i>'
+        f"{html(name)}</li>"
+        for name, colour, dashes in curves.lines
+    )
+    return f'<h3>Learning curves</h3><div class="curves">{plots}</div><ul class="key">{key}</ul>'
 
 
 def _runs(results: Results) -> str:
     rows = "".join(
-        f"<tr><td>{html(run.dataset)} {html(run.method)}</td><td>{run.fold}</td><td>{run.seed}</td>"
+        f'<tr><th scope="row">{html(_run_name(run.dataset, run.method))}</th><td>{run.fold}</td><td>{run.seed}</td>'
         f'<td class="{state.state}">{state.state}</td><td>{state.epochs}/{run.max_epochs}</td>'
-        f"<td>{html(state.reason)}</td></tr>"
+        f'<td class="words">{html(state.reason)}</td></tr>'
         for state in results.states
         for run in (state.run,)
     )
-    head = "".join(f"<th>{name}</th>" for name in ("run", "fold", "seed", "state", "epoch", "remark"))
-    return f'<h2 id="runs">Runs</h2><div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
+    return f'<h2 id="runs">Runs</h2>{_plain(("run", "fold", "seed", "state", "epoch", "remark"), rows)}'
 
 
 def _cost(cost: Sequence[Cost]) -> str:
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("run", "fold", "seed", "epochs", "batches took", "memory", "parameters", "FLOPs of a step")
-    )
+    names = ("run", "fold", "seed", "epochs", "batches took", "memory", "parameters", "FLOPs of a step")
     rows = "".join(
-        f"<tr><td>{html(entry.dataset)} {html(entry.method)}</td><td>{entry.fold}</td><td>{entry.seed}</td>"
-        f"<td>{entry.epochs}</td><td>{'' if math.isnan(entry.hours) else duration(3600 * entry.hours)}</td>"
+        f'<tr><th scope="row">{html(_run_name(entry.dataset, entry.method))}</th><td>{entry.fold}</td>'
+        f"<td>{entry.seed}</td><td>{entry.epochs}</td>"
+        f"<td>{'' if math.isnan(entry.hours) else duration(3600 * entry.hours)}</td>"
         f"<td>{'not logged' if math.isnan(entry.memory_gb) else f'{entry.memory_gb:.1f} GB'}</td>"
         f"<td>{'' if entry.parameters is None else f'{entry.parameters:,}'}</td>"
         f"<td>{'' if entry.step_flops is None else f'{entry.step_flops / 1e9:,.1f} G'}</td></tr>"
@@ -173,28 +212,17 @@ def _cost(cost: Sequence[Cost]) -> str:
     return (
         f'<h2 id="cost">Cost</h2>'
         f"<p>All batches of the runs so far took {duration(3600 * total)}, on one device each. FLOPs: forward and "
-        "backward of a batch, counted on tensors without data.</p>"
-        f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
+        f"backward of a batch, counted on tensors without data.</p>{_plain(names, rows)}"
     )
 
 
-def _cases(results: Results) -> str:
-    parts = ['<h2 id="cases">Cases</h2>']
-    for (dataset, method), rows in results.scores.groupby(["dataset", "method"], sort=False):
-        wide = rows.pivot_table(index=["seed", "fold", "case"], columns=["label", "metric"], values="value", sort=False)
-        head = "".join(f"<th>{html(label)} {metric.upper()}</th>" for label, metric in wide.columns)
-        body = "".join(
-            f"<tr><td>{html(str(case))}</td><td>{fold}</td><td>{seed}</td>"
-            + "".join(f"<td>{'' if math.isnan(value) else f'{value:.4f}'}</td>" for value in values)
-            + "</tr>"
-            for (seed, fold, case), values in zip(wide.index, wide.to_numpy(), strict=True)
-        )
-        parts.append(
-            f"<details><summary>{html(dataset)} {html(method)}: {len(wide)} cases</summary>"
-            f'<div class="scroll" id="{_anchor(dataset, method)}"><table>'
-            f"<tr><th>case</th><th>fold</th><th>seed</th>{head}</tr>{body}</table></div></details>"
-        )
-    return "".join(parts)
+def _plain(names: Sequence[str], rows: str) -> str:
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _run_name(dataset: str, method: str) -> str:
+    return f"{dataset_name(dataset)}, {method_name(method)}"
 
 
 def _made_with() -> str:

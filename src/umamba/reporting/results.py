@@ -15,6 +15,7 @@ from typing import Any
 import pandas
 
 from umamba.evaluation import rules_sentence
+from umamba.evaluation.protocols import ABDOMEN_ORGANS, ENDOSCOPY_TOLERANCE_PX
 from umamba.io import UserError
 from umamba.io.documents import MOST_BYTES, bounded_text
 from umamba.records import RunFolder
@@ -106,18 +107,66 @@ class Results:
         Args:
             dataset: the benchmark.
         """
+        sentences = [rules_sentence(protocol, tolerance_mm) for protocol, tolerance_mm in self._scorings(dataset)]
+        return " ".join(["These runs were scored by different rules:", *sentences] if len(sentences) > 1 else sentences)
+
+    def tolerances(self, dataset: str) -> dict[str, str]:
+        """Return the tolerance of each label's NSD as text; empty if it was not recorded or differs between runs.
+
+        Args:
+            dataset: the benchmark.
+
+        Returns:
+            Label, as the tables name it -> tolerance with its unit.
+        """
+        scorings = self._scorings(dataset)
+        if len(scorings) != 1:
+            return {}
+        protocol, tolerance_mm = scorings[0]
+        rows = self.scores[(self.scores["dataset"] == dataset) & (self.scores["metric"] == "nsd")]
+        labels = [str(label) for label in rows["label"].unique()]
+        if protocol == "abdomen":
+            by_name = {label_name(name): value for name, value in ABDOMEN_ORGANS}
+        elif protocol == "endoscopy":
+            by_name = dict.fromkeys(labels, ENDOSCOPY_TOLERANCE_PX)
+        else:
+            by_name = dict.fromkeys(labels, tolerance_mm)
+        unit = "pixels" if protocol == "endoscopy" else "mm"
+        return {label: f"{by_name[label]:g} {unit}" for label in labels if label in by_name}
+
+    def absent(self, dataset: str) -> set[str]:
+        """Return the labels that no reference has, as far as the scores show it: nothing can be best at these.
+
+        The protocol abdomen gives a label in neither map 1 and a label in only the prediction 0. A label that every
+        method scores 0 or 1 in every case, and at least once 1, is therefore in no reference. Other protocols give
+        such a label no score or 0, so that no method has more than 0.
+
+        Args:
+            dataset: the benchmark.
+        """
+        if {protocol for protocol, _ in self._scorings(dataset)} != {"abdomen"}:
+            return set()
+        rows = self.scores[(self.scores["dataset"] == dataset) & (self.scores["metric"] == "dsc")]
+        return {
+            str(label)
+            for label, values in rows.groupby("label")["value"]
+            if values.isin((0.0, 1.0)).all() and (values == 1.0).any()
+        }
+
+    def _scorings(self, dataset: str) -> list[tuple[str, float]]:
+        """Return the protocols and tolerances by which the runs of a dataset were scored."""
         found = (
             state.run.folder.readable_status().get("scoring") for state in self.states if state.run.dataset == dataset
         )
-        known = [
-            record
-            for record in found
-            if isinstance(record, dict) and "protocol" in record and isinstance(record.get("tolerance_mm"), int | float)
-        ]
-        sentences = list(
-            dict.fromkeys(rules_sentence(str(record["protocol"]), record["tolerance_mm"]) for record in known)
+        return list(
+            dict.fromkeys(
+                (str(record["protocol"]), record["tolerance_mm"])
+                for record in found
+                if isinstance(record, dict)
+                and "protocol" in record
+                and isinstance(record.get("tolerance_mm"), int | float)
+            )
         )
-        return " ".join(["These runs were scored by different rules:", *sentences] if len(sentences) > 1 else sentences)
 
     def methods(self, dataset: str) -> list[str]:
         """Return the methods of a dataset in the order of the study.

@@ -7,14 +7,22 @@ from typing import NamedTuple
 
 import pandas
 
+from umamba.evaluation.claims import FEWEST_CASES, claims_table
+from umamba.evaluation.power import ALPHA
 from umamba.io import escape
 from umamba.io.tabular import write_table
-from umamba.reporting.compare import Number, best_two
+from umamba.reporting.compare import REFERENCE, Claim, Number
+from umamba.reporting.names import claim_words, dataset_name, method_name
 from umamba.reporting.results import AVERAGE, SPLIT
 
 CSV_COLUMNS = (
     *("dataset", "method", "label", "metric", "mean", "sd", "cases", "published_mean", "published_sd", "difference"),
     *("p_value", "runs_done", "runs_planned", "split", "rules"),
+)
+BOLD = (
+    f"Bold: shown to be better than every other method. *: shown to differ from {method_name(REFERENCE)}. A difference "
+    f"is shown if its paired t test over cases and trainings stays below {ALPHA} after Holm's correction over the "
+    f"table, and its bootstrap interval excludes 0; it needs {FEWEST_CASES} cases and two trainings of each method."
 )
 MISSING = "missing"
 NO_CASE = "no case"
@@ -40,8 +48,18 @@ def write_csv(path: Path, found: Sequence[Number]) -> None:
     write_table(path, pandas.DataFrame(rows, columns=list(CSV_COLUMNS)))
 
 
+def write_claims(path: Path, claims: Sequence[Claim]) -> None:
+    """Write all comparisons of methods at full precision; cells without a number are empty.
+
+    Args:
+        path: the CSV file.
+        claims: the comparisons.
+    """
+    write_table(path, claims_table(claims))
+
+
 def ours(number: Number) -> str:
-    """Return our mean ± standard deviation as text; * marks a significant difference from the reference.
+    """Return our mean ± standard deviation as text; * marks a difference from the reference that is shown.
 
     Args:
         number: the number; if it is not measured, the text says why.
@@ -110,28 +128,44 @@ def tables(found: Sequence[Number]) -> list[NumberTable]:
         own = [number for number in found if number.dataset == dataset]
         methods = list(dict.fromkeys(number.method for number in own))
         averages = [[n for n in own if n.label == AVERAGE and n.method == method] for method in methods]
-        made.append(NumberTable(f"{dataset}, {SPLIT} images: averages", methods, averages, True))
+        made.append(
+            NumberTable(
+                f"{dataset_name(dataset)}, {SPLIT} images: averages", [*map(method_name, methods)], averages, True
+            )
+        )
         labels = [label for label in dict.fromkeys(number.label for number in own) if label != AVERAGE]
         for metric in dict.fromkeys(number.metric for number in own):
             rows = [[n for n in own if n.label == label and n.metric == metric] for label in labels]
             kept = [(label, row) for label, row in zip(labels, rows, strict=True) if row]
             if kept:
-                title = f"{dataset}, {SPLIT} images: {metric.upper()} by label"
+                title = f"{dataset_name(dataset)}, {SPLIT} images: {metric.upper()} by label"
                 made.append(NumberTable(title, [k[0] for k in kept], [k[1] for k in kept], False))
     return made
 
 
-def markdown(found: Sequence[Number], remark: str) -> str:
-    """Return all tables in Markdown; our best number is bold, the second best underlined.
+def markdown(
+    found: Sequence[Number], remark: str, claims: Sequence[Claim] = (), suitability: Sequence[str] = ()
+) -> str:
+    """Return all tables in Markdown; bold: shown to be better than every other method. Then what the averages show.
 
     Args:
         found: the numbers.
         remark: text above the tables.
+        claims: the comparisons of the methods.
+        suitability: sentences on how well the datasets separate the methods.
     """
-    return (f"{escape.markdown(remark)}\n\n" if remark else "") + "\n".join(
+    text = (f"{escape.markdown(remark)}\n\n" if remark else "") + "\n".join(
         f"### {escape.markdown(table.title)}\n\n{_rules(table)}{_markdown_table(table, found)}"
         for table in tables(found)
     )
+    told = "".join(
+        f"- {escape.markdown(sentence)}\n"
+        for sentence in (
+            *(f"{dataset_name(claim.dataset)}, {claim_words(claim)}" for claim in claims if claim.label == AVERAGE),
+            *suitability,
+        )
+    )
+    return text + (f"\n### What the averages show\n\n{escape.markdown(BOLD)}\n\n{told}" if told else "")
 
 
 def _rules(table: NumberTable) -> str:
@@ -145,21 +179,23 @@ def _markdown_table(table: NumberTable, found: Sequence[Number]) -> str:
     for name, row in zip(table.names, table.rows, strict=True):
         cells = [escape.markdown(name)]
         for number in row:
-            cells += [_marked(number, found, "**{}**", "<u>{}</u>"), theirs(number), difference(number)]
+            cells += [_marked(number, found, "**{}**"), theirs(number), difference(number)]
         lines.append(cells)
     rule = ["---"] * len(lines[0])
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])) + "\n"
 
 
 def latex(found: Sequence[Number], remark: str) -> str:
-    """Return all tables in LaTeX (booktabs): our numbers, with the paper's in small print below.
+    """Return all tables in LaTeX (booktabs): our numbers, with the paper's in small print below, bold as in Markdown.
 
     Args:
         found: the numbers.
         remark: comment above the tables.
     """
-    return (f"% {escape.printable(remark)}\n" if remark else "") + "\n".join(
-        _latex_table(table, found) for table in tables(found)
+    return (
+        (f"% {escape.printable(remark)}\n" if remark else "")
+        + f"% {BOLD}\n"
+        + "\n".join(_latex_table(table, found) for table in tables(found))
     )
 
 
@@ -174,7 +210,7 @@ def _latex_table(table: NumberTable, found: Sequence[Number]) -> str:
         r"\midrule",
     ]
     for name, row in zip(table.names, table.rows, strict=True):
-        cells = [_marked(number, found, r"\textbf{{{}}}", r"\underline{{{}}}") for number in row]
+        cells = [_marked(number, found, r"\textbf{{{}}}") for number in row]
         lines.append(" & ".join([escape.latex(name), *(cell.replace("±", r"$\pm$") for cell in cells)]) + r" \\")
         if any(number.published for number in row):
             papers = [rf"\scriptsize paper {theirs(n)} {difference(n)}".replace("±", r"$\pm$") for n in row]
@@ -184,12 +220,10 @@ def _latex_table(table: NumberTable, found: Sequence[Number]) -> str:
 
 def _columns(table: NumberTable) -> list[str]:
     """Return the titles of the columns: metrics in the table of averages, methods in the others."""
-    return [number.metric.upper() if table.averages else number.method for number in table.rows[0]]
+    return [number.metric.upper() if table.averages else method_name(number.method) for number in table.rows[0]]
 
 
-def _marked(number: Number, found: Sequence[Number], best: str, second: str) -> str:
-    """Return our number as text, in the format for the best or second best method if it is one of these."""
-    key = (number.dataset, number.label, number.metric)
-    first, next_best = best_two([other for other in found if (other.dataset, other.label, other.metric) == key])
+def _marked(number: Number, found: Sequence[Number], best: str) -> str:
+    """Return our number as text, in the format for the best method if it is shown to be that."""
     text = ours(number) + counted(number, found)
-    return best.format(text) if number.method == first else second.format(text) if number.method == next_best else text
+    return best.format(text) if number.best else text

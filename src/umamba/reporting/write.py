@@ -1,29 +1,49 @@
-"""Write all files of a report: index.html, numbers.csv, tables.md and tables.tex."""
+"""Write all files of a report: index.html, its numbers as CSV, tables.md and tables.tex."""
 
+from dataclasses import asdict, fields
 from pathlib import Path
 
+import pandas
+
+from umamba.evaluation.equivalence import MARGIN
 from umamba.io import atomic_path
-from umamba.reporting.compare import numbers
-from umamba.reporting.cost import costs
+from umamba.io.tabular import write_table
+from umamba.reporting.compare import claims_of, numbers, suitability_sentences
+from umamba.reporting.cost import Cost, costs
 from umamba.reporting.page import write_page
 from umamba.reporting.results import Results
-from umamba.reporting.text_tables import latex, markdown, write_csv
+from umamba.reporting.text_tables import latex, markdown, write_claims, write_csv
 
 
-def write_report(results: Results, folder: Path) -> Path:
+def write_report(results: Results, folder: Path, margin: float = MARGIN, pictures_mb: float = 3.0) -> Path:
     """Write the report of a study.
+
+    numbers.csv holds the numbers of the tables, claims.csv those of the comparisons, scores.csv each score of each
+    case and training, and cost.csv the cost of each training.
 
     Args:
         results: the results of the study.
         folder: folder of the report; it is created if it does not exist.
+        margin: the largest difference between methods that does not matter.
+        pictures_mb: largest size of all pictures of cases in the page, MB; 0: none.
 
     Returns:
         Path of index.html.
     """
-    found = numbers(results)
+    claims, cost = claims_of(results, margin), costs(results)
+    found = numbers(results, claims)
     write_csv(folder / "numbers.csv", found)
-    for name, text in (("tables.md", markdown(found, results.remark)), ("tables.tex", latex(found, results.remark))):
+    write_claims(folder / "claims.csv", claims)
+    write_table(folder / "scores.csv", results.scores)
+    columns = [field.name for field in fields(Cost)]
+    write_table(folder / "cost.csv", pandas.DataFrame([asdict(entry) for entry in cost], columns=columns))
+    suited = [sentence for dataset in results.datasets for sentence in suitability_sentences(results, dataset)]
+    texts = {
+        "tables.md": markdown(found, results.remark, claims, suited),
+        "tables.tex": latex(found, results.remark),
+    }
+    for name, text in texts.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    write_page(folder / "index.html", results, found, costs(results))
+    write_page(folder / "index.html", results, found, claims, cost, pictures_mb)
     return folder / "index.html"

@@ -16,13 +16,23 @@ from umamba.io.resources import memory_bytes
 from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
 from umamba.patches.extra import check_on_patch
-from umamba.planning import fold_cases
+from umamba.planning import Configuration, fold_cases
 from umamba.records import CheckpointRecord, RunFolder
 from umamba.records.identity import learnt_settings
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
-from umamba.runs.trainer import build_datamodule, build_trainer, expected_warnings, is_first_process, processes
+from umamba.runs.trainer import (
+    build_datamodule,
+    build_trainer,
+    check_deterministic,
+    expected_warnings,
+    is_first_process,
+    processes,
+    trains_on_cuda,
+    trains_without_search,
+)
 from umamba.settings import TrainSettings
 from umamba.training.activation_checkpointing import checkpoint_stages
+from umamba.training.backward_graph import BackwardGraph, backward_graph, freeze
 from umamba.training.checkpoints import newest_readable
 from umamba.training.freed_memory import freed_memory_kept
 from umamba.training.learning_rate import found_learning_rate
@@ -93,8 +103,8 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
         planned: the dataset with its plan.
 
     Raises:
-        UserError: the architecture cannot be built at this plan, the loss does not fit the labels, or a transform of
-            TorchIO does not fit the patch.
+        UserError: the architecture cannot be built at this plan, or not be trained deterministically on this device;
+            the loss does not fit the labels, or a transform of TorchIO does not fit the patch.
     """
     classes = planned.labels.num_classes
     network = build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
@@ -104,9 +114,16 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
             f"plan.{planned.configuration.name}: the network has {needed / 2**30:.4g} GiB of weights, more than the "
             f"{memory_bytes() / 2**30:.3g} GiB of memory here. Check the plan and the architecture group."
         )
+    if settings.trainer.deterministic is True and trains_on_cuda(settings):
+        graph = _graph(settings, planned.configuration, planned.num_channels, classes)
+        check_deterministic(settings, graph.nondeterministic)
     build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
     if settings.augmentation.extra:
         check_on_patch(settings.augmentation, planned.configuration.patch_size, planned.configuration.spacing)
+
+
+def _graph(settings: TrainSettings, configuration: Configuration, channels: int, classes: int) -> BackwardGraph:
+    return backward_graph(settings.architecture, configuration, channels, classes, settings.recipe.deep_supervision)
 
 
 def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
@@ -171,6 +188,9 @@ def attempt(
     held_out = set(val_cases).isdisjoint(train_cases)
     module = SegmentationModule(record, held_out)
     trainer = build_trainer(settings, prepared, folder, val_cases if held_out else [])
+    if trains_without_search(trainer):
+        graph = _graph(settings, record.configuration, record.num_channels, record.labels.num_classes)
+        freeze(module.network, graph.idle)
     datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
     trainer.callbacks.append(StepTimes(datamodule))  # type: ignore[attr-defined]
     resume = newest_readable(folder)

@@ -39,6 +39,7 @@ def predict(settings: PredictSettings) -> list[Path]:
         post_processing=PostProcessing.read(settings.post_processing) if settings.post_processing else None,
         trust=settings.trust,
         engine=settings.engine,
+        reproducible=settings.reproducible,
     )
     outputs = Outputs.at(settings.output, predictor.file_ending)
     if settings.previews:

@@ -4,13 +4,14 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -22,7 +23,7 @@ from umamba.io.voice import showing
 from umamba.patches import PatchDataModule
 from umamba.records import RunFolder
 from umamba.runs.preparation import PreparedDataset
-from umamba.settings import TrainSettings, plain
+from umamba.settings import CustomArchitectureSettings, TrainSettings, plain
 from umamba.sweeps.preflight import MOST_WORKERS
 from umamba.training.case_validation import CaseValidation
 from umamba.training.checkpoints import AtomicCheckpointIO, SaveCheckpoints
@@ -52,7 +53,7 @@ _OWN = {
     *("compile", "activation_checkpointing", "ddp_batch", "precision", "profiler", "enable_progress_bar", "further"),
     *("callbacks", "strategy"),
 }
-# Strategy of several devices. The lowest deep-supervision head takes no part in the loss: its gradients are missing.
+# Strategy of several devices where the graph of a step may change, so that each step looks for missing gradients.
 SEVERAL = "ddp_find_unused_parameters_true"
 
 
@@ -76,6 +77,26 @@ def check_trainer(settings: TrainSettings) -> None:
     check_loggers(settings.logger)
     with expected_warnings():
         _trainer(settings, {"precision": _precision(settings, None), "enable_progress_bar": False, "logger": False})
+
+
+def check_deterministic(settings: TrainSettings, operations: Sequence[str]) -> None:
+    """Refuse trainer.deterministic=true for a network whose gradients differ from run to run on a GPU.
+
+    Args:
+        settings: the settings of the run.
+        operations: the network's operations without a deterministic gradient, see `BackwardGraph`.
+
+    Raises:
+        UserError: the network has such operations, or the scan adds in a changing order.
+    """
+    reason = f"its gradient has no deterministic form on a GPU ({', '.join(operations)})" if operations else None
+    if getattr(settings.architecture, "scan_backend", None) == "cuda":
+        reason = "architecture.scan_backend=cuda adds gradients in a changing order; give auto or triton"
+    if reason:
+        raise UserError(
+            f"trainer.deterministic=true: {settings.architecture.name} cannot be trained so on a GPU, because "
+            f"{reason}. Or give trainer.deterministic=warn, or trainer.accelerator=cpu."
+        )
 
 
 def check_devices(settings: TrainSettings) -> None:
@@ -170,6 +191,7 @@ def build_trainer(
     return _trainer(
         settings,
         {
+            "strategy": _strategy(settings),
             "precision": _precision(settings, folder),
             "profiler": build_profiler(settings.trainer.profiler, folder.path),
             "enable_progress_bar": False,  # EpochLines shows its own, which knows the whole run
@@ -215,13 +237,37 @@ def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning
     devices = settings.trainer.devices
     own["devices"] = list(devices) if isinstance(devices, tuple) else devices
     own["strategy"] = settings.trainer.strategy
-    if own["strategy"] == "auto" and processes(settings) > 1:
-        own["strategy"] = SEVERAL
+    if own["benchmark"] is None:
+        own["benchmark"] = not settings.trainer.deterministic
     given = {**own, **settings.trainer.further, **arguments, "gradient_clip_val": settings.recipe.gradient_clip_norm}
     try:
         return lightning.Trainer(**given)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"The trainer group does not fit Lightning's Trainer: {error}") from error
+
+
+def _strategy(settings: TrainSettings) -> str | DDPStrategy:
+    """Return the strategy of a run.
+
+    Several devices record the graph of the first step and keep it, because the network's parameters without gradient
+    are frozen (`freeze`). A network of the user's own may take another way in each step; accumulated gradients are not
+    combined with a recorded graph.
+    """
+    if settings.trainer.strategy != "auto" or processes(settings) == 1:
+        return settings.trainer.strategy
+    if isinstance(settings.architecture, CustomArchitectureSettings) or settings.trainer.accumulate_grad_batches > 1:
+        return SEVERAL
+    return DDPStrategy(find_unused_parameters=False, static_graph=True, gradient_as_bucket_view=True)
+
+
+def trains_without_search(trainer: lightning.Trainer) -> bool:
+    """Return whether several devices train together and do not look for parameters without gradient.
+
+    Args:
+        trainer: the Trainer of a run.
+    """
+    strategy = trainer.strategy
+    return isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters", False)
 
 
 def _precision(settings: TrainSettings, folder: RunFolder | None) -> str:
@@ -263,6 +309,15 @@ def build_datamodule(
         num_workers=patch_workers(settings, trainer),
         prefetch_factor=settings.data.prefetch_factor,
     )
+
+
+def trains_on_cuda(settings: TrainSettings) -> bool:
+    """Return whether a run uses a CUDA device of this machine.
+
+    Args:
+        settings: the settings of the run.
+    """
+    return _device(settings).type == "cuda"
 
 
 def _device(settings: TrainSettings) -> torch.device:

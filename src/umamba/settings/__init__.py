@@ -22,6 +22,7 @@ from umamba.settings.commands import (
     ConvertSettings,
     EvaluateSettings,
     ExportSettings,
+    PowerSettings,
     ReportSettings,
     SlurmSettings,
 )
@@ -34,7 +35,9 @@ from umamba.settings.prediction import (
     PredictionSettings,
     PredictSettings,
     SlidingWindowSettings,
+    VerifySettings,
 )
+from umamba.settings.probe import ProbeSettings
 from umamba.settings.recipe import LossSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
 from umamba.settings.trainer import TrainerSettings
 from umamba.settings.training import (
@@ -70,9 +73,11 @@ __all__ = [
     "PhantomSettings",
     "PlanSettings",
     "PlannerSettings",
+    "PowerSettings",
     "PredictSettings",
     "PredictionSettings",
     "PrepareSettings",
+    "ProbeSettings",
     "RecipeSettings",
     "ReportSettings",
     "ResEncUNetSettings",
@@ -89,6 +94,7 @@ __all__ = [
     "UMambaEncSettings",
     "UNETRSettings",
     "UNetSettings",
+    "VerifySettings",
     "key",
     "parse",
     "plain",

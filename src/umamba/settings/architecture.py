@@ -1,7 +1,7 @@
 """The `architecture` group: one record for each backbone. The defaults are those of the authors' released code."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from umamba.settings.entry_points import BACKBONES, name_problem, resolved
@@ -34,9 +34,20 @@ class _UMambaSettings(ArchitectureSettings):
         "Upsampling in the decoder. nearest: nearest neighbour and a 1x1 convolution (released code). transposed: a "
         "transposed convolution (paper).",
     )
-    mamba: Literal[True, "identity"] = key(
-        True, "true: Mamba layers. identity: no Mamba layers and everything else unchanged (ablation)."
+    mixer: Literal["mamba", "mamba2", "mlstm", "convolution", "identity"] = key(
+        "mamba",
+        "The layer between the convolutions. mamba: the paper's. Controls, everything else unchanged: mamba2 and mlstm "
+        "(other sequence layers), convolution (a large depthwise convolution instead of the scan), identity (no "
+        "layer).",
     )
+    match: Literal["none", "parameters"] = key(
+        "none",
+        "Inner width of mamba2, mlstm or convolution. none: expand times the model width, as in mamba. parameters: the "
+        "width at which the layer has as many parameters as the Mamba layer in its place, as nearly as possible.",
+    )
+    mixer_kernel: int = key(7, "mixer=convolution: kernel size along each axis, odd.", low=1, high=63)
+    head_width: int = key(64, "mixer=mamba2 and mlstm: width of a head.", low=1, high=4096)
+    mamba: Literal[True, "identity"] = key(True, "Older name of a mixer. identity: the same as mixer=identity.")
     residual: bool = key(False, "Add the Mamba layer's input to its output; the released code does not.")
     d_state: int = key(16, "State size of the scan, for each channel.", low=1, high=4096)
     d_conv: int = key(4, "Kernel length of the causal convolution in front of the scan.", low=1, high=1024)
@@ -50,6 +61,37 @@ class _UMambaSettings(ArchitectureSettings):
         "as many scans as axes, each with another axis as the fastest. Each direction has its own weights; the "
         "outputs are averaged (ablation).",
     )
+
+    def __post_init__(self) -> None:
+        """Check the values; `mixer` and its older name `mamba` then say the same."""
+        super().__post_init__()
+        if "identity" in (self.mamba, self.mixer):
+            object.__setattr__(self, "mixer", "identity")
+            object.__setattr__(self, "mamba", "identity")
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield two mixers at once, and options that the mixer does not have."""
+        yield from super().conflicts()
+        if self.mamba == "identity" and self.mixer not in ("mamba", "identity"):
+            yield f"architecture.mamba=identity: contradicts architecture.mixer={self.mixer}. Give mixer alone."
+        if self.mixer_kernel % 2 == 0:
+            yield f"architecture.mixer_kernel={self.mixer_kernel}: must be odd, so that the kernel has a centre."
+        if "identity" in (self.mamba, self.mixer) and self.match == "parameters":
+            yield "architecture.match=parameters: mixer=identity has no parameters. Give match=none."
+        for name in _LACKING[self.mixer]:
+            value, default = getattr(self, name), next(each.default for each in fields(self) if each.name == name)
+            if value != default:
+                yield f"architecture.{name}={value}: mixer={self.mixer} does not have this option. Leave it out."
+
+
+# The options that a mixer does not have. Those of identity are accepted: runs of earlier versions hold them.
+_LACKING: Mapping[str, tuple[str, ...]] = {
+    "mamba": ("mixer_kernel", "head_width"),
+    "mamba2": ("mixer_kernel", "scan_backend"),
+    "mlstm": ("mixer_kernel", "scan_backend", "d_state"),
+    "convolution": ("head_width", "scan_backend", "scan_directions", "d_state", "d_conv"),
+    "identity": ("mixer_kernel", "head_width"),
+}
 
 
 @dataclass(frozen=True)

@@ -176,10 +176,11 @@ class AugmentationSettings(Settings):
     """The device of the augmentation, and all kinds in the order in which they are applied."""
 
     section: ClassVar[str] = "augmentation"
-    device: Literal["cpu", "gpu"] = key(
+    device: Literal["cpu", "gpu", "auto"] = key(
         "cpu",
         "cpu: the processes that make patches augment them. gpu: the network's device augments each batch, for "
-        "machines with too few CPUs.",
+        "machines with too few CPUs. auto: gpu from the second epoch on if the network waits for patches in more than "
+        "a tenth of a step of the first one. All make the same patches, up to rounding.",
     )
     rotation: Rotation = key(Rotation, "Rotation about the patch centre.", null=_OFF)
     scaling: Scaling = key(Scaling, "Zoom by one factor for all axes.", null=_OFF)

@@ -1,11 +1,12 @@
-"""Settings of the commands evaluate, report, convert, export and slurm."""
+"""Settings of the commands evaluate, report, convert, export, slurm and study power."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from umamba.settings.architecture import TrustSettings
 from umamba.settings.dataset import PROTOCOL_SENTENCE, PathsSettings, Protocol
 from umamba.settings.fields import key
 from umamba.settings.validate import Settings
@@ -17,6 +18,11 @@ _CONVERT_KEYS = {
     "labels": ("totalsegmentator", "bids", "folders"),
     "crop": ("endovis",),
 }
+MARGIN = 0.01
+_MARGIN = (
+    "Difference of DSC, NSD or F1 between two methods that does not matter: they are called equivalent if their "
+    "difference is shown to be smaller. 0.01 is the median gain that papers claim (arXiv 2505.04720)."
+)
 _LIMIT = re.compile(r"infinite|unlimited|(\d+-)?\d+(:\d+){0,2}")
 
 
@@ -24,8 +30,10 @@ _LIMIT = re.compile(r"infinite|unlimited|(\d+-)?\d+(:\d+){0,2}")
 class EvaluateSettings(Settings):
     """All keys of `umamba evaluate`."""
 
-    predictions: Path | Mapping[str, str] = key(
-        sentence="Folder of segmentations, or several methods to compare: '{umamba:DIR,unet:DIR}'.", existing=True
+    predictions: Path | Mapping[str, str | Sequence[str]] = key(
+        sentence="Folder of segmentations, or several methods to compare: '{umamba:DIR,unet:DIR}'. A method with "
+        "several trainings (seeds, folds) has a list: '{umamba:[DIR,DIR],unet:[DIR,DIR]}'.",
+        existing=True,
     )
     truth: Path = key(
         sentence="Folder of the references. protocol=cell: of numbered cells, NAME or NAME_label.", existing=True
@@ -48,24 +56,50 @@ class EvaluateSettings(Settings):
     images: Path | None = key(
         None, "Folder of the images, for overlays of the worst, median and best case; null: no overlays.", existing=True
     )
+    margin: float = key(MARGIN, _MARGIN, above=0)
     workers: int | None = key(None, "Processes; null: all CPUs of the allocation.", low=1)
 
     @property
     def methods(self) -> dict[str, Path]:
-        """The folder of each method."""
+        """The folder of each method, or of each of its trainings: NAME, or NAME_1, NAME_2 and so on."""
+        return {name: folder for name, _, folder in self._folders()}
+
+    @property
+    def trainings(self) -> dict[str, str]:
+        """The method of each name in `methods`."""
+        return {name: method for name, method, _ in self._folders()}
+
+    def _folders(self) -> Iterator[tuple[str, str, Path]]:
+        """Yield name, method and folder of each training."""
         if isinstance(self.predictions, Path):
-            return {self.predictions.name or "predictions": self.predictions}
-        return {str(name): Path(str(folder)) for name, folder in self.predictions.items()}
+            name = self.predictions.name or "predictions"
+            yield name, name, self.predictions
+            return
+        for method, given in self.predictions.items():
+            if isinstance(given, str | Path):
+                yield str(method), str(method), Path(given)
+                continue
+            for count, folder in enumerate(given, start=1):
+                yield f"{method}_{count}", str(method), Path(str(folder))
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a missing method, and folders of methods that do not exist."""
+        """Yield a missing method, folders that do not exist or are given twice, and names that are taken twice."""
         if isinstance(self.predictions, Path):
             return
         if not self.predictions:
             yield "predictions={}: give a folder, or several methods as '{umamba:DIR,unet:DIR}'."
-        for name, folder in self.methods.items():
+        for method, given in self.predictions.items():
+            if not isinstance(given, str | Path | Sequence) or not given:
+                yield f"predictions.{method}={given}: must be a folder, or a list of the folders of its trainings."
+                return
+        found = list(self._folders())
+        for name, method, folder in found:
             if not folder.exists():
-                yield f"predictions.{name}={folder}: there is no such folder. Check the path."
+                yield f"predictions.{method}={folder}: there is no such folder. Check the path."
+            if sum(other == name for other, _, _ in found) > 1:
+                yield f"predictions.{method}: two folders would be called {name}. Give the method another name."
+            if sum(other == folder and owner == method for _, owner, other in found) > 1:
+                yield f"predictions.{method}: {folder} is given twice. Give each training once."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +111,39 @@ class ReportSettings(Settings):
     overrides: tuple[str, ...] = key(
         (), "Overrides with which every run was trained, if there were any: \"overrides=['smoke=true']\""
     )
+    margin: float = key(MARGIN, _MARGIN, above=0)
+    pictures_mb: float = key(
+        3.0,
+        "Largest size of all pictures of cases in the page, MB; 0: none. The cases with the lowest, median and highest "
+        "score come first.",
+        low=0,
+    )
     paths: PathsSettings = key(PathsSettings, "Folders of raw datasets, preprocessed cases and runs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerSettings(Settings):
+    """All keys of `umamba study power`: how much scores spread, and what the study should see."""
+
+    section: ClassVar[str] = "power"
+    results: str | None = key(
+        None,
+        "An earlier study whose finished runs (two trainings of two methods at least) give the spreads of the same "
+        "dataset; null: the assumed spreads below.",
+    )
+    case_sd: float = key(
+        0.08, "Assumed standard deviation of a method's score over cases; 0.07 to 0.09 in Table 3.", low=0
+    )
+    correlation: float = key(
+        0.8, "Assumed correlation over cases of the scores of two methods: do both fail on the same?", low=-1, high=1
+    )
+    training_sd: float = key(
+        0.005, "Assumed standard deviation of a method's mean score over trainings that differ by their seed.", low=0
+    )
+    cases: int | None = key(None, "Number of test cases; null: those of the dataset, or of the results.", low=2)
+    trainings: int | None = key(None, "Trainings of each method; null: seeds times folds of the study.", low=1)
+    difference: float = key(MARGIN, "Difference between two methods that should be seen.", above=0)
+    power: float = key(0.8, "Probability with which it should be seen.", above=0.5, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +199,7 @@ class ConvertSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSettings(Settings):
+class ExportSettings(TrustSettings):
     """All keys of `umamba export`."""
 
     checkpoint: Path = key(
@@ -141,25 +207,37 @@ class ExportSettings(Settings):
     )
     output: Path = key(
         sentence="nnunet: folder of nnU-Net's results; the network is written to "
-        "<dataset>/nnUNetTrainer__<plans>__<configuration>. share: the new file, such as liver.ckpt."
+        "<dataset>/nnUNetTrainer__<plans>__<configuration>. share: the new file, such as liver.ckpt. onnx: the new "
+        "folder."
     )
-    format: Literal["nnunet", "share"] = key(
+    format: Literal["nnunet", "share", "onnx"] = key(
         "nnunet",
         "nnunet: a folder that nnU-Net predicts with. share: a checkpoint to give away, for predict, fine-tuning and "
-        "export: weights, plan, labels and settings, without optimiser, paths and names of machine or user.",
+        "export: weights, plan, labels and settings, without optimiser, paths and names of machine or user. onnx: the "
+        "network as ONNX, with a description and a script that predict without PyTorch.",
     )
     fold: int | Literal["all"] = key(
         0,
         "nnunet: fold in nnU-Net's folder, a number or all. Several folds of one plan can be in the same output.",
         low=0,
     )
+    post_processing: Path | None = key(
+        None,
+        "onnx: JSON file of `umamba find-best`: the labels of which only the largest component is kept; null: none.",
+        existing=True,
+    )
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a fold or an output that a shared checkpoint cannot have."""
-        if self.format == "share" and self.fold != 0:
-            yield f"fold={self.fold}: format=share writes a single file, which has no fold. Leave it out."
+        """Yield keys and outputs that a format does not have."""
+        yield from super().conflicts()
+        if self.format != "nnunet" and self.fold != 0:
+            yield f"fold={self.fold}: format={self.format} writes a single network, which has no fold. Leave it out."
         if self.format == "share" and self.output.suffix != ".ckpt":
             yield f"output={self.output}: format=share writes a single file. Give a name that ends in .ckpt."
+        if self.format != "onnx" and self.post_processing is not None:
+            yield f"post_processing={self.post_processing}: only format=onnx has this key. Leave it out."
+        if self.format != "onnx" and self.trust:
+            yield "trust: only format=onnx builds the network. Leave it out."
 
 
 @dataclass(frozen=True, kw_only=True)

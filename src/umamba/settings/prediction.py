@@ -13,7 +13,12 @@ from umamba.settings.recipe import Precision
 from umamba.settings.validate import Settings
 
 Engine = Literal["auto", "torch", "openvino"]
+ExportForm = Literal[
+    "seg_nrrd", "dicom_seg", "dicom_labelmap", "rtstruct", "secondary_capture", "geojson", "outlines", "map16"
+]
 NO_OPENVINO = "openvino is not installed. Install it with pip install 'umamba[cpu]'"
+NO_HIGHDICOM = "highdicom is not installed. Install it with pip install 'umamba[dicom]'"
+_THROUGH_HIGHDICOM = ("dicom_seg", "dicom_labelmap", "secondary_capture")
 _DEVICE = re.compile(r"auto|[a-z]+(:\d+)?")
 
 
@@ -47,11 +52,19 @@ class PredictionSettings(SlidingWindowSettings):
         "connected components of the interior, as they are scored. watershed: also split touching cells, and include "
         "the boundary. null: none.",
     )
-    export: tuple[Literal["seg_nrrd", "geojson", "outlines", "map16"], ...] = key(
+    export: tuple[ExportForm, ...] = key(
         (),
         "Further forms of each segmentation, as [geojson,outlines], each in a sub-folder. seg_nrrd: a segmentation of "
-        "3D Slicer with names and colours. Of two-dimensional images, with numbered cells where instances is given: "
+        "3D Slicer with names and colours. Of images from DICOM, for the hospital's archive: dicom_seg: DICOM SEG, one "
+        "bit for each label and voxel; dicom_labelmap: DICOM SEG as a label map; rtstruct: contours (RT Structure "
+        "Set); secondary_capture: a picture. Of two-dimensional images, with numbered cells where instances is given: "
         "geojson: outlines in pixels; outlines: the image in colour with outlines; map16: a 16-bit PNG.",
+    )
+    codes: Path | None = key(
+        None,
+        "JSON file of the labels' coded names for the forms in DICOM: label -> {value, scheme, meaning}, or a "
+        "dataset.json with this as codes; null: SNOMED CT for known organs, a private scheme for the others.",
+        existing=True,
     )
     overwrite: bool = key(
         False, "Also segment images whose segmentation exists; false: leave them out, which continues an earlier call."
@@ -59,6 +72,14 @@ class PredictionSettings(SlidingWindowSettings):
     workers: int = key(
         2, "Threads that read and prepare images while the network computes; as many more resample and write.", low=1
     )
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield forms whose library is not installed."""
+        yield from super().conflicts()
+        forms = [form for form in self.export if form in _THROUGH_HIGHDICOM]
+        if forms and find_spec("highdicom") is None:
+            prefix = f"{self.section}." if self.section else ""
+            yield f"{prefix}export=[{','.join(forms)}]: {NO_HIGHDICOM}, or leave the form away."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +144,11 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
         existing=True,
     )
     precision: Precision = key("auto", "Precision of the networks. auto: the lowest that the device computes fast.")
+    reproducible: bool = key(
+        False,
+        "Give the same bits for any number of threads, any max_memory_gb and after any restart: float32 by PyTorch on "
+        "the CPU, each tile by one thread, several at a time. Slower where an image has fewer tiles than threads.",
+    )
 
     @property
     def checkpoints(self) -> tuple[Path, ...]:
@@ -130,10 +156,52 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
         return (self.checkpoint,) if isinstance(self.checkpoint, Path) else self.checkpoint
 
     def conflicts(self) -> Iterator[str]:
-        """Yield an empty list of checkpoints."""
+        """Yield an empty list of checkpoints, and what reproducible=true cannot have."""
         yield from super().conflicts()
+        if self.reproducible:
+            wrong = {
+                "engine": self.engine not in ("auto", "torch"),
+                "device": self.device not in ("auto", "cpu"),
+                "precision": self.precision not in ("auto", "32-true"),
+            }
+            for name in (name for name, found in wrong.items() if found):
+                right = {"engine": "torch", "device": "cpu", "precision": "32-true"}[name]
+                yield f"reproducible=true: needs {name}={right}, not {name}={getattr(self, name)}. Leave {name} away."
         if not self.checkpoints:
             yield "checkpoint=[]: give one, or several as checkpoint=[a.ckpt,b.ckpt]."
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings(TrustSettings):
+    """All keys of `umamba verify`."""
+
+    predictions: Path = key(
+        sentence="Folder that `umamba predict` wrote, or the single segmentation that it wrote.", existing=True
+    )
+    checkpoint: Path | tuple[Path, ...] | None = key(
+        None,
+        "The checkpoints, if they are not where they were: one, or [a.ckpt,b.ckpt] in the same order.",
+        existing=True,
+    )
+    input: Path | None = key(None, "The images, if they are not where they were.", existing=True)
+    device: str = key("auto", "Device of the networks: cpu, cuda, ...; auto: the one that made the segmentations.")
+    engine: Engine = key("auto", "torch or openvino; auto: the one that made the segmentations.")
+    max_memory_gb: float | None = key(
+        None, "Limit of the main memory of the whole process, GiB; null: no limit.", above=0
+    )
+
+    @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """All checkpoints; empty: where prediction.json says."""
+        if self.checkpoint is None:
+            return ()
+        return (self.checkpoint,) if isinstance(self.checkpoint, Path) else self.checkpoint
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a device that cannot exist."""
+        yield from super().conflicts()
+        if not _DEVICE.fullmatch(self.device):
+            yield f"device={self.device}: must be auto, cpu, cuda, or a device with its number, such as cuda:1."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,8 @@ class TrainerSettings(Settings):
     num_nodes: int = key(1, "Nodes that train one run together.", low=1)
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"] = key(
         "auto",
-        "How several devices share a run. auto: DistributedDataParallel (as trainer=ddp) as soon as there are several.",
+        "How several devices share a run. auto: DistributedDataParallel as soon as there are several, with a graph "
+        "that is recorded once where the network allows it.",
     )
     precision: Precision | None = key(None, "Precision of training; null: the recipe's.")
     max_epochs: int = key(1000, "Epochs of the whole training.", low=1)
@@ -88,6 +89,11 @@ class TrainerSettings(Settings):
         None, "Lowers data.val_iterations: a number of batches, or a fraction; 0: no validation.", low=0
     )
     deterministic: bool | Literal["warn"] = key(False, "Bit-identical results on one machine; slower on a GPU.")
+    benchmark: bool | None = key(
+        None,
+        "cuDNN tries its algorithms in the first steps and keeps the fastest; null: unless trainer.deterministic, as "
+        "nnU-Net.",
+    )
     num_sanity_val_steps: int = key(0, "Validation batches before training, as a test; -1: all.", low=-1)
     log_every_n_steps: int = key(50, "Steps between two points of a curve in W&B.", low=0)
     enable_model_summary: bool = key(False, "Print Lightning's table of layers.")
@@ -124,6 +130,11 @@ class TrainerSettings(Settings):
             yield (
                 "trainer.devices: must be 1 or more, a list of indices, or auto; trainer.accelerator=cpu trains "
                 "without a GPU."
+            )
+        if self.benchmark and self.deterministic is True:
+            yield (
+                "trainer.benchmark=true: another algorithm may win each time, which trainer.deterministic=true rules "
+                "out. Give trainer.benchmark=null."
             )
         if self.find_lr and (self.num_nodes > 1 or self.strategy != "auto" or self.devices != 1):
             yield "trainer.find_lr=true: works on one device only. Find the learning rate with trainer.devices=1 first."

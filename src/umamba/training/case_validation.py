@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from umamba.evaluation import dice
 from umamba.inference import decide_labels, tile_forward, tile_window, whole_logits
+from umamba.inference.memory import sums_device
 from umamba.labels import LabelSet
 from umamba.planning import Configuration
 from umamba.preprocessing import CaseStore
@@ -107,6 +108,7 @@ class CaseValidation(Callback):
         Returns:
             (Z, Y, X).
         """
+        size = 4 * image[0].numel() * (self.labels.num_classes + len(image))
         logits = whole_logits(
             tile_forward(network, self.configuration, device, precision, flipped_axes=self.flipped_axes),
             image,
@@ -114,5 +116,7 @@ class CaseValidation(Callback):
             self.labels.num_classes,
             tile_step_size=self.settings.tile_step_size,
             tiles_per_pass=_TILES_PER_PASS,
+            device=device,
+            sums_on=sums_device(device, size),
         )
-        return decide_labels(len(logits), logits.__getitem__, self.labels).numpy()
+        return decide_labels(len(logits), logits.__getitem__, self.labels).cpu().numpy()

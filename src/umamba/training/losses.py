@@ -4,6 +4,7 @@ Legend: B batch, K channels of the network's output (classes with background, or
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.settings import LossSettings, Settings
 from umamba.settings.own_code import own_function, own_options
-from umamba.training.softmax_sums import SoftmaxSums, fits
+from umamba.training.softmax_sums import softmax_sums
 
 SMOOTH = 1e-5  # nnU-Net's smoothing of numerator and denominator
 EPSILON = 1e-8  # lower bound of the denominator
@@ -30,7 +31,8 @@ def region_targets(label_B1S: Tensor, labels: LabelSet) -> Tensor:
     Returns:
         (B, K, *S) float32 in {0, 1}; channel k is the union of the label values of region k.
     """
-    channels = [torch.isin(label_B1S, label_B1S.new_tensor(values)) for values in labels.values]
+    # Comparisons with numbers, because a tensor of the values would be copied to the device, which waits for it.
+    channels = [reduce(torch.logical_or, [label_B1S == value for value in values]) for values in labels.values]
     return torch.cat(channels, dim=1).float()
 
 
@@ -136,33 +138,36 @@ class DiceCrossEntropy(nn.Module):
     def forward(self, logits_BKS: Tensor, label_B1S: Tensor) -> Tensor:
         """Return the scalar loss of logits (B, K, *S) against integer labels (B, 1, *S)."""
         with torch.autocast(logits_BKS.device.type, enabled=False):
-            ignore = self.labels.ignore
-            plain = self.class_weights is None and not self.settings.focal_gamma and not self.labels.has_regions
-            if plain and fits(logits_BKS):
-                true, predicted, voxels, entropy = SoftmaxSums.apply(logits_BKS, label_B1S, ignore)
-                cross_entropy = entropy.sum() / voxels.sum().clamp_min(1)
-                dice = dice_of_sums(
-                    true[:, 1:], predicted[:, 1:], voxels[:, 1:], self.batch_dice, self.settings.tversky
-                )
-                return self.settings.cross_entropy_weight * cross_entropy + self.settings.dice_weight * dice
-            logits = logits_BKS.float()
-            mask = None if ignore is None else (label_B1S != ignore)
-            if self.labels.has_regions:
-                target = region_targets(label_B1S, self.labels)
-                losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-                weights = None if self.class_weights is None else self.class_weights.view(-1, *[1] * (target.ndim - 2))
-                probabilities, one_hot = torch.sigmoid(logits), target
-            else:
-                label = label_B1S if mask is None else label_B1S * mask
-                losses = functional.cross_entropy(logits, label[:, 0], reduction="none").unsqueeze(1)
-                weights = None if self.class_weights is None else self.class_weights[label]
-                one_hot = torch.zeros_like(logits).scatter_(1, label, 1.0)[:, 1:]
-                probabilities = logits.softmax(1)[:, 1:]
-            if self.settings.focal_gamma:
-                losses = (1 - torch.exp(-losses)) ** self.settings.focal_gamma * losses
-            cross_entropy = masked_mean(losses, mask, weights)
-            dice = soft_dice_loss(probabilities, one_hot, mask, self.batch_dice, self.settings.tversky)
+            terms = self._of_regions if self.labels.has_regions else self._of_classes
+            cross_entropy, dice = terms(logits_BKS, label_B1S)
         return self.settings.cross_entropy_weight * cross_entropy + self.settings.dice_weight * dice
+
+    def _of_classes(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cross-entropy and minus the Dice of classes."""
+        ignore = self.labels.ignore
+        true, predicted, voxels, entropy = softmax_sums(logits, label, ignore)
+        dice = dice_of_sums(true[:, 1:], predicted[:, 1:], voxels[:, 1:], self.batch_dice, self.settings.tversky)
+        if self.class_weights is None and not self.settings.focal_gamma:
+            return entropy.sum() / voxels.sum().clamp_min(1), dice
+        mask = None if ignore is None else (label != ignore)
+        known = label if mask is None else label * mask
+        losses = functional.cross_entropy(logits.float(), known[:, 0], reduction="none").unsqueeze(1)
+        weights = None if self.class_weights is None else self.class_weights[known]
+        return masked_mean(self._focal(losses), mask, weights), dice
+
+    def _of_regions(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Return binary cross-entropy and minus the Dice of regions."""
+        mask = None if self.labels.ignore is None else (label != self.labels.ignore)
+        target, logits = region_targets(label, self.labels), logits.float()
+        losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        weights = None if self.class_weights is None else self.class_weights.view(-1, *[1] * (target.ndim - 2))
+        dice = soft_dice_loss(torch.sigmoid(logits), target, mask, self.batch_dice, self.settings.tversky)
+        return masked_mean(self._focal(losses), mask, weights), dice
+
+    def _focal(self, losses: Tensor) -> Tensor:
+        """Return the losses of voxels, those of well classified ones lowered by the focal exponent if there is one."""
+        gamma = self.settings.focal_gamma
+        return (1 - torch.exp(-losses)) ** gamma * losses if gamma else losses
 
 
 class OwnLoss(nn.Module):

@@ -47,6 +47,7 @@ class SegmentationModule(lightning.LightningModule):
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.patch_dice = PatchDice(record.labels)
         self.ema_patch_dice: float | None = None
+        self.gradient_norm: Tensor | None = None  # of the step's gradients, set by SkipNonFinite
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Return the network's output for patches (B, C, *S): logits, or a list of them, full resolution first."""
@@ -54,7 +55,30 @@ class SegmentationModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Build the recipe's optimiser; the learning rate is set at each epoch's start."""
-        return build_optimizer(self.parameters(), self.recipe.optimizer)
+        return build_optimizer(self.parameters(), self.recipe.optimizer, self.fused)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the optimiser is fused: on CUDA, unless float16's loss scaling unscales gradients for clipping."""
+        if self._trainer is None:
+            return False
+        return self._trainer.strategy.root_device.type == "cuda" and self._trainer.precision != "16-mixed"
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients as Lightning does, by the norm that the search for non-finite gradients has computed."""
+        if gradient_clip_val is None or gradient_clip_val <= 0:
+            return
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        elif self.gradient_norm is None:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self.gradient_norm)
 
     def on_train_epoch_start(self) -> None:
         """Forget the last validation, and compute the learning rate from the epoch's number alone.
@@ -115,5 +139,9 @@ class SegmentationModule(lightning.LightningModule):
         store_record(checkpoint, replace(self.record, ema_patch_dice=self.ema_patch_dice))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the smoothed patch Dice."""
+        """Restore the smoothed patch Dice; let the optimiser be fused as on this device, not as it was saved."""
         self.ema_patch_dice = stored_patch_dice(checkpoint)
+        fused = self.fused and not self.recipe.optimizer.dampening
+        for state in checkpoint.get("optimizer_states", ()):
+            for group in state["param_groups"]:
+                group["fused"] = fused or None

@@ -1,11 +1,15 @@
 """Skip, count and report steps with non-finite gradients; too many in a row end the attempt to train.
 
 The check sees the gradients after they are averaged over all ranks, so that all ranks make the same decision.
+
+With a fused optimiser (on CUDA) the device itself leaves out the step, and this process reads the result one step
+later, before it changes the weights again: by then the device has the next step's work and does not run dry.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,37 @@ class Diverged(Exception):
     """Training gave non-finite gradients several times in a row."""
 
 
+class LateFlag:
+    """A value of a device, copied to this process while both go on.
+
+    Args:
+        value: a tensor without axes; not 0 means true.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        on_gpu = value.device.type == "cuda"
+        self.value = torch.empty((), dtype=value.dtype, pin_memory=on_gpu)
+        self.value.copy_(value, non_blocking=on_gpu)
+        self.copied = torch.cuda.Event() if on_gpu else None
+        if self.copied is not None:
+            self.copied.record(torch.cuda.current_stream(value.device))
+
+    def __bool__(self) -> bool:
+        """Wait for the copy and return the value."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return bool(self.value.numpy() != 0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step whose gradients were checked: its batch and place, and whether the gradients were not finite."""
+
+    batch: dict[str, Any]
+    batch_index: int
+    skipped: LateFlag
+
+
 class SkipNonFinite(Callback):
     """Skips optimiser steps with non-finite gradients, and saves the first batch of each series of skipped steps.
 
@@ -46,6 +81,7 @@ class SkipNonFinite(Callback):
         self.batch_index = 0
         self.in_a_row = 0
         self.skipped = 0
+        self.unread: Step | None = None
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the epoch's count."""
@@ -60,21 +96,61 @@ class SkipNonFinite(Callback):
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Remove the gradients if they are not finite; the optimiser then changes nothing.
+        """Let the optimiser change nothing if the gradients are not finite.
 
         Raises:
             Diverged: too many in a row.
         """
+        self.settle(trainer, pl_module)
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        if not gradients or torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        if not gradients:
             self.in_a_row = 0
             return
+        norm = torch.nn.utils.get_total_norm(gradients)
+        pl_module.gradient_norm = norm
+        if optimizer.param_groups[0].get("fused"):
+            found = (~torch.isfinite(norm)).float()
+            _skip_if(found, optimizer)
+            self.unread = Step(self.batch, self.batch_index, LateFlag(found))
+        elif torch.isfinite(norm):
+            self.in_a_row = 0
+        else:
+            self.count(trainer, pl_module, self.batch, self.batch_index, late=False)
+
+    def settle(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Read what the device found in the step before; the weights are still those of that step if it was skipped.
+
+        Raises:
+            Diverged: too many in a row.
+        """
+        step, self.unread = self.unread, None
+        if step is None:
+            return
+        if step.skipped:
+            self.count(trainer, pl_module, step.batch, step.batch_index, late=True)
+        else:
+            self.in_a_row = 0
+
+    def count(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: dict[str, Any],
+        batch_index: int,
+        late: bool,
+    ) -> None:
+        """Count a step without finite gradients, and remove the gradients unless they are `late`, the next step's.
+
+        Raises:
+            Diverged: too many in a row.
+        """
         self.in_a_row += 1
         scaled = trainer.precision == "16-mixed"
         if self.in_a_row == (IN_A_ROW if scaled else 1):
-            self.keep(trainer, pl_module)
-        for parameter in pl_module.parameters():
-            parameter.grad = None
+            self.keep(trainer, pl_module, batch, batch_index, late)
+        if not late:
+            for parameter in pl_module.parameters():
+                parameter.grad = None
         self.skipped += 1
         if self.in_a_row >= (IN_A_ROW_SCALED if scaled else IN_A_ROW):
             raise Diverged(
@@ -82,16 +158,23 @@ class SkipNonFinite(Callback):
                 f"precision {trainer.precision}; the first batch and layer are in {self.folder}"
             )
 
-    def keep(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the batch and the name of the layer that gave the first non-finite value."""
-        layer = first_nonfinite(pl_module, self.batch, trainer)
+    def keep(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: dict[str, Any],
+        batch_index: int,
+        late: bool,
+    ) -> None:
+        """Save the batch and the name of the layer that gave the first non-finite value; see `count`."""
+        layer = first_nonfinite(pl_module, batch, trainer, late)
         if not trainer.is_global_zero:
             return
-        name = f"epoch_{trainer.current_epoch + 1:04d}_batch_{self.batch_index:04d}.pt"
+        name = f"epoch_{trainer.current_epoch + 1:04d}_batch_{batch_index:04d}.pt"
         content = {
-            "batch": {key: v.cpu() if isinstance(v, Tensor) else v for key, v in self.batch.items()},
+            "batch": {key: v.cpu() if isinstance(v, Tensor) else v for key, v in batch.items()},
             "epoch": trainer.current_epoch,
-            "batch_index": self.batch_index,
+            "batch_index": batch_index,
             "seed": self.seed,
             "first_nonfinite": layer,
         }
@@ -103,24 +186,44 @@ class SkipNonFinite(Callback):
         log.info(
             "Skipped a step whose gradients are not finite (epoch %d, batch %d, precision %s; first in %s): %s",
             trainer.current_epoch + 1,
-            self.batch_index,
+            batch_index,
             trainer.precision,
             layer,
             self.folder / name,
         )
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Log the epoch's count."""
+        """Log the epoch's count.
+
+        Raises:
+            Diverged: with the epoch's last step, too many in a row.
+        """
+        self.settle(trainer, pl_module)
         pl_module.log("train/skipped_steps", float(self.skipped))
 
 
-def first_nonfinite(module: Any, batch: dict[str, Any], trainer: lightning.Trainer) -> str:
+def _skip_if(found: Tensor, optimizer: Optimizer) -> None:
+    """Let a fused optimiser's next step change nothing if `found` is 1.
+
+    The momentum of SGD must exist before: PyTorch creates it without values for the first step, which may be skipped.
+    Zeros give the same first step, because momentum * 0 + gradient is the gradient.
+    """
+    optimizer.found_inf = found  # type: ignore[attr-defined]
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def first_nonfinite(module: Any, batch: dict[str, Any], trainer: lightning.Trainer, late: bool = False) -> str:
     """Name the first non-finite value: the image, a layer's output, the loss, or a parameter's gradient.
 
     Args:
-        module: the `SegmentationModule`; its forward pass runs again, and the step's gradients must still be there.
+        module: the `SegmentationModule`; its forward pass runs again.
         batch: "image" (B, C, *patch) and "label" (B, 1, *patch), on the module's device.
         trainer: the Trainer, whose precision is used.
+        late: the batch's gradients are gone and are computed again; otherwise those of the parameters are looked at.
 
     Returns:
         "the image", the layer's name in the network, "the loss", or "the gradient of <parameter>".
@@ -128,16 +231,20 @@ def first_nonfinite(module: Any, batch: dict[str, Any], trainer: lightning.Train
     if not torch.isfinite(batch["image"]).all():
         return "the image"
     found: list[str] = []
-    with torch.no_grad(), trainer.precision_plugin.forward_context(), watched(module.network, found):
+    grad = torch.enable_grad() if late else torch.no_grad()
+    with grad, trainer.precision_plugin.forward_context(), watched(module.network, found):
         loss = module.loss(module(batch["image"]), batch["label"])
     if found:
         return found[0]
     if not torch.isfinite(loss):
         return "the loss"
     # The backward pass starts at the last layer, so the last parameter with a non-finite gradient got it first.
-    names = [
-        name for name, p in module.network.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
-    ]
+    trained = {name: p for name, p in module.network.named_parameters() if p.requires_grad}
+    if late:  # not by backward(), which would add them to the next step's, on every rank
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    else:
+        gradients = tuple(p.grad for p in trained.values())
+    names = [name for name, g in zip(trained, gradients, strict=True) if g is not None and not torch.isfinite(g).all()]
     return f"the gradient of {names[-1]}" if names else "the gradients (another rank's)"
 
 

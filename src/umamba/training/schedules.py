@@ -15,17 +15,22 @@ OPTIMIZERS: Mapping[str, type[Optimizer]] = {
 }
 
 
-def build_optimizer(parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> Optimizer:
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings, fused: bool = False
+) -> Optimizer:
     """Return the optimiser that `recipe.optimizer` describes.
 
     Args:
         parameters: the parameters that it updates.
         settings: its name and arguments.
+        fused: one kernel for each step, which also skips a step by a value on the device (training/nonfinite.py). SGD
+            with dampening is not fused, because the first step of its momentum has a rule of its own.
 
     >>> build_optimizer([torch.nn.Parameter(torch.zeros(1))], OptimizerSettings(name="adamw", lr=1e-4)).defaults["lr"]
     0.0001
     """
-    return OPTIMIZERS[settings.name](parameters, **settings.arguments())  # type: ignore[arg-type]
+    one_kernel = {"fused": True} if fused and not settings.dampening else {}
+    return OPTIMIZERS[settings.name](parameters, **settings.arguments(), **one_kernel)  # type: ignore[arg-type]
 
 
 def learning_rate_factor(settings: ScheduleSettings, max_epochs: int) -> Callable[[int], float]:

@@ -9,13 +9,13 @@ from lightning.pytorch.callbacks import Callback
 
 from umamba.io.resources import available_cpus
 from umamba.patches import PatchDataModule
+from umamba.patches.datamodule import WAITING
 
 log = logging.getLogger(__name__)
 
 PARTS = ("data wait", "transfer", "forward", "backward", "optimiser")
 MEASURED_S = 45.0  # duration of the measurement, which synchronises the device at each mark
 MEASURED_STEPS = 100
-WAITING = 0.1  # above this share of a step, waiting for data is the bottleneck
 
 
 class StepTimes(Callback):
@@ -68,16 +68,28 @@ class StepTimes(Callback):
         batch_idx: int,
     ) -> None:
         """Count the optimiser, and report once enough steps were measured."""
-        if self.done:
+        last = batch_idx + 1 == trainer.num_training_batches
+        if not self.done:
+            self.end_of("optimiser", pl_module)
+            self.steps += 1
+            enough = time.perf_counter() - self.begin > MEASURED_S or self.steps >= MEASURED_STEPS
+            if self.steps > 0 and (enough or last):
+                self.done = True
+                self.datamodule.synchronize_transfer = False
+                if trainer.is_global_zero:
+                    log.info(self.report())
+        if last:  # the same step on all ranks
+            self.choose_device(trainer, pl_module)
+
+    def choose_device(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Choose where patches are augmented if the settings leave it open, by the mean wait of all ranks."""
+        if not self.datamodule.undecided or self.steps < 1:
             return
-        self.end_of("optimiser", pl_module)
-        self.steps += 1
-        enough = time.perf_counter() - self.begin > MEASURED_S or self.steps >= MEASURED_STEPS
-        if self.steps > 0 and (enough or batch_idx + 1 == trainer.num_training_batches):
-            self.done = True
-            self.datamodule.synchronize_transfer = False
-            if trainer.is_global_zero:
-                log.info(self.report())
+        waiting = self.seconds["data wait"] / max(sum(self.seconds.values()), 1e-9)
+        shared = trainer.strategy.reduce(torch.tensor(waiting, device=module.device), reduce_op="mean")
+        choice = self.datamodule.choose_device(float(shared), trainer.current_epoch)
+        if trainer.is_global_zero:
+            log.info(choice)
 
     def lap(self, module: lightning.LightningModule) -> float:
         """Return the seconds since the last mark, the device's work included."""
@@ -110,7 +122,8 @@ class StepTimes(Callback):
         workers, cpus = self.datamodule.num_workers, available_cpus()
         if workers < cpus - 1:
             return f"{line} Data is the bottleneck: set data.num_workers={cpus - 1} (now {workers})."
+        named = "" if self.datamodule.automatic else "set augmentation.device=gpu, or "
         return (
-            f"{line} Data is the bottleneck, and all {cpus} CPUs of this allocation make patches: set "
-            "augmentation.device=gpu, or ask for more CPUs."
+            f"{line} Data is the bottleneck, and all {cpus} CPUs of this allocation make patches: {named}ask for more "
+            "CPUs."
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK = 128  # one state is kept for this many tokens, as the Triton backend does with 16 states
+_CHUNK = 128  # one state is kept for about this many tokens by the CPU and the Triton backend
 
 
 class _Shapes(torch.autograd.Function):

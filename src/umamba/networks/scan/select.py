@@ -2,8 +2,9 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from importlib import import_module
 
 import torch
@@ -17,7 +18,8 @@ log = logging.getLogger(__name__)
 _DEVICES = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}  # backend -> device type, the faster backend first
 BACKENDS = ("reference", *_DEVICES)  # the reference runs everywhere
 _CONVERTING = ("triton",)  # convert half precision themselves; the others need float32
-_TOLERANCE = 1e-3  # relative error in the self-test: far above float32's rounding, far below any mistake
+# Relative errors in the self-test: far above the rounding of float32 and bfloat16, far below any mistake.
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 2e-2
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 
@@ -64,7 +66,7 @@ def selective_scan(
     tensor([[[1., 2., 3.],
              [1., 2., 3.]]])
     """
-    name = resolve_backend(u.device.type, backend)
+    name = resolve_backend(str(u.device), backend, None if torch.compiler.is_compiling() else tuple(u.shape))
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
 
     def cast(tensor: Tensor | None) -> Tensor | None:
@@ -82,17 +84,35 @@ def without_autocast(device: str) -> AbstractContextManager:
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
-@functools.cache
-def resolve_backend(device: str, backend: str) -> str:
-    """Return the backend for a device type, and log once which one it is and why a faster one is not used.
+def resolve_backend(device: str, backend: str, shape: tuple[int, ...] | None = None) -> str:
+    """Return the backend for a device, and log once which one it is and why a faster one is not used.
+
+    Where both triton and cuda (mamba_ssm) work, `auto` takes the one that is faster for the shape; see choice.py.
 
     Args:
-        device: device type of the tensors, such as "cuda".
+        device: device of the tensors, such as "cpu", "cuda" or "cuda:1".
         backend: "auto" or the name of a backend.
+        shape: of the scan's input (B, D, L); None: any.
 
     Raises:
         UserError: the named backend is unknown or does not work here.
     """
+    name = _resolve(device, backend)
+    if shape is None or backend != "auto" or name != "triton" or why_not("cuda", device):
+        return name
+    from umamba.networks.scan.choice import faster
+
+    return faster(device, shape)
+
+
+# A constant for torch.compile, which would otherwise trace the comparison with the reference. The decorator
+# torch.compiler.assume_constant_result sets this attribute, too, but imports the compiler, which takes a second.
+resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _resolve(device: str, backend: str) -> str:
+    """Return the backend for all shapes; see `resolve_backend`."""
     if device == "meta":  # tensors without data: only shapes are computed
         return "meta"
     if backend != "auto":
@@ -118,24 +138,28 @@ def resolve_backend(device: str, backend: str) -> str:
 
 
 def candidates(device: str) -> tuple[str, ...]:
-    """Return the compiled backends of a device type such as "cuda", the fastest first."""
-    return tuple(name for name, home in _DEVICES.items() if home == device)
+    """Return the compiled backends of a device such as "cuda" or "cuda:1"; `auto` tries them in this order."""
+    return tuple(name for name, home in _DEVICES.items() if home == device.partition(":")[0])
 
 
 @functools.cache
 def why_not(backend: str, device: str) -> str | None:
-    """Return why a backend does not work on a device type; None if it works. Compares it with the reference once.
+    """Return why a backend does not work on a device; None if it works. Compares it with the reference once.
 
     Args:
         backend: name of the backend.
-        device: device type, such as "cuda".
+        device: device, such as "cuda" or "cuda:1".
     """
-    home = _DEVICES.get(backend, device)
-    if home != device:
-        return f"it runs on {home} devices, not on {device}."
+    kind = device.partition(":")[0]
+    home = _DEVICES.get(backend, kind)
+    if home != kind:
+        return f"it runs on {home} devices, not on {kind}."
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-            return disagreement(_backend(backend), device)
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(kind, enabled=False):
+            cases = _CASES if kind == "cuda" else _CASES[:1]
+            return disagreement(
+                _backend(backend), device, [c for c in cases if c.dtype in _DTYPES.get(backend, _PLAIN)]
+            )
     except ModuleNotFoundError as error:
         return f"{error.name} is not installed."
     except Exception as error:  # a broken build can raise anything; its message is the reason
@@ -143,32 +167,71 @@ def why_not(backend: str, device: str) -> str | None:
         return f"{type(error).__name__}: {lines[0] if lines else 'no message'}."
 
 
-def disagreement(scan: Scan, device: str) -> str | None:
-    """Return in which result a scan differs from the reference on a small input; None if all agree.
+@dataclass(frozen=True)
+class Case:
+    """A small scan that a backend must compute like the reference.
+
+    Attributes:
+        channels: number of channels.
+        length: number of tokens. Compilers make other code for lengths that 16 divides.
+        rows: store tokens as rows, B and C side by side, as in a Mamba layer; otherwise channels are rows.
+        dtype: of all inputs but A.
+    """
+
+    channels: int = 2
+    length: int = 150
+    rows: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+_CASES = (Case(), Case(40, 256, rows=True), Case(33, 256), Case(64, 150, rows=True, dtype=torch.bfloat16))
+_PLAIN = (torch.float32,)
+_DTYPES = {"triton": (torch.float32, torch.bfloat16)}
+
+
+def disagreement(scan: Scan, device: str, cases: Sequence[Case] = _CASES[:1]) -> str | None:
+    """Return in which result a scan differs from the reference on small inputs; None if all agree.
 
     Args:
         scan: the backend's function.
-        device: device type, such as "cuda".
+        device: device, such as "cuda" or "cuda:1".
+        cases: the inputs.
     """
-    generator = torch.Generator().manual_seed(0)
-    sizes = {"u": (1, 2, 150), "delta": (1, 2, 150), "A": (2, 16), "B": (1, 16, 150), "C": (1, 16, 150)}
-    sizes |= {"D": (2,), "z": (1, 2, 150), "delta_bias": (2,)}
-    inputs = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
-    inputs["A"] = -inputs["A"].exp()
-    weights = torch.randn(sizes["u"], generator=generator).to(device)
+    for case in cases:
+        if found := _difference(scan, device, case):
+            return found
+    return None
 
-    def results(scan: Scan) -> dict[str, Tensor]:
-        leaves = {name: tensor.to(device, copy=True).requires_grad_() for name, tensor in inputs.items()}
-        out, state = scan(*leaves.values(), True)
-        gradients = torch.autograd.grad((out * weights).sum(), list(leaves.values()))
-        named = {f"the gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+
+def _difference(scan: Scan, device: str, case: Case) -> str | None:
+    generator = torch.Generator().manual_seed(0)
+    channels, length = case.channels, case.length
+    sizes = {"u": (1, channels, length), "delta": (1, channels, length), "A": (channels, 16), "BC": (1, 32, length)}
+    sizes |= {"D": (channels,), "z": (1, channels, length), "delta_bias": (channels,)}
+    drawn = {name: torch.randn(size, generator=generator).to(case.dtype).to(device) for name, size in sizes.items()}
+    weights = torch.randn(sizes["u"], generator=generator).to(device)
+    if case.rows:
+        drawn = {n: t.transpose(1, 2).contiguous().transpose(1, 2) if t.ndim == 3 else t for n, t in drawn.items()}
+    B, C = drawn["BC"].split(16, dim=1)
+    inputs = (drawn["u"], drawn["delta"], -drawn["A"].float().exp(), B, C, drawn["D"], drawn["z"], drawn["delta_bias"])
+
+    def results(scan: Scan, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        leaves = [tensor.detach().to(dtype or tensor.dtype).requires_grad_() for tensor in inputs]
+        out, state = scan(*leaves, True)
+        gradients = torch.autograd.grad((out.float() * weights).sum(), leaves)
+        names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+        named = {f"the gradient of {name}": gradient for name, gradient in zip(names, gradients, strict=True)}
         return {"the output": out.detach(), "the last state": state.detach(), **named}
 
-    found, expected = results(scan), results(reference_scan)
+    found, expected = results(scan, None), results(reference_scan, torch.float32)
+    tolerance = _TOLERANCE if case.dtype == torch.float32 else _HALF_TOLERANCE
     for name, tensor in expected.items():
-        error = float((found[name] - tensor).abs().max() / tensor.abs().max())
-        if not error < _TOLERANCE:  # NaN too
-            return f"{name} differs from the reference by {error:.1e} of its largest value."
+        error = float((found[name].float() - tensor).abs().max() / tensor.abs().max())
+        if not error < tolerance:  # NaN too
+            return (
+                f"{name} differs from the reference by {error:.1e} of its largest value "
+                f"({channels} channels, {length} tokens, {str(case.dtype).removeprefix('torch.')})."
+            )
     return None
 
 

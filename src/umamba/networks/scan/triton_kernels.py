@@ -1,25 +1,184 @@
-"""The scan in Triton. The sequence is divided into chunks, which are computed in parallel.
+"""The scan's forward pass in Triton, and what its two passes share.
+
+Tokens are rows: (B, L, D). A program is one warp: each of its 32 lanes is one channel, keeps the N states of that
+channel in registers and walks from token to token. No lane asks another one, so the loops have no barrier and no
+shuffle. So that long sequences fill a GPU, they are divided into chunks, which are computed in parallel:
 
 1. `chunk_totals` computes the state after each chunk as if the chunk started from zero, and the sum of its step sizes.
-2. `carry_over` scans over the chunks of each channel and gives the true state at the start of each chunk. The decay of
-   a chunk is exactly exp(A times the sum of its step sizes).
-3. `outputs` computes each chunk again, from its true start.
+2. `carry_over` scans over the chunks and gives the true state at the start of each chunk. The decay of a chunk is
+   exactly exp(A times the sum of its step sizes).
+3. `outputs` walks through each chunk again, from its true start.
 
-Backward runs 1 and 2 from the end of the sequence for the gradients of the states, then `gradients` on each chunk,
-which computes its states again. No array of size (B, D, N, L) is ever written.
-
-A program computes one chunk of one sample for a range of channels that share B and C, which stay in its registers. In
-backward it sums their gradients there, so that no two programs write to the same place and results repeat bit for bit.
-Tiles are (states n, tokens t), with tokens side by side as in memory. Padded n and t hold zeros and steps of size 0,
-which change nothing.
-
-Arrays: u, delta, z, grad (B, D, L) with contiguous L, each followed by its strides of B and D; B, C (B, G, N, L), each
-followed by its four strides; A (D, N), D and bias (D,), None if absent; out and the gradients of u, delta and z
-(B, D, L), contiguous. States are float32, or float64 if the inputs are.
+Arrays: u, delta, z, grad (B, L, D), each followed by its strides of B, L and D; B, C (B, L, G, N), each followed by its
+strides of B, L, G and N, or, if CONSTANT, (D, N) with the stride of D in the place of G's and 0 for B and L.
+A (N, D) is multiplied by log2(e), because exp2 is
+one instruction. D and bias (D,) may be None. States lie with channels side by side, (..., N, D), and so does out.
+Lanes without a channel compute the last channel again and store nothing.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+LANES = tl.constexpr(32)
+LOG2_E = tl.constexpr(1.4426950408889634)
+# Tokens whose loads are issued together. Their loops name a variable: Triton 3.3 takes a second _ for the first.
+UNROLLED = tl.constexpr(8)
+# If Triton knew that these are aligned, it would give a lane several channels and spread the states over lanes.
+_STRIDED = ("u", "delta", "z", "grad", "B", "C", "grad_z", "x", "grad_x")
+_UNALIGNED = (
+    *_STRIDED, *(f"{name}_{axis}" for name in _STRIDED for axis in "btdgn"), "A", "D", "bias", "totals", "spans",
+    "carried", "carried_back", "starts", "out", "grad_u", "grad_delta", "parts", "grad_A", "grad_B", "grad_C", "grad_D",
+    "grad_bias", "weight", "grad_weight", "channels", "length", "groups", "tokens", "chunks", "first", "span",
+)  # fmt: skip
+
+
+def unaligned(function):
+    """Make a kernel that assumes nothing about the alignment of its arguments."""
+    arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return triton.jit(do_not_specialize_on_alignment=[name for name in _UNALIGNED if name in arguments])(function)
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which kernels are launched on the device of a tensor; Triton takes the current device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def state_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of the states: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+@triton.jit
+def sigmoid(x):
+    """Return 1 / (1 + exp(-x))."""
+    return 1 / (1 + tl.exp2(-x * LOG2_E))
+
+
+@triton.jit
+def softplus(x):
+    """Return log(1 + exp(x)), accurate also if exp(x) is tiny; above 20 the identity, as in torch."""
+    e = tl.exp2(-tl.abs(x) * LOG2_E)
+    if x.dtype == tl.float64:
+        w = 1 + e
+        log1p = tl.where(w == 1, e, tl.log(w) * e / tl.where(w == 1, 1, w - 1))
+        return tl.where(x > 20, x, tl.maximum(x, 0) + log1p)
+    else:  # e + e^2 q(e), with a Chebyshev fit q of degree 8 on [0, 1]; above 20 it adds less than a rounding error
+        q = -0.06751181188 + e * (0.02568278696 + e * -0.004579765977)
+        q = 0.1986211000 + e * (-0.1587838574 + e * (0.1162652812 + e * q))
+        q = -0.4999999740 + e * (0.3333289236 + e * (-0.2498755210 + e * q))
+        return tl.maximum(x, 0) + (e + e * e * q)
+
+
+@triton.jit
+def slope_of_softplus(x):
+    """Return the derivative of `softplus`."""
+    if x.dtype == tl.float64:
+        return tl.where(x > 20, 1, sigmoid(x))
+    else:
+        return sigmoid(x)
+
+
+@triton.jit
+def place(channels, length, groups, tokens, chunk):
+    """Return sample, group, channels of the lanes, which of them are real, first token and number of tokens."""
+    in_group = channels // groups
+    blocks = tl.cdiv(in_group, LANES)
+    group = tl.program_id(1) // blocks
+    d = group * in_group + tl.program_id(1) % blocks * LANES + tl.arange(0, LANES)
+    begin = chunk * tokens
+    return (
+        tl.program_id(2).to(tl.int64),
+        group,
+        d,
+        d < (group + 1) * in_group,
+        begin,
+        tl.minimum(tokens, length - begin),
+    )
+
+
+@triton.jit
+def per_channel(vector, d, real, dtype: tl.constexpr):
+    """Load a parameter of the channels; zeros if it is absent."""
+    if vector is None:
+        return tl.zeros([LANES], dtype)
+    else:
+        return tl.load(vector + d, mask=real, other=0).to(dtype)
+
+
+@triton.jit
+def step_of(raw, SOFTPLUS: tl.constexpr):
+    """Return the step sizes for delta plus its bias."""
+    if SOFTPLUS:
+        return softplus(raw)
+    else:
+        return raw
+
+
+@triton.jit
+def matrix_start(matrix, m_b, m_t, m_g, b, row, group, CONSTANT: tl.constexpr):
+    """Return where B or C of a token starts."""
+    if CONSTANT:
+        return matrix
+    else:
+        return matrix + b * m_b + row * m_t + group.to(tl.int64) * m_g
+
+
+@triton.jit
+def column(start, m_g, m_n, d, CONSTANT: tl.constexpr, STATES: tl.constexpr, PADDED: tl.constexpr, dtype: tl.constexpr):
+    """Load B or C of a token as (N, 1), or as (N, lanes) if it is the same for all tokens; padded rows are zeros."""
+    n = tl.arange(0, PADDED)
+    at = n.to(tl.int64) * m_n
+    if CONSTANT:
+        at_d = at[:, None] + d[None, :].to(tl.int64) * m_g
+        return tl.load(start + at_d, mask=(n < STATES)[:, None], other=0).to(dtype)
+    elif STATES == PADDED:
+        return tl.load(start + at).to(dtype)[:, None]
+    else:
+        return tl.load(start + at, mask=n < STATES, other=0).to(dtype)[:, None]
+
+
+@triton.jit
+def state_offsets(first, d, channels, real, STATES: tl.constexpr, PADDED: tl.constexpr):
+    """Return the offsets of the lanes' states in row `first` of an array (rows, N, D), and which of them are real."""
+    n = tl.arange(0, PADDED)
+    return (first * STATES + n[:, None]) * channels + d[None, :], (n < STATES)[:, None] & real[None, :]
+
+
+@unaligned
+def chunk_totals(
+    u, u_b, u_t, u_d, delta, delta_b, delta_t, delta_d, B, B_b, B_t, B_g, B_n, A, bias, totals, spans,
+    channels, length, groups, tokens,
+    SOFTPLUS: tl.constexpr, CONSTANT: tl.constexpr, STATES: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Fill totals (B, chunks, N, D) and spans (B, chunks, D), the sums of the step sizes."""
+    dtype: tl.constexpr = totals.dtype.element_ty
+    chunk, chunks = tl.program_id(0), tl.num_programs(0)
+    b, group, d, real, begin, count = place(channels, length, groups, tokens, chunk)
+    own, row = tl.minimum(d, (group + 1) * (channels // groups) - 1), begin.to(tl.int64)
+    at, inside = state_offsets(b * chunks + chunk, d, channels, real, STATES, PADDED)
+    n_at, n_inside = state_offsets(0, d, channels, real, STATES, PADDED)
+    a = tl.load(A + n_at, mask=n_inside, other=0)
+    shift = per_channel(bias, d, real, dtype)
+    pu = u + b * u_b + row * u_t + own.to(tl.int64) * u_d
+    pd = delta + b * delta_b + row * delta_t + own.to(tl.int64) * delta_d
+    pb = matrix_start(B, B_b, B_t, B_g, b, row, group, CONSTANT)
+    h, span = tl.zeros([PADDED, LANES], dtype), tl.zeros([LANES], dtype)
+    for size in tl.static_range(UNROLLED, 0, 1 - UNROLLED):  # by eight tokens, then the rest by one
+        for _ in range(0, count // size):
+            for token in tl.static_range(size):  # noqa: B007
+                step = step_of(tl.load(pd).to(dtype) + shift, SOFTPLUS)
+                drive = step * tl.load(pu).to(dtype)
+                b_t = column(pb, B_g, B_n, own, CONSTANT, STATES, PADDED, dtype)
+                h = tl.exp2(a * step[None, :]) * h + b_t * drive[None, :]
+                span += step
+                pu, pd, pb = pu + u_t, pd + delta_t, pb + B_t
+        count = count % size
+    tl.store(totals + at, h, mask=inside)
+    tl.store(spans + (b * chunks + chunk) * channels + d, span, mask=real)
 
 
 @triton.jit
@@ -28,293 +187,76 @@ def _after(decay_1, state_1, decay_2, state_2):
     return decay_1 * decay_2, decay_2 * state_1 + state_2
 
 
-@triton.jit
-def _apart(x):
-    """Split (n, t) into four arrays (n, lanes) with the first to fourth token of each lane; a lane is four tokens."""
-    even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 4, 2, 2]))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
-
-
-@triton.jit
-def _together(first, second, third, fourth):
-    """Reverse `_apart`."""
-    both = tl.join(tl.join(first, third), tl.join(second, fourth))
-    return tl.reshape(both, [first.shape[0], first.shape[1] * 4])
-
-
-@triton.jit
-def _kept_states(decay, driven, start):
-    """Return the decayed state before each token (n, t), given the state (n,) at the start of the chunk.
-
-    It runs through the tokens of each lane, then scans over the lanes, then runs through the tokens of each lane again.
-    """
-    a0, a1, a2, a3 = _apart(decay)
-    x0, x1, x2, x3 = _apart(driven)
-    lane = tl.arange(0, x0.shape[1])[None, :]
-    lane_decay = a0 * a1 * a2 * a3
-    lane_end = a3 * (a2 * (a1 * x0 + x1) + x2) + x3
-    lane_end += tl.where(lane == 0, lane_decay * start[:, None], 0)
-    _, reached = tl.associative_scan((lane_decay, lane_end), 1, _after)
-    before = tl.gather(reached, tl.broadcast_to(tl.maximum(lane - 1, 0), reached.shape), 1)
-    kept0 = a0 * tl.where(lane == 0, start[:, None], before)
-    kept1 = a1 * (kept0 + x0)
-    kept2 = a2 * (kept1 + x1)
-    return _together(kept0, kept1, kept2, a3 * (kept2 + x2))
-
-
-@triton.jit
-def _state_gradients(own, decay_after, end):
-    """Return the gradient of each state (n, t): its own plus the decayed gradient of the next state.
-
-    The mirror image of `_kept_states`; end (n,) is the gradient that comes from the next chunk. The lanes are reversed
-    by hand, because Triton needs many more shuffles for a reverse scan.
-    """
-    a0, a1, a2, a3 = _apart(decay_after)
-    g0, g1, g2, g3 = _apart(own)
-    lane, last = tl.arange(0, g0.shape[1])[None, :], g0.shape[1] - 1
-    turned = tl.broadcast_to(-lane + last, g0.shape)
-    lane_decay = tl.gather(a0 * a1 * a2 * a3, turned, 1)
-    lane_start = tl.gather(g0 + a0 * (g1 + a1 * (g2 + a2 * g3)), turned, 1)
-    lane_start += tl.where(lane == 0, lane_decay * end[:, None], 0)
-    _, reached = tl.associative_scan((lane_decay, lane_start), 1, _after)
-    after = tl.gather(reached, tl.broadcast_to(tl.maximum(-lane + last - 1, 0), reached.shape), 1)
-    g3 += a3 * tl.where(lane == last, end[:, None], after)
-    g2 += a2 * g3
-    g1 += a1 * g2
-    return _together(g0 + a0 * g1, g1, g2, g3)
-
-
-@triton.jit
-def _sigmoid(x):
-    return 1 / (1 + tl.exp(-x))
-
-
-@triton.jit
-def _softplus(x):
-    """Return log(1 + exp(x)), accurate also if exp(x) is tiny; above 20 the identity, as in torch."""
-    e = tl.exp(-tl.abs(x))
-    if x.dtype == tl.float64:
-        w = 1 + e
-        log1p = tl.where(w == 1, e, tl.log(w) * e / tl.where(w == 1, 1, w - 1))
-    else:  # 2 artanh(e / (2 + e)) as a series, long enough for float32
-        s = e / (2 + e)
-        q = s * s
-        series = 1 / 9 + q * (1 / 11 + q * (1 / 13 + q * (1 / 15)))
-        log1p = 2 * s * (1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * series))))
-    return tl.where(x > 20, x, tl.maximum(x, 0) + log1p)
-
-
-@triton.jit
-def _steps(delta, bias, d, t, valid, SOFTPLUS: tl.constexpr, dtype: tl.constexpr):
-    """Return the step sizes at tokens t, 0 outside the sequence, and the values before softplus."""
-    raw = tl.load(delta + t, mask=valid, other=0).to(dtype)
-    if bias is not None:
-        raw += tl.load(bias + d).to(dtype)
-    step = raw
-    if SOFTPLUS:
-        step = _softplus(raw)
-    return tl.where(valid, step, 0), raw
-
-
-@triton.jit
-def _range(channels, groups, parts):
-    """Return the sample, the group of channels, and the first and end channel of this program."""
-    group, part = tl.program_id(1).to(tl.int64) // parts, tl.program_id(1).to(tl.int64) % parts
-    in_group = channels // groups
-    in_part = tl.cdiv(in_group, parts)
-    first = group * in_group + part * in_part
-    return tl.program_id(2).to(tl.int64), group, first, tl.minimum(first + in_part, (group + 1) * in_group)
-
-
-@triton.jit
-def _tile(matrix, b, group, n, t, stride_b, stride_g, stride_n, stride_t, inside, dtype: tl.constexpr):
-    """Load a tile (n, t) of B or C in `dtype`."""
-    start = matrix + b * stride_b + group * stride_g
-    offsets = n[:, None].to(tl.int64) * stride_n + t[None, :].to(tl.int64) * stride_t
-    return tl.load(start + offsets, mask=inside, other=0).to(dtype)
-
-
-@triton.jit
-def chunk_totals(
-    x, x_b, x_d, delta, delta_b, delta_d, z, z_b, z_d, matrix, matrix_b, matrix_g, matrix_n, matrix_t,
-    A, bias, totals, spans, channels, length, states, groups, parts,
-    BACKWARD: tl.constexpr, SOFTPLUS: tl.constexpr, STATES: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
-    """Fill totals (B, D, chunks, N) and spans (B, D, chunks), the sums of the step sizes.
-
-    Forward: x is u, matrix is B, and a total is the state after the chunk if it starts from zero. BACKWARD: x is the
-    gradient of the output, matrix is C, and a total is the gradient of the state before the chunk if no later chunk
-    follows.
-    """
-    dtype: tl.constexpr = totals.dtype.element_ty
-    b, group, first, stop = _range(channels, groups, parts)
-    chunk, chunks = tl.program_id(0), tl.num_programs(0)
-    n, t = tl.arange(0, STATES), chunk * TOKENS + tl.arange(0, TOKENS)
-    valid, real = t < length, n < states
-    before_end = (t + 1 < length) & (tl.arange(0, TOKENS) < TOKENS - 1)
-    m = _tile(matrix, b, group, n, t, matrix_b, matrix_g, matrix_n, matrix_t, real[:, None] & valid[None, :], dtype)
-    for d in range(first, stop):
-        row = b * channels + d
-        steps = delta + b * delta_b + d * delta_d
-        a = tl.load(A + d * states + n, mask=real, other=0).to(dtype)
-        step, _ = _steps(steps, bias, d, t, valid, SOFTPLUS, dtype)
-        value = tl.load(x + b * x_b + d * x_d + t, mask=valid, other=0).to(dtype)
-        if BACKWARD:
-            reach = tl.cumsum(step, 0)
-            if z is not None:
-                gate = tl.load(z + b * z_b + d * z_d + t, mask=valid, other=0).to(dtype)
-                value *= gate * _sigmoid(gate)
-        else:
-            later, _ = _steps(steps + 1, bias, d, t, before_end, SOFTPLUS, dtype)
-            reach = tl.cumsum(later, 0, reverse=True)
-            value *= step
-        total = tl.sum(tl.exp(a[:, None] * reach[None, :]) * (m * value[None, :]), 1)
-        tl.store(totals + (row * chunks + chunk) * states + n, total, mask=real)
-        tl.store(spans + row * chunks + chunk, tl.sum(step, 0))
-
-
-@triton.jit
+@unaligned
 def carry_over(
-    totals, spans, A, carried, channels, chunks, states,
-    BACKWARD: tl.constexpr, STATES: tl.constexpr, CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """Fill carried (B, D, chunks + 1, N) with the state at the start of each chunk and the final state.
+    totals, spans, A, carried, channels, chunks, STATES: tl.constexpr, BACKWARD: tl.constexpr, ROWS: tl.constexpr
+):
+    """Fill carried (B, chunks + 1, N, D) with the state at the start of each chunk and the final state.
 
     BACKWARD: fill it with the gradient of the state before each chunk; after the last chunk it is 0.
     """
     dtype: tl.constexpr = totals.dtype.element_ty
-    row = tl.program_id(0).to(tl.int64)
-    n = tl.arange(0, STATES)
-    real = n < states
-    a = tl.load(A + (row % channels) * states + n, mask=real, other=0).to(dtype)
-    out = carried + row * (chunks + 1) * states
-    state = tl.zeros([STATES], dtype)
-    if BACKWARD:
-        tl.store(out + chunks * states + n, state, mask=real)
-    else:
-        tl.store(out + n, state, mask=real)
-    for start in range(0, chunks, CHUNKS):
-        i = start + tl.arange(0, CHUNKS)
-        chunk, slot = i, i + 1
-        if BACKWARD:
-            chunk, slot = chunks - 1 - i, chunks - 1 - i
+    q, b = tl.program_id(0) * LANES + tl.arange(0, LANES), tl.program_id(1).to(tl.int64)  # states of all channels
+    width = STATES * channels
+    real, d = q < width, q % channels
+    a = tl.load(A + q, mask=real, other=0)
+    first = b * (chunks + 1)
+    state = tl.zeros([LANES], dtype)
+    tl.store(carried + (first + (chunks if BACKWARD else 0)) * width + q, state, mask=real)
+    for start in range(0, chunks, ROWS):
+        i = (start + tl.arange(0, ROWS)).to(tl.int64)
         inside = (i < chunks)[:, None] & real[None, :]
-        span = tl.load(spans + row * chunks + chunk, mask=i < chunks, other=0)
-        total = tl.load(totals + (row * chunks + chunk)[:, None] * states + n[None, :], mask=inside, other=0)
-        decay = tl.exp(span[:, None] * a[None, :])
-        so_far, reached = tl.associative_scan((decay, total), 0, _after)
-        reached += so_far * state[None, :]
-        tl.store(out + slot[:, None] * states + n[None, :], reached, mask=inside)
-        state = tl.sum(tl.where((i == start + CHUNKS - 1)[:, None], reached, 0), 0)
+        if BACKWARD:
+            i = chunks - 1 - i
+        row = b * chunks + i
+        span = tl.load(spans + row[:, None] * channels + d[None, :], mask=inside, other=0)
+        total = tl.load(totals + row[:, None] * width + q[None, :], mask=inside, other=0)
+        decay, reached = tl.associative_scan((tl.exp2(a[None, :] * span), total), 0, _after)
+        reached += decay * state[None, :]
+        slot = first + (i if BACKWARD else i + 1)
+        tl.store(carried + slot[:, None] * width + q[None, :], reached, mask=inside)
+        state = tl.sum(tl.where((tl.arange(0, ROWS) == ROWS - 1)[:, None], reached, 0), 0)
 
 
-@triton.jit
+@unaligned
 def outputs(
-    u, u_b, u_d, delta, delta_b, delta_d, z, z_b, z_d, B, B_b, B_g, B_n, B_t, C, C_b, C_g, C_n, C_t,
-    A, D, bias, carried, out, channels, length, states, groups, parts,
-    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, TOKENS: tl.constexpr,
+    u, u_b, u_t, u_d, delta, delta_b, delta_t, delta_d, z, z_b, z_t, z_d, B, B_b, B_t, B_g, B_n,
+    C, C_b, C_t, C_g, C_n, A, D, bias, carried, out, channels, length, groups, tokens,
+    SOFTPLUS: tl.constexpr, CONSTANT: tl.constexpr, STATES: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Fill out, given the states at the start of each chunk in `carried`."""
+    """Fill out (B, L, D), given the states at the start of each chunk in `carried`."""
     dtype: tl.constexpr = carried.dtype.element_ty
-    b, group, first, stop = _range(channels, groups, parts)
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
-    n, t = tl.arange(0, STATES), chunk * TOKENS + tl.arange(0, TOKENS)
-    valid, real = t < length, n < states
-    inside = real[:, None] & valid[None, :]
-    b_nt = _tile(B, b, group, n, t, B_b, B_g, B_n, B_t, inside, dtype)
-    c_nt = _tile(C, b, group, n, t, C_b, C_g, C_n, C_t, inside, dtype)
-    for d in range(first, stop):
-        row = b * channels + d
-        a = tl.load(A + d * states + n, mask=real, other=0).to(dtype)
-        start = tl.load(carried + (row * (chunks + 1) + chunk) * states + n, mask=real, other=0)
-        step, _ = _steps(delta + b * delta_b + d * delta_d, bias, d, t, valid, SOFTPLUS, dtype)
-        x = tl.load(u + b * u_b + d * u_d + t, mask=valid, other=0).to(dtype)
-        decay = tl.exp(a[:, None] * step[None, :])
-        driven = b_nt * (step * x)[None, :]
-        y = tl.sum((_kept_states(decay, driven, start) + driven) * c_nt, 0)
-        if D is not None:
-            y += tl.load(D + d).to(dtype) * x
-        if z is not None:
-            gate = tl.load(z + b * z_b + d * z_d + t, mask=valid, other=0).to(dtype)
-            y *= gate * _sigmoid(gate)
-        tl.store(out + row * length + t, y, mask=valid)
-
-
-@triton.jit
-def gradients(
-    u, u_b, u_d, delta, delta_b, delta_d, z, z_b, z_d, B, B_b, B_g, B_n, B_t, C, C_b, C_g, C_n, C_t,
-    grad, grad_b, grad_d, A, D, bias, carried, carried_back,
-    grad_u, grad_delta, grad_z, grad_A, grad_B, grad_C, grad_D, grad_bias,
-    channels, length, states, groups, parts,
-    SOFTPLUS: tl.constexpr, CONSTANT: tl.constexpr, STATES: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
-    """Fill the gradients, given the states at the start of each chunk and the gradients of the states at its end.
-
-    The caller sums grad_A (B, D, chunks, N), grad_D and grad_bias (B, D, chunks) over samples and chunks. It sums
-    grad_B and grad_C (parts, B, G, N, L), or (parts, B, G, N, chunks) if B and C are CONSTANT (the same for all
-    tokens), over parts.
-    """
-    dtype: tl.constexpr = carried.dtype.element_ty
-    b, group, first, stop = _range(channels, groups, parts)
-    chunk, chunks = tl.program_id(0), tl.num_programs(0)
-    n, t = tl.arange(0, STATES), chunk * TOKENS + tl.arange(0, TOKENS)
-    valid, real = t < length, n < states
-    before_end = (t + 1 < length) & (tl.arange(0, TOKENS) < TOKENS - 1)
-    inside = real[:, None] & valid[None, :]
-    b_nt = _tile(B, b, group, n, t, B_b, B_g, B_n, B_t, inside, dtype)
-    c_nt = _tile(C, b, group, n, t, C_b, C_g, C_n, C_t, inside, dtype)
-    sum_b, sum_c = tl.zeros([STATES, TOKENS], dtype), tl.zeros([STATES, TOKENS], dtype)
-    for d in range(first, stop):
-        row = b * channels + d
-        a = tl.load(A + d * states + n, mask=real, other=0).to(dtype)
-        state_slot = (row * (chunks + 1) + chunk) * states + n
-        start = tl.load(carried + state_slot, mask=real, other=0)
-        from_right = tl.load(carried_back + state_slot + states, mask=real, other=0)
-        steps = delta + b * delta_b + d * delta_d
-        step, raw = _steps(steps, bias, d, t, valid, SOFTPLUS, dtype)
-        later, _ = _steps(steps + 1, bias, d, t, before_end, SOFTPLUS, dtype)
-        x = tl.load(u + b * u_b + d * u_d + t, mask=valid, other=0).to(dtype)
-        grad_y = tl.load(grad + b * grad_b + d * grad_d + t, mask=valid, other=0).to(dtype)
-        skip = tl.zeros([], dtype)
-        if D is not None:
-            skip = tl.load(D + d).to(dtype)
-
-        drive = step * x
-        driven = b_nt * drive[None, :]
-        decay = tl.exp(a[:, None] * step[None, :])
-        kept = _kept_states(decay, driven, start)
-        h = kept + driven
-        if z is not None:
-            gate = tl.load(z + b * z_b + d * z_d + t, mask=valid, other=0).to(dtype)
-            s = _sigmoid(gate)
-            y = tl.sum(h * c_nt, 0) + skip * x
-            tl.store(grad_z + row * length + t, grad_y * y * s * (1 + gate * (1 - s)), mask=valid)
-            grad_y *= gate * s
-        sum_c += h * grad_y[None, :]
-
-        back = tl.exp(a[:, None] * later[None, :])
-        grad_h = _state_gradients(c_nt * grad_y[None, :], back, from_right)
-        sum_b += grad_h * drive[None, :]
-        by_input = tl.sum(grad_h * b_nt, 0)
-        through = grad_h * kept
-        tl.store(grad_A + (row * chunks + chunk) * states + n, tl.sum(through * step[None, :], 1), mask=real)
-        by_step = tl.sum(through * a[:, None], 0) + x * by_input
-        if SOFTPLUS:
-            by_step *= tl.where(raw > 20, 1, _sigmoid(raw))
-        by_step = tl.where(valid, by_step, 0)
-        tl.store(grad_u + row * length + t, grad_y * skip + step * by_input, mask=valid)
-        tl.store(grad_delta + row * length + t, by_step, mask=valid)
-        tl.store(grad_D + row * chunks + chunk, tl.sum(grad_y * x, 0))
-        tl.store(grad_bias + row * chunks + chunk, tl.sum(by_step, 0))
-
-    slot = ((tl.program_id(1) % parts) * tl.num_programs(2) + b) * groups + group
-    if CONSTANT:
-        offsets = (slot * states + n) * chunks + chunk
-        tl.store(grad_B + offsets, tl.sum(sum_b, 1), mask=real)
-        tl.store(grad_C + offsets, tl.sum(sum_c, 1), mask=real)
-    else:
-        offsets = (slot * states + n[:, None]) * length + t[None, :]
-        tl.store(grad_B + offsets, sum_b, mask=inside)
-        tl.store(grad_C + offsets, sum_c, mask=inside)
+    b, group, d, real, begin, count = place(channels, length, groups, tokens, chunk)
+    own, row = tl.minimum(d, (group + 1) * (channels // groups) - 1), begin.to(tl.int64)
+    at, inside = state_offsets(b * (chunks + 1) + chunk, d, channels, real, STATES, PADDED)
+    n_at, n_inside = state_offsets(0, d, channels, real, STATES, PADDED)
+    a = tl.load(A + n_at, mask=n_inside, other=0)
+    shift = per_channel(bias, d, real, dtype)
+    skip = per_channel(D, d, real, dtype)
+    pu = u + b * u_b + row * u_t + own.to(tl.int64) * u_d
+    pd = delta + b * delta_b + row * delta_t + own.to(tl.int64) * delta_d
+    pb = matrix_start(B, B_b, B_t, B_g, b, row, group, CONSTANT)
+    pc = matrix_start(C, C_b, C_t, C_g, b, row, group, CONSTANT)
+    po = out + (b * length + row) * channels + d
+    pz = po
+    if z is not None:
+        pz = z + b * z_b + row * z_t + own.to(tl.int64) * z_d
+    h = tl.load(carried + at, mask=inside, other=0)
+    for size in tl.static_range(UNROLLED, 0, 1 - UNROLLED):  # by eight tokens, then the rest by one
+        for _ in range(0, count // size):
+            for token in tl.static_range(size):  # noqa: B007
+                step = step_of(tl.load(pd).to(dtype) + shift, SOFTPLUS)
+                x = tl.load(pu).to(dtype)
+                b_t = column(pb, B_g, B_n, own, CONSTANT, STATES, PADDED, dtype)
+                h = tl.exp2(a * step[None, :]) * h + b_t * (step * x)[None, :]
+                y = tl.sum(h * column(pc, C_g, C_n, own, CONSTANT, STATES, PADDED, dtype), 0)
+                if D is not None:
+                    y += skip * x
+                if z is not None:
+                    gate = tl.load(pz).to(dtype)
+                    y *= gate * sigmoid(gate)
+                    pz += z_t
+                tl.store(po, y, mask=real)
+                pu, pd, pb, pc, po = pu + u_t, pd + delta_t, pb + B_t, pc + C_t, po + channels
+        count = count % size

@@ -1,17 +1,19 @@
 """Convolution, projections, Triton scan and gate of a Mamba block as one operation.
 
-All arrays are channel-first, (B, rows, L), so that nothing is transposed. For the backward pass it keeps only its
-inputs and the states at the start of each chunk of the scan. Backward computes convolution, step sizes, B and C again,
-because they are cheap.
+Tokens are rows, (B, L, channels), from the first to the last step, so that nothing is transposed or copied: the two
+halves of xz, and step sizes, B and C in the output of x_proj, are read where they are, and the gradients of xz are
+written into its two halves. For the backward pass the operation keeps its inputs and the states at the start of each
+chunk of the scan; the convolution and x_proj, which are cheap, are computed again.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from umamba.networks.scan.triton import _scan, _scan_backward
+from umamba.networks.scan.triton import Arguments, run_backward, run_forward, shape_of_states
+from umamba.networks.scan.triton_conv import conv_back_into, conv_into
+from umamba.networks.scan.triton_kernels import state_dtype
 
 
 def mix(
@@ -27,7 +29,7 @@ def mix(
     """Compute the inner part of a Mamba block.
 
     Args:
-        xz: output of `Mamba.in_proj` (B, 2 inner, L): the input of the scan, then that of the gate.
+        xz: output of `Mamba.in_proj` (B, L, 2 inner): the input of the scan, then that of the gate.
         conv_weight: weight of the causal depthwise convolution (inner, 1, d_conv).
         conv_bias: its bias (inner,).
         x_weight: weight of `Mamba.x_proj` (dt_rank + 2 N, inner).
@@ -37,44 +39,116 @@ def mix(
         D: weight of the scan's input in its output (inner,).
 
     Returns:
-        The gated output of the scan (B, inner, L).
+        The gated output of the scan (B, L, inner).
     """
-    y: Tensor = _Mix.apply(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)
+    y: Tensor = _mix(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)[0]
     return y
 
 
-def _scan_inputs(
-    states: int, x: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_weight: Tensor, dt_weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return u, delta (B, inner, L), B and C (B, N, L) for the input x of the scan's branch (B, inner, L)."""
-    inner, _, taps = conv_weight.shape
-    u = F.silu(F.conv1d(x, conv_weight, conv_bias, padding=taps - 1, groups=inner)[..., : x.shape[2]])
-    rank = dt_weight.shape[1]
-    dt, B, C = (x_weight @ u).split([rank, states, states], dim=1)
-    return u, dt_weight @ dt, B, C
+def _scan_of(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+) -> tuple[Arguments, Tensor, Tensor]:
+    """Return the arguments of the scan inside the block, its input u and the output of x_proj."""
+    inner, rank, states = conv_weight.shape[0], dt_weight.shape[1], A.shape[1]
+    u = xz.new_empty((*xz.shape[:2], inner))
+    conv_into(xz[..., :inner], conv_weight[:, 0], conv_bias, u)
+    parameters = u @ x_weight.T
+    dt, B, C = parameters.unsqueeze(2).split([rank, states, states], dim=3)
+    delta = (dt.flatten(0, 2) @ dt_weight.T).view(u.shape)
+    return Arguments(u, delta, A, B, C, D, xz[..., inner:], dt_bias, True), u, parameters
 
 
-class _Mix(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        xz, *weights, dt_bias, A, D = tensors
-        x, z = xz.chunk(2, dim=1)
-        u, delta, B, C = _scan_inputs(A.shape[1], x, *weights)
-        out, carried = _scan(u, delta, A, B, C, D, z, dt_bias, True)
-        ctx.save_for_backward(*tensors, carried)
-        return out
+@torch.library.custom_op("umamba::mamba_mix_triton", mutates_args=())
+def _mix(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return y (B, L, inner) and the states at the start of each chunk and at the end."""
+    scan, u, _ = _scan_of(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)
+    y = torch.empty_like(u)
+    return y, run_forward(scan, y)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        xz, *weights, dt_bias, A, D, carried = ctx.saved_tensors
-        x, z = xz.chunk(2, dim=1)
-        with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensor in (x, *weights)]
-            scanned = _scan_inputs(A.shape[1], *leaves)
-        u, delta, B, C = (tensor.detach() for tensor in scanned)
-        grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias = _scan_backward(
-            grad, u, delta, A, B, C, D, z, dt_bias, carried, True
-        )
-        grad_x, *grad_weights = torch.autograd.grad(scanned, leaves, (grad_u, grad_delta, grad_B, grad_C))
-        return torch.cat([grad_x, grad_z], dim=1), *grad_weights, grad_bias, grad_A, grad_D
+
+@_mix.register_fake
+def _(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D):  # type: ignore[no-untyped-def]
+    y = xz.new_empty((*xz.shape[:2], conv_weight.shape[0]))
+    return y, xz.new_empty(shape_of_states(y.shape, A, 1), dtype=state_dtype(xz))
+
+
+@torch.library.custom_op("umamba::mamba_mix_triton_backward", mutates_args=())
+def _mix_backward(
+    grad: Tensor,
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    carried: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the inputs of `mix`."""
+    inner, rank, states = conv_weight.shape[0], dt_weight.shape[1], A.shape[1]
+    scan, u, parameters = _scan_of(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)
+    grad_xz, grad_u, grad_delta = xz.new_empty(xz.shape), torch.empty_like(u), torch.empty_like(u)
+    found = run_backward(scan, carried, grad, grad_u, grad_delta, grad_xz[..., inner:])
+    rows, rows_delta, rows_u = (
+        torch.empty_like(parameters).flatten(0, 1),
+        grad_delta.flatten(0, 1),
+        grad_u.flatten(0, 1),
+    )
+    torch.mm(rows_delta, dt_weight, out=rows[:, :rank])
+    rows[:, rank : rank + states] = found.B.flatten(0, 2)
+    rows[:, rank + states :] = found.C.flatten(0, 2)
+    grad_dt_weight = rows_delta.T @ parameters.flatten(0, 1)[:, :rank]
+    rows_u.addmm_(rows, x_weight)
+    grad_x_weight = rows.T @ u.flatten(0, 1)
+    grad_conv, grad_conv_bias = conv_back_into(
+        xz[..., :inner], conv_weight[:, 0], conv_bias, grad_u, grad_xz[..., :inner]
+    )
+    return (
+        grad_xz,
+        grad_conv[:, None].to(conv_weight.dtype).contiguous(),
+        grad_conv_bias.to(conv_bias.dtype),
+        grad_x_weight,
+        grad_dt_weight,
+        found.bias.to(dt_bias.dtype),
+        found.A.to(A.dtype).contiguous(),
+        found.D.to(D.dtype),
+    )
+
+
+@_mix_backward.register_fake
+def _(grad, xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, carried):  # type: ignore[no-untyped-def]
+    return tuple(
+        tensor.new_empty(tensor.shape) for tensor in (xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, grad_carried: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 8
+    found: tuple[Tensor, ...] = _mix_backward(grad, *ctx.saved_tensors)
+    return found
+
+
+_mix.register_autograd(_differentiate, setup_context=_save)
