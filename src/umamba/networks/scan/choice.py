@@ -1,7 +1,7 @@
 """Which of two GPU backends is faster for a shape: each shape is measured once in a process, on a short sequence.
 
-Triton divides sequences into chunks, mamba_ssm runs each sequence in one block of threads. So the first is ahead where
-a few sequences are long, and no table of another GPU tells where the second is.
+Triton divides sequences into chunks, and mamba_ssm computes each sequence in one block of threads. Triton is therefore
+faster for few long sequences. Where mamba_ssm is faster depends on the GPU, so it is measured.
 """
 
 import functools

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from umamba.networks.scan.cpu import Arguments, array, run_backward, run_forward, shape_of_starts
 from umamba.networks.scan.cpu_conv import conv_back_into, conv_into
+from umamba.networks.scan.projections import like, projections_back
 
 
 def mix(
@@ -117,12 +118,9 @@ def _mix_backward(
     grad_A, grad_D, grad_bias = run_backward(
         scan, array(starts), array(grad), array(grad_u), array(grad_delta), grad_B, grad_C, grad_z, threads
     )
-    rows_u, rows_delta, rows = grad_u.flatten(0, 1), grad_delta.flatten(0, 1), grad_parameters.flatten(0, 1)
-    steps = parameters.flatten(0, 1)[:, :rank]
-    torch.mm(rows_delta, dt_weight, out=rows[:, :rank])
-    grad_dt_weight = rows_delta.T @ steps
-    rows_u.addmm_(rows, x_weight)
-    grad_x_weight = rows.T @ u.flatten(0, 1)
+    grad_x_weight, grad_dt_weight = projections_back(
+        grad_delta, grad_parameters, grad_u, u, parameters, x_weight, dt_weight
+    )
     grad_conv, grad_conv_bias = conv_back_into(
         array(xz[..., :inner]), array(conv_weight[:, 0]), array(conv_bias), array(grad_u),
         array(grad_xz[..., :inner]), threads=threads,
@@ -141,9 +139,7 @@ def _mix_backward(
 
 @_mix_backward.register_fake
 def _(grad, xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, u, parameters, starts):  # type: ignore[no-untyped-def]
-    return tuple(
-        tensor.new_empty(tensor.shape) for tensor in (xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)
-    )
+    return like(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -1,8 +1,8 @@
 """The scan's forward pass in Triton, and what its two passes share.
 
 Tokens are rows: (B, L, D). A program is one warp: each of its 32 lanes is one channel, keeps the N states of that
-channel in registers and walks from token to token. No lane asks another one, so the loops have no barrier and no
-shuffle. So that long sequences fill a GPU, they are divided into chunks, which are computed in parallel:
+channel in registers and walks from token to token. The lanes exchange nothing, so the loops have no barrier and no
+shuffle. Long sequences are divided into chunks that are computed in parallel, because one warp cannot fill a GPU:
 
 1. `chunk_totals` computes the state after each chunk as if the chunk started from zero, and the sum of its step sizes.
 2. `carry_over` scans over the chunks and gives the true state at the start of each chunk. The decay of a chunk is
@@ -11,9 +11,8 @@ shuffle. So that long sequences fill a GPU, they are divided into chunks, which 
 
 Arrays: u, delta, z, grad (B, L, D), each followed by its strides of B, L and D; B, C (B, L, G, N), each followed by its
 strides of B, L, G and N, or, if CONSTANT, (D, N) with the stride of D in the place of G's and 0 for B and L.
-A (N, D) is multiplied by log2(e), because exp2 is
-one instruction. D and bias (D,) may be None. States lie with channels side by side, (..., N, D), and so does out.
-Lanes without a channel compute the last channel again and store nothing.
+A (N, D) is multiplied by log2(e), because exp2 is one instruction. D and bias (D,) may be None. States (..., N, D) and
+out have their channels side by side. Lanes without a channel compute the last channel again and store nothing.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -25,9 +24,11 @@ from torch import Tensor
 
 LANES = tl.constexpr(32)
 LOG2_E = tl.constexpr(1.4426950408889634)
-# Tokens whose loads are issued together. Their loops name a variable: Triton 3.3 takes a second _ for the first.
+# Tokens whose loads are issued together. The loops over them name their variable, because Triton 3.3 takes the
+# variables of two nested loops for one if both are called _.
 UNROLLED = tl.constexpr(8)
-# If Triton knew that these are aligned, it would give a lane several channels and spread the states over lanes.
+# Triton must not assume that these are aligned, because it would then give a lane several channels and distribute the
+# states over the lanes.
 _STRIDED = ("u", "delta", "z", "grad", "B", "C", "grad_z", "x", "grad_x")
 _UNALIGNED = (
     *_STRIDED, *(f"{name}_{axis}" for name in _STRIDED for axis in "btdgn"), "A", "D", "bias", "totals", "spans",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from umamba.networks.scan.projections import like, projections_back
 from umamba.networks.scan.triton import Arguments, run_backward, run_forward, shape_of_states
 from umamba.networks.scan.triton_conv import conv_back_into, conv_into
 from umamba.networks.scan.triton_kernels import state_dtype
@@ -26,20 +27,9 @@ def mix(
     A: Tensor,
     D: Tensor,
 ) -> Tensor:
-    """Compute the inner part of a Mamba block.
+    """Compute the inner part of a Mamba block on a CUDA device.
 
-    Args:
-        xz: output of `Mamba.in_proj` (B, L, 2 inner): the input of the scan, then that of the gate.
-        conv_weight: weight of the causal depthwise convolution (inner, 1, d_conv).
-        conv_bias: its bias (inner,).
-        x_weight: weight of `Mamba.x_proj` (dt_rank + 2 N, inner).
-        dt_weight: weight of `Mamba.dt_proj` (inner, dt_rank).
-        dt_bias: its bias (inner,).
-        A: diagonal of the state matrix (inner, N).
-        D: weight of the scan's input in its output (inner,).
-
-    Returns:
-        The gated output of the scan (B, L, inner).
+    Arguments and result are those of `umamba.networks.scan.cpu_layer.mix`; bfloat16 and float16 are taken, too.
     """
     y: Tensor = _mix(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)[0]
     return y
@@ -106,17 +96,12 @@ def _mix_backward(
     scan, u, parameters = _scan_of(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)
     grad_xz, grad_u, grad_delta = xz.new_empty(xz.shape), torch.empty_like(u), torch.empty_like(u)
     found = run_backward(scan, carried, grad, grad_u, grad_delta, grad_xz[..., inner:])
-    rows, rows_delta, rows_u = (
-        torch.empty_like(parameters).flatten(0, 1),
-        grad_delta.flatten(0, 1),
-        grad_u.flatten(0, 1),
+    grad_parameters = torch.empty_like(parameters)
+    grad_parameters[..., rank : rank + states] = found.B.flatten(2)
+    grad_parameters[..., rank + states :] = found.C.flatten(2)
+    grad_x_weight, grad_dt_weight = projections_back(
+        grad_delta, grad_parameters, grad_u, u, parameters, x_weight, dt_weight
     )
-    torch.mm(rows_delta, dt_weight, out=rows[:, :rank])
-    rows[:, rank : rank + states] = found.B.flatten(0, 2)
-    rows[:, rank + states :] = found.C.flatten(0, 2)
-    grad_dt_weight = rows_delta.T @ parameters.flatten(0, 1)[:, :rank]
-    rows_u.addmm_(rows, x_weight)
-    grad_x_weight = rows.T @ u.flatten(0, 1)
     grad_conv, grad_conv_bias = conv_back_into(
         xz[..., :inner], conv_weight[:, 0], conv_bias, grad_u, grad_xz[..., :inner]
     )
@@ -134,9 +119,7 @@ def _mix_backward(
 
 @_mix_backward.register_fake
 def _(grad, xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, carried):  # type: ignore[no-untyped-def]
-    return tuple(
-        tensor.new_empty(tensor.shape) for tensor in (xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)
-    )
+    return like(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
