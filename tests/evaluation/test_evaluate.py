@@ -14,7 +14,8 @@ from scipy.stats import ttest_rel
 
 from umamba.cli.compose import settings_of
 from umamba.evaluation import Rules, instances, score, score_case
-from umamba.evaluation.evaluate import compare_methods, evaluate, evaluate_folders, find_pairs, label_names
+from umamba.evaluation.comparison import compare_methods
+from umamba.evaluation.evaluate import evaluate, evaluate_folders, find_pairs, label_names
 from umamba.evaluation.statistics import bootstrap_interval, holm, summarize
 from umamba.io import UserError
 from umamba.io.tabular import read_table
@@ -245,7 +246,8 @@ def test_the_trainings_of_a_method_are_compared_together(
     given = {name: [str(two_methods[name]), str(tmp_path / f"{name}_again")] for name in two_methods}
     listed = ",".join(f"{name}:[{','.join(folders)}]" for name, folders in given.items())
     overrides = [f"predictions={{{listed}}}", f"truth={truth}", f"output={tmp_path / 'out'}"]
-    settings = settings_of(EvaluateSettings, [*overrides, f"dataset_json={tmp_path / 'labels.json'}", "workers=1"])
+    overrides += [f"dataset_json={tmp_path / 'labels.json'}", "workers=1", "margin=0.03"]
+    settings = settings_of(EvaluateSettings, overrides)
     assert list(settings.methods) == ["near_1", "near_2", "far_1", "far_2"]
     found = evaluate(settings)
     assert list(found.scores) == ["near_1", "near_2", "far_1", "far_2"]
@@ -256,6 +258,7 @@ def test_the_trainings_of_a_method_are_compared_together(
     expected = (means["near_1"] + means["near_2"] - means["far_1"] - means["far_2"]).mean() / 2
     assert row["difference"] == pytest.approx(expected)
     assert row["sd_trainings"] > 0
+    assert row["margin"] == 0.03
     assert f"DSC, near and far: {row['sentence']}" in " ".join(capsys.readouterr().out.split())
 
 
