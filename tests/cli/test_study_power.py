@@ -8,15 +8,16 @@ import pandas
 import pytest
 
 from umamba.cli.completion import candidates
+from umamba.cli.compose import settings_of
 from umamba.cli.study import main
-from umamba.cli.study_power import outlooks
+from umamba.cli.study_power import cases_of, outlooks
 from umamba.evaluation.power import ALPHA, detectable_difference
 from umamba.evaluation.spread import Spreads
 from umamba.io import UserError
 from umamba.io.voice import shown
 from umamba.records import RunFolder
 from umamba.records.tables import write_scores
-from umamba.settings import InvalidSettings, PowerSettings
+from umamba.settings import InvalidSettings, PowerSettings, TrainSettings
 from umamba.sweeps import PlannedRun
 
 STUDY = """question: Which?
@@ -95,6 +96,21 @@ def test_measured_spreads_are_those_of_the_runs(study: str, tmp_path: Path, caps
     trained = float(text.split("over trainings ")[1].split(",")[0])
     assert trained == pytest.approx(0.02, rel=0.6)
     assert float(text.split("of the rest ")[1].split(". Level")[0]) == pytest.approx(0.01, rel=0.15)
+
+
+def test_only_test_cases_with_a_reference_are_counted(tmp_path: Path) -> None:
+    for name in ("imagesTs", "labelsTs"):
+        (tmp_path / name).mkdir()
+    declared = '{"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "a": 1}, "file_ending": ".png"}'
+    (tmp_path / "dataset.json").write_text(declared)
+    settings = settings_of(TrainSettings, ["dataset=nnunet", f"dataset.root={tmp_path}"])
+    assert cases_of(settings) is None
+    for case in ("x_1", "x_2", "x_3"):  # with two channels each
+        for channel in (0, 1):
+            (tmp_path / "imagesTs" / f"{case}_{channel:04d}.png").touch()
+    for case in ("x_1", "x_3"):
+        (tmp_path / "labelsTs" / f"{case}.png").touch()
+    assert cases_of(settings) == 2
 
 
 def test_the_word_is_completed() -> None:
