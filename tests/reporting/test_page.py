@@ -224,6 +224,18 @@ def test_each_point_of_a_plot_lies_at_its_score_and_leads_to_its_case(results: R
         assert link == f"#{ids[case]}"
 
 
+def test_the_runs_of_a_method_have_lines_that_differ_in_the_key_of_the_curves(tmp_path: Path) -> None:
+    runs = []
+    for seed in range(4):
+        folder = RunFolder(tmp_path / str(seed))
+        folder.path.mkdir()
+        folder.metrics.write_text("epoch,train/loss\n0,1.0\n1,0.5\n")
+        runs.append(PlannedRun((), folder, "flare", "unet", "all", seed, 2, 100, "x"))
+    _, text = written(gather("mine", "Which?", runs, None), tmp_path / "report")
+    assert len(re.findall(r'stroke-dasharray="[^"]+"/></svg>nnU-Net, fold all, seed \d', text)) == 4
+    assert len(set(re.findall(r'stroke-dasharray="([^"]+)"', text))) == 4
+
+
 def test_the_only_script_is_the_one_that_the_policy_allows(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()

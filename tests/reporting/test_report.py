@@ -182,7 +182,7 @@ def test_a_bold_number_is_shown_to_be_better_than_all_others(
     assert table["sentence"].tolist() == [c.sentence for c in claims]
 
 
-def test_the_suitability_of_a_dataset_by_hand(study: tuple[list[PlannedRun], Path]) -> None:
+def test_the_suitability_of_a_dataset_by_hand(study: tuple[list[PlannedRun], Path], tmp_path: Path) -> None:
     runs, published = study
     results = gather("toy", "Which?", runs, published)
     means = {n.method: n.seed_means for n in numbers(results) if (n.label, n.metric) == ("average", "dsc")}
@@ -190,6 +190,21 @@ def test_the_suitability_of_a_dataset_by_hand(study: tuple[list[PlannedRun], Pat
     between = statistics.stdev(statistics.mean(means[method]) for method in METHODS[:3])
     assert suitability_of(results, "toy", "dsc") == pytest.approx(between / within)
     assert math.isnan(suitability_of(gather("toy", "?", runs[::2], published), "toy", "dsc"))
+    page = write_report(results, tmp_path / "report")
+    for path in (page, page.parent / "tables.md"):
+        assert f"toy, DSC: the methods' means spread {between / within:.1f} times" in path.read_text().replace("\\", "")
+
+
+def test_the_margin_decides_what_is_called_equivalent(study: tuple[list[PlannedRun], Path], tmp_path: Path) -> None:
+    runs, published = study
+    results = gather("toy", "Which?", runs, published)
+    for margin in (0.002, 0.9):
+        page = write_report(results, tmp_path / f"{margin}", margin)
+        table = read_table(page.parent / "claims.csv", ("dataset", "label", "metric", "first", "second", "sentence"))
+        assert set(table["margin"]) == {margin}
+        said = table["sentence"].str.contains("is within the margin")
+        assert said.tolist() == (table["equivalent_within"] < margin).tolist()
+        assert said.any() == (margin == 0.9)
 
 
 def test_the_page_needs_no_network_and_its_links_lead_somewhere(
