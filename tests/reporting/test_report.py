@@ -221,6 +221,10 @@ def test_the_page_needs_no_network_and_its_links_lead_somewhere(
     assert "1,234,567" in text
     assert "6 of 8 runs are done" in text
     assert "10 min" in text  # 100 batches of 2 s and of 4 s: ten minutes a run
+    cost = read_table(page.parent / "cost.csv", ("dataset", "method", "fold"))
+    assert cost["method"].tolist() == [method for method in METHODS[:3] for _ in (0, 1)]
+    assert set(cost["parameters"]) == {1234567}
+    assert cost["hours"].tolist() == pytest.approx([600 / 3600] * 6)
 
 
 def test_a_label_of_no_case_is_not_missing_and_overrides_are_named(

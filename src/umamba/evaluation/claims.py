@@ -237,7 +237,7 @@ def sentence_of(claim: Claim) -> str:
     if claim.survives:
         return f"Shown: {seen}.{' It is small: ' + small + '.' if claim.equivalent else ''}"
     if claim.p_holm < ALPHA:
-        return f"Not shown: a few cases decide, because the bootstrap interval over cases holds 0 ({seen})."
+        return f"Not shown: a few cases decide, because the bootstrap interval over cases contains 0 ({seen})."
     if claim.equivalent:
         return f"Equivalent: {small} (shown within {_short(claim.equivalent_within)}; {common})."
     return (

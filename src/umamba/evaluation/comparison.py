@@ -56,7 +56,9 @@ def _by_method(
 
 def comparison_table(comparison: pandas.DataFrame) -> Table:
     """Return the printable table of differences: of the means over labels, or of a single label."""
-    table = Table(title="Differences between methods: 95 % interval, probability that the better mean is not better")
+    table = Table(
+        title="Differences between methods: 95 % interval; P(false): probability that the better mean is not better"
+    )
     for column in ("metric", "methods", "cases", "difference", "interval", "P(false)"):
         table.add_column(column)
     for _, row in _over_labels(comparison).iterrows():
