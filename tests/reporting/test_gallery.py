@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from umamba.datasets import read_dataset
 from umamba.io import read_image, read_label
 from umamba.labels.view import View, letters_of
 from umamba.records import RunFolder
+from umamba.reporting import write_report
 from umamba.reporting.gallery import CasePicture, gallery, picture, planes_of
 from umamba.reporting.results import SCORE_COLUMNS, Results
 from umamba.sweeps import PlannedRun, RunState
@@ -129,3 +131,8 @@ def test_the_most_telling_cases_come_first_and_the_size_is_bounded(tmp_path: Pat
     most = found[0].size + found[1].size
     assert [entry.case for entry in gallery(results, "toy", most)] == ["b", "c"]
     assert gallery(results, "toy", 0) == []
+    text = write_report(results, tmp_path / "report").read_text()
+    pictures = re.findall(r"data:image/webp;base64,([^\"]+)", text)
+    assert sum(map(len, pictures)) == sum(entry.size for entry in found)
+    assert len(pictures) == 2 * len(found)  # image and reference
+    assert "data:image/webp" not in write_report(results, tmp_path / "report", pictures_mb=0).read_text()

@@ -1,4 +1,4 @@
-"""Scores of folders of segmentations: tables, comparisons of methods, and pictures."""
+"""Score folders of segmentations, and write the tables and pictures of each method and the comparison of methods."""
 
 import logging
 import math
@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
-from rich.table import Table
 
-from umamba.evaluation.claims import claims_table, compare, judged
+from umamba.evaluation.comparison import compare_methods, comparison_sentences, comparison_table
 from umamba.evaluation.equivalence import MARGIN
+from umamba.evaluation.official_tables import official_tables
 from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.rules import Rules
 from umamba.evaluation.score import TITLES, metrics_of, score_pairs, worst_median_best
-from umamba.evaluation.statistics import summarize, with_case_means
+from umamba.evaluation.statistics import summarize
 from umamba.evaluation.terminal_table import score_table
 from umamba.io import UserError, below, oriented_like, read_image, read_json, read_label, supported_endings
-from umamba.io.escape import rich_text
 from umamba.io.tabular import write_table
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
@@ -28,20 +27,8 @@ from umamba.settings import EvaluateSettings
 log = logging.getLogger(__name__)
 
 _NAMES = ["label", "metric"]
-_DIGITS = 4  # decimals in the official scripts' tables
 _CELL_SUFFIX = "_label"
 _FIRST_CHANNEL = "_0000"
-_CELL_COLUMNS = {
-    "true_cells": "true_num",
-    "predicted_cells": "pred_num",
-    "found_cells": "correct_num(TP)",
-    "missed_cells": "missed_num(FN)",
-    "wrong_cells": "wrong_num(FP)",
-    "precision": "precision",
-    "recall": "recall",
-    "dsc": "dice",
-    "f1": "F1",
-}
 
 
 @dataclass(frozen=True)
@@ -273,110 +260,6 @@ def draw_overlays(
         prediction, truth = (oriented_like(read_label(file), image.geometry).array[0] for file in pairs[case])
         target = folder / f"{rank}_{case}.png"
         write_overlay(case_figure(image, truth, prediction, labels, scores, case), target)
-
-
-def compare_methods(
-    scores: Mapping[str, pandas.DataFrame], methods: Mapping[str, str], metrics: Sequence[str], margin: float = MARGIN
-) -> pandas.DataFrame:
-    """Compare every pair of methods for each label and metric.
-
-    A family of Holm's correction is the mean over labels by all metrics, or all labels by one metric.
-
-    Args:
-        scores: training -> table with the columns case, label and metrics.
-        methods: training -> its method.
-        metrics: the metrics to compare.
-        margin: the largest difference that does not matter.
-
-    Returns:
-        The columns of `claims_table` without the dataset, a row for each label, metric and pair.
-    """
-    complete = {name: with_case_means(table, metrics) for name, table in scores.items()}
-    labels = list(dict.fromkeys(label for table in complete.values() for label in table["label"]))
-    *single, summary = labels  # the means over labels are the last rows, or there is one label
-    found = []
-    for family in [*([(label, metric) for label in single] for metric in metrics), [(summary, m) for m in metrics]]:
-        compared = []
-        for label, metric in family:
-            rows = {
-                name: table[table["label"] == label].set_index("case")[metric].rename(name)
-                for name, table in complete.items()
-            }
-            grouped = {
-                method: pandas.DataFrame([rows[name] for name in rows if methods[name] == method])
-                for method in dict.fromkeys(methods[name] for name in rows)
-            }
-            compared += compare(grouped, metric, margin, label=label)
-        found += judged(compared)
-    return claims_table(found).drop(columns="dataset")
-
-
-def comparison_table(comparison: pandas.DataFrame) -> Table:
-    """Return the printable table of differences: of the means over labels, or of a single label."""
-    table = Table(title="Differences between methods: 95 % interval, probability that the better mean is not better")
-    for column in ("metric", "methods", "cases", "difference", "interval", "P(false)"):
-        table.add_column(column)
-    for _, row in _over_labels(comparison).iterrows():
-        known = not pandas.isna(row["ci_low"])
-        interval = f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}" if known else "few cases"
-        p_false = f"{row['p_false']:.3g}" if known else "few cases"
-        methods, difference = rich_text(f"{row['first']} - {row['second']}"), f"{row['difference']:+.4f}"
-        table.add_row(TITLES[row["metric"]], methods, str(row["cases"]), difference, interval, p_false)
-    return table
-
-
-def comparison_sentences(comparison: pandas.DataFrame) -> list[str]:
-    """Return what is shown of each pair of methods: over the means of all labels, or the scores of a single label."""
-    return [
-        f"{TITLES[row['metric']]}, {row['first']} and {row['second']}: {row['sentence']}"
-        for _, row in _over_labels(comparison).iterrows()
-    ]
-
-
-def _over_labels(comparison: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the rows of the means of all labels, if there are any, which are the last ones."""
-    return comparison[comparison["label"] == comparison["label"].iloc[-1]]
-
-
-def official_tables(
-    scores: pandas.DataFrame, pairs: Mapping[str, tuple[Path, Path]], rules: Rules
-) -> dict[str, pandas.DataFrame]:
-    """Return the tables that the official scripts write: one row for each case, four decimals.
-
-    Args:
-        scores: columns case, label and metrics.
-        pairs: files (prediction, reference) of each case.
-        rules: the protocol decides the tables.
-
-    Returns:
-        File name -> table.
-
-    Raises:
-        UserError: the generic protocol has no official script.
-    """
-    names = {case: prediction.name for case, (prediction, _) in pairs.items()}
-    rounded = scores.round(_DIGITS)
-    match rules.protocol:
-        case "abdomen":
-            tables = {}
-            for metric in ("dsc", "nsd"):
-                wide = rounded.pivot(index="case", columns="label", values=metric)[list(rules.labels.names)]
-                wide.columns = [f"{label}_{metric.upper()}" for label in wide.columns]
-                tables[f"{metric.upper()}.csv"] = wide
-        case "endoscopy":
-            means = scores.groupby("case")[["dsc", "nsd"]].mean().round(_DIGITS)
-            tables = {f"{m.upper()}.csv": means[[m]].rename(columns={m: m.upper()}) for m in ("dsc", "nsd")}
-        case "cell":
-            wide = rounded.set_index("case")[list(_CELL_COLUMNS)].rename(columns=_CELL_COLUMNS)
-            tables = {f"cells-{rules.iou_threshold}.csv": wide}
-        case _:
-            raise UserError(
-                "strict_official=true: the generic protocol has no official script. Give strict_official=false."
-            )
-    column = "names" if rules.protocol == "cell" else "Name"
-    return {
-        name: table.rename(index=names).rename_axis(column).sort_index().reset_index() for name, table in tables.items()
-    }
 
 
 def _draw_scores(

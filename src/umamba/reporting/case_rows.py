@@ -58,13 +58,9 @@ def _table(wide: pandas.DataFrame, metric: str, ids: Mapping[str, str], methods:
         names = f'<th scope="row">{html(case)}</th><td class="name">{html(method_name(method))}</td>'
         cells = "".join(f"<td>{'' if math.isnan(value) else f'{value:.4f}'}</td>" for value in values)
         groups[case].append(f"<tr>{names}<td>{fold}</td><td>{seed}</td>{cells}</tr>")
-
-    def identity(case: str) -> str:
-        return f' id="{ids[case]}"'
-
+    named = {case: f' id="{ids[case]}"' if first else "" for case in groups}
     bodies = "".join(
-        f'<tbody data-of="{ids[case]}" data-case="{html(case)}"{identity(case) if first else ""}>'
-        f"{''.join(lines)}</tbody>"
+        f'<tbody data-of="{ids[case]}" data-case="{html(case)}"{named[case]}>{"".join(lines)}</tbody>'
         for case, lines in groups.items()
         if lines or first
     )

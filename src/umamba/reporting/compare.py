@@ -110,9 +110,7 @@ def claims_of(results: Results, margin: float = MARGIN) -> list[Claim]:
         for family in families:
             compared = []
             for label, metric in family:
-                samples = {method: _sample(own, method, label, metric) for method in methods}
-                tables = {method: sample.unstack("case") for method, sample in samples.items() if len(sample)}
-                compared += compare(tables, metric, margin, dataset, label)
+                compared += compare(_by_method(own, methods, label, metric), metric, margin, dataset, label)
             found += judged(compared)
     return found
 
@@ -158,14 +156,11 @@ def measured_spreads(results: Results, dataset: str) -> dict[str, tuple[Spreads,
     Returns:
         Metric -> spreads and cases; empty if no pair shows them.
     """
+    own = results.scores[results.scores["dataset"] == dataset]
     found = {}
-    known = [
-        claim
-        for claim in claims_of(results)
-        if (claim.dataset, claim.label) == (dataset, AVERAGE) and min(claim.seeds) > 1 and claim.n_cases > 1
-    ]
     for metric in METRICS:
-        pairs = [claim for claim in known if claim.metric == metric]
+        compared = compare(_by_method(own, results.methods(dataset), AVERAGE, metric), metric, math.nan)
+        pairs = [claim for claim in compared if min(claim.seeds) > 1 and claim.n_cases > 1]
         if pairs:
             mean = [
                 math.sqrt(sum(value**2 for value in column) / len(pairs))
@@ -216,6 +211,12 @@ def _is_best(method: str, row: Sequence[Claim]) -> bool:
     """Return whether a method is shown to be better than every other one of a row."""
     own = [claim for claim in row if method in (claim.a, claim.b)]
     return bool(own) and all(claim.survives and claim.better == method for claim in own)
+
+
+def _by_method(own: pandas.DataFrame, methods: Sequence[str], label: str, metric: str) -> dict[str, pandas.DataFrame]:
+    """Return the scores of each method that has any: a row for each training, a column for each case."""
+    samples = {method: _sample(own, method, label, metric) for method in methods}
+    return {method: sample.unstack("case") for method, sample in samples.items() if len(sample)}
 
 
 def _sample(own: pandas.DataFrame, method: str, label: str, metric: str) -> pandas.Series:

@@ -5,6 +5,7 @@ radiological convention and with the patient's directions at their edges; for an
 """
 
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,8 +95,8 @@ class CasePicture:
 
     @property
     def size(self) -> int:
-        """Bytes of all panels."""
-        return sum(len(panel.webp) for panel in self.panels)
+        """Bytes of all panels in the page, where base64 makes four characters of three bytes."""
+        return sum(4 * math.ceil(len(panel.webp) / 3) for panel in self.panels)
 
 
 def gallery(results: Results, dataset: str, most_bytes: float) -> list[CasePicture]:

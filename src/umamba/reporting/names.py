@@ -1,6 +1,6 @@
-"""Names that a reader of a report knows, for the short names of datasets, networks and scores in its files.
+"""Names of datasets, networks and scores in a report: those of the paper's tables.
 
-The paper's tables name them so. Tables as CSV keep the short names, so that programs find the same keys everywhere.
+Tables as CSV keep the short names, so that programs find the same keys everywhere.
 """
 
 from dataclasses import replace

@@ -1,6 +1,7 @@
-"""Write the report as one HTML file with its styles, pictures and script; it loads nothing, and reads whole without it.
+"""Write the report as one HTML file that holds its styles, pictures and script, and loads nothing else.
 
-The script (page.js) only adds the panel that shows a case when its point in a plot is clicked.
+The script (page.js) only adds the panel that shows a case when its point in a plot is clicked. Without the script the
+page shows all numbers, too.
 """
 
 import base64
@@ -24,6 +25,9 @@ from umamba.reporting.results import AVERAGE, SPLIT, Results
 from umamba.reporting.score_plot import score_plot
 from umamba.reporting.text_tables import BOLD, NumberTable, counted, difference, ours, tables, theirs
 from umamba.sweeps.ledger import duration
+
+# Lengths of the strokes and gaps of a line in the key of the learning curves, in pixels.
+_DASHES = {"solid": "none", "dashed": "8 3", "dotted": "3 3", "dashdot": "8 3 3 3"}
 
 
 def write_page(
@@ -179,8 +183,8 @@ def _curves(curves: Curves | None) -> str:
         for title, png in curves.plots
     )
     key = "".join(
-        f'<li><i style="border-top-color:{colour};border-top-style:{"dashed" if dashes != "solid" else dashes}"></i>'
-        f"{html(name)}</li>"
+        f'<li><svg width="26" height="8" aria-hidden="true"><line x2="26" y1="4" y2="4" stroke="{colour}" '
+        f'stroke-width="3" stroke-dasharray="{_DASHES[dashes]}"/></svg>{html(name)}</li>'
         for name, colour, dashes in curves.lines
     )
     return f'<h3>Learning curves</h3><div class="curves">{plots}</div><ul class="key">{key}</ul>'
