@@ -59,10 +59,14 @@ class SegmentationModule(lightning.LightningModule):
 
     @property
     def fused(self) -> bool:
-        """Whether the optimiser is fused: on CUDA, unless float16's loss scaling unscales gradients for clipping."""
-        if self._trainer is None:
+        """Whether the optimiser is fused: on CUDA, with two exceptions.
+
+        The loss scaling of float16 must unscale the gradients before they are clipped, and SGD with dampening has a
+        rule of its own for the first step of its momentum, which a skipped step would break.
+        """
+        if self._trainer is None or self._trainer.precision == "16-mixed" or self.recipe.optimizer.dampening:
             return False
-        return self._trainer.strategy.root_device.type == "cuda" and self._trainer.precision != "16-mixed"
+        return self._trainer.strategy.root_device.type == "cuda"
 
     def configure_gradient_clipping(
         self,
@@ -141,7 +145,7 @@ class SegmentationModule(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the smoothed patch Dice; let the optimiser be fused as on this device, not as it was saved."""
         self.ema_patch_dice = stored_patch_dice(checkpoint)
-        fused = self.fused and not self.recipe.optimizer.dampening
+        fused = self.fused or None
         for state in checkpoint.get("optimizer_states", ()):
             for group in state["param_groups"]:
-                group["fused"] = fused or None
+                group["fused"] = fused

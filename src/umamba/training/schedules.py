@@ -23,13 +23,12 @@ def build_optimizer(
     Args:
         parameters: the parameters that it updates.
         settings: its name and arguments.
-        fused: one kernel for each step, which also skips a step by a value on the device (training/nonfinite.py). SGD
-            with dampening is not fused, because the first step of its momentum has a rule of its own.
+        fused: one kernel for each step, which also skips a step by a value on the device (training/nonfinite.py).
 
     >>> build_optimizer([torch.nn.Parameter(torch.zeros(1))], OptimizerSettings(name="adamw", lr=1e-4)).defaults["lr"]
     0.0001
     """
-    one_kernel = {"fused": True} if fused and not settings.dampening else {}
+    one_kernel = {"fused": True} if fused else {}
     return OPTIMIZERS[settings.name](parameters, **settings.arguments(), **one_kernel)  # type: ignore[arg-type]
 
 
