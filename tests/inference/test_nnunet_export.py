@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from umamba.settings import PredictionSettings
 LABELS = {"labels": {"background": 0, "organ": 1, "lesion": 2}, "regions_class_order": None}
 
 
-def checkpoint(path: Path, architecture: str, dim: int, *, trained: bool = False, **changes: Any) -> Path:
+def checkpoint(
+    path: Path, architecture: str, dim: int, *, learn: Callable[..., None] | None = None, **changes: Any
+) -> Path:
     """Write the checkpoint of a run of two channels with anisotropic spacing; its weights are random, or trained."""
     kernels = ((1, 3, 3), (3, 3, 3), (3, 3, 3)) if dim == 3 else ((3, 3),) * 3
     strides = ((1, 1, 1), (1, 2, 2), (2, 2, 2)) if dim == 3 else ((1, 1), (2, 2), (2, 2))
@@ -65,8 +68,8 @@ def checkpoint(path: Path, architecture: str, dim: int, *, trained: bool = False
     for name, parameter in network.named_parameters():  # so that no weight is exactly zero or one
         if name.endswith(("norm.weight", "norm.bias", "conv.bias")):
             torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3)
-    if trained:
-        learn(network, configuration.patch_size)
+    if learn is not None:
+        learn(network, configuration.patch_size, 2, threshold=0.7, steps=100)
     record = {
         "format": 1,
         "plan": plan.to_json(),
@@ -114,31 +117,16 @@ def write_images(folder: Path) -> Path:
     return folder
 
 
-def learn(network: torch.nn.Module, patch: tuple[int, ...]) -> None:
-    """Teach a network to find bright (1) and dark (2) voxels of the first channel, in a few steps."""
-    generator = np.random.default_rng(1)
-    sigma = (0, 0, *(1, 3, 3)[3 - len(patch) :])
-    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
-    for _ in range(100):
-        noise = gaussian_filter(generator.normal(size=(2, 2, *patch)), sigma)
-        image = torch.from_numpy(noise / noise.std()).float()
-        label = (image[:, 0] > 0.7).long() + 2 * (image[:, 0] < -0.7).long()
-        loss = torch.nn.functional.cross_entropy(network(image)[0], label)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "dim", "tta"),
     [("unet", 2, False), ("unet", 3, False), ("unet", 3, True), ("resenc_unet", 3, False)],
 )
 def test_nnunet_predicts_what_we_predict(
-    nnunet_python: Path, tmp_path: Path, architecture: str, dim: int, tta: bool
+    nnunet_python: Path, tmp_path: Path, learn: Callable[..., None], architecture: str, dim: int, tta: bool
 ) -> None:
     changes: dict[str, Any] = {"mirror_axes": list(range(dim))} if tta else {}
-    file = checkpoint(tmp_path / "last.ckpt", architecture, dim, trained=True, **changes)
+    file = checkpoint(tmp_path / "last.ckpt", architecture, dim, learn=learn, **changes)
     images = write_images(tmp_path / "images")
     predictor = Predictor.from_checkpoint(file, device="cpu", precision="32-true")
     predictor.predict(images, tmp_path / "ours", PredictionSettings(tta=tta))

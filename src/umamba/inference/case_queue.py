@@ -172,7 +172,8 @@ class CaseQueue:
                 write_segmentation(files.instances, numbered, geometry)
             write_exports(files.exports, segmentation, numbered, geometry, labels, case.images)
             if wants_dicom(self.settings.export):
-                from umamba.inference.dicom_results import Maker, write_dicom_exports
+                from umamba.inference.dicom_objects import Maker
+                from umamba.inference.dicom_results import write_dicom_exports
 
                 maker = Maker.of(self.models)
                 write_dicom_exports(files.exports, segmentation, labels, self.codes, case.images, maker)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from umamba.inference.engine_cache import Kept, cache_folder, kind_of, weights_of
+from umamba.inference.digests import weights_digest
+from umamba.inference.engine_cache import Kept, cache_folder, kind_of
 from umamba.inference.model import Model, refuse_openvino
 from umamba.io import UserError
 from umamba.io.resources import available_cpus
@@ -105,7 +106,7 @@ def _settled(model: Model, wanted: str) -> Settled:
         refuse_openvino(model.device)
     folder, threads = cache_folder(), min(torch.get_num_threads(), available_cpus())
     kind = kind_of(model, threads)
-    times, agreed = Kept(folder, kind), Kept(folder, f"{kind}-{weights_of(model.network)}")
+    times, agreed = Kept(folder, kind), Kept(folder, f"{kind}-{weights_digest(model.network.state_dict())}")
     known = times.read() if auto else {}
 
     def by_torch(reason: str, level: int = logging.INFO, *, keep: bool = auto) -> Settled:

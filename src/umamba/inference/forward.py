@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from threading import Barrier
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,16 @@ def tile_window(configuration: Configuration, transpose_backward: Axes = UNCHANG
     return z, y, x
 
 
+def full_resolution(output: Any) -> Tensor:
+    """Return the logits at full resolution of what a network returned.
+
+    Args:
+        output: logits, or a list of logits with the full resolution first.
+    """
+    logits: Tensor = output[0] if isinstance(output, list | tuple) else output
+    return logits
+
+
 def tile_forward(
     network: nn.Module,
     configuration: Configuration,
@@ -69,14 +79,12 @@ def tile_forward(
     """
     to_network, to_tiles = _turns(configuration, transpose_forward, transpose_backward)
 
-    def full_resolution(tiles: Tensor) -> Tensor:
-        output = network(tiles)
-        logits: Tensor = output[0] if isinstance(output, list | tuple) else output
-        return logits
+    def logits_of(tiles: Tensor) -> Tensor:
+        return full_resolution(network(tiles))
 
     def forward(tiles: Tensor) -> Tensor:
         with torch.inference_mode(), on_device(device), _deterministic_cudnn(), autocast(device, precision):
-            return to_tiles(_mean_of_flips(at_once(full_resolution), to_network(tiles, device), flipped_axes))
+            return to_tiles(_mean_of_flips(at_once(logits_of), to_network(tiles, device), flipped_axes))
 
     return forward
 
@@ -161,7 +169,7 @@ def by_single_threads(forward: Forward, threads: int) -> Start:
 
 def _compute_alone() -> None:
     torch.set_num_threads(1)
-    torch.get_num_threads()  # the first question in a thread sets the number that any thread has set last
+    torch.get_num_threads()  # this first call in a thread fixes its number, which other threads could change before
 
 
 def _turns(

@@ -2,7 +2,8 @@
 
 model.onnx        the network for one tile, float32
 model.json        what happens before and after it (docs/exporting.md)
-predict_onnx.py   the script that does both, with numpy, scipy and ONNX Runtime
+umamba_onnx.py    all of these steps, with numpy, scipy and ONNX Runtime
+predict_onnx.py   a script that segments NIfTI files with it
 """
 
 import hashlib
@@ -16,19 +17,21 @@ import numpy as np
 import torch
 
 import umamba
+from umamba.inference.forward import full_resolution
 from umamba.inference.model import Model
 from umamba.inference.onnx_package import require_onnx
 from umamba.inference.onnx_standalone import DESCRIPTION_FILE, FORMAT, MODEL_FILE, VERSION, Description
 from umamba.inference.postprocessing import PostProcessing
+from umamba.inference.tiling import SIGMA
 from umamba.io import UserError, atomic_directory, file_digest, write_json
 from umamba.records import read_checkpoint
 from umamba.records.checkpoint import CheckpointRecord
+from umamba.settings import SlidingWindowSettings
 
 SCRIPT_FILE = "predict_onnx.py"
 # Files of this folder that travel with the model -> their names there.
 _TRAVELLING = {"onnx_standalone.py": "umamba_onnx.py", "onnx_script.py": SCRIPT_FILE}
 TOLERANCE = 1e-3  # between the logits, as a fraction of the largest one where that is above 1
-_SIGMA, _STEP = 1 / 8, 0.5  # of `tiling`
 _TILES = 2  # random tiles that are compared
 
 
@@ -83,7 +86,7 @@ def export_to_onnx(
     shape = (1, model.num_channels, *model.configuration.patch_size)
     tiles = np.random.default_rng(0).standard_normal((_TILES, *shape)).astype(np.float32)
     with torch.inference_mode():
-        expected = np.stack([_logits(model.network(torch.from_numpy(tile))) for tile in tiles])
+        expected = np.stack([full_resolution(model.network(torch.from_numpy(tile))).numpy() for tile in tiles])
     try:
         proto = onnx_model(model.network, shape, umamba.__version__)
     except UnexportableError as error:
@@ -112,13 +115,6 @@ def export_to_onnx(
             (folder / name).write_bytes(Path(__file__).with_name(source).read_bytes())
         Description.read(folder / DESCRIPTION_FILE)  # what is written can be read
     return OnnxExport(output, digest, len(content), difference, largest, equal)
-
-
-def _logits(output: Any) -> np.ndarray:
-    """Return a network's logits at full resolution."""
-    logits = output[0] if isinstance(output, list | tuple) else output
-    array: np.ndarray = logits.numpy()
-    return array
 
 
 def describe(
@@ -162,8 +158,8 @@ def describe(
         },
         "tiling": {
             "patch_size": list(configuration.patch_size),
-            "tile_step_size": _STEP,
-            "sigma": _SIGMA,
+            "tile_step_size": SlidingWindowSettings().tile_step_size,
+            "sigma": SIGMA,
             "mirror_axes": list(mirrored),
         },
         "decision": {

@@ -10,14 +10,7 @@ import numpy as np
 from highdicom.sc import SCImage
 from pydicom.dataset import Dataset
 
-from umamba.inference.dicom_results import (
-    CHARACTERS,
-    MANUFACTURER,
-    MODEL_NAME,
-    Maker,
-    Source,
-    new_uid,
-)
+from umamba.inference.dicom_objects import Maker, Source, highdicom_arguments, image_reference
 from umamba.inference.exports import draw_outlines
 from umamba.io import UserError, read_image
 from umamba.labels import LabelSet
@@ -55,17 +48,8 @@ def picture(
                 bits_allocated=8,
                 coordinate_system="PATIENT",
                 study_instance_uid=source.first.StudyInstanceUID,
-                series_instance_uid=new_uid(),
-                series_number=source.number,
-                sop_instance_uid=new_uid(),
-                instance_number=1,
-                manufacturer=MANUFACTURER,
                 patient_orientation=(direction_letters(axes[0]), direction_letters(axes[1])),
-                manufacturer_model_name=MODEL_NAME,
-                software_versions=maker.version,
-                device_serial_number=maker.weights[:64],
-                series_description=source.description,
-                specific_character_set=CHARACTERS,
+                **highdicom_arguments(source, maker),
                 **repeated,
             )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -75,7 +59,7 @@ def picture(
         ) from None
     made.BurnedInAnnotation = "NO"
     made.DerivationDescription = "Slices with outlines of automatic labels, which nobody has reviewed"
-    made.SourceImageSequence = [_reference(source.planes[z].header) for z in dict.fromkeys(shown)]
+    made.SourceImageSequence = [image_reference(source.planes[z]) for z in dict.fromkeys(shown)]
     return made
 
 
@@ -137,9 +121,3 @@ def direction_letters(axis_xyz: np.ndarray) -> str:
     return "".join(
         "LPH"[index] if axis_xyz[index] > 0 else "RAF"[index] for index in order if abs(axis_xyz[index]) > 0.1
     )
-
-
-def _reference(header: Dataset) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    return item

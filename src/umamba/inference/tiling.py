@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from umamba.inference.forward import HOST_PASSES, Forward, Start, at_once, fetched
 
+SIGMA = 1 / 8  # of the Gaussian weights as a fraction of the patch
 # Sums in half precision of so many values are worth the second that their compiled addition takes to load.
 _COMPILED_FROM = 1 << 25
 # Logits of a blank pass that are kept for further blank passes, at most so many bytes.
@@ -54,7 +55,7 @@ def gaussian_weights(length: int) -> Tensor:
     tensor([3.3546e-04, 1.3534e-01, 1.0000e+00, 1.3534e-01], dtype=torch.float64)
     """
     position = torch.arange(length, dtype=torch.float64) - length // 2
-    return torch.exp(-0.5 * (position / (length / 8)) ** 2)
+    return torch.exp(-0.5 * (position / (length * SIGMA)) ** 2)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class LogitRows:
         Args:
             start: begins the computation of tiles (B, C, *window), and returns the function that waits for their logits
                 (B, num_classes, *window).
-            image: (C, Z, Y, X) float32, on the CPU, where a blank pass is known without asking a GPU.
+            image: (C, Z, Y, X) float32, on the CPU, where a blank pass is found without waiting for a GPU.
             window: voxels of a tile along each axis.
             num_classes: outputs of the network.
             columns: part of the second axis that is wanted; tiles beside it are left out.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from umamba.datasets import RawCase
 from umamba.inference.cases import find_cases
@@ -117,9 +118,7 @@ def _setup(manifest: Manifest, entry: CaseEntry) -> Mapping[str, Any]:
 
 def _predictor(setup: Mapping[str, Any], checkpoints: Sequence[Path], settings: VerifySettings) -> Predictor:
     """Build the networks, computed by the recorded engines in the recorded precisions."""
-    files = find_checkpoints([Path(path) for path in checkpoints])
-    listed = setup.get("networks")
-    entries = [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
+    files, entries = find_checkpoints([Path(path) for path in checkpoints]), _networks(setup)
     if len(files) != len(entries):
         raise _Differs(f"{len(entries)} networks made it, and checkpoint names {len(files)}")
     models = tuple(
@@ -136,6 +135,14 @@ def _predictor(setup: Mapping[str, Any], checkpoints: Sequence[Path], settings: 
     return Predictor(models, PostProcessing(_steps(setup.get("post_processing"))))
 
 
+def _networks(setup: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what the setup says of each network."""
+    found = setup.get("networks")
+    if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
+        raise _Differs("prediction.json holds no usable settings")
+    return found
+
+
 def _steps(found: Any) -> tuple[tuple[int, ...], ...]:
     steps = found if isinstance(found, list) else []
     if not all(isinstance(step, list) and all(type(value) is int for value in step) for step in steps):
@@ -144,7 +151,7 @@ def _steps(found: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def _compare_networks(setup: Mapping[str, Any], predictor: Predictor) -> None:
-    for number, (model, entry) in enumerate(zip(predictor.models, setup["networks"], strict=True), start=1):
+    for number, (model, entry) in enumerate(zip(predictor.models, _networks(setup), strict=True), start=1):
         found = network_entry(model)
         for name, what in (("weights", "weights"), ("plan", "plan or labels")):
             if found[name] != entry.get(name):
@@ -222,11 +229,14 @@ def _compare_geometry(written: Image, image: Image) -> None:
 def _remarks(setup: Mapping[str, Any], predictor: Predictor) -> list[str]:
     """Return what differs from the recorded circumstances without being part of the result."""
     remarks = []
-    for model, entry in zip(predictor.models, setup["networks"], strict=True):
+    for model, entry in zip(predictor.models, _networks(setup), strict=True):
         found = network_entry(model)
         remarks += [
             f"{name} {entry.get(name)} then, {found[name]} now" for name in _FIXED if found[name] != entry.get(name)
         ]
+    threads = torch.get_num_threads()
+    if setup.get("threads") != threads and not all(model.reproducible for model in predictor.models):
+        remarks.append(f"threads {setup.get('threads')} then, {threads} now")
     now = code_now()
     code = setup.get("code")
     then: Mapping[str, Any] = code if isinstance(code, Mapping) else {}
