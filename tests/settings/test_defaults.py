@@ -1,29 +1,16 @@
-"""The defaults of every record, written by hand: what configs/ held before the settings were typed.
+"""The defaults of training, written by hand: what configs/ held before the settings were typed.
 
 The one difference is meant: a recipe states its precision, and trainer.precision (null) overrides it.
 """
 
-import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from umamba.cli.compose import settings_of
-from umamba.settings import (
-    ConvertSettings,
-    DescribeSettings,
-    EvaluateSettings,
-    ExportSettings,
-    FindBestSettings,
-    PredictSettings,
-    PrepareSettings,
-    ReportSettings,
-    SlurmSettings,
-    TrainSettings,
-    VerifySettings,
-    plain,
-)
+from umamba.settings import DescribeSettings, PrepareSettings, TrainSettings
+
+Composed = Callable[..., dict[str, Any]]
 
 NNUNET_RECIPE: dict[str, Any] = {
     "name": "nnunet",
@@ -298,37 +285,23 @@ DATASETS: dict[str, tuple[str, str, str, float, str | None]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_folders_of_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unset nnU-Net's variables, which are the defaults of the paths."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def composed(record: Any, *overrides: str) -> dict[str, Any]:
-    """Return the plain values that overrides compose to; they must fit into JSON."""
-    values: dict[str, Any] = plain(settings_of(record, overrides))
-    assert json.loads(json.dumps(values)) == values
-    return values
-
-
-def test_the_defaults_of_training() -> None:
+def test_the_defaults_of_training(composed: Composed) -> None:
     assert composed(TrainSettings, "dataset=phantom") == TRAIN
 
 
 @pytest.mark.parametrize(("group", "option", "values"), OPTIONS, ids=[f"{group}={name}" for group, name, _ in OPTIONS])
-def test_an_option_changes_its_group_alone(group: str, option: str, values: dict[str, Any]) -> None:
+def test_an_option_changes_its_group_alone(group: str, option: str, values: dict[str, Any], composed: Composed) -> None:
     assert composed(TrainSettings, "dataset=phantom", f"{group}={option}") == {**TRAIN, group: values}
 
 
 @pytest.mark.parametrize("option", ["paper", "paper_2d"])
-def test_the_plan_of_the_paper(option: str) -> None:
+def test_the_plan_of_the_paper(option: str, composed: Composed) -> None:
     plan = {**PLAN, "paper": True, "configuration": None if option == "paper" else "2d"}
     assert composed(TrainSettings, "dataset=amos", f"plan={option}")["plan"] == plan
 
 
 @pytest.mark.parametrize("option", DATASETS)
-def test_the_published_datasets(option: str) -> None:
+def test_the_published_datasets(option: str, composed: Composed) -> None:
     folder, licence, protocol, tolerance, archive = DATASETS[option]
     found = composed(TrainSettings, f"dataset={option}")
     source = found["dataset"].pop("source")
@@ -344,7 +317,7 @@ def test_the_published_datasets(option: str) -> None:
     assert {**found, "dataset": None} == {**TRAIN, "dataset": None}
 
 
-def test_any_dataset_needs_its_root() -> None:
+def test_any_dataset_needs_its_root(composed: Composed) -> None:
     assert composed(TrainSettings, "dataset.root=there")["dataset"] == {
         "root": "there",
         "kind": "nnunet",
@@ -356,111 +329,8 @@ def test_any_dataset_needs_its_root() -> None:
     }
 
 
-def test_prepare_and_describe_add_keys_of_their_own() -> None:
+def test_prepare_and_describe_add_keys_of_their_own(composed: Composed) -> None:
     prepare = {"explain": False, "nnunet_plans": None, "preview": False}
     assert composed(PrepareSettings, "dataset=phantom") == {**TRAIN, **prepare}
     describe: dict[str, Any] = {"checkpoint": None, "num_classes": None, "trust": []}
     assert composed(DescribeSettings, "dataset=phantom") == {**TRAIN, **describe}
-
-
-def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
-    here = str(tmp_path)
-    sliding = {"tile_step_size": 0.5, "tta": False}
-    assert composed(PredictSettings, f"checkpoint={here}", f"input={here}", "output=out") == {
-        **sliding,
-        "max_memory_gb": None,
-        "probabilities": False,
-        "instances": None,
-        "export": [],
-        "codes": None,
-        "overwrite": False,
-        "workers": 2,
-        "engine": "auto",
-        "device": "auto",
-        "trust": [],
-        "checkpoint": here,
-        "input": here,
-        "output": "out",
-        "previews": 8,
-        "post_processing": None,
-        "precision": "auto",
-        "reproducible": False,
-    }
-    assert composed(VerifySettings, f"predictions={here}") == {
-        "trust": [],
-        "predictions": here,
-        "checkpoint": None,
-        "input": None,
-        "device": "auto",
-        "engine": "auto",
-        "max_memory_gb": None,
-    }
-    assert composed(FindBestSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
-        **sliding,
-        "engine": "auto",
-        "device": "auto",
-        "trust": [],
-        "candidates": [here],
-        "raw_dataset": here,
-        "output": "out",
-        "splits": None,
-        "pairs": True,
-        "checkpoint": "last",
-        "seed": 0,
-        "max_memory_gb": None,
-        "workers": 2,
-    }
-    assert composed(EvaluateSettings, f"predictions={here}", f"truth={here}", "output=out") == {
-        "predictions": here,
-        "truth": here,
-        "output": "out",
-        "protocol": "generic",
-        "strict_official": False,
-        "dataset_json": None,
-        "tolerance_mm": 2.0,
-        "iou_threshold": 0.5,
-        "count_edge_cells": False,
-        "images": None,
-        "margin": 0.01,
-        "workers": None,
-    }
-    assert composed(ReportSettings, "study=folds") == {
-        "study": "folds",
-        "output": None,
-        "overrides": [],
-        "margin": 0.01,
-        "pictures_mb": 3.0,
-        "paths": PATHS,
-    }
-    assert composed(ConvertSettings, "archive=flare", f"source={here}") == {
-        "archive": "flare",
-        "source": here,
-        "name": None,
-        "channels": [],
-        "label": None,
-        "labels": [],
-        "crop": False,
-        "videos": "separate",
-        "workers": None,
-        "paths": PATHS,
-    }
-    assert composed(ExportSettings, f"checkpoint={here}", "output=out") == {
-        "checkpoint": here,
-        "output": "out",
-        "format": "nnunet",
-        "fold": 0,
-        "post_processing": None,
-        "trust": [],
-    }
-    assert plain(SlurmSettings()) == {
-        "partition": None,
-        "prepare_partition": None,
-        "nodes": 1,
-        "gpus": 1,
-        "cpus": 13,
-        "memory_gb": 32,
-        "time_limit": "24:00:00",
-        "max_parallel": 8,
-        "warn_s": 120,
-        "extra": [],
-    }

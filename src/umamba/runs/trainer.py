@@ -89,13 +89,17 @@ def check_deterministic(settings: TrainSettings, operations: Sequence[str]) -> N
     Raises:
         UserError: the network has such operations, or the scan adds in a changing order.
     """
-    reason = f"its gradient has no deterministic form on a GPU ({', '.join(operations)})" if operations else None
+    reasons, remedies = [], ["trainer.deterministic=warn", "trainer.accelerator=cpu"]
+    if operations:
+        reasons.append(f"PyTorch has no deterministic gradient there for {', '.join(operations)}")
     if getattr(settings.architecture, "scan_backend", None) == "cuda":
-        reason = "architecture.scan_backend=cuda adds gradients in a changing order; give auto or triton"
-    if reason:
+        reasons.append("architecture.scan_backend=cuda adds gradients in a changing order")
+        if not operations:
+            remedies.insert(0, "architecture.scan_backend=auto")
+    if reasons:
         raise UserError(
             f"trainer.deterministic=true: {settings.architecture.name} cannot be trained so on a GPU, because "
-            f"{reason}. Or give trainer.deterministic=warn, or trainer.accelerator=cpu."
+            f"{', and '.join(reasons)}. Give {', or '.join(remedies)}."
         )
 
 

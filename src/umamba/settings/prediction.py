@@ -101,6 +101,13 @@ class EngineSettings(Settings):
             yield f"{prefix}engine=openvino: {NO_OPENVINO}, or give {prefix}engine=auto."
 
 
+def device_problem(device: str) -> str | None:
+    """Return a sentence if no machine has a device of this name."""
+    if _DEVICE.fullmatch(device):
+        return None
+    return f"device={device}: must be auto, cpu, cuda, or a device with its number, such as cuda:1."
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceSettings(EngineSettings):
     """The device of a network."""
@@ -110,8 +117,9 @@ class DeviceSettings(EngineSettings):
     def conflicts(self) -> Iterator[str]:
         """Yield a device that cannot exist, and one that the engine does not use."""
         yield from super().conflicts()
-        if not _DEVICE.fullmatch(self.device):
-            yield f"device={self.device}: must be auto, cpu, cuda, or a device with its number, such as cuda:1."
+        wrong = device_problem(self.device)
+        if wrong:
+            yield wrong
         elif self.engine == "openvino" and self.device not in ("auto", "cpu"):
             yield f"engine=openvino: computes on the CPU, not on device={self.device}. Give device=cpu or engine=torch."
 
@@ -200,8 +208,9 @@ class VerifySettings(TrustSettings):
     def conflicts(self) -> Iterator[str]:
         """Yield a device that cannot exist."""
         yield from super().conflicts()
-        if not _DEVICE.fullmatch(self.device):
-            yield f"device={self.device}: must be auto, cpu, cuda, or a device with its number, such as cuda:1."
+        wrong = device_problem(self.device)
+        if wrong:
+            yield wrong
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,7 +151,8 @@ class DiceCrossEntropy(nn.Module):
             return entropy.sum() / voxels.sum().clamp_min(1), dice
         mask = None if ignore is None else (label != ignore)
         known = label if mask is None else label * mask
-        losses = functional.cross_entropy(logits.float(), known[:, 0], reduction="none").unsqueeze(1)
+        # Not functional.cross_entropy, because deterministic mode refuses its map of losses on a GPU.
+        losses = -logits.float().log_softmax(1).gather(1, known)
         weights = None if self.class_weights is None else self.class_weights[known]
         return masked_mean(self._focal(losses), mask, weights), dice
 
