@@ -91,7 +91,9 @@ def test_given_values_replace_those_of_the_papers_row(settings: TrainSettings, s
 
 
 def test_a_configuration_is_needed() -> None:
-    with pytest.raises(InvalidSettings, match=r"plan\.configuration=null: choose 2d, 3d_fullres or 3d_lowres"):
+    with pytest.raises(
+        InvalidSettings, match=r"plan\.configuration=null: choose 2d, 3d_fullres, 3d_lowres or 3d_cascade"
+    ):
         PlanSettings(configuration=None)
 
 

@@ -31,6 +31,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "instances": None,
         "export": [],
         "codes": None,
+        "previous_stage": None,
         "overwrite": False,
         "workers": 2,
         "engine": "auto",
@@ -41,6 +42,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "output": "out",
         "previews": 8,
         "post_processing": None,
+        "previous_checkpoint": None,
         "precision": "auto",
         "reproducible": False,
     }
@@ -65,6 +67,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "pairs": True,
         "checkpoint": "last",
         "seed": 0,
+        "previous_stage": None,
         "max_memory_gb": None,
         "workers": 2,
     }

@@ -90,13 +90,24 @@ NNUNET_AUGMENTATION: dict[str, Any] = {
     "gamma_negated": {"p": 0.1, "exponent": [0.7, 1.5]},
     "gamma": {"p": 0.3, "exponent": [0.7, 1.5]},
     "mirror": {"p": 0.5, "axes": None},
+    "previous_stage": {
+        "p_shape": 0.4,
+        "p_removal": 0.2,
+        "p_label": 0.5,
+        "radius": [1.0, 8.0],
+        "removed_share": 0.15,
+    },
     "extra": [],
 }
 
 
 def without(*kinds: str) -> dict[str, Any]:
     """Return nnU-Net's augmentation with some kinds off."""
-    return {name: {**kind, "p": 0.0} if name in kinds else kind for name, kind in NNUNET_AUGMENTATION.items()}
+    off = {"previous_stage": {"p_shape": 0.0, "p_removal": 0.0}}
+    return {
+        name: {**kind, **off.get(name, {"p": 0.0})} if name in kinds else kind
+        for name, kind in NNUNET_AUGMENTATION.items()
+    }
 
 
 AUGMENTATIONS = {
@@ -183,6 +194,7 @@ PLAN: dict[str, Any] = {
 PLANS: dict[str, dict[str, Any]] = {
     "3d_fullres": PLAN,
     "3d_lowres": {**PLAN, "configuration": "3d_lowres"},
+    "3d_cascade_fullres": {**PLAN, "configuration": "3d_cascade_fullres"},
     "2d": {**PLAN, "configuration": "2d"},
 }
 PLANNERS = {name: {"rules": name, "gpu_memory_gb": None} for name in ("nnunet", "umamba")} | {
@@ -226,6 +238,7 @@ TRAIN: dict[str, Any] = {
     "seed": 0,
     "restart": False,
     "pretrained": None,
+    "previous_stage": None,
     "smoke": False,
     "paths": PATHS,
     "planner": PLANNERS["nnunet"],

@@ -21,7 +21,7 @@ from umamba.inference.probabilities import ProbabilitiesFile
 from umamba.inference.problems import Problems
 from umamba.inference.progress import CaseProgress
 from umamba.inference.volumes import volume_rows
-from umamba.io import Geometry, read_image, turned, voxel_count, write_segmentation
+from umamba.io import Geometry, Image, UserError, read_image, read_label, turned, voxel_count, write_segmentation
 from umamba.io.orientation import AS_STORED
 from umamba.labels.codes import LabelCode
 from umamba.labels.instance_maps import numbered_instances
@@ -117,10 +117,22 @@ class CaseQueue:
             from umamba.inference.dicom_results import check_dicom_exports  # pydicom takes a while to load
 
             check_dicom_exports(self.settings.export, case.images)
-        prepared = prepare_image(image, self.models, case.case_id)
+        prepared = prepare_image(image, self.models, case.case_id, self._previous(case.case_id))
         turn = prepared.placement.turn
         seen = image if turn == AS_STORED else turned(image, turn)
         return prepared, unlike_training(seen, prepared.placement.crop, self.models[0]), image_digest(image)
+
+    def _previous(self, case_id: str) -> Image | None:
+        """Return the segmentation by the previous stage; None: no network needs one."""
+        folder = self.settings.previous_stage
+        if folder is None or all(model.configuration.previous_stage is None for model in self.models):
+            return None
+        path = folder / f"{case_id}{self.models[0].file_ending}"
+        if not path.exists():
+            raise UserError(
+                f"{path}: the segmentation by the previous stage is missing. Predict the image with it first."
+            )
+        return read_label(path)
 
     def _segment(
         self,

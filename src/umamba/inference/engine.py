@@ -162,7 +162,7 @@ def example_tiles(model: Model) -> Tensor:
         (tiles_per_pass, C, *window) float32, of mean 0 and standard deviation near 1.
     """
     generator = torch.Generator().manual_seed(0)
-    shape = (model.tiles_per_pass, model.num_channels, *model.window)
+    shape = (model.tiles_per_pass, model.input_channels, *model.window)
     coarse = torch.randn((*shape[:2], *(-(-size // 16) for size in model.window)), generator=generator)
     tiles = functional.interpolate(coarse, size=model.window, mode="trilinear", align_corners=False)
     tiles += 0.5 * torch.randn(shape, generator=generator)

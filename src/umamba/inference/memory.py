@@ -86,7 +86,7 @@ def measure_limit(max_memory_gb: float | None, models: Sequence[Model], tta: boo
 
 
 def _run_passes(model: Model, tta: bool) -> None:
-    tiles = torch.zeros((model.tiles_per_pass, model.num_channels, *model.window))
+    tiles = torch.zeros((model.tiles_per_pass, model.input_channels, *model.window))
     start = model.start(tta)
     for wait in [start(tiles) for _ in range(model.in_flight(tta))]:
         wait()

@@ -178,6 +178,11 @@ class Model:
         )
 
     @property
+    def input_channels(self) -> int:
+        """Channels of the network's input: those of an image and, in a cascade, of the previous stage's labels."""
+        return self.configuration.input_channels(self.num_channels, self.labels)
+
+    @property
     def window(self) -> tuple[int, int, int]:
         """Voxels of a tile along the axes of the file; 1 across the slices of a 2D network."""
         return tile_window(self.configuration, self.plan.transpose_backward)
@@ -198,7 +203,7 @@ class Model:
     @property
     def tile_shape(self) -> tuple[int, ...]:
         """Shape of the network's input in one pass, (B, C, *patch)."""
-        return (self.tiles_per_pass, self.num_channels, *self.configuration.patch_size)
+        return (self.tiles_per_pass, self.input_channels, *self.configuration.patch_size)
 
     def torch_forward(self, tta: bool, precision: str = "") -> Forward:
         """Return PyTorch's function from tiles to logits, both along the axes of the file.
@@ -217,7 +222,7 @@ class Model:
             precision or self.precision,
             transpose_forward=self.plan.transpose_forward,
             transpose_backward=self.plan.transpose_backward,
-            flipped_axes=self._flipped_axes(tta),
+            flipped_axes=self.flipped_axes(tta),
         )
 
     def start(self, tta: bool) -> Start:
@@ -250,7 +255,7 @@ class Model:
             in_flight=compiled.requests,
             transpose_forward=self.plan.transpose_forward,
             transpose_backward=self.plan.transpose_backward,
-            flipped_axes=self._flipped_axes(tta),
+            flipped_axes=self.flipped_axes(tta),
         )
 
     def in_flight(self, tta: bool) -> int:
@@ -282,7 +287,12 @@ class Model:
             self.network = self.reload()
             self._prepare_network()
 
-    def _flipped_axes(self, tta: bool) -> tuple[int, ...]:
+    def flipped_axes(self, tta: bool) -> tuple[int, ...]:
+        """Return the patch axes that test-time augmentation flips.
+
+        Args:
+            tta: whether there is test-time augmentation.
+        """
         if not tta:
             return ()
         return tuple(range(self.configuration.dim)) if self.mirror_axes is None else self.mirror_axes
@@ -321,7 +331,7 @@ def _trained_network(checkpoint: Checkpoint) -> nn.Module:
             network = build_network(
                 record.architecture,
                 record.configuration,
-                record.num_channels,
+                record.input_channels,
                 record.labels.num_classes,
                 deep_supervision=record.deep_supervision,
             )

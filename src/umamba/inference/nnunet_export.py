@@ -76,10 +76,10 @@ def export_to_nnunet(checkpoint: Path, output: Path, fold: int | str = 0) -> Pat
 
 def _plans(record: CheckpointRecord, residual: bool) -> dict[str, Any]:
     """Return nnU-Net's plans with the network that was trained, even where it is not the one that was planned."""
-    configurations = {
-        key: replace(entry, residual_encoder=residual) if key == record.configuration_name else entry
-        for key, entry in record.plan.configurations.items()
-    }
+    trained = replace(record.configuration, residual_encoder=residual)
+    configurations = dict(record.plan.configurations)
+    if trained != record.configuration or record.configuration_name in configurations:
+        configurations[record.configuration_name] = trained
     written = to_nnunet_plans(replace(record.plan, configurations=configurations), record.file_ending)
     return dict(json.loads(json.dumps(written)))
 

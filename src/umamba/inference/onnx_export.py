@@ -82,6 +82,11 @@ def export_to_onnx(
         raise UserError(f"{output}: exists already. Delete it, or give another output.")
     read = read_checkpoint(checkpoint, trust)
     record = read.record
+    if record.configuration.previous_stage is not None:
+        raise UserError(
+            f"{checkpoint}: is the second stage of a cascade, whose input needs the segmentation of the first, "
+            f"{record.configuration.previous_stage}. Export that one, or predict with umamba predict."
+        )
     model = Model.from_checkpoint(checkpoint, torch.device("cpu"), "32-true", trust, "torch")
     shape = (1, model.num_channels, *model.configuration.patch_size)
     tiles = np.random.default_rng(0).standard_normal((_TILES, *shape)).astype(np.float32)

@@ -141,12 +141,15 @@ class Predictor:
         """Ending of the segmentations that are written."""
         return self.models[0].file_ending
 
-    def predict_image(self, image: Image, settings: PredictionSettings = DEFAULTS) -> np.ndarray:
+    def predict_image(
+        self, image: Image, settings: PredictionSettings = DEFAULTS, previous: Image | None = None
+    ) -> np.ndarray:
         """Segment one image in memory.
 
         Args:
             image: the image, (C, Z, Y, X) with its spacing in mm.
             settings: tile_step_size, tta and max_memory_gb; the others concern files and are not used here.
+            previous: for cascades: the segmentation by the first stage (1, Z, Y, X) on the grid of the image.
 
         Returns:
             The label map (Z, Y, X) on the image's own grid, in the smallest unsigned integer type.
@@ -157,7 +160,7 @@ class Predictor:
         refuse_flat_image(image, self.models)
         settle_engines(self.models)
         limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
-        prepared = prepare_image(image, self.models)
+        prepared = prepare_image(image, self.models, previous=previous)
         warn_of_orientation("The image", prepared.geometry, self.models, set())
         canvas = Canvas(prepared.placement, self.labels)
         paint(prepared, canvas, settings, limit, lambda done, total: None)()
@@ -317,6 +320,8 @@ class Predictor:
             record["post_processing"] = [list(step) for step in self.post_processing.steps]
         if settings.instances is not None:
             record["instances"] = settings.instances
+        if settings.previous_stage is not None and any(model.configuration.previous_stage for model in self.models):
+            record["previous_stage"] = os.path.abspath(settings.previous_stage)
         if any(model.reproducible for model in self.models):
             record["reproducible"] = True
         return record

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from umamba.inference.canvas import Canvas, Placement, grid_maps
@@ -13,6 +14,7 @@ from umamba.inference.memory import MemoryLimit, place_sums
 from umamba.inference.model import Model
 from umamba.inference.slabs import SlabLayout, View, count_tiles, give_slabs
 from umamba.io import Geometry, Image, UserError, orientation_of
+from umamba.labels.masks import one_hot
 from umamba.preprocessing import preprocess_case
 from umamba.settings import SlidingWindowSettings
 
@@ -34,17 +36,21 @@ class PreparedImage:
     geometry: Geometry
 
 
-def prepare_image(image: Image, models: Sequence[Model], name: str = "") -> PreparedImage:
+def prepare_image(
+    image: Image, models: Sequence[Model], name: str = "", previous: Image | None = None
+) -> PreparedImage:
     """Preprocess an image for each network; networks of the same plan share the result.
 
     Args:
         image: the image, (C, Z, Y, X).
         models: the networks.
         name: of the image, for warnings.
+        previous: the segmentation by the previous stage (1, Z, Y, X) on the grid of the image, which cascades need.
 
     Raises:
-        UserError: the image has another number of channels than the networks were trained with, cannot be normalised
-            or turned, or the networks' plans read images differently.
+        UserError: a cascade lacks the segmentation of the previous stage, or it has another shape or other labels; the
+            image has another number of channels than the networks were trained with, cannot be normalised or turned, or
+            the networks' plans read images differently.
     """
     expected = models[0].num_channels
     if len(image.array) != expected:
@@ -65,7 +71,17 @@ def prepare_image(image: Image, models: Sequence[Model], name: str = "") -> Prep
         if same is not None:
             views.append(replace(same, model=model))
             continue
-        data, _, properties = preprocess_case(image, None, model.plan, model.configuration, model.labels, name)
+        first = model.configuration.previous_stage
+        if first is not None and previous is None:
+            raise UserError(
+                f"the network is the second stage of a cascade, and needs the segmentation of the image by {first}: "
+                "give previous_checkpoint=... (the checkpoints of that configuration) or previous_stage=FOLDER."
+            )
+        # As nnU-Net does, the segmentation is cropped and resampled as the label of a training case.
+        label = None if first is None else previous
+        data, found, properties = preprocess_case(image, label, model.plan, model.configuration, model.labels, name)
+        if found is not None:
+            data = np.concatenate([data, one_hot(found[0], model.labels)])
         held = pinned(torch.from_numpy(data), model.device)
         grid = held.permute(0, *(axis + 1 for axis in model.plan.transpose_backward))
         placement = Placement.of(properties, model.plan)

@@ -132,6 +132,11 @@ def _predictor(setup: Mapping[str, Any], checkpoints: Sequence[Path], settings: 
         )
         for path, entry in zip(files, entries, strict=True)
     )
+    if any(model.configuration.previous_stage is not None for model in models):
+        raise UserError(
+            "the network is the second stage of a cascade, whose segmentations depend on files of the first. Verify "
+            "those of the first stage."
+        )
     return Predictor(models, PostProcessing(_steps(setup.get("post_processing"))))
 
 

@@ -57,7 +57,7 @@ class PatchDataModule(lightning.LightningDataModule):
 
     Raises:
         UserError: a list of cases is empty or names a case that the store does not have, or mirroring is asked for
-            along an axis that the patch does not have.
+            along an axis that the patch does not have, or the patches of a cascade shall be augmented on a GPU.
     """
 
     def __init__(
@@ -81,6 +81,12 @@ class PatchDataModule(lightning.LightningDataModule):
         _check_cases(store, "training", train_cases, iterations)
         _check_cases(store, "validation", val_cases, val_iterations)
         patch_size, spacing = tuple(configuration.patch_size), configuration.spacing
+        cascade = None if configuration.previous_stage is None else labels
+        if cascade is not None and augmentation.device == "gpu":
+            raise UserError(
+                f"augmentation.device=gpu: the labels of the previous stage ({configuration.previous_stage}) are "
+                "augmented on the CPU. Give cpu."
+            )
         dataset = partial(
             PatchDataset,
             store,
@@ -90,10 +96,11 @@ class PatchDataModule(lightning.LightningDataModule):
             batch_size=configuration.batch_size if batch_size is None else batch_size,
             oversample_foreground=oversample_foreground,
             seed=seed,
+            added_channels=0 if cascade is None else len(cascade.foreground),
         )
         self.train_patches = dataset(
             case_ids=train_cases,
-            transforms=training_transforms(augmentation, patch_size, configuration.use_mask_for_norm, spacing),
+            transforms=training_transforms(augmentation, patch_size, configuration.use_mask_for_norm, spacing, cascade),
             read_size=read_size(augmentation, patch_size),
             margin=read_margin(augmentation, patch_size, spacing),
             iterations=iterations,
@@ -102,7 +109,7 @@ class PatchDataModule(lightning.LightningDataModule):
         )
         self.val_patches = dataset(
             case_ids=val_cases,
-            transforms=validation_transforms(),
+            transforms=validation_transforms(cascade),
             read_size=as_3d(patch_size),
             iterations=val_iterations,
             stream="val",
@@ -111,10 +118,12 @@ class PatchDataModule(lightning.LightningDataModule):
         self.prefetch_factor = prefetch_factor
         self.transfer_s = 0.0
         self.synchronize_transfer = True
-        self.automatic = augmentation.device == "auto" and not augmentation.extra
+        self.automatic = augmentation.device == "auto" and not augmentation.extra and cascade is None
         self.chosen: str | None = None  # by augmentation.device=auto
         self.deferred_from: int | None = None  # the epoch from which on the network's device augments, if it was chosen
-        if augmentation.device == "auto" and augmentation.extra:
+        if augmentation.device == "auto" and cascade is not None:
+            log.info("augmentation.device=auto: cpu, because the labels of the previous stage are augmented there.")
+        elif augmentation.device == "auto" and augmentation.extra:
             log.info("augmentation.device=auto: cpu, because TorchIO's transforms (augmentation.extra) run there.")
 
     def train_dataloader(self) -> tio.SubjectsLoader:

@@ -15,6 +15,7 @@ from umamba.patches.draws import draw_all
 from umamba.patches.intensity import ClearOutside
 from umamba.patches.on_device import transform_regions
 from umamba.patches.patch import Patch, apply_all
+from umamba.patches.previous_stage import AddPreviousStage
 from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_region
 from umamba.patches.seeding import generator_of, kept_torch, seed_torch
 from umamba.patches.slots import BatchLayout, SlotBatch, SlotPool, new_batch
@@ -50,6 +51,7 @@ class PatchDataset(Dataset[tio.Subject]):
         deferred: draw for the transforms, but do not apply them, and read whole regions; `transform_batch` applies them
             later. `defer_from` can choose this later, too.
         margin: voxels (Z, Y, X) at each side beyond `read_size` that extra transforms may need.
+        added_channels: channels that the transforms add to the image: those of the previous stage of a cascade.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class PatchDataset(Dataset[tio.Subject]):
         stream: str,
         deferred: bool = False,
         margin: Sequence[int] = (0, 0, 0),
+        added_channels: int = 0,
     ) -> None:
         self.cases = CaseCache(store)
         self.case_ids = tuple(case_ids)
@@ -76,11 +79,15 @@ class PatchDataset(Dataset[tio.Subject]):
         self.transforms = transforms
         self.spatial = next((step for step in transforms.transforms if isinstance(step, RotateScaleCrop)), None)
         # Whether the patch depends on torch's generator.
-        self.draws = any(not isinstance(step, ClearOutside) for step in transforms.transforms)
+        self.draws = any(
+            not isinstance(step, ClearOutside) and not (isinstance(step, AddPreviousStage) and step.spoilt is None)
+            for step in transforms.transforms
+        )
         self.read_size = tuple(read_size)
         self.largest_size = tuple(size + 2 * edge for size, edge in zip(read_size, margin, strict=True))
         self.patch_size = tuple(patch_size)
         self.dim = dim
+        self.added_channels = added_channels
         self.batch_size = batch_size
         self.iterations = iterations
         self.oversample_foreground = oversample_foreground
@@ -196,7 +203,7 @@ class PatchDataset(Dataset[tio.Subject]):
         """Return shape and type of each tensor of a batch of patches, or of regions with `deferred`."""
         size = self.read_size if deferred else self.patch_size
         shape = size if self.dim == 3 else size[1:]
-        channels = self.cases.load(self.case_ids[0]).image.shape[0]
+        channels = self.cases.load(self.case_ids[0]).image.shape[0] + self.added_channels
         return {
             "image": ((batch_size, channels, *shape), torch.float32),
             "label": ((batch_size, 1, *shape), torch.int16),
@@ -248,12 +255,16 @@ class PatchDataset(Dataset[tio.Subject]):
         """Read the central part of a patch's region, into the target tensors if they have its size."""
         case, first = self.region_of(number)
         start = [low + (whole - part) // 2 for low, whole, part in zip(first, self.read_size, size, strict=True)]
-        fits = targets is not None and tuple(targets[0].shape[1:]) == tuple(size)
+        # The image of a cascade gets more channels later, so that its patch is copied into the targets.
+        fits = targets is not None and not self.added_channels and tuple(targets[0].shape[1:]) == tuple(size)
         into_image, into_label = (
             (target.numpy() for target in targets) if targets is not None and fits else (None, None)
         )
         image = torch.from_numpy(read_region(case.image, start, size, 0, into_image))
         label = torch.from_numpy(read_region(case.label, start, size, OUTSIDE, into_label))
+        if case.previous is not None:
+            previous = torch.from_numpy(read_region(case.previous, start, size, OUTSIDE))
+            label = torch.cat([label, previous])
         return Patch(image, label, case_id=case.case_id)
 
 

@@ -81,6 +81,11 @@ class CheckpointRecord:
         return len(self.channel_names)
 
     @property
+    def input_channels(self) -> int:
+        """Channels of the network's input: those of an image and, in a cascade, of the previous stage's labels."""
+        return self.configuration.input_channels(self.num_channels, self.labels)
+
+    @property
     def deep_supervision(self) -> bool:
         """Whether training used losses at every decoder stage, which decides the heads of some networks."""
         return self.recipe is None or self.recipe.deep_supervision

@@ -117,11 +117,6 @@ def from_official(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any
     dataset = _beside(results / "dataset.json", arguments.get("dataset_json"), path)
     name = shown(arguments.get("configuration"))
     plan = parse_nnunet_plans(plans, f"plan of {path}")
-    if name not in plan.configurations and name in plans["configurations"]:
-        raise UserError(
-            f"{path}: configuration {name} is the second network of a cascade, which needs the first one's "
-            "segmentations as input. Cascades cannot be predicted here; give a checkpoint of another configuration."
-        )
     plan.configuration(name)
     foreign = foreign_settings(plans, name)
     if foreign:

@@ -158,6 +158,11 @@ class RunFolder:
         return self.path / "predictions"
 
     @property
+    def previous_stage(self) -> Path:
+        """The segmentations by the first stage of a cascade, of the validation cases and the test images."""
+        return self.path / "previous_stage"
+
+    @property
     def scores(self) -> Path:
         """The scores of the test images."""
         return self.path / "scores.csv"

@@ -19,6 +19,7 @@ from umamba.patches.extra import check_on_patch
 from umamba.planning import Configuration, fold_cases
 from umamba.records import CheckpointRecord, RunFolder
 from umamba.records.identity import learnt_settings
+from umamba.runs.first_stage import first_stage
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.runs.trainer import (
     build_datamodule,
@@ -31,6 +32,7 @@ from umamba.runs.trainer import (
     trains_without_search,
 )
 from umamba.settings import TrainSettings
+from umamba.settings.training import Fold
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.backward_graph import BackwardGraph, backward_graph, freeze
 from umamba.training.checkpoints import newest_readable
@@ -65,9 +67,15 @@ def checkpoint_record(settings: TrainSettings, planned: PlannedDataset) -> Check
         recipe=settings.recipe,
         pretrained=None if settings.pretrained is None else str(settings.pretrained),
         mirror_axes=settings.augmentation.mirrored_axes(planned.configuration.dim),
-        provenance=provenance(),
+        provenance=provenance() | _first_stage_of(settings),
         fingerprint_hash=planned.digest,
     )
+
+
+def _first_stage_of(settings: TrainSettings) -> dict[str, str]:
+    """Return where the first stage of a cascade is, for those who predict with the second; empty for other runs."""
+    stage = first_stage(settings)
+    return {} if stage is None else {"previous_stage": str(stage.folder.absolute())}
 
 
 def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: CheckpointRecord) -> dict[str, Any]:
@@ -78,11 +86,26 @@ def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: Che
         prepared: the dataset, whose cases are split into training and validation.
         record: the record of its checkpoints: architecture, plan, labels and dataset.
     """
-    train_cases, val_cases = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
-    names = "\n".join([*sorted(train_cases), "", *sorted(val_cases)])
-    digest = hashlib.blake2b(names.encode(), digest_size=4).hexdigest()
-    split = f"{len(train_cases)} to train, {len(val_cases)} to validate ({digest})"
-    return {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split}
+    identity = {**record.identity(), **learnt_settings(settings, processes(settings))}
+    identity["split"] = split_name(settings, prepared, settings.fold)
+    if prepared.store.previous is not None:
+        identity["previous_stage"] = prepared.store.previous.name
+    return identity
+
+
+def split_name(settings: TrainSettings, planned: PlannedDataset, fold: Fold) -> str:
+    """Return a text that differs between splits into training and validation cases.
+
+    Args:
+        settings: `paths.preprocessed` (which may hold a splits file) is read.
+        planned: the dataset.
+        fold: number of the fold, or all.
+    """
+    names = [case.case_id for case in planned.dataset.training]
+    train_cases, val_cases = fold_cases(names, fold, splits_file(settings, planned))
+    text = "\n".join([*sorted(train_cases), "", *sorted(val_cases)])
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return f"{len(train_cases)} to train, {len(val_cases)} to validate ({digest})"
 
 
 def step_flops(record: CheckpointRecord) -> float:
@@ -91,7 +114,7 @@ def step_flops(record: CheckpointRecord) -> float:
     Args:
         record: architecture, plan, channels and labels.
     """
-    cost = network_cost(record.architecture, record.configuration, record.num_channels, record.labels.num_classes)
+    cost = network_cost(record.architecture, record.configuration, record.input_channels, record.labels.num_classes)
     return 3.0 * cost.flops * record.configuration.batch_size
 
 
@@ -107,7 +130,7 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
             the loss does not fit the labels, or a transform of TorchIO does not fit the patch.
     """
     classes = planned.labels.num_classes
-    network = build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
+    network = build_without_data(settings.architecture, planned.configuration, planned.input_channels, classes)
     needed = 4 * sum(parameter.numel() for parameter in network.parameters())
     if needed > memory_bytes():
         raise UserError(
@@ -115,7 +138,7 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
             f"{memory_bytes() / 2**30:.3g} GiB of memory here. Check the plan and the architecture group."
         )
     if settings.trainer.deterministic is True and trains_on_cuda(settings):
-        graph = _graph(settings, planned.configuration, planned.num_channels, classes)
+        graph = _graph(settings, planned.configuration, planned.input_channels, classes)
         check_deterministic(settings, graph.nondeterministic)
     build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
     if settings.augmentation.extra:
@@ -189,7 +212,7 @@ def attempt(
     module = SegmentationModule(record, held_out)
     trainer = build_trainer(settings, prepared, folder, val_cases if held_out else [])
     if trains_without_search(trainer):
-        graph = _graph(settings, record.configuration, record.num_channels, record.labels.num_classes)
+        graph = _graph(settings, record.configuration, record.input_channels, record.labels.num_classes)
         freeze(module.network, graph.idle)
     datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
     trainer.callbacks.append(StepTimes(datamodule))  # type: ignore[attr-defined]
@@ -240,7 +263,7 @@ def attempt(
 
 def _load_pretrained(path: Path, module: SegmentationModule, record: CheckpointRecord) -> str:
     def build(classes: int) -> torch.nn.Module:
-        return build_network(record.architecture, record.configuration, record.num_channels, classes)
+        return build_network(record.architecture, record.configuration, record.input_channels, classes)
 
     return load_pretrained(path, module.network, build, record.labels)
 

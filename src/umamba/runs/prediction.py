@@ -4,19 +4,23 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from umamba.datasets import RawCase
 from umamba.inference import PostProcessing, Predictor
 from umamba.inference.cases import find_cases
+from umamba.inference.first_stage import segment_first
 from umamba.inference.outputs import Outputs
 from umamba.inference.problems import UnsegmentedCases
-from umamba.io import Image, StorageError, read_image, read_label, storage_errors
+from umamba.io import Image, StorageError, UserError, read_image, read_label, storage_errors
 from umamba.io.lazy import load_beside
 from umamba.io.voice import showing, tracked
 from umamba.settings import PredictSettings
 
 log = logging.getLogger(__name__)
+
+PREVIOUS_STAGE = "previous_stage"  # folder of the first stage's segmentations in the output
 
 
 def predict(settings: PredictSettings) -> list[Path]:
@@ -42,6 +46,8 @@ def predict(settings: PredictSettings) -> list[Path]:
         reproducible=settings.reproducible,
     )
     outputs = Outputs.at(settings.output, predictor.file_ending)
+    if settings.previous_checkpoint is not None:
+        settings = _with_first_stage(predictor, settings)
     if settings.previews:
         load_beside("umamba.evaluation.overlay")  # while the networks compute
     try:
@@ -51,6 +57,24 @@ def predict(settings: PredictSettings) -> list[Path]:
         raise
     draw_previews(predictor, outputs, settings)
     return paths
+
+
+def _with_first_stage(predictor: Predictor, settings: PredictSettings) -> PredictSettings:
+    """Segment the images by the first stage of a cascade, into a folder beside their segmentations by the second."""
+    if all(model.configuration.previous_stage is None for model in predictor.models):
+        raise UserError("previous_checkpoint: none of the networks of checkpoint is the second stage of a cascade.")
+    paths, (cases, _) = settings.previous_checkpoint, find_cases(settings.input, predictor.num_channels)
+    folder = Outputs.at(settings.output, predictor.file_ending).folder / PREVIOUS_STAGE
+    return segment_first(
+        [paths] if isinstance(paths, Path) else list(paths or ()),
+        cases,
+        folder,
+        replace(settings, previous_checkpoint=None),
+        device=settings.device,
+        engine=settings.engine,
+        trust=settings.trust,
+        reproducible=settings.reproducible,
+    )
 
 
 def draw_previews(predictor: Predictor, outputs: Outputs, settings: PredictSettings) -> list[Path]:

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from umamba.datasets import (
     Finding,
@@ -33,6 +34,7 @@ from umamba.planning import (
     read_nnunet_plans,
     to_nnunet_plans,
 )
+from umamba.planning.plan import CASCADE, LOWRES
 from umamba.preprocessing import CaseStore, prepare_store
 from umamba.settings import DatasetSettings, PhantomSettings, TrainSettings
 from umamba.settings.validate import read_record
@@ -68,6 +70,11 @@ class PlannedDataset:
     def num_channels(self) -> int:
         """Number of channels of an image."""
         return len(self.dataset.channel_names)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's input: those of an image and, in a cascade, of the previous stage's labels."""
+        return self.configuration.input_channels(self.num_channels, self.labels)
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,7 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
 
     The plan is read from nnU-Net's plans file (plan.from_file) or derived by the rules (planner.rules). A derived plan
     keeps the values that plan.* pins and, with plan.paper=true, those of the paper's Table 2; plan.* overrides Table 2.
+    The plan of a cascade has the 3d_lowres of its trained first stage.
 
     Args:
         settings: the groups `plan` and `planner` are read.
@@ -191,6 +199,16 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
         row = paper_setting(dataset.name, wanted.configuration)
         pinned = {**row.pinned(), **pinned}
         notes = (f"{configuration}: {', '.join(row.pinned())} pinned by Table 2 of the paper, {row.title}",)
+    overrides: dict[str, dict[str, Any]] = {configuration: pinned} if pinned else {}
+    first = None
+    if configuration == CASCADE:
+        from umamba.runs.first_stage import first_record, first_stage  # they import torch
+
+        stage = first_stage(settings)
+        first = None if stage is None else first_record(stage)
+    if first is not None and first.configuration.dim == 3:  # 3d_lowres as it was trained, even if no rule asks for it
+        overrides[LOWRES] = {"spacing": first.configuration.spacing}
+        notes = (*notes, f"{LOWRES}: as it was trained before")
     plan = plan_dataset(
         fingerprint,
         dataset_name=dataset.name,
@@ -199,8 +217,11 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
         num_label_entries=dataset.labels.num_entries,
         rules=settings.planner.rules,
         gpu_memory_gb=settings.planner.gpu_memory_gb,
-        overrides={configuration: pinned} if pinned else {},
+        overrides=overrides,
     )
+    if LOWRES in overrides and first is not None:
+        trained = replace(first.configuration, name=LOWRES)
+        plan = replace(plan, configurations={**plan.configurations, LOWRES: trained})
     plan = replace(plan, reader=dataset.reader, orientations=fingerprint.orientations)
     return replace(plan, decisions=(*notes, *plan.decisions)), configuration
 

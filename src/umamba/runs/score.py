@@ -11,12 +11,14 @@ from umamba.datasets import RawCase
 from umamba.evaluation import Rules, rules_sentence, score_folder, score_table, worst_median_best
 from umamba.evaluation.overlay import case_figure, write_overlay
 from umamba.inference import Predictor
+from umamba.inference.first_stage import segment_first
 from umamba.inference.problems import UnsegmentedCases
 from umamba.io import UserError, oriented_like, read_image, read_label
 from umamba.io.voice import showing
 from umamba.planning import fold_cases
 from umamba.records import RunFolder
 from umamba.records.tables import read_scores, write_scores
+from umamba.runs.first_stage import first_stage
 from umamba.runs.fit import splits_file
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.settings import PredictionSettings, TrainSettings
@@ -72,10 +74,9 @@ def predict_and_score(
     held_out = validation_cases(settings, prepared) if settings.predict.validation else []
     rules, validation = scoring_rules(settings, prepared), None
     if held_out:
+        asked = _settings_for(settings, held_out, folder.previous_stage / "validation")
         predictor = _predictor(settings, checkpoint)
-        validation = score_cases(
-            predictor, held_out, folder.validation, folder.validation_scores, rules, settings.predict.prediction
-        )
+        validation = score_cases(predictor, held_out, folder.validation, folder.validation_scores, rules, asked)
         if validation is not None:
             log.info(score_table(validation, f"Validation of fold {settings.fold}, whole", rules.sentence))
         pool_folds(folder, rules.sentence)
@@ -83,11 +84,25 @@ def predict_and_score(
     if not test:
         log.info("No test images (imagesTs): nothing to predict.")
         return validation, None
+    asked = _settings_for(settings, test, folder.previous_stage / "predictions")
     predictor = _predictor(settings, checkpoint)
-    scores = score_cases(predictor, test, folder.predictions, folder.scores, rules, settings.predict.prediction)
+    scores = score_cases(predictor, test, folder.predictions, folder.scores, rules, asked)
     if scores is None:
         log.info("The test images have no labels (labelsTs): predicted, not scored.")
     return validation, scores
+
+
+def _settings_for(settings: TrainSettings, cases: Sequence[RawCase], output: Path) -> PredictionSettings:
+    """Return how a run's network segments cases; the first stage of a cascade segments them before, into `output`.
+
+    It is that of the same fold, which was trained on the same cases; with fold=all, the mean of all folds.
+    """
+    stage = first_stage(settings)
+    if stage is None:
+        return settings.predict.prediction
+    checkpoints = stage.checkpoints if settings.fold == "all" else [stage.checkpoint(settings.fold)]
+    trust, engine = module_of(settings.architecture.name), settings.predict.engine
+    return segment_first(checkpoints, cases, output, settings.predict.prediction, engine=engine, trust=trust)
 
 
 def _predictor(settings: TrainSettings, checkpoint: Path) -> Predictor:

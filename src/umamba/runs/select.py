@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from rich.table import Table
@@ -20,14 +21,20 @@ from umamba.datasets import RawDataset, read_dataset
 from umamba.evaluation import dice
 from umamba.evaluation.statistics import mean_label
 from umamba.inference import PostProcessing, Predictor
+from umamba.inference.first_stage import segment_first
 from umamba.io import UserError, oriented_like, read_label, write_json
 from umamba.io.escape import rich_text
 from umamba.io.voice import showing
 from umamba.labels import LabelSet
 from umamba.planning import fold_cases
+from umamba.planning.plan import LOWRES
+from umamba.records import read_checkpoint
+from umamba.runs.first_stage import FirstStage, trained_folds
 from umamba.settings import FindBestSettings, PredictionSettings
 
 log = logging.getLogger(__name__)
+
+NO_STAGES: Mapping[str, FirstStage] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,7 @@ def validate(
     settings: PredictionSettings,
     trust: str | Sequence[str] = (),
     engine: str = "auto",
+    first_stages: Mapping[str, FirstStage] = NO_STAGES,
 ) -> Validated:
     """Predict the validation cases of every fold with that fold's networks, and score them.
 
@@ -151,6 +159,10 @@ def validate(
         settings: how cases are segmented.
         trust: packages whose functions may build the networks.
         engine: auto, torch or openvino.
+        first_stages: configuration -> the first stage, for those that are cascades.
+
+    Raises:
+        UserError: the first stage of a cascade is not trained, or two of them have different ones.
     """
     name = "+".join(members)
     folds = sorted(next(iter(members.values())))
@@ -161,8 +173,17 @@ def validate(
         predictor = Predictor.from_checkpoint(
             [checkpoints[fold] for checkpoints in members.values()], device, trust=trust, engine=engine
         )
-        folder = output / name / f"fold_{fold}"
-        predictor.predict_cases([cases[case] for case in held_out], folder, settings, progress=showing())
+        folder, chosen, asked = output / name / f"fold_{fold}", [cases[case] for case in held_out], settings
+        if any(model.configuration.previous_stage is not None for model in predictor.models):
+            stages = {stage.folder: stage for member, stage in first_stages.items() if member in members}
+            if len(stages) != 1:
+                raise UserError(f"candidates: {name} are cascades of different first stages. Give pairs=false.")
+            (stage,) = stages.values()
+            first = output / "previous_stage" / "_".join(stage.folder.parts[-2:]) / f"fold_{fold}"
+            asked = segment_first(
+                [stage.checkpoint(fold)], chosen, first, settings, device=device, engine=engine, trust=trust
+            )
+        predictor.predict_cases(chosen, folder, asked, progress=showing())
         segmentations |= {case: folder / f"{case}{predictor.file_ending}" for case in held_out}
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
     scores = mean_dice(segmentations, truths, dataset.labels, lambda segmentation: segmentation, settings.workers)
@@ -248,6 +269,11 @@ def find_best(settings: FindBestSettings) -> Selection:
     if settings.pairs:
         tried += [{one: members[one], two: members[two]} for one, two in itertools.combinations(members, 2)]
     prediction, output = settings.prediction, settings.output
+    stages = {
+        _name(path): trained_folds(settings.previous_stage or path.absolute().parent / LOWRES, settings.seed)
+        for path in settings.candidates
+        if _is_cascade(path, settings)
+    }
     validated = [
         validate(
             *(each, dataset, splits, output),
@@ -255,6 +281,7 @@ def find_best(settings: FindBestSettings) -> Selection:
             settings=prediction,
             trust=settings.trust,
             engine=settings.engine,
+            first_stages=stages,
         )
         for each in tried
     ]
@@ -273,6 +300,12 @@ def find_best(settings: FindBestSettings) -> Selection:
         },
     )
     return Selection(ranked, steps, scores)
+
+
+def _is_cascade(candidate: Path, settings: FindBestSettings) -> bool:
+    """Return whether the networks of a candidate are the second stage of a cascade."""
+    path = next(iter(fold_checkpoints(candidate, settings.checkpoint, settings.seed).values()))
+    return read_checkpoint(path, trust=None).record.configuration.previous_stage is not None
 
 
 def _once(checkpoints: Mapping[int, Path], dataset: RawDataset, splits: Path | None) -> dict[int, Path]:

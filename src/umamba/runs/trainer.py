@@ -178,7 +178,16 @@ def build_trainer(
         *([EMAWeightAveraging(device=_device(settings), decay=decay)] if decay is not None else []),
         SkipNonFinite(folder.nonfinite, settings.seed),
         PeakMemory(),
-        ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every, prepared.store.letters),
+        ValidationPanels(
+            *(
+                folder.panels,
+                labels,
+                spacing,
+                settings.logger.panels_every,
+                prepared.store.letters,
+                prepared.num_channels,
+            )
+        ),
         EpochLines(bar, _steps_after(settings, prepared, val_cases), every),
         TimeBudget(settings.trainer.max_seconds),
         *asked,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from umamba.settings.fields import key
 from umamba.settings.validate import Settings
 
-ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres"]
+ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
 Scheme = Literal[
     "CTNormalization",
     "ZScoreNormalization",
@@ -79,7 +79,10 @@ class PlanSettings(Settings):
         """Yield pinned values that contradict each other or the configuration."""
         pinned = self.pinned()
         if self.configuration is None and not self.paper:
-            yield "plan.configuration=null: choose 2d, 3d_fullres or 3d_lowres (null is for plan.paper=true)."
+            yield (
+                "plan.configuration=null: choose 2d, 3d_fullres, 3d_lowres or 3d_cascade_fullres (null is for "
+                "plan.paper=true)."
+            )
         if self.from_file is not None and (pinned or self.paper):
             yield (
                 f"plan.from_file: the file holds the whole plan, so plan.{next(iter(pinned), 'paper')} cannot be "

@@ -66,6 +66,12 @@ class PredictionSettings(SlidingWindowSettings):
         "dataset.json with this as codes; null: SNOMED CT for known organs, a private scheme for the others.",
         existing=True,
     )
+    previous_stage: Path | None = key(
+        None,
+        "Cascades (3d_cascade_fullres): folder of the segmentations of the same images by 3d_lowres, NAME<ending>; "
+        "null: no cascade.",
+        existing=True,
+    )
     overwrite: bool = key(
         False, "Also segment images whose segmentation exists; false: leave them out, which continues an earlier call."
     )
@@ -151,6 +157,12 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
         "JSON file of `umamba find-best`: the labels of which only the largest component is kept; null: none.",
         existing=True,
     )
+    previous_checkpoint: Path | tuple[Path, ...] | None = key(
+        None,
+        "Cascades: the checkpoint or checkpoints of 3d_lowres, given as `checkpoint` is. They segment the images "
+        "first, into the folder previous_stage of the output; null: previous_stage has these segmentations.",
+        existing=True,
+    )
     precision: Precision = key("auto", "Precision of the networks. auto: the lowest that the device computes fast.")
     reproducible: bool = key(
         False,
@@ -175,6 +187,8 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
             for name in (name for name, found in wrong.items() if found):
                 right = {"engine": "torch", "device": "cpu", "precision": "32-true"}[name]
                 yield f"reproducible=true: needs {name}={right}, not {name}={getattr(self, name)}. Leave {name} away."
+        if self.previous_checkpoint is not None and self.previous_stage is not None:
+            yield "previous_checkpoint and previous_stage: give one of the two, because both name the first stage."
         if not self.checkpoints:
             yield "checkpoint=[]: give one, or several as checkpoint=[a.ckpt,b.ckpt]."
 
@@ -233,6 +247,12 @@ class FindBestSettings(SlidingWindowSettings, DeviceSettings, TrustSettings):
     pairs: bool = key(True, "Also try the mean of every two candidates.")
     checkpoint: Literal["last", "best"] = key("last", "Which checkpoint of each run: last or best.")
     seed: int = key(0, "Seed of the runs.", low=0)
+    previous_stage: Path | None = key(
+        None,
+        "For candidates that are cascades: the folder runs/<experiment>/3d_lowres of their first stage; null: the "
+        "folder 3d_lowres beside the candidate.",
+        existing=True,
+    )
     max_memory_gb: float | None = key(None, "Limit of the main memory of the process, GiB; null: no limit.", above=0)
     workers: int = key(2, "Threads that read, prepare and write images while the network computes.", low=1)
 

@@ -122,6 +122,12 @@ class TrainSettings(Settings):
         "segmentation heads start from random weights if the classes differ.",
         existing=True,
     )
+    previous_stage: Path | None = key(
+        None,
+        "plan.configuration=3d_cascade_fullres: the folder runs/<experiment>/3d_lowres of its first stage, whose folds "
+        "are all trained with the same seed; null: that of this experiment.",
+        existing=True,
+    )
     smoke: bool = key(
         False, "Test the run in a minute, with a phantom of the same kind, a tiny plan and network, and two epochs."
     )
@@ -155,6 +161,15 @@ class TrainSettings(Settings):
         """Yield values of different groups that contradict each other."""
         if self.name is not None and not is_folder_name(self.name):
             yield f"name={self.name}: must be the name of one folder, without / and without a dot at its start."
+        cascade = self.plan.configuration == "3d_cascade_fullres"
+        if self.previous_stage is not None and not cascade:
+            yield f"previous_stage={self.previous_stage}: is for plan.configuration=3d_cascade_fullres only."
+        if cascade and self.smoke:
+            yield (
+                "smoke=true: the second stage of a cascade needs a trained first one. Try plan.configuration=3d_lowres."
+            )
+        if cascade and self.augmentation.device == "gpu":
+            yield "augmentation.device=gpu: the labels of a cascade's first stage are augmented on the CPU. Give cpu."
         axes = self.augmentation.mirror.axes
         if axes is not None and self.plan.dim is not None and any(axis >= self.plan.dim for axis in axes):
             yield (

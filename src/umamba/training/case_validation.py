@@ -16,6 +16,7 @@ from umamba.evaluation import dice
 from umamba.inference import decide_labels, tile_forward, tile_window, whole_logits
 from umamba.inference.memory import sums_device
 from umamba.labels import LabelSet
+from umamba.labels.masks import one_hot
 from umamba.planning import Configuration
 from umamba.preprocessing import CaseStore
 from umamba.settings import SlidingWindowSettings
@@ -86,7 +87,10 @@ class CaseValidation(Callback):
             The mean Dice over the labels that the case has; NaN if it has none.
         """
         case = self.store.load(case_id)
-        prediction = self.segment(network, torch.from_numpy(case.image[:]), device, precision)
+        image = case.image[:]
+        if case.previous is not None:
+            image = np.concatenate([image, one_hot(case.previous[:][0], self.labels)])
+        prediction = self.segment(network, torch.from_numpy(image), device, precision)
         truth = np.maximum(case.label[:][0], 0)  # -1 is outside the nonzero mask
         if self.labels.ignore is not None:
             counted = truth != self.labels.ignore
@@ -101,7 +105,7 @@ class CaseValidation(Callback):
 
         Args:
             network: without deep supervision.
-            image: (C, Z, Y, X) float32.
+            image: (C, Z, Y, X) float32, with the channels of the previous stage in a cascade.
             device: where the network is.
             precision: Lightning's name.
 

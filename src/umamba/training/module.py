@@ -36,7 +36,7 @@ class SegmentationModule(lightning.LightningModule):
         self.network = build_network(
             record.architecture,
             record.configuration,
-            record.num_channels,
+            record.input_channels,
             record.labels.num_classes,
             deep_supervision=self.recipe.deep_supervision,
         )

@@ -28,6 +28,7 @@ class ValidationPanels(Callback):
         spacing: spacing of the patches in mm, in the plan's axis order; two entries for 2D.
         every: epochs between drawings; the last epoch is always drawn.
         letters: gives the anatomical directions of a case's stored axes (`CaseStore.letters`).
+        channels: channels of an image, without those of a cascade's previous stage; None: all of the patch.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class ValidationPanels(Callback):
         spacing: tuple[float, ...],
         every: int,
         letters: Callable[[str], tuple[str, str, str] | None],
+        channels: int | None = None,
     ) -> None:
         self.folder = folder
         self.labels = labels
         self.spacing = spacing if len(spacing) == 3 else (999.0, *spacing)
         self.every = every
         self.letters = letters
+        self.channels = channels
 
     def on_validation_batch_end(
         self,
@@ -62,7 +65,7 @@ class ValidationPanels(Callback):
         with torch.no_grad():
             output = pl_module(batch["image"][-1:])
         logits = output[0] if isinstance(output, list) else output
-        image, truth = batch["image"][-1].float(), batch["label"][-1, 0]
+        image, truth = batch["image"][-1, : self.channels].float(), batch["label"][-1, 0]
         heads = logits[0].float().cpu()
         prediction = decide_labels(len(heads), heads.__getitem__, self.labels).numpy()
         if image.ndim == 3:
