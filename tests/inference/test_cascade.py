@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from umamba.datasets import RawCase
 from umamba.inference import Model, Predictor
 from umamba.inference.problems import UnsegmentedCases
-from umamba.io import read_image, read_label
+from umamba.io import UserError, read_image, read_label
 from umamba.runs.cascade import labels_on_grid
 from umamba.settings import PredictionSettings
 
@@ -84,10 +84,12 @@ def test_the_network_sees_the_first_stage(
 
 def test_a_missing_first_stage_is_named(second: Callable[..., Model], images: Path, tmp_path: Path) -> None:
     predictor = Predictor((second(),))
-    with pytest.raises(
-        UnsegmentedCases, match=r"needs the segmentation of the image by 3d_lowres: give previous_check"
-    ):
+    needed = "needs the segmentation of the image by 3d_lowres: give previous_check"
+    with pytest.raises(UserError, match=needed):
         predictor.predict(images, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=needed):
+        predictor.predict_image(read_image((images / "a_0000.nii.gz",)))
     (tmp_path / "first" / "a.nii.gz").unlink()
     settings = PredictionSettings(previous_stage=tmp_path / "first")
     with pytest.raises(UnsegmentedCases, match=r"a\.nii\.gz: the segmentation by the previous stage is missing"):
@@ -103,10 +105,10 @@ def test_the_first_stage_must_be_of_the_same_image(second: Callable[..., Model],
             predictor.predict(images, tmp_path / "out", settings, progress=False)
 
 
-def test_other_networks_do_not_look_for_one(make_model: Callable[..., Model], images: Path, tmp_path: Path) -> None:
+def test_other_networks_have_no_first_stage(make_model: Callable[..., Model], images: Path, tmp_path: Path) -> None:
     predictor = Predictor((make_model(nn.Conv3d(1, 2, 1), (8, 16, 16), 2, num_channels=1),))
-    settings = PredictionSettings(previous_stage=tmp_path)
-    assert predictor.predict(images, tmp_path / "out", settings, progress=False)
+    with pytest.raises(UserError, match="previous_stage: none of the networks of checkpoint is the second stage"):
+        predictor.predict(images, tmp_path / "out", PredictionSettings(previous_stage=tmp_path), progress=False)
 
 
 def test_labels_are_decided_on_the_grid_of_the_second_stage(make_model: Callable[..., Model], tmp_path: Path) -> None:

@@ -19,12 +19,15 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from umamba.inference import Predictor, export_to_nnunet
+from umamba.inference.onnx_export import export_to_onnx
+from umamba.inference.verify import verify
 from umamba.io import UserError
 from umamba.networks import build_network
 from umamba.planning import Configuration, Intensity, Plan
 from umamba.records import read_checkpoint
 from umamba.runs import predict
-from umamba.settings import PredictionSettings, PredictSettings
+from umamba.runs.probe import probe
+from umamba.settings import PredictionSettings, PredictSettings, ProbeSettings, VerifySettings
 
 LABELS = {"labels": {"background": 0, "organ": 1, "lesion": 2}, "regions_class_order": None}
 
@@ -237,8 +240,28 @@ def test_the_first_stage_segments_before_the_second(tmp_path: Path) -> None:
     predict(replace(both, previous_checkpoint=None, previous_stage=tmp_path / "alone", output=tmp_path / "again"))
     for one, other in zip(predicted(tmp_path / "both"), predicted(tmp_path / "again"), strict=True):
         np.testing.assert_array_equal(one, other)
-    with pytest.raises(UserError, match="none of the networks of checkpoint is the second stage of a cascade"):
+    with pytest.raises(UserError, match="previous_checkpoint: none of the networks of checkpoint is the second stage"):
         predict(replace(both, checkpoint=first, output=tmp_path / "wrong"))
+    with pytest.raises(UserError, match=r"2\.ckpt: is itself the second stage of a cascade"):
+        predict(replace(both, previous_checkpoint=second, output=tmp_path / "wrong"))
+    with pytest.raises(UserError, match="segmentations depend on files of the first"):
+        list(verify(VerifySettings(predictions=tmp_path / "both")))
+    names = {"labels": {"background": 0, "lesion": 1, "organ": 2}, "regions_class_order": None}
+    other = checkpoint(tmp_path / "other.ckpt", "unet", 3, labels=names)
+    with pytest.raises(UserError, match=r"other\.ckpt: has other labels than .*2\.ckpt"):
+        predict(replace(both, previous_checkpoint=other, output=tmp_path / "wrong"))
+
+
+def test_a_cascade_cannot_be_used_without_its_first_stage(tmp_path: Path) -> None:
+    file, images = checkpoint(tmp_path / "last.ckpt", "unet", 3, cascade=True), write_images(tmp_path / "images")
+    needs = r"last\.ckpt: is the second stage of a cascade, whose input needs the segmentation of the first, 3d_lowres"
+    with pytest.raises(UserError, match=needs):
+        probe(ProbeSettings(checkpoint=file, images=images, output=tmp_path / "probe"))
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    with pytest.raises(UserError, match=needs):
+        export_to_onnx(file, tmp_path / "onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "images"}
 
 
 @pytest.mark.parametrize("architecture", ["unet", "resenc_unet"])

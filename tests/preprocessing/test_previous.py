@@ -1,5 +1,6 @@
 """The stored labels of a cascade's first stage: made once, kept after an interruption, mended after damage."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from umamba.io import UserError
+from umamba.io import Geometry, UserError
+from umamba.preprocessing import CaseProperties
 from umamba.preprocessing.previous import with_previous
 from umamba.preprocessing.store import CaseStore, case_file, write_array
 
@@ -27,11 +29,6 @@ def store(tmp_path: Path) -> CaseStore:
 
 
 def _properties() -> str:
-    import json
-
-    from umamba.io import Geometry
-    from umamba.preprocessing import CaseProperties
-
     direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     geometry = Geometry((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), direction, SHAPE, False)
     return json.dumps(CaseProperties("a", geometry, SHAPE, ((0, 5), (0, 6), (0, 7)), SHAPE).to_json())

@@ -13,7 +13,6 @@ from umamba.records import read_checkpoint
 from umamba.runs import RunResult, find_best, predict, train
 from umamba.runs.cascade import check_first_stage
 from umamba.runs.first_stage import first_stage
-from umamba.runs.fit import split_name, splits_file
 from umamba.runs.preparation import PreparedDataset, plan_of
 from umamba.settings import FindBestSettings, InvalidSettings, PredictSettings, TrainSettings
 
@@ -58,12 +57,8 @@ def test_every_case_needs_a_fold_that_holds_it_out(
     make_settings: Make, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
     settings = make_settings(*CASCADE, f"previous_stage={tmp_path}")
-
-    def split_of(fold: int) -> str:
-        return split_name(settings, prepared, fold)
-
     with pytest.raises(UserError, match=r"5 of 5 cases, such as .* \(trained folds: none\)"):
-        check_first_stage(settings, prepared, splits_file(settings, prepared), split_of)
+        check_first_stage(settings, prepared)
 
 
 @pytest.fixture(scope="module")

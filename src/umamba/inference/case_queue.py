@@ -123,9 +123,9 @@ class CaseQueue:
         return prepared, unlike_training(seen, prepared.placement.crop, self.models[0]), image_digest(image)
 
     def _previous(self, case_id: str) -> Image | None:
-        """Return the segmentation by the previous stage; None: no network needs one."""
+        """Return the segmentation by the previous stage of a cascade; None: no network needs one."""
         folder = self.settings.previous_stage
-        if folder is None or all(model.configuration.previous_stage is None for model in self.models):
+        if folder is None:
             return None
         path = folder / f"{case_id}{self.models[0].file_ending}"
         if not path.exists():

@@ -9,6 +9,7 @@ from typing import TypeVar
 from umamba.datasets import RawCase
 from umamba.inference.predictor import Predictor
 from umamba.inference.problems import UnsegmentedCases
+from umamba.io import UserError
 from umamba.io.voice import showing
 from umamba.settings import PredictionSettings
 
@@ -18,6 +19,7 @@ Asked = TypeVar("Asked", bound=PredictionSettings)
 
 
 def segment_first(
+    second: Predictor,
     checkpoints: Sequence[Path],
     cases: Sequence[RawCase],
     output: Path,
@@ -33,6 +35,7 @@ def segment_first(
     An image that cannot be segmented is named in a warning; the second stage then cannot segment it either.
 
     Args:
+        second: the networks of the second stage.
         checkpoints: of the first stage; several decide by the mean of their probabilities.
         cases: the raw cases.
         output: folder of the first stage's segmentations.
@@ -41,8 +44,20 @@ def segment_first(
         engine: auto, torch or openvino.
         trust: packages whose functions may build the networks.
         reproducible: the same bits for any number of threads (see `Model`).
+
+    Raises:
+        UserError: the checkpoints are no first stage, or one of other labels or channels than those of the second.
     """
     predictor = Predictor.from_checkpoint(checkpoints, device, trust=trust, engine=engine, reproducible=reproducible)
+    source = predictor.models[0].source
+    if any(model.configuration.previous_stage is not None for model in predictor.models):
+        raise UserError(f"{source}: is itself the second stage of a cascade. Give the checkpoints of its first stage.")
+    wrong = [name for name in ("labels", "num_channels") if getattr(predictor, name) != getattr(second, name)]
+    if wrong:
+        raise UserError(
+            f"{source}: has other {' and '.join(wrong).replace('num_', '')} than {second.models[0].source}, so it is "
+            "not its first stage. Give the checkpoints of its first stage."
+        )
     plain = PredictionSettings(
         tile_step_size=settings.tile_step_size,
         tta=settings.tta,

@@ -29,7 +29,7 @@ from umamba.inference.memory import measure_limit
 from umamba.inference.model import Model, choose_device
 from umamba.inference.outputs import Outputs
 from umamba.inference.postprocessing import PostProcessing
-from umamba.inference.prepared_image import paint, prepare_image, warn_of_orientation
+from umamba.inference.prepared_image import check_previous, paint, prepare_image, warn_of_orientation
 from umamba.inference.problems import Problems
 from umamba.inference.volumes import write_volumes
 from umamba.io import Image, UserError, exclusive, storage_errors
@@ -236,6 +236,7 @@ class Predictor:
     ) -> list[Path]:
         """Segment cases; `unusable` are further cases that cannot be read, each with its reason."""
         self._check_instances(settings.instances)
+        check_previous(self.models, "" if settings.previous_stage is None else "previous_stage")
         check_exports(settings.export, self.models)
         codes = label_codes(self.labels, settings.codes)
         files = [outputs.case(case.case_id, settings) for case in cases]
@@ -320,7 +321,7 @@ class Predictor:
             record["post_processing"] = [list(step) for step in self.post_processing.steps]
         if settings.instances is not None:
             record["instances"] = settings.instances
-        if settings.previous_stage is not None and any(model.configuration.previous_stage for model in self.models):
+        if settings.previous_stage is not None:
             record["previous_stage"] = os.path.abspath(settings.previous_stage)
         if any(model.reproducible for model in self.models):
             record["reproducible"] = True

@@ -52,6 +52,7 @@ def prepare_image(
             image has another number of channels than the networks were trained with, cannot be normalised or turned, or
             the networks' plans read images differently.
     """
+    check_previous(models, "" if previous is None else "previous")
     expected = models[0].num_channels
     if len(image.array) != expected:
         raise UserError(
@@ -71,14 +72,8 @@ def prepare_image(
         if same is not None:
             views.append(replace(same, model=model))
             continue
-        first = model.configuration.previous_stage
-        if first is not None and previous is None:
-            raise UserError(
-                f"the network is the second stage of a cascade, and needs the segmentation of the image by {first}: "
-                "give previous_checkpoint=... (the checkpoints of that configuration) or previous_stage=FOLDER."
-            )
         # As nnU-Net does, the segmentation is cropped and resampled as the label of a training case.
-        label = None if first is None else previous
+        label = None if model.configuration.previous_stage is None else previous
         data, found, properties = preprocess_case(image, label, model.plan, model.configuration, model.labels, name)
         if found is not None:
             data = np.concatenate([data, one_hot(found[0], model.labels)])
@@ -88,6 +83,28 @@ def prepare_image(
         maps = grid_maps(grid.shape[1:], placement, properties.seen_geometry.spacing, model.plan, model.configuration)
         views.append(View(model, grid, maps))
     return PreparedImage(tuple(views), placement, image.geometry)
+
+
+def check_previous(models: Sequence[Model], given: str) -> None:
+    """Refuse a cascade without its first stage, and a first stage without a cascade.
+
+    Args:
+        models: the networks.
+        given: the key that gives the first stage; empty: none is given.
+
+    Raises:
+        UserError: the networks and the key do not fit.
+    """
+    first = next((each for model in models if (each := model.configuration.previous_stage) is not None), None)
+    if first is None and given:
+        raise UserError(
+            f"{given}: none of the networks of checkpoint is the second stage of a cascade. Leave {given} away."
+        )
+    if first is not None and not given:
+        raise UserError(
+            f"the network is the second stage of a cascade, and needs the segmentation of the image by {first}: "
+            "give previous_checkpoint=... (the checkpoints of that configuration) or previous_stage=FOLDER."
+        )
 
 
 def warn_of_orientation(name: str, geometry: Geometry, models: Sequence[Model], seen: set[str]) -> None:

@@ -18,9 +18,8 @@ def plan_table(plan: Plan, trained: str | None = None) -> Table:
     """
     table = Table(title=rich_text(f"Plan of {plan.dataset_name} by the rules {plan.rules}"), title_justify="left")
     table.add_column("")
-    names = [
-        name for name in plan.names if name in plan.configurations or name == trained
-    ]  # a cascade if it is trained
+    # A cascade that only repeats 3d_fullres is shown if it is trained.
+    names = [name for name in plan.names if name in plan.configurations or name == trained]
     for name in names:
         chosen = name == trained
         table.add_column(rich_text(f"{name} (trained)" if chosen else name), style="bold" if chosen else "")

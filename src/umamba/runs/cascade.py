@@ -5,9 +5,7 @@ the second one, and decide the labels there. All folds of the first stage must b
 every case.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,22 +20,19 @@ from umamba.preprocessing import preprocess_case, resample_image
 from umamba.preprocessing.previous import with_previous
 from umamba.records import read_checkpoint
 from umamba.runs.first_stage import FirstStage, first_stage
+from umamba.runs.fit import split_name, splits_file
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.runs.trainer import trains_on_cuda
 from umamba.settings import PredictionSettings, TrainSettings
 from umamba.settings.entry_points import module_of
 
 
-def check_first_stage(
-    settings: TrainSettings, planned: PlannedDataset, splits: Path | None, split_of: Callable[[int], str]
-) -> None:
+def check_first_stage(settings: TrainSettings, planned: PlannedDataset) -> None:
     """Refuse a cascade whose first stage is not trained, or for other data, before any preprocessing.
 
     Args:
         settings: the settings of the run.
         planned: the dataset with its plan.
-        splits: the dataset's splits_final.json; None: there is none.
-        split_of: returns what run.json says of the split of a fold of this dataset.
 
     Raises:
         UserError: a fold is missing, or was trained on other images, labels or splits.
@@ -45,36 +40,34 @@ def check_first_stage(
     stage = first_stage(settings)
     if stage is None:
         return
-    _held_by(stage, planned, splits)
+    _held_by(stage, settings, planned)
     if settings.fold != "all":
         stage.checkpoint(settings.fold)
     for fold, run in stage.runs.items():
         record = read_checkpoint(run.last, trust=None).record
-        found = {"labels": record.labels, "channel_names": record.channel_names, "content": record.fingerprint_hash}
-        own = {
-            "labels": planned.labels,
-            "channel_names": tuple(planned.dataset.channel_names),
-            "content": planned.digest,
+        split = split_name(settings, planned, fold)
+        others = {
+            "other labels": record.labels != planned.labels,
+            "other channels": record.channel_names != tuple(planned.dataset.channel_names),
+            "other images": record.fingerprint_hash != planned.digest,
+            "another split into folds": run.status().get("identity", {}).get("split", split) != split,
+            f"the configuration {record.configuration_name}": record.configuration.previous_stage is not None
+            or record.configuration.dim != 3,
         }
-        wrong = [name for name in own if found[name] != own[name]]
-        if run.status().get("identity", {}).get("split", split_of(fold)) != split_of(fold):
-            wrong.append("split into folds")
-        if record.configuration.previous_stage is not None or record.configuration.dim != 3:
-            wrong.append(f"configuration ({record.configuration_name})")
+        wrong = [name for name, differs in others.items() if differs]
         if wrong:
             raise UserError(
-                f"previous_stage: {run.path} does not fit this dataset: {', '.join(wrong)}. Train the first stage on "
-                f"the same dataset and folds with plan.configuration={LOWRES}."
+                f"previous_stage: {run.path} was trained with {' and '.join(wrong)}, so it is not the first stage of "
+                f"this cascade. Train that with plan.configuration={LOWRES} on the same dataset and folds."
             )
 
 
-def with_first_stage(settings: TrainSettings, prepared: PreparedDataset, splits: Path | None) -> PreparedDataset:
+def with_first_stage(settings: TrainSettings, prepared: PreparedDataset) -> PreparedDataset:
     """Return a prepared dataset whose cases also have the first stage's labels; unchanged if the run is no cascade.
 
     Args:
         settings: the settings of the run; `predict` says how the first stage segments.
         prepared: the dataset and its preprocessed cases.
-        splits: the dataset's splits_final.json; None: there is none.
 
     Raises:
         UserError: as `check_first_stage`.
@@ -82,7 +75,7 @@ def with_first_stage(settings: TrainSettings, prepared: PreparedDataset, splits:
     stage = first_stage(settings)
     if stage is None or prepared.store.previous is not None:
         return prepared
-    held_by = _held_by(stage, prepared, splits)
+    held_by = _held_by(stage, settings, prepared)
     cases = {case.case_id: case for case in prepared.dataset.training}
     device = choose_device("cuda" if trains_on_cuda(settings) else "cpu")
     models: dict[int, Model] = {}
@@ -150,12 +143,12 @@ def labels_on_grid(model: Model, case: RawCase, shape: tuple[int, ...], settings
     return decide_labels(len(found), resampled, model.labels).numpy()
 
 
-def _held_by(stage: FirstStage, planned: PlannedDataset, splits: Path | None) -> dict[str, int]:
+def _held_by(stage: FirstStage, settings: TrainSettings, planned: PlannedDataset) -> dict[str, int]:
     """Return for each case the first fold of the first stage that was not trained on it."""
     names = [case.case_id for case in planned.dataset.training]
     found: dict[str, int] = {}
     for fold in sorted(stage.runs):
-        train, val = fold_cases(names, fold, splits, planned.dataset.groups)
+        train, val = fold_cases(names, fold, splits_file(settings, planned), planned.dataset.groups)
         for case_id in set(val) - set(train):
             found.setdefault(case_id, fold)
     missing = sorted(set(names) - set(found))

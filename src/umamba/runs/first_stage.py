@@ -66,7 +66,7 @@ def trained_folds(folder: Path, seed: int) -> FirstStage:
     found = {}
     for path in sorted(Path(folder).glob(f"fold_[0-9]*/seed_{seed}")):
         run = RunFolder(path)
-        if run.last.exists() and run.status().get("state") in ("predicting", "finished"):
+        if run.fold.isdigit() and run.last.exists() and run.status().get("state") in ("predicting", "finished"):
             found[int(run.fold)] = run
     return FirstStage(Path(folder), found)
 

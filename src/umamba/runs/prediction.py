@@ -12,8 +12,9 @@ from umamba.inference import PostProcessing, Predictor
 from umamba.inference.cases import find_cases
 from umamba.inference.first_stage import segment_first
 from umamba.inference.outputs import Outputs
+from umamba.inference.prepared_image import check_previous
 from umamba.inference.problems import UnsegmentedCases
-from umamba.io import Image, StorageError, UserError, read_image, read_label, storage_errors
+from umamba.io import Image, StorageError, read_image, read_label, storage_errors
 from umamba.io.lazy import load_beside
 from umamba.io.voice import showing, tracked
 from umamba.settings import PredictSettings
@@ -61,11 +62,11 @@ def predict(settings: PredictSettings) -> list[Path]:
 
 def _with_first_stage(predictor: Predictor, settings: PredictSettings) -> PredictSettings:
     """Segment the images by the first stage of a cascade, into a folder beside their segmentations by the second."""
-    if all(model.configuration.previous_stage is None for model in predictor.models):
-        raise UserError("previous_checkpoint: none of the networks of checkpoint is the second stage of a cascade.")
+    check_previous(predictor.models, "previous_checkpoint")
     paths, (cases, _) = settings.previous_checkpoint, find_cases(settings.input, predictor.num_channels)
     folder = Outputs.at(settings.output, predictor.file_ending).folder / PREVIOUS_STAGE
     return segment_first(
+        predictor,
         [paths] if isinstance(paths, Path) else list(paths or ()),
         cases,
         folder,

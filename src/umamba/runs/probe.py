@@ -71,7 +71,8 @@ def probe(settings: ProbeSettings) -> Path:
         probe.json.
 
     Raises:
-        UserError: the checkpoint or an image cannot be used, or the folder of a checkpoint holds several.
+        UserError: the checkpoint or an image cannot be used, the network is the second stage of a cascade, or the
+            folder of a checkpoint holds several.
         StorageError: the output cannot be written.
     """
     files = find_checkpoints([settings.checkpoint])
@@ -80,6 +81,11 @@ def probe(settings: ProbeSettings) -> Path:
     device = choose_device(settings.device)
     model = Model.from_checkpoint(files[0], device, "32-true", settings.trust, engine="torch")
     architecture = read_checkpoint(files[0], settings.trust).record.architecture
+    if model.configuration.previous_stage is not None:
+        raise UserError(
+            f"{files[0]}: is the second stage of a cascade, whose input needs the segmentation of the first, "
+            f"{model.configuration.previous_stage}. Probe that one."
+        )
     cases = list_cases(settings.images, model.num_channels)[: settings.most]
     make_folder(settings.output)
     network, configuration = model.network.eval(), model.configuration

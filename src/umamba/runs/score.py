@@ -74,8 +74,8 @@ def predict_and_score(
     held_out = validation_cases(settings, prepared) if settings.predict.validation else []
     rules, validation = scoring_rules(settings, prepared), None
     if held_out:
-        asked = _settings_for(settings, held_out, folder.previous_stage / "validation")
         predictor = _predictor(settings, checkpoint)
+        asked = _settings_for(settings, predictor, held_out, folder.previous_stage / "validation")
         validation = score_cases(predictor, held_out, folder.validation, folder.validation_scores, rules, asked)
         if validation is not None:
             log.info(score_table(validation, f"Validation of fold {settings.fold}, whole", rules.sentence))
@@ -84,15 +84,17 @@ def predict_and_score(
     if not test:
         log.info("No test images (imagesTs): nothing to predict.")
         return validation, None
-    asked = _settings_for(settings, test, folder.previous_stage / "predictions")
     predictor = _predictor(settings, checkpoint)
+    asked = _settings_for(settings, predictor, test, folder.previous_stage / "predictions")
     scores = score_cases(predictor, test, folder.predictions, folder.scores, rules, asked)
     if scores is None:
         log.info("The test images have no labels (labelsTs): predicted, not scored.")
     return validation, scores
 
 
-def _settings_for(settings: TrainSettings, cases: Sequence[RawCase], output: Path) -> PredictionSettings:
+def _settings_for(
+    settings: TrainSettings, predictor: Predictor, cases: Sequence[RawCase], output: Path
+) -> PredictionSettings:
     """Return how a run's network segments cases; the first stage of a cascade segments them before, into `output`.
 
     It is that of the same fold, which was trained on the same cases; with fold=all, the mean of all folds.
@@ -102,7 +104,8 @@ def _settings_for(settings: TrainSettings, cases: Sequence[RawCase], output: Pat
         return settings.predict.prediction
     checkpoints = stage.checkpoints if settings.fold == "all" else [stage.checkpoint(settings.fold)]
     trust, engine = module_of(settings.architecture.name), settings.predict.engine
-    return segment_first(checkpoints, cases, output, settings.predict.prediction, engine=engine, trust=trust)
+    wanted = settings.predict.prediction
+    return segment_first(predictor, checkpoints, cases, output, wanted, engine=engine, trust=trust)
 
 
 def _predictor(settings: TrainSettings, checkpoint: Path) -> Predictor:

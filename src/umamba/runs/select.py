@@ -181,7 +181,10 @@ def validate(
             (stage,) = stages.values()
             first = output / "previous_stage" / "_".join(stage.folder.parts[-2:]) / f"fold_{fold}"
             asked = segment_first(
-                [stage.checkpoint(fold)], chosen, first, settings, device=device, engine=engine, trust=trust
+                *(predictor, [stage.checkpoint(fold)], chosen, first, settings),
+                device=device,
+                engine=engine,
+                trust=trust,
             )
         predictor.predict_cases(chosen, folder, asked, progress=showing())
         segmentations |= {case: folder / f"{case}{predictor.file_ending}" for case in held_out}

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import pandas
@@ -21,15 +20,7 @@ from umamba.records.identity import early_stopping, scoring_settings
 from umamba.records.replacement import replacing
 from umamba.records.tables import read_curves, read_scores
 from umamba.runs.cascade import check_first_stage, with_first_stage
-from umamba.runs.fit import (
-    check_fold,
-    check_network,
-    checkpoint_record,
-    fit,
-    run_identity,
-    split_name,
-    splits_file,
-)
+from umamba.runs.fit import check_fold, check_network, checkpoint_record, fit, run_identity
 from umamba.runs.preparation import PreparedDataset, plan_of, preprocess
 from umamba.runs.score import check_scoring, draw_cases, predict_and_score, table_of_test_images
 from umamba.runs.smoke import smoke_test
@@ -95,7 +86,7 @@ def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
         check_fold(settings, planned)
         check_network(settings, planned)
         check_scoring(settings, planned)
-        check_first_stage(settings, planned, splits_file(settings, planned), partial(split_name, settings, planned))
+        check_first_stage(settings, planned)
         return run(settings, preprocess(planned, settings), folder)
 
 
@@ -116,7 +107,7 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -
         UserError: as `train`.
     """
     first = is_first_process()
-    prepared = with_first_stage(settings, prepared, splits_file(settings, prepared))
+    prepared = with_first_stage(settings, prepared)
     record = checkpoint_record(settings, prepared)
     with _alone(folder, settings, first):
         identity = run_identity(settings, prepared, record)
