@@ -247,9 +247,9 @@ def test_the_first_stage_segments_before_the_second(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="segmentations depend on files of the first"):
         list(verify(VerifySettings(predictions=tmp_path / "both")))
     names = {"labels": {"background": 0, "lesion": 1, "organ": 2}, "regions_class_order": None}
-    other = checkpoint(tmp_path / "other.ckpt", "unet", 3, labels=names)
+    unlike = checkpoint(tmp_path / "other.ckpt", "unet", 3, labels=names)
     with pytest.raises(UserError, match=r"other\.ckpt: has other labels than .*2\.ckpt"):
-        predict(replace(both, previous_checkpoint=other, output=tmp_path / "wrong"))
+        predict(replace(both, previous_checkpoint=unlike, output=tmp_path / "wrong"))
 
 
 def test_a_cascade_cannot_be_used_without_its_first_stage(tmp_path: Path) -> None:

@@ -51,12 +51,14 @@ def test_folders_of_the_first_stage(make_settings: Make, tmp_path: Path) -> None
     with pytest.raises(UserError, match="fold 1 of the first stage is not trained"):
         stage.checkpoint(1)
     assert first_stage(make_settings(f"paths.runs={tmp_path}")) is None
+    with pytest.raises(UserError, match=r"previous_stage=.*both: holds no run whose .* \(fold_<k>/seed_0\)"):
+        first_stage(make_settings(*CASCADE, f"previous_stage={tmp_path / 'both'}"))
 
 
 def test_every_case_needs_a_fold_that_holds_it_out(
     make_settings: Make, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
-    settings = make_settings(*CASCADE, f"previous_stage={tmp_path}")
+    settings = make_settings(*CASCADE, f"paths.runs={tmp_path}")
     with pytest.raises(UserError, match=r"5 of 5 cases, such as .* \(trained folds: none\)"):
         check_first_stage(settings, prepared)
 

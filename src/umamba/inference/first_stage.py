@@ -65,8 +65,10 @@ def segment_first(
         overwrite=settings.overwrite,
         workers=settings.workers,
     )
+    log.info("The first stage of the cascade, %s:", source)
     try:
         predictor.predict_cases(cases, output, plain, progress=showing())
     except UnsegmentedCases as error:
         log.warning("The first stage of the cascade: %s", error)
+    log.info("The second stage:")
     return replace(settings, previous_stage=output)

@@ -5,6 +5,7 @@ the second one, and decide the labels there. All folds of the first stage must b
 every case.
 """
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,8 @@ from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.runs.trainer import trains_on_cuda
 from umamba.settings import PredictionSettings, TrainSettings
 from umamba.settings.entry_points import module_of
+
+log = logging.getLogger(__name__)
 
 
 def check_first_stage(settings: TrainSettings, planned: PlannedDataset) -> None:
@@ -96,6 +99,7 @@ def with_first_stage(settings: TrainSettings, prepared: PreparedDataset) -> Prep
     }
     workers = settings.data.prepare_workers or 1
     store = with_previous(prepared.store, made_by, find, check=settings.data.check_store, workers=workers)
+    log.info("First stage: %s, folds %s; its labels are in %s", stage.folder, _listed(stage), store.previous)
     return replace(prepared, store=store)
 
 
@@ -153,11 +157,14 @@ def _held_by(stage: FirstStage, settings: TrainSettings, planned: PlannedDataset
             found.setdefault(case_id, fold)
     missing = sorted(set(names) - set(found))
     if missing:
-        trained = ", ".join(map(str, sorted(stage.runs))) or "none"
         raise UserError(
             f"previous_stage={stage.folder}: the second stage of a cascade needs the labels of the first in every "
             f"case, from a network that was not trained on it. {len(missing)} of {len(names)} cases, such as "
-            f"{missing[0]}, lack one (trained folds: {trained}). Train the other folds with "
+            f"{missing[0]}, lack one (trained folds: {_listed(stage)}). Train the other folds with "
             f"plan.configuration={LOWRES} fold=<k>."
         )
     return found
+
+
+def _listed(stage: FirstStage) -> str:
+    return ", ".join(map(str, sorted(stage.runs))) or "none"

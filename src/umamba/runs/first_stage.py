@@ -50,10 +50,20 @@ def first_stage(settings: TrainSettings) -> FirstStage | None:
 
     Args:
         settings: `plan.configuration` is read, and `previous_stage`, or the names from which its folder follows.
+
+    Raises:
+        UserError: `previous_stage` names a folder without trained folds.
     """
     if settings.plan.configuration != CASCADE:
         return None
-    return trained_folds(settings.previous_stage or settings.paths.runs / base_name(settings) / LOWRES, settings.seed)
+    given = settings.previous_stage
+    stage = trained_folds(given or settings.paths.runs / base_name(settings) / LOWRES, settings.seed)
+    if given is not None and not stage.runs:
+        raise UserError(
+            f"previous_stage={given}: holds no run whose training has ended (fold_<k>/seed_{settings.seed}). Give the "
+            f"folder runs/<experiment>/{LOWRES}, or train the first stage with plan.configuration={LOWRES}."
+        )
+    return stage
 
 
 def trained_folds(folder: Path, seed: int) -> FirstStage:
