@@ -46,12 +46,14 @@ class Validated:
         checkpoints: checkpoints of all folds.
         segmentations: case -> file of its segmentation.
         scores: label -> mean DSC over cases, NaN if no case has the label.
+        previous: checkpoints of the first stage in all folds; empty: there is no cascade among them.
     """
 
     name: str
     checkpoints: tuple[Path, ...]
     segmentations: Mapping[str, Path]
     scores: Mapping[str, float]
+    previous: tuple[Path, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -168,6 +170,7 @@ def validate(
     folds = sorted(next(iter(members.values())))
     cases = {case.case_id: case for case in dataset.training}
     segmentations: dict[str, Path] = {}
+    previous: list[Path] = []
     for fold in folds:
         _, held_out = fold_cases(list(cases), fold, splits, dataset.groups)
         predictor = Predictor.from_checkpoint(
@@ -180,8 +183,9 @@ def validate(
                 raise UserError(f"candidates: {name} are cascades of different first stages. Give pairs=false.")
             (stage,) = stages.values()
             first = output / "previous_stage" / "_".join(stage.folder.parts[-2:]) / f"fold_{fold}"
+            previous.append(stage.checkpoint(fold))
             asked = segment_first(
-                *(predictor, [stage.checkpoint(fold)], chosen, first, settings),
+                *(predictor, previous[-1:], chosen, first, settings),
                 device=device,
                 engine=engine,
                 trust=trust,
@@ -191,7 +195,7 @@ def validate(
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
     scores = mean_dice(segmentations, truths, dataset.labels, lambda segmentation: segmentation, settings.workers)
     checkpoints = tuple(path for member in members.values() for path in member.values())
-    return Validated(name, checkpoints, segmentations, scores)
+    return Validated(name, checkpoints, segmentations, scores, tuple(previous))
 
 
 def determine_post_processing(
@@ -277,6 +281,9 @@ def find_best(settings: FindBestSettings) -> Selection:
         for path in settings.candidates
         if _is_cascade(path, settings)
     }
+    for name, stage in stages.items():
+        for fold in members[name]:
+            stage.checkpoint(fold)  # a missing one is named before any image is segmented
     validated = [
         validate(
             *(each, dataset, splits, output),
@@ -299,6 +306,7 @@ def find_best(settings: FindBestSettings) -> Selection:
         {
             "best": best.name,
             "checkpoints": [str(path) for path in best.checkpoints],
+            **({"previous_checkpoints": [str(path) for path in best.previous]} if best.previous else {}),
             "mean_dice": {each.name: each.mean for each in ranked},
         },
     )
