@@ -164,6 +164,7 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
         "Cascades: the checkpoint or checkpoints of 3d_lowres, given as `checkpoint` is. They segment the images "
         "first, into the folder previous_stage of the output; null: previous_stage has these segmentations.",
         existing=True,
+        zoo=True,
     )
     precision: Precision = key("auto", "Precision of the networks. auto: the lowest that the device computes fast.")
     reproducible: bool = key(
