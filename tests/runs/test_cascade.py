@@ -1,4 +1,4 @@
-"""The cascade end to end on the phantom: planned, trained on what the first stage finds, predicted, compared."""
+"""The cascade end to end on the phantom: planned, trained on what the first stage finds, predicted."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from umamba.datasets import RawCase
 from umamba.io import UserError, write_json
+from umamba.planning import split_folds
 from umamba.records import read_checkpoint
-from umamba.runs import RunResult, find_best, predict, train
-from umamba.runs.cascade import check_first_stage
+from umamba.runs import RunResult, predict, train
+from umamba.runs.cascade import check_first_stage, with_first_stage
 from umamba.runs.first_stage import first_stage
 from umamba.runs.preparation import PreparedDataset, plan_of
-from umamba.settings import FindBestSettings, InvalidSettings, PredictSettings, TrainSettings
+from umamba.settings import InvalidSettings, PredictionSettings, PredictSettings, TrainSettings
 
 Make = Callable[..., TrainSettings]
 # The rules plan no 3d_lowres for such small images; a pinned spacing forces it.
@@ -37,14 +39,18 @@ def test_the_first_stage_must_be_trained(make_settings: Make, tmp_path: Path) ->
         plan_of(make_settings(*CASCADE, f"paths.runs={tmp_path}"))
 
 
+def write_run(run: Path, state: str) -> None:
+    """Write the folder of a run; the checkpoint only holds its name."""
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").write_text(str(run))
+    write_json(run / "run.json", {"state": state})
+
+
 def test_folders_of_the_first_stage(make_settings: Make, tmp_path: Path) -> None:
     settings = make_settings(*CASCADE, f"paths.runs={tmp_path}", "name=both", "seed=3")
     folder = tmp_path / "both" / "3d_lowres"
     for fold, seed, state in ((0, 3, "finished"), (1, 3, "training"), (2, 4, "finished"), (3, 3, "predicting")):
-        run = folder / f"fold_{fold}" / f"seed_{seed}"
-        (run / "checkpoints").mkdir(parents=True)
-        (run / "checkpoints" / "last.ckpt").touch()
-        write_json(run / "run.json", {"state": state})
+        write_run(folder / f"fold_{fold}" / f"seed_{seed}", state)
     stage = first_stage(settings)
     assert stage is not None
     assert (stage.folder, sorted(stage.runs)) == (folder, [0, 3])
@@ -61,6 +67,30 @@ def test_every_case_needs_a_fold_that_holds_it_out(
     settings = make_settings(*CASCADE, f"paths.runs={tmp_path}")
     with pytest.raises(UserError, match=r"5 of 5 cases, such as .* \(trained folds: none\)"):
         check_first_stage(settings, prepared)
+
+
+def test_each_case_gets_the_labels_of_the_fold_that_held_it_out(
+    make_settings: Make, prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(*CASCADE, f"paths.runs={tmp_path}", "name=both")
+    for fold in range(5):
+        write_run(tmp_path / "both" / "3d_lowres" / f"fold_{fold}" / "seed_0", "finished")
+
+    def only_fold(path: Path, *_: Any, **__: Any) -> int:
+        return int(path.parents[2].name.removeprefix("fold_"))
+
+    def labels(model: int, case: RawCase, shape: tuple[int, ...], how: PredictionSettings) -> np.ndarray:
+        return np.full(shape, model, np.uint8)
+
+    monkeypatch.setattr("umamba.runs.cascade.Model.from_checkpoint", only_fold)
+    monkeypatch.setattr("umamba.runs.cascade.labels_on_grid", labels)
+    store = with_first_stage(settings, prepared).store
+    names = [case.case_id for case in prepared.dataset.training]
+    for fold, split in enumerate(split_folds(names)):
+        for case_id in split["val"]:
+            found: Any = store.load(case_id).previous
+            assert (found[:] == fold).all()
+    assert len(store.case_ids) == 5
 
 
 @pytest.fixture(scope="module")
@@ -111,21 +141,3 @@ def test_a_cascade_end_to_end(make_settings: Make, runs: Path, tmp_path: Path) -
         found = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
         theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(second.folder.predictions / path.name)))
         np.testing.assert_array_equal(found, theirs)
-
-    for fold in range(1, 5):
-        trained(make_settings, runs, *CASCADE, f"fold={fold}", "predict.validation=false")
-    experiment = runs / "runs" / "both"
-    selection = find_best(
-        FindBestSettings(
-            candidates=(experiment / "3d_lowres", experiment / "3d_cascade_fullres"),
-            raw_dataset=raw,
-            output=tmp_path / "best",
-            engine="torch",
-        )
-    )
-    names = {each.name for each in selection.ranked}
-    assert names == {
-        "both.3d_lowres",
-        "both.3d_cascade_fullres",
-        "both.3d_lowres+both.3d_cascade_fullres",
-    }
