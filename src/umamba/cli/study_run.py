@@ -36,7 +36,7 @@ def study_run(arguments: Sequence[str]) -> int:
         raise UserError("umamba study run: give one study, such as controls_nuclei. All: umamba study")
     overrides = tuple(text for text in arguments if text not in names)
     runs = planned_runs(read_study(share("experiments"), names[0]), overrides)
-    todo = in_turn([run for run in left_to_do([run_state(run) for run in runs])])
+    todo = in_turn(left_to_do([run_state(run) for run in runs]))
     absent = absent_datasets(todo)
     if absent:
         raise UserError("\n".join(absent))

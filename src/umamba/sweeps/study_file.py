@@ -1,7 +1,7 @@
 """Read a study's folder: sweep.yaml holds the question and the runs, published.csv the paper's numbers.
 
-Overrides that all runs share can stand once under `common`, for example a small plan. A run may repeat a key of `common`
-with another value, which then counts.
+Overrides that all runs share can stand once under `common`, for example a small plan. A run may give a key of `common`
+another value.
 """
 
 import shlex
