@@ -1,12 +1,15 @@
 """Parameters, FLOPs, seconds and memory of a training step of each method of a study, on one CPU thread.
 
 python benchmarks/study_steps.py experiments/controls_nuclei paths.raw=RAW > experiments/controls_nuclei/steps.csv
+python benchmarks/study_steps.py experiments/controls_nuclei --equal-time experiments/controls_nuclei_time > steps.csv
 
-A step is forward, loss, backward, clipping and optimiser on a batch of noise at the method's plan, in the precision of
-its recipe. Methods take turns, step by step, after two steps of warm-up. `step_s` is the median of the CPU time of the
-process, which on one thread equals the time on an idle core, so that other work on the machine does not count. The time
-for patches, validation and scores is the same for all methods and not included. `activations_mib` is what autograd
-keeps for a batch, as `umamba describe` counts it.
+`batch_s` is the making of a batch of patches, `step_s` the training on it: forward, loss, backward, clipping and
+optimiser, in the precision of the recipe. Methods take turns, step by step, after two steps of warm-up. Both are
+medians of the CPU time of the process, which on one thread equals the time on an idle core, so that other work on the
+machine counts less. `activations_mib` is what autograd keeps for a batch, as `umamba describe` counts it.
+
+--equal-time writes the sweep of a second study, in which every method has the time of the first one: an epoch has as
+many batches as take as long as those of the first method.
 """
 
 import argparse
@@ -14,22 +17,31 @@ import csv
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from measuring import machine
 
 from umamba.cli.compose import settings_of
 from umamba.cli.planned_runs import dataset_and_method
 from umamba.networks import build_network
 from umamba.networks.cost import network_cost
-from umamba.runs.network_at_plan import network_at_plan
-from umamba.settings import DescribeSettings
-from umamba.sweeps import read_study
-from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy
+from umamba.patches import PatchDataModule
+from umamba.planning import fold_cases
+from umamba.reporting.names import TIMED
+from umamba.runs.preparation import plan_of, preprocess
+from umamba.settings import TrainSettings
+from umamba.sweeps import StudyFile, read_study
+from umamba.training.losses import DeepSupervisionLoss, build_loss
 from umamba.training.schedules import build_optimizer
 
-COLUMNS = ("dataset", "method", "iterations", "parameters", "step_gflop", "activations_mib", "step_s", "machine")
+COLUMNS = (
+    *("dataset", "method", "iterations", "parameters", "step_gflop", "activations_mib", "batch_s", "step_s"),
+    "machine",
+)
 
 
 class Method:
@@ -38,57 +50,84 @@ class Method:
     Args:
         line: the overrides of its run.
         overrides: further overrides.
+        steps: number of steps that will be asked for.
     """
 
-    def __init__(self, line: tuple[str, ...], overrides: tuple[str, ...]) -> None:
-        settings = settings_of(DescribeSettings, (*line, *overrides))
+    def __init__(self, line: tuple[str, ...], overrides: tuple[str, ...], steps: int) -> None:
+        settings = settings_of(TrainSettings, (*line, *overrides))
+        self.settings, self.recipe = settings, settings.recipe
         self.dataset, self.name = dataset_and_method(line, settings)
-        self.iterations = settings.trainer.max_epochs * settings.train_batches
-        found = network_at_plan(settings)
-        self.configuration, self.recipe = found.configuration, settings.recipe
-        self.cost = network_cost(settings.architecture, found.configuration, found.in_channels, found.num_classes)
+        prepared = preprocess(plan_of(settings), settings)
+        self.configuration = prepared.configuration
+        given = (prepared.configuration, prepared.num_channels, prepared.labels.num_classes)
+        self.cost = network_cost(settings.architecture, *given)
         torch.manual_seed(0)
-        size = (found.configuration.batch_size, found.in_channels, *found.configuration.patch_size)
-        self.image = torch.randn(size)
-        self.label = torch.randint(found.num_classes, (size[0], 1, *size[2:]))
-        self.network = build_network(
-            settings.architecture,
-            found.configuration,
-            found.in_channels,
-            found.num_classes,
-            settings.recipe.deep_supervision,
-        )
+        self.network = build_network(settings.architecture, *given, settings.recipe.deep_supervision)
         self.optimizer = build_optimizer(self.network.parameters(), settings.recipe.optimizer)
-        self.seconds: list[float] = []
-        from umamba.labels import LabelSet
-
-        labels = LabelSet.from_json({"background": 0, **{f"label {i}": i for i in range(1, found.num_classes)}})
-        self.loss = DeepSupervisionLoss(DiceCrossEntropy(labels, batch_dice=found.configuration.batch_dice))
+        self.loss = DeepSupervisionLoss(build_loss(prepared.labels, self.configuration.batch_dice, self.recipe.loss))
+        train, held_out = fold_cases(prepared.store.case_ids, settings.fold)
+        module = PatchDataModule(
+            *(prepared.store, prepared.configuration, prepared.labels, train, held_out),
+            seed=0,
+            augmentation=settings.augmentation,
+            iterations=steps,
+            oversample_foreground=settings.recipe.oversample_foreground,
+        )
+        self.batches: Iterator[Any] = iter(module.train_dataloader())
+        self.batch_s: list[float] = []
+        self.step_s: list[float] = []
 
     def step(self) -> None:
-        """Train on the batch once and note the CPU time."""
+        """Make a batch, train on it, and note the CPU time of both."""
         start = time.process_time()
+        batch = next(self.batches)
+        middle = time.process_time()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16-mixed"):
-            loss = self.loss(self.network(self.image), self.label)
+            loss = self.loss(self.network(batch["image"]), batch["label"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip_norm or float("inf"))
         self.optimizer.step()
-        self.seconds.append(time.process_time() - start)
+        self.batch_s.append(middle - start)
+        self.step_s.append(time.process_time() - middle)
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Median seconds of a batch of patches and of the training on it."""
+        return statistics.median(self.batch_s[2:]), statistics.median(self.step_s[2:])
 
     def row(self) -> list[object]:
         """Return the values of `COLUMNS`."""
-        batch = self.configuration.batch_size
+        size, (batch_s, step_s) = self.configuration.batch_size, self.seconds
         return [
-            self.dataset,
-            self.name,
-            self.iterations,
-            self.cost.parameters,
-            f"{3 * self.cost.flops * batch / 1e9:.2f}",
-            f"{self.cost.activation_bytes * batch / 2**20:.1f}",
-            f"{statistics.median(self.seconds[2:]):.4f}",
-            machine(),
+            *(self.dataset, self.name, self.settings.trainer.max_epochs * self.settings.train_batches),
+            *(self.cost.parameters, f"{3 * self.cost.flops * size / 1e9:.2f}"),
+            *(f"{self.cost.activation_bytes * size / 2**20:.1f}", f"{batch_s:.4f}", f"{step_s:.4f}", machine()),
         ]
+
+
+def equal_time(study: StudyFile, methods: list[Method]) -> str:
+    """Return the sweep.yaml of a study in which all methods have the time of the first one.
+
+    All methods make their batches of patches by the same code, so that one median over all of them counts.
+    """
+    batch_s = statistics.median(second for method in methods for second in method.batch_s[2:])
+    first, lines = methods[0], []
+    given = yaml.safe_load((study.folder / "sweep.yaml").read_text())
+    for method, line in zip(methods, given["runs"], strict=True):
+        share = (batch_s + first.seconds[1]) / (batch_s + method.seconds[1])
+        batches = max(1, round(first.settings.train_batches * share))
+        timed = f" name={method.settings.name}_{TIMED} trainer.limit_train_batches={batches}"
+        lines.append(
+            line if method is first else " ".join(p for p in line.split() if not p.startswith("name=")) + timed
+        )
+    runs = "".join(f"  - {line.strip()}\n" for line in lines)
+    return (
+        f"# {study.name} at equal time: the batches of an epoch follow from the seconds in steps.csv\n"
+        "# (benchmarks/study_steps.py --equal-time wrote this file).\n"
+        f"question: {given['question']} (equal time)\n"
+        f"common: >-\n  {given['common']}\nruns:\n{runs}folds: {given['folds']}\nseeds: {given['seeds']}\n"
+    )
 
 
 def main() -> None:
@@ -97,16 +136,20 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="folder with sweep.yaml")
     parser.add_argument("overrides", nargs="*", help="overrides of every run")
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each method")
+    parser.add_argument("--equal-time", type=Path, help="folder of the study that is written")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     study = read_study(arguments.study.parent, arguments.study.name)
-    methods = [Method(line, tuple(arguments.overrides)) for line in study.runs]
+    methods = [Method(line, tuple(arguments.overrides), arguments.steps + 2) for line in study.runs]
     for _ in range(arguments.steps + 2):
         for method in methods:
             method.step()
     table = csv.writer(sys.stdout)
     table.writerow(COLUMNS)
     table.writerows(method.row() for method in methods)
+    if arguments.equal_time is not None:
+        arguments.equal_time.mkdir(parents=True, exist_ok=True)
+        (arguments.equal_time / "sweep.yaml").write_text(equal_time(study, methods))
 
 
 if __name__ == "__main__":
