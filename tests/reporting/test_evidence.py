@@ -1,6 +1,7 @@
 """What a report keeps so that its numbers can be checked later: held-out cases, wins and oracle, curves, records."""
 
 import json
+import math
 import statistics
 from itertools import combinations, product
 from pathlib import Path
@@ -12,8 +13,9 @@ from umamba.io.tabular import read_table
 from umamba.records import RunFolder
 from umamba.records.tables import write_scores
 from umamba.reporting import Results, gather, numbers, write_report
+from umamba.reporting.compare import claims_of
 from umamba.reporting.complement import complement
-from umamba.sweeps import PlannedRun
+from umamba.sweeps import PlannedRun, RunState
 
 TEST, VALIDATION = ("a", "b", "c"), ("c", "d")  # both have a case c
 LABELS = ("front", "back")
@@ -107,3 +109,83 @@ def test_curves_and_records_of_all_runs_are_kept_without_places(runs: list[Plann
     assert records["runs"][0]["overrides"] == ["name=unet", "seed=0"]
     assert records["runs"][0]["provenance"]["git"]["revision"] == "abc"
     assert str(tmp_path) not in (tmp_path / "report" / "runs.json").read_text()
+
+
+COMMITTED = sorted((Path(__file__).parents[2] / "experiments").glob("*/results"))
+
+
+@pytest.fixture(params=["made here", *(path.parent.name for path in COMMITTED)])
+def evidence(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return the folder of a report: one that is made here, and each one that a study has committed."""
+    if request.param == "made here":
+        write_report(gathered(request.getfixturevalue("runs")), tmp_path / "report", pictures_mb=0)
+        return tmp_path / "report"
+    return next(path for path in COMMITTED if path.parent.name == request.param)
+
+
+def means_of_cases(scores: pandas.DataFrame, row: dict[str, object]) -> dict[tuple[int, str, str], float]:
+    """Return the scores of a number by training and case; those of the average are means over labels."""
+    own = scores[(scores["method"] == row["method"]) & (scores["dataset"] == row["dataset"])]
+    own = own[own["metric"] == row["metric"]]
+    if row["label"] != "average":
+        own = own[own["label"] == row["label"]]
+    found: dict[tuple[int, str, str], list[float]] = {}
+    for entry in own.to_dict("records"):
+        found.setdefault((entry["seed"], str(entry["fold"]), entry["case"]), []).append(entry["value"])
+    return {key: statistics.fmean(values) for key, values in found.items()}
+
+
+def test_the_tables_follow_from_the_scores_of_the_cases(evidence: Path) -> None:
+    """The numbers and differences by plain arithmetic, and the comparisons once more from the scores alone."""
+    names = ("dataset", "method", "fold", "case", "label", "metric")
+    scores = read_table(evidence / "scores.csv", names)
+    rows = read_table(evidence / "numbers.csv", ("dataset", "method", "label", "metric", "split", "rules"))
+    assert len(rows)
+    for row in rows.to_dict("records"):
+        cases = list(means_of_cases(scores, row).values())
+        if not cases:
+            assert math.isnan(row["mean"])
+            continue
+        assert row["mean"] == pytest.approx(statistics.fmean(cases), rel=1e-9)
+        assert row["sd"] == pytest.approx(statistics.stdev(cases), rel=1e-6)
+    claims = read_table(evidence / "claims.csv", ("dataset", "label", "metric", "first", "second", "sentence"))
+    results = from_files(evidence, scores)
+    again = {(c.dataset, c.label, c.metric, c.a, c.b): c for c in claims_of(results)}
+    assert len(again) == len(claims)
+    for row in claims.to_dict("records"):
+        claim = again[row["dataset"], row["label"], row["metric"], row["first"], row["second"]]
+        assert claim.p_holm == pytest.approx(row["p_holm"], rel=1e-9, nan_ok=True)
+        assert claim.sentence == row["sentence"]
+        if row["cases_left_out"] == 0:
+            first, second = (
+                by_case(means_of_cases(scores, {**row, "method": row[one]})) for one in ("first", "second")
+            )
+            differences = [first[case] - second[case] for case in first]
+            assert row["difference"] == pytest.approx(statistics.fmean(differences), abs=1e-12)
+    pandas.testing.assert_frame_equal(
+        complement(results), read_table(evidence / "complement.csv", ("dataset", "metric", "first", "second"))
+    )
+
+
+def by_case(values: dict[tuple[int, str, str], float]) -> dict[str, float]:
+    """Return the mean over trainings of each case."""
+    found: dict[str, list[float]] = {}
+    for (_, _, case), value in values.items():
+        found.setdefault(case, []).append(value)
+    return {case: statistics.fmean(each) for case, each in found.items()}
+
+
+def from_files(evidence: Path, scores: pandas.DataFrame) -> Results:
+    """Return the results that the files of a report hold, without any run folder."""
+    records = json.loads((evidence / "runs.json").read_text())
+    states = tuple(
+        RunState(
+            PlannedRun(
+                *(tuple(entry["overrides"]), RunFolder(evidence / "absent"), entry["dataset"], entry["method"]),
+                *(entry["fold"], entry["seed"], 1, 1, ""),
+            ),
+            "done",
+        )
+        for entry in records["runs"]
+    )
+    return Results(records["study"], records["question"], states, scores, {}, {})
