@@ -65,6 +65,16 @@ def test_finished_runs_are_left_alone(study: list[str], tmp_path: Path, monkeypa
     assert trained(study, monkeypatch) == (0, [run for run in ALL if run != ("phantom_b", 0)])
 
 
+def test_a_run_of_another_process_is_left_alone(
+    study: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = RunFolder(tmp_path / "runs" / "phantom_a" / "3d_fullres" / "fold_0" / "seed_1")
+    write_json(other.task_file, {"state": "running"})
+    with caplog.at_level("INFO", "umamba"):
+        assert trained(study, monkeypatch) == (0, [run for run in ALL if run != ("phantom_a", 1)])
+    assert "1 run elsewhere" in caplog.text
+
+
 def test_a_failed_run_keeps_no_other_from_its_work(study: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert trained(study, monkeypatch, "failed") == (1, ALL)
 

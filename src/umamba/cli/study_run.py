@@ -36,11 +36,17 @@ def study_run(arguments: Sequence[str]) -> int:
         raise UserError("umamba study run: give one study, such as controls_nuclei. All: umamba study")
     overrides = tuple(text for text in arguments if text not in names)
     runs = planned_runs(read_study(share("experiments"), names[0]), overrides)
-    todo = in_turn(left_to_do([run_state(run) for run in runs]))
+    states = [run_state(run) for run in runs]
+    todo = in_turn(left_to_do(states))
     absent = absent_datasets(todo)
     if absent:
         raise UserError("\n".join(absent))
     log.info("%d of %d runs are left to do.", len(todo), len(runs))
+    running = sum(state.state == "running" for state in states)
+    if running:
+        log.info(
+            "%d run elsewhere, or were killed in the last minutes; give the command again later for these.", running
+        )
     failed = 0
     for number, run in enumerate(todo, 1):
         log.info("Run %d of %d: %s", number, len(todo), shlex.join(run.overrides))
