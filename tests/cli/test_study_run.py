@@ -86,7 +86,7 @@ def test_nothing_is_trained_after_a_stop(study: list[str], monkeypatch: pytest.M
 def test_a_study_must_be_named_and_its_dataset_must_be_there(study: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give one study"):
         run_study([])
-    absent = [*study, "dataset=hippocampus", f"paths.raw={tmp_path}"]
+    absent = [*study, "dataset.kind=nnunet", f"dataset.root={tmp_path / 'none'}"]
     with pytest.raises(UserError, match=r"dataset\.root: there is no folder"):
         run_study(absent)
     assert main(["study", "run", *absent]) == 2
