@@ -148,7 +148,7 @@ def test_the_tables_follow_from_the_scores_of_the_cases(evidence: Path) -> None:
             continue
         assert row["mean"] == pytest.approx(statistics.fmean(cases), rel=1e-9)
         assert row["sd"] == pytest.approx(statistics.stdev(cases), rel=1e-6)
-    claims = read_table(evidence / "claims.csv", ("dataset", "label", "metric", "first", "second", "sentence"))
+    claims = read_table(evidence / "claims.csv", ("dataset", "label", "metric", "first", "second", "shown", "sentence"))
     results = from_files(evidence, scores)
     again = {(c.dataset, c.label, c.metric, c.a, c.b): c for c in claims_of(results)}
     assert len(again) == len(claims)
