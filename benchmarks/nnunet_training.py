@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--nnunet-bin", type=Path, required=True, help="folder bin of nnU-Net's environment")
     parser.add_argument("--scratch", type=Path, default=Path("nnunet_scratch"), help="nnU-Net's folders")
     parser.add_argument("--output", type=Path, required=True, help="CSV of the scores")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # overrides may stand after the options
     study, scratch = read_study(arguments.study.parent, arguments.study.name), arguments.scratch.resolve()
     settings = settings_of(TrainSettings, (*study.runs[0], *arguments.overrides))
     name, _ = dataset_and_method(study.runs[0], settings)

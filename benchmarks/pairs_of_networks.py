@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="overrides of every run")
     parser.add_argument("--scratch", type=Path, default=Path("pairs_scratch"), help="folder of segmentations")
     parser.add_argument("--output", type=Path, required=True, help="CSV of the scores")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # overrides may stand after the options
     torch.set_num_threads(1)
     study = read_study(arguments.study.parent, arguments.study.name)
     runs = {(run.method, run.seed): run for run in planned_runs(study, tuple(arguments.overrides))}

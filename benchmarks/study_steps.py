@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="overrides of every run")
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each method")
     parser.add_argument("--equal-time", type=Path, help="folder of the study that is written")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # overrides may stand after the options
     torch.set_num_threads(1)
     study = read_study(arguments.study.parent, arguments.study.name)
     methods = [Method(line, tuple(arguments.overrides), arguments.steps + 2) for line in study.runs]
