@@ -134,11 +134,12 @@ COMMANDS = {
     ),
     "study": Command(
         "study",
-        "List the studies, show the state of each run of a study, or plan what a study can show.",
+        "List the studies, show the state of each run of a study, train them, or plan what a study can show.",
         None,
         (
             "study                                                 # all studies",
             "study table3_organs_3d",
+            "study run controls_nuclei                             # train what is left, one run after another",
             "study power table3_organs_3d power.cases=50 power.trainings=3    # before anything is trained",
         ),
     ),

@@ -205,12 +205,13 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
     return replace(plan, decisions=(*notes, *plan.decisions)), configuration
 
 
-def locate_dataset(settings: DatasetSettings, workers: int) -> Path:
-    """Return the folder of the raw dataset; a phantom is written on first use.
+def locate_dataset(settings: DatasetSettings, preprocessed: Path, workers: int) -> Path:
+    """Return the folder of the raw dataset; a phantom is written and numbered instances become classes on first use.
 
     Args:
         settings: where the dataset is, or which phantom to write there.
-        workers: threads that convert a phantom in the layout of a public archive.
+        preprocessed: folder of preprocessed datasets, in which the classes of numbered instances are written.
+        workers: threads that convert numbered instances, or a phantom in the layout of a public archive.
 
     Raises:
         UserError: the folder does not exist (the message says where to get the dataset and where to put it), or a
@@ -222,6 +223,9 @@ def locate_dataset(settings: DatasetSettings, workers: int) -> Path:
     absent = settings.absent()
     if absent:
         raise UserError(absent)
+    if holds_instances(root):
+        log.info("%s holds numbered instances; they become the classes background, interior and boundary.", root)
+        return classes_of_instances(root, preprocessed / "classes", workers)
     return root
 
 
@@ -281,10 +285,7 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
     for name, folder in vars(settings.paths).items():
         log.info("paths.%s: %s", name, folder.absolute())
     workers = settings.data.prepare_workers or available_cpus()
-    root = locate_dataset(settings.dataset, workers)
-    if holds_instances(root):
-        log.info("%s holds numbered instances; they become the classes background, interior and boundary.", root)
-        root = classes_of_instances(root, settings.paths.preprocessed / "classes", workers)
+    root = locate_dataset(settings.dataset, settings.paths.preprocessed, workers)
     dataset = listed_dataset(root, workers)
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     plan, configuration = make_plan(settings, dataset, fingerprint)

@@ -111,6 +111,11 @@ class ReportSettings(Settings):
     overrides: tuple[str, ...] = key(
         (), "Overrides with which every run was trained, if there were any: \"overrides=['smoke=true']\""
     )
+    images: Literal["test", "held-out"] = key(
+        "test",
+        "Which images count: test, or held-out: also the validation cases of the fold, for studies of one fold whose "
+        "runs chose nothing by them.",
+    )
     margin: float = key(MARGIN, _MARGIN, above=0)
     pictures_mb: float = key(
         3.0,
