@@ -1,13 +1,15 @@
 """Where patches are sampled, compared with hand arithmetic and slow enumeration."""
 
+import itertools
 from dataclasses import replace
 
+import blosc2
 import numpy as np
 import pytest
 
 from umamba.labels import LabelSet
 from umamba.patches.augmentation import read_size
-from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_region
+from umamba.patches.sampling import draw_start, draw_voxel, inside_of, is_forced, read_region
 from umamba.patches.seeding import seed_of
 from umamba.settings import AugmentationSettings
 from umamba.settings.augmentation import Scaling
@@ -78,12 +80,19 @@ def test_classes_have_equal_chance_however_rare() -> None:
 
 def test_regions_are_copies_padded_outside() -> None:
     array = np.arange(1, 61, dtype=np.float32).reshape(1, 3, 4, 5)
-    padded = np.pad(array, [(0, 0), (6, 6), (6, 6), (6, 6)], constant_values=-7)
-    for start in [(0, 0, 0), (-2, 1, 3), (2, -3, -4), (1, 1, 1), (5, 0, 0), (0, -6, 0)]:
-        region = read_region(array, start, (2, 4, 6), -7)
-        expected = padded[(slice(None), *(slice(s + 6, s + 6 + n) for s, n in zip(start, (2, 4, 6), strict=True)))]
-        assert np.array_equal(region, expected[:, :2, :4, :6]), start
-        assert not np.shares_memory(region, array)
+    padded = np.pad(array, [(0, 0), (6, 8), (6, 8), (6, 8)], constant_values=-7)
+    for start in itertools.product((-6, -2, 0, 1, 5), (-6, -3, 0, 1), (-6, -4, 0, 1, 5)):
+        for size in ((2, 4, 6), (2, 3, 4)):
+            expected = padded[(slice(None), *(slice(s + 6, s + 6 + n) for s, n in zip(start, size, strict=True)))]
+            for source in (array, blosc2.asarray(array)):
+                region = read_region(source, start, size, -7)
+                assert np.array_equal(region, expected), (start, size)
+                assert not np.shares_memory(region, array)
+            low, high = inside_of(array.shape[1:], start, size)
+            inside = (expected != -7)[0]
+            within = tuple(map(slice, low, high))
+            assert inside[within].all()
+            assert inside.sum() == inside[within].size
 
 
 def test_seeds_depend_on_every_part() -> None:

@@ -15,7 +15,7 @@ from umamba.patches.draws import draw_all
 from umamba.patches.intensity import ClearOutside
 from umamba.patches.on_device import transform_regions
 from umamba.patches.patch import Patch, apply_all
-from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_region
+from umamba.patches.sampling import draw_start, draw_voxel, inside_of, is_forced, read_region
 from umamba.patches.seeding import generator_of, kept_torch, seed_torch
 from umamba.patches.slots import BatchLayout, SlotBatch, SlotPool, new_batch
 from umamba.patches.spatial import IMAGES, RotateScaleCrop
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from umamba.preprocessing import CaseStore, StoredCase
 
 _SLOTS_IN_USE = 2  # batches of a worker that the main process may hold beside those that are made ahead
+_SMALL_BYTES = 2**22  # a small case takes no more memory than this,
+_ALL_SMALL_BYTES = 2**29  # and small cases take no more than this in all worker processes of a loader
 _NEVER = 2**62  # no patch has this number
 
 
@@ -70,13 +72,15 @@ class PatchDataset(Dataset[tio.Subject]):
         deferred: bool = False,
         margin: Sequence[int] = (0, 0, 0),
     ) -> None:
-        self.cases = CaseCache(store)
         self.case_ids = tuple(case_ids)
+        self.cases = CaseCache(store, small_bytes=self._small_bytes(1))
         self.labels = labels
         self.transforms = transforms
         self.spatial = next((step for step in transforms.transforms if isinstance(step, RotateScaleCrop)), None)
         # Whether the patch depends on torch's generator.
         self.draws = any(not isinstance(step, ClearOutside) for step in transforms.transforms)
+        # Whether rotation and scaling get the region as it was read: zero, and -1, outside the image.
+        self.spatial_is_first = self.spatial is not None and transforms.transforms[0] is self.spatial
         self.read_size = tuple(read_size)
         self.largest_size = tuple(size + 2 * edge for size, edge in zip(read_size, margin, strict=True))
         self.patch_size = tuple(patch_size)
@@ -185,6 +189,7 @@ class PatchDataset(Dataset[tio.Subject]):
             UserError: the machine does not have enough shared memory.
         """
         self.current_numbers = self.slots = None
+        self.cases.small_bytes = self._small_bytes(max(1, num_workers))
         if num_workers:
             self.current_numbers = torch.full((num_workers, 2), -1, dtype=torch.int64).share_memory_()
             self.deferred_from.share_memory_()
@@ -224,6 +229,10 @@ class PatchDataset(Dataset[tio.Subject]):
     def _draw_case(self, generator: Any) -> str:
         return self.case_ids[generator.integers(len(self.case_ids))]
 
+    def _small_bytes(self, processes: int) -> int:
+        """Return up to which size a case is small, so that there is memory for all cases if all are small."""
+        return min(_SMALL_BYTES, _ALL_SMALL_BYTES // (processes * max(1, len(self.case_ids))))
+
     def _make(self, number: int, targets: Sequence[Tensor] | None) -> Patch:
         """Return a patch, or its region with `deferred`; what is read may be in the target tensors."""
         worker = get_worker_info()
@@ -238,11 +247,20 @@ class PatchDataset(Dataset[tio.Subject]):
             patch["drawn"], patch["noise"] = draw_all(self.transforms.transforms, matrix, shape)
             return patch
         if self.spatial is None:
-            return apply_all(self.transforms.transforms, self._read(number, targets, self.largest_size))
+            return self._apply(self._read(number, targets, self.largest_size))
         # Only the region that the rotation needs is read.
         patch = self._read(number, targets, self.spatial.source_size(matrix, self.largest_size))
         patch["matrix"] = matrix
-        return apply_all(self.transforms.transforms, patch)
+        return self._apply(patch)
+
+    def _apply(self, patch: Patch) -> Patch:
+        """Apply the transforms; draw only if one of them draws."""
+        if self.draws:
+            return apply_all(self.transforms.transforms, patch)
+        steps: Sequence[Any] = self.transforms.transforms
+        for step in steps:
+            patch = step.apply_transform(patch)
+        return patch
 
     def _read(self, number: int, targets: Sequence[Tensor] | None, size: Sequence[int]) -> Patch:
         """Read the central part of a patch's region, into the target tensors if they have its size."""
@@ -254,7 +272,10 @@ class PatchDataset(Dataset[tio.Subject]):
         )
         image = torch.from_numpy(read_region(case.image, start, size, 0, into_image))
         label = torch.from_numpy(read_region(case.label, start, size, OUTSIDE, into_label))
-        return Patch(image, label, case_id=case.case_id)
+        patch = Patch(image, label, case_id=case.case_id)
+        if self.spatial_is_first:
+            patch["inside"] = inside_of(case.image.shape[1:], start, size)
+        return patch
 
 
 class PatchSampler(DistributedSampler[int]):

@@ -6,6 +6,7 @@ All regions have three axes (Z, Y, X) and are measured in voxels; a 2D patch has
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 
 from umamba.io import UserError
@@ -123,27 +124,58 @@ def read_region(
     [[[[0.0, 1.0, 1.0]]]]
     """
     region = np.empty((array.shape[0], *size), array.dtype) if into is None else into
+    if isinstance(array, np.ndarray):
+        z, y, x = start
+        _place(array, z, y, x, region, outside)
+        return region
     low = [max(0, first) for first in start]
     high = [min(extent, first + length) for extent, first, length in zip(array.shape[1:], start, size, strict=True)]
-    if all(b - a == length for a, b, length in zip(low, high, size, strict=True)):
-        _copy(array, low, high, region)
-        return region
-    if not all(a < b for a, b in zip(low, high, strict=True)):
-        region.fill(outside)
-        return region
-    inside = np.empty((array.shape[0], *(b - a for a, b in zip(low, high, strict=True))), array.dtype)
-    _copy(array, low, high, inside)
-    place = [slice(None), *(slice(a - f, b - f) for a, b, f in zip(low, high, start, strict=True))]
-    region[tuple(place)] = inside
-    for axis, own in enumerate(place[1:], start=1):  # only what is outside, because filling all takes as long again
-        region[(*place[:axis], slice(0, own.start))] = outside
-        region[(*place[:axis], slice(own.stop, None))] = outside
+    lengths = [max(0, b - a) for a, b in zip(low, high, strict=True)]
+    complete = lengths == list(size)  # then a blosc2 array decodes straight into the region
+    inside = region if complete else np.empty((array.shape[0], *lengths), array.dtype)
+    if all(lengths):
+        array.get_slice_numpy(inside, ([0, *low], [array.shape[0], *high]))
+    if not complete:
+        z, y, x = (first - a for first, a in zip(start, low, strict=True))
+        _place(inside, z, y, x, region, outside)
     return region
 
 
-def _copy(array: Any, low: Sequence[int], high: Sequence[int], into: np.ndarray) -> None:
-    """Copy the voxels from `low` up to but excluding `high` into a contiguous array."""
-    if hasattr(array, "get_slice_numpy"):  # a blosc2 array decodes straight into the target
-        array.get_slice_numpy(into, ([0, *low], [array.shape[0], *high]))
-    else:
-        into[:] = array[(slice(None), *map(slice, low, high))]
+def inside_of(
+    shape: Sequence[int], start: Sequence[int], size: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return which part of a region lies inside the image: its first voxel (3,), and the one after its last (3,).
+
+    Args:
+        shape: size (Z, Y, X) of the image.
+        start: first voxel of the region; it may be negative.
+        size: size of the region.
+
+    >>> inside_of((4, 9, 9), (-2, 3, 8), (8, 4, 4))
+    ((2, 0, 0), (6, 4, 1))
+    """
+    low = tuple(min(max(0, -first), length) for first, length in zip(start, size, strict=True))
+    high = (min(max(0, extent - first), length) for extent, first, length in zip(shape, start, size, strict=True))
+    return low, tuple(high)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _place(source, first_z, first_y, first_x, into, outside):  # type: ignore[no-untyped-def]
+    """Fill a region (C, Z, Y, X) that starts at a voxel of the source; write `outside` where there is no source."""
+    channels, depth, height, width = source.shape
+    slices, rows, columns = into.shape[1:]
+    begin = min(max(0, -first_x), columns)
+    end = max(begin, min(columns, width - first_x))
+    for channel in range(channels):
+        for slice_ in range(slices):
+            z = first_z + slice_
+            for row in range(rows):
+                y, target = first_y + row, into[channel, slice_, row]
+                if 0 <= z < depth and 0 <= y < height and begin < end:
+                    target[:begin] = outside
+                    own, row_of_source = target[begin:end], source[channel, z, y, first_x + begin : first_x + end]
+                    for column in range(len(own)):
+                        own[column] = row_of_source[column]
+                    target[end:] = outside
+                else:
+                    target[:] = outside
