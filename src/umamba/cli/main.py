@@ -89,7 +89,9 @@ COMMANDS = {
             "convert archive=flare source=FOLDER                    # an unpacked download",
             "convert archive=msd source=Task04_Hippocampus",
             "convert archive=folders source=FOLDER name=Dataset500_Mine    # a folder for each patient",
+            "convert merge source=PATH/raw name=Dataset700_Joined    # raw datasets with different labels",
         ),
+        first="archive",
     ),
     "find-best": Command(
         "find_best",
