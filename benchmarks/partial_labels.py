@@ -161,11 +161,11 @@ def trained(roots: Mapping[str, Path], work: Path, seed: int, overrides: Sequenc
     found = {
         "full": run("full", roots["full"]),
         "partial": run("partial", roots["partial"]),
-        "marginal": run("marginal", roots["partial"], "recipe.loss.exclusion_weight=0"),
         "naive": run("naive", roots["naive"]),
         "first": run("first", roots["first"]),
     }
     found["added"] = run("added", roots["added"], f"teacher={checkpoints['first']}")
+    found["marginal"] = run("marginal", roots["partial"], "recipe.loss.exclusion_weight=0")
     found["tuned"] = run("tuned", roots["tuned"], f"pretrained={checkpoints['first']}")
     return found
 

@@ -38,13 +38,14 @@ def second(raw: Path) -> Path:
 
 
 def joined(raw: Path, *datasets: str) -> Path:
+    """Join datasets beside `raw`."""
     layout = Layout("Dataset700_Joined")
     return convert_archive("merge", raw.parent, raw.parent, 2, layout=layout, datasets=datasets)
 
 
 def test_joined_labels_keep_their_voxels(raw: Path, second: Path) -> None:
     before = {path: path.read_bytes() for path in raw.parent.rglob("*") if path.is_file()}
-    target = joined(raw)
+    target = joined(raw, raw.name, second.name)
     dataset = read_dataset(target)
     assert dataset.labels.to_json()["labels"] == {"background": 0, "liver": 1, "tumour": 2, "spleen": 3, "ignore": 4}
     assert [case.case_id for case in dataset.training] == [
@@ -64,11 +65,11 @@ def test_joined_labels_keep_their_voxels(raw: Path, second: Path) -> None:
     assert set(dataset.groups) == {case.case_id for case in dataset.training} - {"Dataset001_Tiny_b"}
     assert all(path.read_bytes() == content for path, content in before.items())
     with pytest.raises(UserError, match="is a dataset already"):
-        joined(raw)
+        joined(raw, raw.name, second.name)
 
 
 def test_what_cannot_be_joined_is_refused(raw: Path, second: Path) -> None:
-    with pytest.raises(UserError, match="two are needed"):
+    with pytest.raises(UserError, match=r"datasets=\[A,B\].*Dataset001_Tiny, Dataset002_Other"):
         joined(raw, "Dataset001_Tiny")
     content = json.loads((second / "dataset.json").read_text())
     for entry, said in (
@@ -79,7 +80,7 @@ def test_what_cannot_be_joined_is_refused(raw: Path, second: Path) -> None:
     ):
         (second / "dataset.json").write_text(json.dumps({**content, **entry}))
         with pytest.raises(UserError, match=said):
-            joined(raw)
+            joined(raw, raw.name, second.name)
     assert not (raw.parent / "Dataset700_Joined" / "dataset.json").exists()
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,18 +13,28 @@ from torch import nn
 from umamba.inference import Predictor
 from umamba.io import UserError
 from umamba.labels import LabelSet
+from umamba.planning import Fingerprint
 from umamba.records import RunFolder
-from umamba.records.checkpoint import read_checkpoint
+from umamba.records.checkpoint import read_checkpoint, store_record
 from umamba.records.identity import identity_differences
 from umamba.runs import PreparedDataset
 from umamba.runs.fit import check_fold, check_network, checkpoint_record, run_identity
 from umamba.runs.preparation import make_plan
 from umamba.settings import LossSettings, TrainSettings
-from umamba.training.added_class import Teacher, channels_of, start_from_teacher
+from umamba.training.added_class import Teacher, channels_of, read_teacher, start_from_teacher
+from umamba.training.losses import deep_supervision_weights, resize_label
+from umamba.training.module import SegmentationModule
 
 Fit = Callable[..., RunFolder]
+MakeSettings = Callable[..., TrainSettings]
 OLD = LabelSet.from_json({"background": 0, "left": 1, "gone": 2, "right": 3})
 NEW = LabelSet.from_json({"background": 0, "tumour": 1, "right": 2, "left": 3})
+# The plan is the teacher's, so that the small runs' own values of the plan are taken back.
+OF_TEACHER = [
+    f"plan.{name}=null"
+    for name in ("patch_size", "features_per_stage", "strides", "kernel_sizes", "encoder_blocks", "decoder_blocks")
+] + ["plan.batch_size=null"]
+NO_FINGERPRINT = Fingerprint((), (), (), 1.0)
 REGIONS_OLD = LabelSet.from_json({"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])
 REGIONS_NEW = LabelSet.from_json({"background": 0, "core": 2, "rest": [1, 3], "whole": [1, 2, 3]}, [2, 3, 1])
 
@@ -44,20 +55,17 @@ def head(labels: LabelSet) -> nn.Module:
 def divergence_of_classes(
     teacher: Teacher, logits: torch.Tensor, frozen: torch.Tensor, label: torch.Tensor, taught: torch.Tensor
 ) -> float:
-    """Kullback-Leibler divergence of merged classes, voxel by voxel; the new labels are tumour, right and left."""
-    p, q = logits.double().softmax(1), frozen.double().softmax(1)
+    """Kullback-Leibler divergence of merged classes, voxel by voxel."""
+    p, q = (x.detach().double().softmax(1).flatten(2).tolist() for x in (logits, frozen))
     found, voxels = 0.0, 0
-    for b in range(len(label)):
-        names = [k for k in range(3) if taught[b, k]]
-        for y in range(label.shape[2]):
-            for x in range(label.shape[3]):
-                if label[b, 0, y, x] != 0 or not names:
-                    continue
-                new = {k: float(p[b, k + 1, y, x]) for k in names}
-                old = {k: float(q[b, int(teacher.channels[k] or 0), y, x]) for k in names}
-                new[-1], old[-1] = 1 - sum(new.values()), 1 - sum(old.values())
-                found += sum(old[k] * math.log(old[k] / new[k]) for k in old)
-                voxels += 1
+    for b, truth in enumerate(label.flatten(1).tolist()):
+        names = [k for k, teaches in enumerate(taught[b]) if teaches]
+        for v in [v for v, true in enumerate(truth) if true == 0 and names]:
+            new = {k: p[b][k + 1][v] for k in names}
+            old = {k: q[b][teacher.channels[k] or 0][v] for k in names}
+            new[-1], old[-1] = 1 - sum(new.values()), 1 - sum(old.values())
+            found += sum(old[k] * math.log(old[k] / new[k]) for k in old)
+            voxels += 1
     return found / voxels
 
 
@@ -125,15 +133,9 @@ def test_nothing_is_taught_where_cases_carry_all_labels() -> None:
     assert torch.equal(teacher.loss(image, outputs, label, taught), alone.detach())
 
 
-def partly(prepared: PreparedDataset, names: tuple[str, ...]) -> PreparedDataset:
-    """Return the phantom as if each case carried only some labels (their voxels of other labels become background)."""
-    annotated = dict.fromkeys(prepared.store.case_ids, names)
-    return replace(prepared, dataset=replace(prepared.dataset, annotated=annotated))
-
-
 @pytest.fixture
 def carried(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> PreparedDataset:
-    """Return the phantom with label maps of its first label only."""
+    """Return the phantom with label maps of its first label only, which is all that its cases declare."""
     load = type(prepared.store).load
     (value,) = prepared.labels.values[0]
 
@@ -144,37 +146,69 @@ def carried(prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> Prepa
         return replace(case, label=label, foreground={k: v for k, v in case.foreground.items() if k == value})
 
     monkeypatch.setattr(type(prepared.store), "load", masked)
-    return partly(prepared, prepared.labels.names[:1])
+    annotated = dict.fromkeys(prepared.store.case_ids, prepared.labels.names[:1])
+    return replace(prepared, dataset=replace(prepared.dataset, annotated=annotated))
 
 
-def test_a_run_adds_a_label_and_keeps_the_others(
-    small_fit: Fit,
-    carried: PreparedDataset,
-    prepared: PreparedDataset,
-    make_settings: Callable[..., TrainSettings],
-    messages: pytest.LogCaptureFixture,
+@pytest.fixture(scope="module")
+def checkpoint(
+    make_settings: MakeSettings, prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return the checkpoint of an untrained network for the phantom's labels."""
+    record = checkpoint_record(make_settings(), prepared)
+    torch.manual_seed(0)
+    content = {"state_dict": SegmentationModule(record).state_dict()}
+    store_record(content, record)
+    path = tmp_path_factory.mktemp("teacher") / "last.ckpt"
+    torch.save(content, path)
+    return path
+
+
+def test_a_training_step_adds_what_the_frozen_network_teaches(
+    make_settings: MakeSettings, carried: PreparedDataset, checkpoint: Path
 ) -> None:
-    first = small_fit("trainer.max_epochs=1", name="first")
-    still = ["recipe.optimizer.lr=1e-300", "recipe.optimizer.momentum=0", "recipe.optimizer.nesterov=false"]
-    plan = ["plan.patch_size=null", "plan.features_per_stage=null", "plan.strides=null", "plan.kernel_sizes=null"]
-    plan += ["plan.encoder_blocks=null", "plan.decoder_blocks=null", "plan.batch_size=null"]
-    added = [*plan, f"teacher={first.last}", "trainer.max_epochs=1"]
-    kept = small_fit(*added, *still, name="kept", cases=carried)
-    assert "Labels that are kept: " in messages.text
-    before, after = (read_checkpoint(folder.last) for folder in (first, kept))
-    assert before.weights.keys() == after.weights.keys()  # the frozen network is no part of the checkpoint
-    assert all(torch.equal(tensor, after.weights[name]) for name, tensor in before.weights.items())
-    assert after.record.pretrained == str(first.last)
-    assert Predictor.from_checkpoint(kept.last, device="cpu").models[0].labels == prepared.labels
+    record = checkpoint_record(make_settings(*OF_TEACHER, f"teacher={checkpoint}"), carried)
+    teacher, read = read_teacher(checkpoint, record)
+    module = SegmentationModule(record, teacher=teacher)
+    alone = SegmentationModule(record)
+    assert module.state_dict().keys() == alone.state_dict().keys()  # the frozen network is no part of a checkpoint
+    alone.load_state_dict(module.state_dict())
+    size = record.configuration.patch_size
+    image = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(4))
+    label = torch.zeros(2, 1, *size, dtype=torch.long)
+    annotated = torch.ones(2, len(record.labels.names), dtype=torch.bool)
+    annotated[0, 1:] = False
+    batch = {"image": image, "label": label, "annotated": annotated}
+    added = module.loss_of(batch) - alone.loss_of(batch)
+    outputs, frozen = module(image), teacher.network(image)
+    taught = ~annotated
+    weights = deep_supervision_weights(len(outputs))
+    expected = sum(
+        weight * divergence_of_classes(teacher, output, example, resize_label(label, output.shape[2:]), taught)
+        for weight, output, example in zip(weights, outputs, frozen, strict=True)
+        if weight
+    )
+    assert added.item() == pytest.approx(expected, abs=1e-5)
+    assert not any(tensor.requires_grad for tensor in teacher.network.parameters())
+    module.network.load_state_dict(read.weights)
+    assert (module.loss_of(batch) - module.loss(module(image), label, batch["annotated"])).item() == pytest.approx(0)
 
-    settings = make_settings(*added)
-    plan_of_teacher, name = make_plan(settings, carried.dataset, _no_fingerprint())
+
+def test_plan_identity_and_refusals(
+    make_settings: MakeSettings, carried: PreparedDataset, prepared: PreparedDataset, checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = make_settings(*OF_TEACHER, f"teacher={checkpoint}")
+    plan_of_teacher, name = make_plan(settings, carried.dataset, NO_FINGERPRINT)
     assert (plan_of_teacher.configuration(name), name) == (prepared.configuration, "3d_fullres")
-    record = checkpoint_record(settings, carried)
-    now = run_identity(settings, carried, record)
-    assert identity_differences(now, now) == []
+    now = run_identity(settings, carried, checkpoint_record(settings, carried))
+    moved = tmp_path / "moved.ckpt"
+    moved.write_bytes(checkpoint.read_bytes())
+    elsewhere = replace(settings, teacher=moved)
+    assert identity_differences(now, run_identity(elsewhere, carried, checkpoint_record(elsewhere, carried))) == []
     former = {key: value for key, value in now.items() if key != "teacher"}
-    assert any(line.startswith("teacher (content of that") for line in identity_differences(former, now))
+    assert [line.split(":")[0] for line in identity_differences(former, now)] == [
+        "teacher (content of that checkpoint)"
+    ]
 
     with pytest.raises(UserError, match=r"no training case of fold 0 carries .*teacher=CHECKPOINT"):
         check_fold(make_settings(), carried)
@@ -184,17 +218,30 @@ def test_a_run_adds_a_label_and_keeps_the_others(
     own = replace(settings.recipe, loss=LossSettings(name="torch.nn:CrossEntropyLoss"))
     with pytest.raises(UserError, match="a loss of your own does not know"):
         check_network(replace(settings, recipe=own), carried)
+    other = make_settings(*OF_TEACHER, f"teacher={checkpoint}", "plan.configuration=2d")
     with pytest.raises(UserError, match=r"trained with plan\.configuration=3d_fullres"):
-        make_plan(make_settings(*added, "plan.configuration=2d"), carried.dataset, _no_fingerprint())
+        make_plan(other, carried.dataset, NO_FINGERPRINT)
 
 
-def _no_fingerprint() -> Any:
-    from umamba.planning import Fingerprint
+@pytest.mark.slow
+def test_a_run_adds_a_label_and_keeps_the_others(
+    small_fit: Fit,
+    carried: PreparedDataset,
+    prepared: PreparedDataset,
+    checkpoint: Path,
+    messages: pytest.LogCaptureFixture,
+) -> None:
+    still = ["recipe.optimizer.lr=1e-300", "recipe.optimizer.momentum=0", "recipe.optimizer.nesterov=false"]
+    kept = small_fit(*OF_TEACHER, f"teacher={checkpoint}", "trainer.max_epochs=1", *still, cases=carried)
+    assert "Labels that are kept: " in messages.text
+    before, after = (read_checkpoint(path) for path in (checkpoint, kept.last))
+    assert before.weights.keys() == after.weights.keys()
+    assert all(torch.equal(tensor, after.weights[name]) for name, tensor in before.weights.items())
+    assert after.record.pretrained == str(checkpoint)
+    assert Predictor.from_checkpoint(kept.last, device="cpu").models[0].labels == prepared.labels
 
-    return Fingerprint((), (), (), 1.0)
 
-
-def test_what_contradicts_a_teacher_is_refused(make_settings: Callable[..., TrainSettings], tmp_path: Any) -> None:
+def test_what_contradicts_a_teacher_is_refused(make_settings: MakeSettings, tmp_path: Any) -> None:
     path = tmp_path / "last.ckpt"
     path.write_bytes(b"")
     with pytest.raises(UserError) as caught:

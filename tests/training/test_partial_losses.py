@@ -1,12 +1,16 @@
 """Marginal and exclusion loss of partly labelled cases against loops over voxels in float64."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from umamba.labels import LabelSet
 from umamba.settings import LossSettings
+from umamba.training import panels
 from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy, dice_of_sums, resize_label
 from umamba.training.partial_losses import exclusion_loss, merged_logits
 from umamba.training.patch_dice import PatchDice
@@ -203,3 +207,21 @@ def test_the_patch_dice_counts_carried_labels_only() -> None:
     assert b == 2 / 3  # of the second
     assert math.isnan(c)
     assert resize_label(label, (1, 4)) is label
+
+
+def test_the_title_of_a_picture_counts_carried_labels_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    label = torch.tensor([[[[1, 1, 0, 0]]]])
+    logits = torch.nn.functional.one_hot(torch.tensor([[[1, 1, 2, 2]]]), 4).permute(0, 3, 1, 2).float()
+    titles: list[str] = []
+    monkeypatch.setattr(panels, "overlay_figure", lambda *_, score, **__: titles.append(score))
+    monkeypatch.setattr(panels, "write_overlay", lambda *_: None)
+    trainer: Any = SimpleNamespace(
+        current_epoch=0, max_epochs=1, sanity_checking=False, is_global_zero=True, loggers=[]
+    )
+    module: Any = lambda image: logits  # noqa: E731
+    for given in ({}, {"annotated": torch.tensor([[True, False, False]])}):
+        batch = {"image": torch.zeros(1, 1, 1, 4), "label": label, "case_id": ["x"], **given}
+        panels.ValidationPanels(tmp_path, ORGANS, (1.0, 1.0), 1, lambda _: None).on_validation_batch_end(
+            trainer, module, None, batch, 0
+        )
+    assert titles == ["Dice of this patch 0.500", "Dice of this patch 1.000"]

@@ -89,7 +89,7 @@ COMMANDS = {
             "convert archive=flare source=FOLDER                    # an unpacked download",
             "convert archive=msd source=Task04_Hippocampus",
             "convert archive=folders source=FOLDER name=Dataset500_Mine    # a folder for each patient",
-            "convert merge source=PATH/raw name=Dataset700_Joined    # raw datasets with different labels",
+            "convert merge source=PATH/raw datasets=[Dataset001_A,Dataset002_B] name=Dataset700_Joined",
         ),
         first="archive",
     ),

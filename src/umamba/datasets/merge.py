@@ -32,7 +32,7 @@ def merge_datasets(source: Path, names: Sequence[str], raw: Path, name: str, wor
 
     Args:
         source: folder that holds the datasets.
-        names: folders of the datasets; empty: all in `source` that have a dataset.json, but the new one.
+        names: folders of the datasets.
         raw: folder of all raw datasets.
         name: folder of the new dataset.
         workers: threads.
@@ -47,10 +47,10 @@ def merge_datasets(source: Path, names: Sequence[str], raw: Path, name: str, wor
     target = below(raw, name)
     if (target / "dataset.json").exists():
         raise UserError(f"name={name}: {target} is a dataset already. Give another name, or delete that folder.")
-    found = names or sorted(path.parent.name for path in source.glob("*/dataset.json"))
-    if len(set(found)) < _LEAST:
-        raise UserError(f"source={source}: {len(set(found))} datasets to join; two are needed. Give datasets=[A,B].")
-    datasets = [read_dataset(below(source, folder)) for folder in dict.fromkeys(found)]
+    if len(set(names)) < _LEAST:
+        there = ", ".join(sorted(path.parent.name for path in source.glob("*/dataset.json"))) or "none"
+        raise UserError(f"datasets: name two or more to join, as in datasets=[A,B]. {source} holds: {there}.")
+    datasets = [read_dataset(below(source, folder)) for folder in dict.fromkeys(names)]
     _check(datasets)
     labels = joint_labels([dataset.labels for dataset in datasets])
     pairs = [(dataset, case) for dataset in datasets for case in dataset.training]

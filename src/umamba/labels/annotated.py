@@ -127,6 +127,23 @@ def annotated_mask(labels: LabelSet, annotated: Annotated, case_ids: Sequence[st
     return np.array(rows, dtype=np.bool_)
 
 
+def annotated_sentence(labels: LabelSet, annotated: Annotated, case_ids: Sequence[str]) -> str:
+    """Return how many cases are partly labelled, and how many carry each label.
+
+    Args:
+        labels: the label set.
+        annotated: labels of the partly labelled cases.
+        case_ids: the cases.
+
+    >>> annotated_sentence(LabelSet(("liver", "spleen"), ((1,), (2,))), {"a": ("spleen",)}, ["a", "b"])
+    'Partly labelled: 1 of 2 cases. Cases that carry each label: liver 1, spleen 2.'
+    """
+    partly = sum(case_id in annotated for case_id in case_ids)
+    counts = annotated_mask(labels, annotated, case_ids).sum(0)
+    each = ", ".join(f"{name} {count}" for name, count in zip(labels.names, counts, strict=True))
+    return f"Partly labelled: {partly} of {len(case_ids)} cases. Cases that carry each label: {each}."
+
+
 def _entries(given: Any, cases: Collection[str]) -> dict[str, set[str]]:
     """Return the labels of each case in dataset.json."""
     if isinstance(given, list):

@@ -18,7 +18,7 @@ from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
 from umamba.patches.extra import check_on_patch
 from umamba.planning import Configuration, fold_cases
-from umamba.records import CheckpointRecord, RunFolder
+from umamba.records import CheckpointRecord, RunFolder, find_checkpoint
 from umamba.records.checkpoint import read_checkpoint
 from umamba.records.identity import learnt_settings
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
@@ -85,8 +85,10 @@ def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: Che
     names = "\n".join([*sorted(train_cases), "", *sorted(val_cases)])
     digest = hashlib.blake2b(names.encode(), digest_size=4).hexdigest()
     split = f"{len(train_cases)} to train, {len(val_cases)} to validate ({digest})"
-    teacher = None if settings.teacher is None else file_digest(settings.teacher)
-    return {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split, "teacher": teacher}
+    own = {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split}
+    if settings.teacher is None:
+        return {**own, "teacher": None}
+    return {**own, "pretrained": None, "teacher": file_digest(find_checkpoint(settings.teacher))}  # wherever it lies
 
 
 def step_flops(record: CheckpointRecord) -> float:

@@ -20,6 +20,7 @@ from umamba.io import StorageError, UserError, exclusive, read_json, write_json
 from umamba.io.documents import OWN_BYTES
 from umamba.io.resources import available_cpus
 from umamba.labels import LabelSet
+from umamba.labels.annotated import annotated_sentence
 from umamba.planning import (
     Configuration,
     Fingerprint,
@@ -166,8 +167,8 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
     """Return the plan that the settings ask for, and the name of the configuration to use.
 
     The plan is the teacher's, or read from nnU-Net's plans file (plan.from_file), or derived by the rules
-    (planner.rules). A derived plan
-    keeps the values that plan.* pins and, with plan.paper=true, those of the paper's Table 2; plan.* overrides Table 2.
+    (planner.rules). A derived plan keeps the values that plan.* pins and, with plan.paper=true, those of the paper's
+    Table 2; plan.* overrides Table 2.
 
     Args:
         settings: `teacher` and the groups `plan` and `planner` are read.
@@ -296,6 +297,9 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
         log.info("%s holds numbered instances; they become the classes background, interior and boundary.", root)
         root = classes_of_instances(root, settings.paths.preprocessed / "classes", workers)
     dataset = listed_dataset(root, workers)
+    if dataset.annotated:
+        training = [case.case_id for case in dataset.training]
+        log.info(annotated_sentence(dataset.labels, dataset.annotated, training))
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     plan, configuration = make_plan(settings, dataset, fingerprint)
     _refuse_lines(dataset, plan.configuration(configuration))

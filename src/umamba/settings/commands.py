@@ -185,7 +185,7 @@ class ConvertSettings(Settings):
         "that are kept. Empty: all, with the names that are known.",
     )
     datasets: tuple[str, ...] = key(
-        (), "merge: folders in source of the datasets that are joined, such as [Dataset001_A,Dataset002_B]; empty: all."
+        (), "merge: folders in source of the datasets that are joined, such as [Dataset001_A,Dataset002_B]."
     )
     crop: bool = key(
         False,
