@@ -49,8 +49,9 @@ def test_json_and_csv_say_the_same(raw: Path) -> None:
     ("entry", "said"),
     [
         ({"a": ["livr"]}, "Did you mean liver?"),
+        (["livr"], "a and 2 more: livr is none of the labels"),
         ({"a": []}, "a carries no label"),
-        ({"d": ["liver"]}, "names 1 cases that the dataset does not have"),
+        ({"d": ["liver"]}, "the dataset does not have d (cases: 1)"),
         ({"a": "liver"}, "must map each partly labelled case to its labels"),
         (7, "must map each partly labelled case to its labels"),
     ],

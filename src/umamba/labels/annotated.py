@@ -54,15 +54,15 @@ def read_annotated(
     unknown = sorted(set(entries) - set(cases))
     if unknown:
         problems.append(
-            f"{file}: names {len(unknown)} cases that the dataset does not have: {shown(unknown[:5])}. Correct them."
+            f"{file}: the dataset does not have {shown(', '.join(unknown[:5]))} (cases: {len(unknown)}). Correct the names."
         )
+    for name in sorted(set().union(*entries.values()) - set(labels.names)):
+        where = [case_id for case_id, names in entries.items() if name in names]
+        first = where[0] if len(where) == 1 else f"{where[0]} and {len(where) - 1} more"
+        close = nearest(name, labels.names)
+        hint = f" Did you mean {close}?" if close else ""
+        problems.append(f"{file}: {first}: {shown(name)} is none of the labels {shown(', '.join(labels.names))}.{hint}")
     for case_id, names in entries.items():
-        for name in sorted(set(names) - set(labels.names)):
-            close = nearest(name, labels.names)
-            hint = f" Did you mean {close}?" if close else ""
-            problems.append(
-                f"{file}: {case_id}: {shown(name)} is none of the labels {shown(', '.join(labels.names))}.{hint}"
-            )
         if not names:
             problems.append(f"{file}: {case_id} carries no label. Remove the case, or name its labels.")
     if problems:
