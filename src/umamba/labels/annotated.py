@@ -53,9 +53,8 @@ def read_annotated(
     problems = []
     unknown = sorted(set(entries) - set(cases))
     if unknown:
-        problems.append(
-            f"{file}: the dataset does not have {shown(', '.join(unknown[:5]))} (cases: {len(unknown)}). Correct the names."
-        )
+        named = shown(", ".join(unknown[:5]))
+        problems.append(f"{file}: the dataset does not have {named} (cases: {len(unknown)}). Correct the names.")
     for name in sorted(set().union(*entries.values()) - set(labels.names)):
         where = [case_id for case_id, names in entries.items() if name in names]
         first = where[0] if len(where) == 1 else f"{where[0]} and {len(where) - 1} more"

@@ -127,8 +127,9 @@ class TrainSettings(Settings):
         None,
         "Add labels to a trained network without its old data: a new run starts from this checkpoint and takes its "
         "plan, and the frozen network teaches the labels that the cases do not carry (annotated_labels of the "
-        "dataset).",
+        "dataset). zoo:NAME: a trained network that comes with this program.",
         existing=True,
+        zoo=True,
     )
     smoke: bool = key(
         False, "Test the run in a minute, with a phantom of the same kind, a tiny plan and network, and two epochs."
