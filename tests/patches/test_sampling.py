@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from umamba.labels import LabelSet
 from umamba.patches.augmentation import read_size
-from umamba.patches.sampling import draw_start, draw_voxel, inside_of, is_forced, read_region
+from umamba.patches.sampling import carriers, draw_start, draw_voxel, inside_of, is_forced, read_region
 from umamba.patches.seeding import seed_of
 from umamba.settings import AugmentationSettings
 from umamba.settings.augmentation import Scaling
@@ -100,3 +101,35 @@ def test_seeds_depend_on_every_part() -> None:
     assert len(seeds) == 2000
     assert seed_of(1, 12) != seed_of(11, 2)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_forced_patches_give_each_label_the_same_share_of_few_and_many_carriers(
+    make_module: Any, make_cases: Any
+) -> None:
+    store = make_cases([(12, 12, 12)] * 10)
+    annotated = {f"case_{number}": ("one",) for number in range(1, 10)}  # only case_0 carries two
+    for case_id in annotated:
+        case = store.cases[case_id]
+        case.label[case.label == 2] = 0
+        case.foreground = {1: case.foreground[1], 2: np.zeros((0, 3), np.int32)}
+    options = {"iterations": 200, "oversample_foreground": 1.0, "batch_size": 2}
+    module = make_module(store, (4, 4, 4), annotated=annotated, **options)
+    patches = module.train_patches
+    drawn = [patches.region_of(number)[0].case_id for number in range(400)]
+    share = drawn.count("case_0") / 400  # all of label two, and a tenth of label one: 0.55; without knowing: 0.1
+    assert abs(share - 0.55) < 4 * np.sqrt(0.25 / 400)
+    assert carriers(module.labels, annotated, store.case_ids)[2] == ("case_0",)
+    plain = make_module(store, (4, 4, 4), **options).train_patches
+    everything = make_module(store, (4, 4, 4), annotated={"elsewhere": ("one",)}, **options).train_patches
+    for number in range(50):
+        assert plain.region_of(number)[1] == everything.region_of(number)[1]
+
+
+def test_batches_say_which_labels_their_cases_carry(make_module: Any, store: Any) -> None:
+    module = make_module(store, annotated={"case_1": ("two",)}, batch_size=12)
+    batch = module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
+    expected = [[case_id != "case_1", True] for case_id in batch["case_id"]]
+    assert batch["annotated"].tolist() == expected
+    assert "case_1" in batch["case_id"]
+    whole = make_module(store)
+    assert "annotated" not in whole.on_after_batch_transfer(next(iter(whole.train_dataloader())), 0)

@@ -97,6 +97,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "channels": [],
         "label": None,
         "labels": [],
+        "datasets": [],
         "crop": False,
         "videos": "separate",
         "workers": None,

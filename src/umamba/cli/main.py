@@ -89,7 +89,9 @@ COMMANDS = {
             "convert archive=flare source=FOLDER                    # an unpacked download",
             "convert archive=msd source=Task04_Hippocampus",
             "convert archive=folders source=FOLDER name=Dataset500_Mine    # a folder for each patient",
+            "convert merge source=PATH/raw datasets=[Dataset001_A,Dataset002_B] name=Dataset700_Joined",
         ),
+        first="archive",
     ),
     "find-best": Command(
         "find_best",

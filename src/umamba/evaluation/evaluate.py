@@ -22,6 +22,7 @@ from umamba.io import UserError, below, oriented_like, read_image, read_json, re
 from umamba.io.tabular import write_table
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, annotated_beside
 from umamba.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
@@ -57,14 +58,16 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation
         UserError: a folder is absent or empty, or no case can be scored.
     """
     with shown(progress):
+        labels = label_names(settings.truth, settings.dataset_json, settings.protocol)
         rules = Rules(
-            label_names(settings.truth, settings.dataset_json, settings.protocol),
+            labels,
             settings.protocol,
             settings.tolerance_mm,
             details=True,
             strict_official=settings.strict_official,
             iou_threshold=settings.iou_threshold,
             count_edge_cells=settings.count_edge_cells,
+            annotated=_annotated(settings, labels),
         )
         return evaluate_folders(
             settings.methods,
@@ -232,6 +235,17 @@ def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelS
         return LabelSet.from_json(content["labels"], content.get("regions_class_order"))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _annotated(settings: EvaluateSettings, labels: LabelSet) -> Annotated:
+    """Return the labels that dataset.json declares for partly labelled references, under the names in `labels`."""
+    path = settings.dataset_json or settings.truth.parent / "dataset.json"
+    if settings.protocol == "cell" or not path.is_file():
+        return {}
+    declared = label_names(settings.truth, settings.dataset_json, "generic")
+    renamed = dict(zip(declared.names, labels.names, strict=False))
+    found = annotated_beside(path, declared, _files(settings.truth, "truth"))
+    return {case: tuple(renamed[name] for name in names if name in renamed) for case, names in found.items()}
 
 
 def draw_overlays(

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated
 from umamba.patches.case_cache import CaseCache
 from umamba.patches.draws import draw_all
 from umamba.patches.intensity import ClearOutside
 from umamba.patches.on_device import transform_regions
 from umamba.patches.patch import Patch, apply_all
-from umamba.patches.sampling import draw_start, draw_voxel, inside_of, is_forced, read_region
+from umamba.patches.sampling import carriers, draw_start, draw_voxel, inside_of, is_forced, read_region
 from umamba.patches.seeding import generator_of, kept_torch, seed_torch
 from umamba.patches.slots import BatchLayout, SlotBatch, SlotPool, new_batch
 from umamba.patches.spatial import IMAGES, RotateScaleCrop
@@ -52,6 +53,8 @@ class PatchDataset(Dataset[tio.Subject]):
         deferred: draw for the transforms, but do not apply them, and read whole regions; `transform_batch` applies them
             later. `defer_from` can choose this later, too.
         margin: voxels (Z, Y, X) at each side beyond `read_size` that extra transforms may need.
+        annotated: labels of the partly labelled cases. If there are any, a patch that must contain foreground draws a
+            label first and then one of the cases that carry it, so that no label is rare because few cases carry it.
     """
 
     def __init__(
@@ -71,10 +74,12 @@ class PatchDataset(Dataset[tio.Subject]):
         stream: str,
         deferred: bool = False,
         margin: Sequence[int] = (0, 0, 0),
+        annotated: Annotated | None = None,
     ) -> None:
         self.case_ids = tuple(case_ids)
         self.cases = CaseCache(store, small_bytes=self._small_bytes(1))
         self.labels = labels
+        self.carriers = list(carriers(labels, annotated, case_ids).items()) if annotated else []
         self.transforms = transforms
         self.spatial = next((step for step in transforms.transforms if isinstance(step, RotateScaleCrop)), None)
         # Whether the patch depends on torch's generator.
@@ -151,9 +156,9 @@ class PatchDataset(Dataset[tio.Subject]):
     def region_of(self, number: int) -> tuple["StoredCase", tuple[int, ...]]:
         """Return the case of a patch and the first voxel (Z, Y, X) of its region of size `read_size`."""
         generator = generator_of(*self._key(number), "place")
-        case = self.cases.load(self._draw_case(generator))
-        forced = is_forced(number % len(self) % self.batch_size, self.batch_size, self.oversample_foreground)
-        voxel = draw_voxel(case.foreground, self.labels, forced, generator)
+        case_id, wanted = self._draw_case(generator, number)
+        case = self.cases.load(case_id)
+        voxel = draw_voxel(case.foreground, self.labels, self._is_forced(number), generator, wanted)
         return case, draw_start(case.image.shape[1:], self.read_size, self.patch_size, voxel, generator)
 
     def transform_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,7 +223,7 @@ class PatchDataset(Dataset[tio.Subject]):
         """
         for worker_pid, number in [] if self.current_numbers is None else self.current_numbers.tolist():
             if worker_pid == pid:
-                return self._draw_case(generator_of(*self._key(number), "place"))
+                return self._draw_case(generator_of(*self._key(number), "place"), number)[0]
         return None
 
     def _key(self, number: int) -> tuple[int, str, int, int]:
@@ -226,8 +231,15 @@ class PatchDataset(Dataset[tio.Subject]):
         epoch, index = divmod(number, len(self))
         return self.seed, self.stream, epoch, index
 
-    def _draw_case(self, generator: Any) -> str:
-        return self.case_ids[generator.integers(len(self.case_ids))]
+    def _is_forced(self, number: int) -> bool:
+        return is_forced(number % len(self) % self.batch_size, self.batch_size, self.oversample_foreground)
+
+    def _draw_case(self, generator: Any, number: int) -> tuple[str, int | None]:
+        """Return the case of a patch, and the class that it must contain if that was drawn first."""
+        if not self.carriers or not self._is_forced(number):
+            return self.case_ids[generator.integers(len(self.case_ids))], None
+        wanted, cases = self.carriers[generator.integers(len(self.carriers))]
+        return cases[generator.integers(len(cases))], wanted
 
     def _small_bytes(self, processes: int) -> int:
         """Return up to which size a case is small, so that there is memory for all cases if all are small."""

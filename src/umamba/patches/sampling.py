@@ -11,6 +11,7 @@ import numpy as np
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, annotated_mask
 from umamba.preprocessing.foreground import LABELLED
 
 
@@ -39,8 +40,35 @@ def is_forced(position: int, batch_size: int, oversample_foreground: float) -> b
     return position >= round(batch_size * (1 - oversample_foreground))
 
 
+def carriers(labels: LabelSet, annotated: Annotated, case_ids: Sequence[str]) -> dict[int, tuple[str, ...]]:
+    """Return the cases that carry each label, for labels that any case carries.
+
+    Args:
+        labels: the label set.
+        annotated: labels of the partly labelled cases.
+        case_ids: the cases.
+
+    Returns:
+        Key of the label in the stored foreground -> cases.
+
+    >>> carriers(LabelSet(("liver", "spleen"), ((1,), (2,))), {"a": ("spleen",)}, ["a", "b"])
+    {1: ('b',), 2: ('a', 'b')}
+    """
+    carried = annotated_mask(labels, annotated, case_ids)
+    keys = range(len(labels.names)) if labels.has_regions else [value for (value,) in labels.values]
+    found = {
+        key: tuple(case_id for case_id, carries in zip(case_ids, carried[:, position], strict=True) if carries)
+        for position, key in enumerate(keys)
+    }
+    return {key: cases for key, cases in found.items() if cases}
+
+
 def draw_voxel(
-    foreground: Mapping[int, np.ndarray], labels: LabelSet, forced: bool, generator: np.random.Generator
+    foreground: Mapping[int, np.ndarray],
+    labels: LabelSet,
+    forced: bool,
+    generator: np.random.Generator,
+    wanted: int | None = None,
 ) -> np.ndarray | None:
     """Draw the voxel (3,) on which a patch is centred; None means that the patch is placed at random.
 
@@ -52,6 +80,7 @@ def draw_voxel(
         labels: the label set; only its ignore label matters here.
         forced: whether the patch must contain foreground.
         generator: source of the draws.
+        wanted: the class of a forced patch, if the case contains it; None: it is drawn.
 
     Raises:
         UserError: there is an ignore label, but the case stores no labelled voxels.
@@ -63,7 +92,9 @@ def draw_voxel(
     chosen = None
     if forced:
         present = sorted(key for key, voxels in foreground.items() if key != LABELLED and len(voxels))
-        if present:
+        if wanted is not None and wanted in present:
+            chosen = foreground[wanted]
+        elif present:
             chosen = foreground[present[generator.integers(len(present))]]
     if chosen is None and labels.ignore is not None:
         if LABELLED not in foreground:

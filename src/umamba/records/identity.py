@@ -44,6 +44,7 @@ _KEYS = {
     "batches_per_step": "whole batches of a step (trainer.ddp_batch=multiply, trainer.devices)",
     "split": "cases of the fold (splits_final.json, groups)",
     "fingerprint_hash": "content of the dataset",
+    "teacher": "teacher (content of that checkpoint)",
 }
 
 
@@ -128,14 +129,14 @@ def former_settings(config: Path, settings: TrainSettings) -> TrainSettings | No
 def identity_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a line `key: was ..., is ...` for each value of two identities that differs.
 
-    Options that are newer than the former identity have their defaults in it. Parts that it does not hold at all are
-    not compared.
+    Options that are newer than the former identity have their defaults in it, and the teacher is none. Other parts that
+    it does not hold at all are not compared.
 
     Args:
         before: the identity in run.json.
         now: the identity of the present command.
     """
-    former, present = _comparable(before), _comparable(now)
+    former, present = {"teacher": None, **_comparable(before)}, _comparable(now)
     lines = []
     for name, value in present.items():
         if name in former:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from umamba.io import UserError, provenance
+from umamba.io import UserError, file_digest, provenance
 from umamba.io.resources import memory_bytes
 from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
 from umamba.patches.extra import check_on_patch
 from umamba.planning import Configuration, fold_cases
-from umamba.records import CheckpointRecord, RunFolder
+from umamba.records import CheckpointRecord, RunFolder, find_checkpoint
+from umamba.records.checkpoint import read_checkpoint
 from umamba.records.identity import learnt_settings
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.runs.trainer import (
@@ -32,11 +34,12 @@ from umamba.runs.trainer import (
 )
 from umamba.settings import TrainSettings
 from umamba.training.activation_checkpointing import checkpoint_stages
+from umamba.training.added_class import read_teacher, start_from_teacher
 from umamba.training.backward_graph import BackwardGraph, backward_graph, freeze
 from umamba.training.checkpoints import newest_readable
 from umamba.training.freed_memory import freed_memory_kept
 from umamba.training.learning_rate import found_learning_rate
-from umamba.training.losses import build_loss
+from umamba.training.losses import NOT_PARTIAL, build_loss
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged
 from umamba.training.pretrained import load_pretrained
@@ -63,7 +66,7 @@ def checkpoint_record(settings: TrainSettings, planned: PlannedDataset) -> Check
         channel_names=tuple(planned.dataset.channel_names),
         file_ending=planned.dataset.file_ending,
         recipe=settings.recipe,
-        pretrained=None if settings.pretrained is None else str(settings.pretrained),
+        pretrained=next((str(path) for path in (settings.pretrained, settings.teacher) if path is not None), None),
         mirror_axes=settings.augmentation.mirrored_axes(planned.configuration.dim),
         provenance=provenance(),
         fingerprint_hash=planned.digest,
@@ -82,7 +85,10 @@ def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: Che
     names = "\n".join([*sorted(train_cases), "", *sorted(val_cases)])
     digest = hashlib.blake2b(names.encode(), digest_size=4).hexdigest()
     split = f"{len(train_cases)} to train, {len(val_cases)} to validate ({digest})"
-    return {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split}
+    own = {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split}
+    if settings.teacher is None:
+        return {**own, "teacher": None}
+    return {**own, "pretrained": None, "teacher": file_digest(find_checkpoint(settings.teacher))}  # wherever it lies
 
 
 def step_flops(record: CheckpointRecord) -> float:
@@ -117,6 +123,8 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
     if settings.trainer.deterministic is True and trains_on_cuda(settings):
         graph = _graph(settings, planned.configuration, planned.num_channels, classes)
         check_deterministic(settings, graph.nondeterministic)
+    if planned.dataset.annotated and settings.recipe.loss.name is not None:
+        raise UserError(f"recipe.loss.name={settings.recipe.loss.name}: {NOT_PARTIAL}")
     build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
     if settings.augmentation.extra:
         check_on_patch(settings.augmentation, planned.configuration.patch_size, planned.configuration.spacing)
@@ -127,21 +135,38 @@ def _graph(settings: TrainSettings, configuration: Configuration, channels: int,
 
 
 def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
-    """Refuse a fold that the dataset does not have, before any preprocessing.
+    """Refuse a fold that the dataset does not have, or whose cases cannot teach all labels, before any preprocessing.
 
     Args:
         settings: the settings of the run.
         planned: the dataset with its plan.
 
     Raises:
-        UserError: there is no such fold, or too few cases to split.
+        UserError: there is no such fold, or too few cases to split; a label is carried by none of the training cases
+            and unknown to the teacher, or the teacher has nothing to teach.
     """
-    fold_cases(
+    train_cases, _ = fold_cases(
         [case.case_id for case in planned.dataset.training],
         settings.fold,
         splits_file(settings, planned),
         planned.dataset.groups,
     )
+    labels = planned.labels
+    carried = [planned.dataset.annotated.get(case_id, labels.names) for case_id in train_cases]
+    teacher = settings.teacher
+    known = () if teacher is None else read_checkpoint(teacher, trust=None).record.labels.names
+    lost = [name for name in labels.names if name not in known and not any(name in names for names in carried)]
+    if lost:
+        raise UserError(
+            f"annotated_labels: no training case of fold {settings.fold} carries {', '.join(lost)}, so that nothing "
+            "teaches it. Take it out of labels, or give teacher=CHECKPOINT of a network that knows it."
+        )
+    taught = [name for name in labels.names if name in known and not all(name in names for names in carried)]
+    if teacher is not None and not taught:
+        raise UserError(
+            f"teacher={teacher}: knows {', '.join(known)}, and the training cases carry all of these, so that it would "
+            "teach nothing. Name the labels of each case in annotated_labels, or give pretrained=... instead."
+        )
 
 
 def fit(
@@ -186,7 +211,8 @@ def attempt(
     )
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     held_out = set(val_cases).isdisjoint(train_cases)
-    module = SegmentationModule(record, held_out)
+    taught = None if settings.teacher is None else read_teacher(settings.teacher, record)
+    module = SegmentationModule(record, held_out, None if taught is None else taught[0])
     trainer = build_trainer(settings, prepared, folder, val_cases if held_out else [])
     if trains_without_search(trainer):
         graph = _graph(settings, record.configuration, record.num_channels, record.labels.num_classes)
@@ -200,6 +226,8 @@ def attempt(
         log.info("New run: %s", folder.path)
         if settings.pretrained is not None:
             log.info(_load_pretrained(settings.pretrained, module, record))
+        if taught is not None:
+            log.info(start_from_teacher(module.network, taught[1].weights, _builder(record), taught[0]))
     parameters = sum(p.numel() for p in module.network.parameters())
     if is_first_process():
         folder.set_status(parameters=parameters, step_flops=step_flops(record))
@@ -239,10 +267,16 @@ def attempt(
 
 
 def _load_pretrained(path: Path, module: SegmentationModule, record: CheckpointRecord) -> str:
+    return load_pretrained(path, module.network, _builder(record), record.labels)
+
+
+def _builder(record: CheckpointRecord) -> Callable[[int], torch.nn.Module]:
+    """Return a function that builds the run's network for a number of classes."""
+
     def build(classes: int) -> torch.nn.Module:
         return build_network(record.architecture, record.configuration, record.num_channels, classes)
 
-    return load_pretrained(path, module.network, build, record.labels)
+    return build
 
 
 def splits_file(settings: TrainSettings, planned: PlannedDataset) -> Path | None:

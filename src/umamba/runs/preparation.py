@@ -20,6 +20,7 @@ from umamba.io import StorageError, UserError, exclusive, read_json, write_json
 from umamba.io.documents import OWN_BYTES
 from umamba.io.resources import available_cpus
 from umamba.labels import LabelSet
+from umamba.labels.annotated import annotated_sentence
 from umamba.planning import (
     Configuration,
     Fingerprint,
@@ -34,6 +35,7 @@ from umamba.planning import (
     to_nnunet_plans,
 )
 from umamba.preprocessing import CaseStore, prepare_store
+from umamba.records.checkpoint import read_checkpoint
 from umamba.settings import DatasetSettings, PhantomSettings, TrainSettings
 from umamba.settings.validate import read_record
 
@@ -164,20 +166,29 @@ def _kept_findings(folder: Path, digest: str) -> tuple[Finding, ...] | None:
 def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerprint) -> tuple[Plan, str]:
     """Return the plan that the settings ask for, and the name of the configuration to use.
 
-    The plan is read from nnU-Net's plans file (plan.from_file) or derived by the rules (planner.rules). A derived plan
-    keeps the values that plan.* pins and, with plan.paper=true, those of the paper's Table 2; plan.* overrides Table 2.
+    The plan is the teacher's, or read from nnU-Net's plans file (plan.from_file), or derived by the rules
+    (planner.rules). A derived plan keeps the values that plan.* pins and, with plan.paper=true, those of the paper's
+    Table 2; plan.* overrides Table 2.
 
     Args:
-        settings: the groups `plan` and `planner` are read.
+        settings: `teacher` and the groups `plan` and `planner` are read.
         dataset: the raw dataset, whose name, channels, labels and number of training cases are read.
         fingerprint: statistics of its training cases.
 
     Raises:
-        UserError: the file is no plan or has another number of channels, Table 2 does not have the dataset, or pinned
-            values do not fit.
+        UserError: the file is no plan or has another number of channels, the teacher has another configuration, Table 2
+            does not have the dataset, or pinned values do not fit.
     """
     wanted, pinned = settings.plan, settings.plan.pinned()
     configuration = planned_configuration(dataset.name, wanted.paper, wanted.configuration)
+    if settings.teacher is not None:
+        record = read_checkpoint(settings.teacher, trust=None).record
+        if record.configuration_name != configuration:
+            raise UserError(
+                f"teacher={settings.teacher}: trained with plan.configuration={record.configuration_name}. Give this "
+                "value, too."
+            )
+        return replace(record.plan, orientations=fingerprint.orientations), configuration
     if wanted.from_file:
         plan = read_nnunet_plans(wanted.from_file)
         found, expected = len(plan.intensity), len(dataset.channel_names)
@@ -287,6 +298,9 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
     workers = settings.data.prepare_workers or available_cpus()
     root = locate_dataset(settings.dataset, settings.paths.preprocessed, workers)
     dataset = listed_dataset(root, workers)
+    if dataset.annotated:
+        training = [case.case_id for case in dataset.training]
+        log.info(annotated_sentence(dataset.labels, dataset.annotated, training))
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     plan, configuration = make_plan(settings, dataset, fingerprint)
     _refuse_lines(dataset, plan.configuration(configuration))

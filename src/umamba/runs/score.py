@@ -35,7 +35,9 @@ def scoring_rules(settings: TrainSettings, planned: PlannedDataset) -> Rules:
     Raises:
         UserError: the protocol is for other labels than the dataset's.
     """
-    return Rules(planned.labels, settings.dataset.protocol, settings.dataset.tolerance_mm)
+    dataset = settings.dataset
+    annotated = planned.dataset.annotated
+    return Rules(planned.labels, dataset.protocol, dataset.tolerance_mm, annotated=annotated)
 
 
 def check_scoring(settings: TrainSettings, planned: PlannedDataset) -> None:

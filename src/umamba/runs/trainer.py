@@ -228,7 +228,9 @@ def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: 
     configuration, every = prepared.configuration, settings.data.validate_cases_every
     mirrored = settings.augmentation.mirrored_axes(configuration.dim)
     return CaseValidation(
-        prepared.store, cases, configuration, prepared.labels, every, settings.predict, mirror_axes=mirrored
+        *(prepared.store, cases, configuration, prepared.labels, every, settings.predict),
+        mirror_axes=mirrored,
+        annotated=prepared.dataset.annotated,
     )
 
 
@@ -312,6 +314,7 @@ def build_datamodule(
         oversample_foreground=settings.recipe.oversample_foreground,
         num_workers=patch_workers(settings, trainer),
         prefetch_factor=settings.data.prefetch_factor,
+        annotated=prepared.dataset.annotated,
     )
 
 

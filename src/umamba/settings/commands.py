@@ -11,8 +11,10 @@ from umamba.settings.dataset import PROTOCOL_SENTENCE, PathsSettings, Protocol
 from umamba.settings.fields import key
 from umamba.settings.validate import Settings
 
+Archive = Literal["flare", "amos", "endovis", "cell", "nuclei", "msd", "totalsegmentator", "bids", "folders", "merge"]
 _CONVERT_KEYS = {
-    "name": ("msd", "totalsegmentator", "bids", "folders"),
+    "name": ("msd", "totalsegmentator", "bids", "folders", "merge"),
+    "datasets": ("merge",),
     "channels": ("bids", "folders"),
     "label": ("bids", "folders"),
     "labels": ("totalsegmentator", "bids", "folders"),
@@ -155,16 +157,21 @@ class PowerSettings(Settings):
 class ConvertSettings(Settings):
     """All keys of `umamba convert`."""
 
-    archive: Literal["flare", "amos", "endovis", "cell", "nuclei", "msd", "totalsegmentator", "bids", "folders"] = key(
+    archive: Archive = key(
         sentence="A public dataset: flare, amos, endovis, cell, nuclei (BBBC038), msd (a task of the Decathlon), "
         "totalsegmentator. Or a layout: bids, or folders, which means a folder for each patient, as BraTS has them, or "
-        "imagesTr and labelsTr without dataset.json, which is then written."
+        "imagesTr and labelsTr without dataset.json, which is then written. merge: raw datasets whose cases carry "
+        "different labels are joined."
     )
-    source: Path = key(sentence="Folder of the unpacked archive, or of several unpacked archives.", existing=True)
+    source: Path = key(
+        sentence="Folder of the unpacked archive, or of several unpacked archives. merge: the folder that holds the "
+        "datasets.",
+        existing=True,
+    )
     name: str | None = key(
         None,
-        "Name of the new dataset, such as Dataset500_Mine; null: the archive's own. totalsegmentator, bids and folders "
-        "need it.",
+        "Name of the new dataset, such as Dataset500_Mine; null: the archive's own. totalsegmentator, bids, folders "
+        "and merge need it.",
     )
     channels: tuple[str, ...] = key(
         (),
@@ -181,6 +188,9 @@ class ConvertSettings(Settings):
         (),
         "bids and folders: names of the labels in ascending order of their values. totalsegmentator: the structures "
         "that are kept. Empty: all, with the names that are known.",
+    )
+    datasets: tuple[str, ...] = key(
+        (), "merge: folders in source of the datasets that are joined, such as [Dataset001_A,Dataset002_B]."
     )
     crop: bool = key(
         False,

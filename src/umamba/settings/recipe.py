@@ -106,6 +106,15 @@ class LossSettings(Settings):
         "null: Dice.",
         low=0,
     )
+    exclusion_weight: float = key(
+        1.0,
+        "Factor of the exclusion loss of partly labelled cases (annotated_labels): labels that a case does not carry "
+        "are not predicted where another label is known.",
+        low=0,
+    )
+    distillation_weight: float = key(
+        1.0, "Factor of the loss by which the frozen network of `teacher` keeps its labels.", low=0
+    )
 
     options: Mapping[str, Any] = field(default_factory=dict)
 

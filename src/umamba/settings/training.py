@@ -123,6 +123,14 @@ class TrainSettings(Settings):
         existing=True,
         zoo=True,
     )
+    teacher: Path | None = key(
+        None,
+        "Add labels to a trained network without its old data: a new run starts from this checkpoint and takes its "
+        "plan, and the frozen network teaches the labels that the cases do not carry (annotated_labels of the "
+        "dataset). zoo:NAME: a trained network that comes with this program.",
+        existing=True,
+        zoo=True,
+    )
     smoke: bool = key(
         False, "Test the run in a minute, with a phantom of the same kind, a tiny plan and network, and two epochs."
     )
@@ -156,6 +164,8 @@ class TrainSettings(Settings):
         """Yield values of different groups that contradict each other."""
         if self.name is not None and not is_folder_name(self.name):
             yield f"name={self.name}: must be the name of one folder, without / and without a dot at its start."
+        if self.teacher is not None:
+            yield from self._beside_teacher()
         axes = self.augmentation.mirror.axes
         if axes is not None and self.plan.dim is not None and any(axis >= self.plan.dim for axis in axes):
             yield (
@@ -169,6 +179,15 @@ class TrainSettings(Settings):
                 "predict.checkpoint=best: without validation batches there is no best checkpoint. Give "
                 "data.val_iterations above 0, or predict.checkpoint=last."
             )
+
+    def _beside_teacher(self) -> Iterator[str]:
+        """Yield what contradicts the plan and weights of a teacher."""
+        if self.pretrained is not None:
+            yield "pretrained: the weights are those of teacher. Leave out one of the two."
+        if self.smoke:
+            yield "smoke=true: its tiny network cannot start from teacher. Leave out one of the two."
+        if self.plan.pinned() or self.plan.from_file or self.plan.paper:
+            yield "plan: the plan is that of teacher. Leave out the values of plan besides plan.configuration."
 
     def _wrong_monitor(self, monitor: str) -> Iterator[str]:
         """Yield why a value that a callback monitors is never logged by this run."""

@@ -13,6 +13,7 @@ from umamba.networks import build_network
 from umamba.records import CheckpointRecord
 from umamba.records.checkpoint import store_record, stored_patch_dice
 from umamba.settings import RecipeSettings
+from umamba.training.added_class import Teacher
 from umamba.training.losses import DeepSupervisionLoss, build_loss
 from umamba.training.patch_dice import PatchDice
 from umamba.training.schedules import build_optimizer, learning_rate_factor
@@ -27,10 +28,12 @@ class SegmentationModule(lightning.LightningModule):
         record: the content of each checkpoint beside the weights: architecture, plan, labels, recipe.
         held_out: whether the validation patches come from cases that are not trained on. If so, the names of their
             metrics begin with `val/`, otherwise with `seen/`.
+        teacher: the frozen network of a run that adds labels to it; None: there is none.
     """
 
-    def __init__(self, record: CheckpointRecord, held_out: bool = True) -> None:
+    def __init__(self, record: CheckpointRecord, held_out: bool = True, teacher: Teacher | None = None) -> None:
         super().__init__()
+        self.teacher = teacher
         self.recipe = record.recipe or RecipeSettings()
         self.labels = record.labels
         self.network = build_network(
@@ -106,9 +109,28 @@ class SegmentationModule(lightning.LightningModule):
             group["lr"] = self.learning_rate * factor
         self.log("lr", optimizer.param_groups[0]["lr"])
 
+    def on_fit_start(self) -> None:
+        """Move the frozen network to the device; Lightning does not know it."""
+        if self.teacher is not None:
+            self.teacher.network.to(self.device)
+
+    def loss_of(self, batch: dict[str, Any]) -> Tensor:
+        """Return the loss that a training step minimises.
+
+        Args:
+            batch: "image" (B, C, *S), "label" (B, 1, *S), and "annotated" if cases are partly labelled.
+        """
+        outputs, carried = self(batch["image"]), batch.get("annotated")
+        loss: Tensor = self.loss(outputs, batch["label"], carried)
+        if self.teacher is None:
+            return loss
+        return loss + self.recipe.loss.distillation_weight * self.teacher.loss(
+            batch["image"], outputs, batch["label"], carried
+        )
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Return the loss of a batch of patches."""
-        loss = self.loss(self(batch["image"]), batch["label"])
+        loss = self.loss_of(batch)
         finite = torch.isfinite(loss.detach())  # a step with a non-finite loss does not count
         self.train_loss.update(torch.where(finite, loss.detach(), 0.0), len(batch["image"]) * finite)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
@@ -117,9 +139,10 @@ class SegmentationModule(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Add a batch of validation patches to the loss and the patch Dice."""
         outputs = self(batch["image"])
-        loss = self.loss(outputs, batch["label"])
+        loss = self.loss(outputs, batch["label"], batch.get("annotated"))
         self.log(f"{self.checked}/loss", loss, batch_size=len(batch["image"]), sync_dist=True)
-        self.patch_dice.update(outputs if isinstance(outputs, Tensor) else outputs[0], batch["label"])
+        finest = outputs if isinstance(outputs, Tensor) else outputs[0]
+        self.patch_dice.update(finest, batch["label"], batch.get("annotated"))
 
     def on_validation_epoch_end(self) -> None:
         """Log the patch Dice per class, its mean, and the smoothed mean that picks the best checkpoint."""
