@@ -69,3 +69,17 @@ def test_a_picture_without_instances_is_named(nuclei: Path, tmp_path: Path) -> N
     lost.unlink()
     with pytest.raises(UserError, match=lost.name.removesuffix("_label.tiff")):
         classes_of_instances(nuclei, tmp_path / "classes", 1)
+
+
+def test_instances_become_levels_of_depth(nuclei: Path, tmp_path: Path) -> None:
+    root = classes_of_instances(nuclei, tmp_path / "classes", 1, "depth")
+    assert root.name == "Dataset703_NucleiDepth"
+    dataset = read_dataset(root)
+    assert dataset.labels.names == ("depth 1", "depth 2", "depth 3", "depth 4")
+    for case in dataset.training:
+        assert case.label is not None
+        classes = voxels(case.label)
+        instances = voxels(nuclei / "instancesTr" / f"{case.case_id}_label.tiff")
+        assert np.array_equal(classes > 0, instances > 0)
+        assert set(np.unique(instances[classes == 4])) == set(np.unique(instances[instances > 0]))
+    assert classes_of_instances(nuclei, tmp_path / "classes", 1).name == "Dataset703_Nuclei"

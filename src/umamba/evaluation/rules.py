@@ -24,6 +24,8 @@ class Rules:
         strict_official: reproduce the official scripts including their errors; see `protocols` and `instances`.
         iou_threshold: cell: two cells match from this IoU on.
         count_edge_cells: cell: also count cells at the edge of the image.
+        objects: also compute panoptic quality, average precision and (generic) lesion-wise scores of the connected
+            parts of each label, or of the cells.
 
     Raises:
         UserError: an unknown protocol, or labels that do not fit the protocol abdomen.
@@ -39,6 +41,7 @@ class Rules:
     strict_official: bool = False
     iou_threshold: float = 0.5
     count_edge_cells: bool = False
+    objects: bool = False
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:

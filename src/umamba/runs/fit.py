@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from umamba.inference.forward import refuse_scale
 from umamba.io import UserError, provenance
 from umamba.io.resources import memory_bytes
 from umamba.networks import build_network
@@ -104,7 +105,8 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
 
     Raises:
         UserError: the architecture cannot be built at this plan, or not be trained deterministically on this device;
-            the loss does not fit the labels, or a transform of TorchIO does not fit the patch.
+            the loss does not fit the labels, a transform of TorchIO not the patch, or predict.tile_scale not the
+            network.
     """
     classes = planned.labels.num_classes
     network = build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
@@ -117,6 +119,7 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
     if settings.trainer.deterministic is True and trains_on_cuda(settings):
         graph = _graph(settings, planned.configuration, planned.num_channels, classes)
         check_deterministic(settings, graph.nondeterministic)
+    refuse_scale(network, settings.predict.tile_scale)
     build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
     if settings.augmentation.extra:
         check_on_patch(settings.augmentation, planned.configuration.patch_size, planned.configuration.spacing)

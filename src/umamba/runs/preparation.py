@@ -283,8 +283,10 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
     workers = settings.data.prepare_workers or available_cpus()
     root = locate_dataset(settings.dataset, workers)
     if holds_instances(root):
-        log.info("%s holds numbered instances; they become the classes background, interior and boundary.", root)
-        root = classes_of_instances(root, settings.paths.preprocessed / "classes", workers)
+        targets = settings.dataset.instance_targets
+        named = "interior and boundary" if targets == "boundary" else "levels of depth"
+        log.info("%s holds numbered instances; they become the classes background, %s.", root, named)
+        root = classes_of_instances(root, settings.paths.preprocessed / "classes", workers, targets)
     dataset = listed_dataset(root, workers)
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     plan, configuration = make_plan(settings, dataset, fingerprint)

@@ -213,7 +213,7 @@ def _steps_after(settings: TrainSettings, prepared: PreparedDataset, val_cases: 
     configuration, store = prepared.configuration, prepared.store
     some = (val_cases or list(store.case_ids))[:10]
     shapes = [store.load(case).image.shape[1:] for case in some]
-    step, window = settings.predict.tile_step_size, tile_window(configuration)
+    step, window = settings.predict.tile_step_size, tile_window(configuration, scale=settings.predict.tile_scale)
     tiles = [
         math.prod(len(tile_starts(max(length, size), size, step)) for length, size in zip(shape, window, strict=True))
         for shape in shapes
@@ -228,7 +228,14 @@ def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: 
     configuration, every = prepared.configuration, settings.data.validate_cases_every
     mirrored = settings.augmentation.mirrored_axes(configuration.dim)
     return CaseValidation(
-        prepared.store, cases, configuration, prepared.labels, every, settings.predict, mirror_axes=mirrored
+        prepared.store,
+        cases,
+        configuration,
+        prepared.labels,
+        every,
+        settings.predict,
+        mirror_axes=mirrored,
+        tile_scale=settings.predict.tile_scale,
     )
 
 
@@ -312,6 +319,7 @@ def build_datamodule(
         oversample_foreground=settings.recipe.oversample_foreground,
         num_workers=patch_workers(settings, trainer),
         prefetch_factor=settings.data.prefetch_factor,
+        component_regions=settings.recipe.loss.component_weight > 0,
     )
 
 

@@ -92,6 +92,15 @@ class EngineSettings(Settings):
         "the same labels but for rounding. auto: on a CPU the faster of the two, which is measured once for each kind "
         "of network and machine; on a GPU torch.",
     )
+    tile_scale: int = key(
+        1,
+        "Edge of a tile in patches of training. InstanceNorm measures mean and variance in each tile, and lifts noise "
+        "to full contrast where a tile holds nothing else (dark parts of pictures). With 2 or more it measures a "
+        "larger part of the image. For images of at least that size; a network whose weights are tied to its patch "
+        "refuses it.",
+        low=1,
+        high=16,
+    )
 
     def conflicts(self) -> Iterator[str]:
         """Yield an engine that is not installed."""

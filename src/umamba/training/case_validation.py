@@ -36,6 +36,7 @@ class CaseValidation(Callback):
         every: int,
         settings: SlidingWindowSettings,
         mirror_axes: Sequence[int] | None = None,
+        tile_scale: int = 1,
     ) -> None:
         """Store the cases and the settings of their prediction.
 
@@ -47,6 +48,7 @@ class CaseValidation(Callback):
             every: epochs from one validation to the next.
             settings: layout of the tiles and test-time augmentation.
             mirror_axes: patch axes that training mirrors, along which test-time augmentation flips; None: all.
+            tile_scale: edge of a tile in patches of training.
         """
         self.store = store
         self.case_ids = tuple(case_ids)
@@ -54,6 +56,7 @@ class CaseValidation(Callback):
         self.labels = labels
         self.every = every
         self.settings = settings
+        self.tile_scale = tile_scale
         axes = range(configuration.dim) if mirror_axes is None else mirror_axes
         self.flipped_axes = tuple(axes) if settings.tta else ()
 
@@ -112,7 +115,7 @@ class CaseValidation(Callback):
         logits = whole_logits(
             tile_forward(network, self.configuration, device, precision, flipped_axes=self.flipped_axes),
             image,
-            tile_window(self.configuration),
+            tile_window(self.configuration, scale=self.tile_scale),
             self.labels.num_classes,
             tile_step_size=self.settings.tile_step_size,
             tiles_per_pass=_TILES_PER_PASS,

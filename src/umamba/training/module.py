@@ -13,6 +13,7 @@ from umamba.networks import build_network
 from umamba.records import CheckpointRecord
 from umamba.records.checkpoint import store_record, stored_patch_dice
 from umamba.settings import RecipeSettings
+from umamba.training.component_loss import component_loss
 from umamba.training.losses import DeepSupervisionLoss, build_loss
 from umamba.training.patch_dice import PatchDice
 from umamba.training.schedules import build_optimizer, learning_rate_factor
@@ -43,6 +44,7 @@ class SegmentationModule(lightning.LightningModule):
         self.learning_rate = self.recipe.optimizer.lr
         self.record = record
         self.loss = DeepSupervisionLoss(build_loss(record.labels, record.configuration.batch_dice, self.recipe.loss))
+        self.component_loss = component_loss(record.labels, self.recipe.loss)
         self.checked = "val" if held_out else "seen"  # one of _VALIDATED
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.patch_dice = PatchDice(record.labels)
@@ -106,9 +108,14 @@ class SegmentationModule(lightning.LightningModule):
             group["lr"] = self.learning_rate * factor
         self.log("lr", optimizer.param_groups[0]["lr"])
 
+    def loss_of(self, outputs: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
+        """Return the loss of a batch: that of whole patches, and that of single components if the recipe has it."""
+        loss: Tensor = self.loss(outputs, batch["label"])
+        return loss if self.component_loss is None else loss + self.component_loss(outputs, batch)
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Return the loss of a batch of patches."""
-        loss = self.loss(self(batch["image"]), batch["label"])
+        loss = self.loss_of(self(batch["image"]), batch)
         finite = torch.isfinite(loss.detach())  # a step with a non-finite loss does not count
         self.train_loss.update(torch.where(finite, loss.detach(), 0.0), len(batch["image"]) * finite)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
@@ -117,7 +124,7 @@ class SegmentationModule(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Add a batch of validation patches to the loss and the patch Dice."""
         outputs = self(batch["image"])
-        loss = self.loss(outputs, batch["label"])
+        loss = self.loss_of(outputs, batch)
         self.log(f"{self.checked}/loss", loss, batch_size=len(batch["image"]), sync_dist=True)
         self.patch_dice.update(outputs if isinstance(outputs, Tensor) else outputs[0], batch["label"])
 
