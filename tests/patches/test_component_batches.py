@@ -22,6 +22,7 @@ def test_batches_hold_the_regions_of_their_patches(
     for loader in (module.train_dataloader(), module.val_dataloader()):
         for batch in loader:
             assert batch["components"].shape == (3, 2, 8, 10, 6)
+            assert batch["component_count"] == batch["components"].max()
             for label, found in zip(batch["label"], batch["components"], strict=True):
                 assert torch.equal(found, torch.from_numpy(component_regions(label[0].numpy(), LABELS, (1, 1, 1))))
 

@@ -41,7 +41,7 @@ def batch_of(label: torch.Tensor, labels: LabelSet) -> dict[str, Any]:
     flat = label.ndim == 4
     regions = [component_regions((own if not flat else own[:, None])[0].numpy(), labels, (1, 1, 1)) for own in label]
     components = torch.stack([torch.from_numpy(own[:, 0] if flat else own) for own in regions])
-    return {"label": label, "components": components}
+    return {"label": label, "components": components, "component_count": int(components.max())}
 
 
 def slow_loss(logits: torch.Tensor, batch: dict[str, Any], labels: LabelSet) -> float:

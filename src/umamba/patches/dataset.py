@@ -116,7 +116,8 @@ class PatchDataset(Dataset[tio.Subject]):
         Returns:
             "image" float32 (B, C, *patch), "label" int16 (B, 1, *patch) and "case_id". With `deferred` the regions of
             size `read_size` instead of patches, what was "drawn" for each, and the "noise" of those that have it. With
-            `component_spacing` also "components" int32 (B, K, *patch), see `component_regions`.
+            `component_spacing` also "components" int32 (B, K, *patch), see `component_regions`, and "component_count",
+            the highest number in them, which the loss would otherwise have to wait for.
         """
         worker = get_worker_info()
         layout = self.batch_layout(len(numbers), self.is_deferred(numbers[0]))
@@ -135,6 +136,8 @@ class PatchDataset(Dataset[tio.Subject]):
                     batch["components"][position] = self._regions(patch)
                 patches.append(patch)
         batch["case_id"] = [patch["case_id"] for patch in patches]
+        if self.component_spacing is not None:
+            batch["component_count"] = int(batch["components"].max())
         if "drawn" in patches[0]:
             batch["drawn"] = [patch["drawn"] for patch in patches]
             batch["noise"] = [noise for patch in patches for noise in patch["noise"]]

@@ -276,17 +276,23 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
         nnunet_plans: file to which the plan is also written, for nnU-Net; None: no such file.
 
     Raises:
-        UserError: all problems of the dataset together, or a pinned value that does not fit it.
+        UserError: all problems of the dataset together, a pinned value that does not fit it, or levels of depth asked
+            for where there are no numbered instances.
     """
     for name, folder in vars(settings.paths).items():
         log.info("paths.%s: %s", name, folder.absolute())
     workers = settings.data.prepare_workers or available_cpus()
     root = locate_dataset(settings.dataset, workers)
+    targets = settings.dataset.instance_targets
     if holds_instances(root):
-        targets = settings.dataset.instance_targets
         named = "interior and boundary" if targets == "boundary" else "levels of depth"
         log.info("%s holds numbered instances; they become the classes background, %s.", root, named)
         root = classes_of_instances(root, settings.paths.preprocessed / "classes", workers, targets)
+    elif targets != "boundary":
+        raise UserError(
+            f"dataset.instance_targets={targets}: {root} holds no numbered instances, of which such labels are made "
+            "(instancesTr, and no dataset.json). Leave dataset.instance_targets away to train the labels that it has."
+        )
     dataset = listed_dataset(root, workers)
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     plan, configuration = make_plan(settings, dataset, fingerprint)

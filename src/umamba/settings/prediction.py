@@ -18,6 +18,7 @@ ExportForm = Literal[
 ]
 NO_OPENVINO = "openvino is not installed. Install it with pip install 'umamba[cpu]'"
 NO_HIGHDICOM = "highdicom is not installed. Install it with pip install 'umamba[dicom]'"
+MOST_TILE_SCALE = 16  # tile_scale; such a tile of a volume has 4096 patches
 _THROUGH_HIGHDICOM = ("dicom_seg", "dicom_labelmap", "secondary_capture")
 _DEVICE = re.compile(r"auto|[a-z]+(:\d+)?")
 
@@ -99,7 +100,7 @@ class EngineSettings(Settings):
         "larger part of the image. For images of at least that size; a network whose weights are tied to its patch "
         "refuses it.",
         low=1,
-        high=16,
+        high=MOST_TILE_SCALE,
     )
 
     def conflicts(self) -> Iterator[str]:

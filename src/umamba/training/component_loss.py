@@ -42,14 +42,16 @@ class ComponentLoss(nn.Module):
         Args:
             outputs: logits (B, classes, *S), or a list with those at full resolution first, which alone are read,
                 because small components vanish at lower resolutions.
-            batch: "label" (B, 1, *S), and "components" (B, K, *S), see `umamba.labels.component_regions`.
+            batch: "label" (B, 1, *S); "components" (B, K, *S), see `umamba.labels.component_regions`; and
+                "component_count", their highest number.
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         with torch.autocast(logits.device.type, enabled=False):
             margins = logits.float() if self.labels.has_regions else against_others(logits.float())
-            return self.settings.component_weight * self._mean(margins, batch["label"], batch["components"])
+            loss = self._mean(margins, batch["label"], batch["components"], batch["component_count"])
+            return self.settings.component_weight * loss
 
-    def _mean(self, margins_BKS: Tensor, label_B1S: Tensor, components_BKS: Tensor) -> Tensor:
+    def _mean(self, margins_BKS: Tensor, label_B1S: Tensor, components_BKS: Tensor, count: int) -> Tensor:
         target = region_targets(label_B1S, self.labels)
         counted = torch.ones_like(target)
         if self.labels.ignore is not None:
@@ -57,15 +59,15 @@ class ComponentLoss(nn.Module):
         probabilities = torch.sigmoid(margins_BKS)
         entropies = functional.binary_cross_entropy_with_logits(margins_BKS, target, reduction="none")
 
-        most = int(components_BKS.max()) + 1
+        numbers = count + 1  # 0 is that of maps without components
         maps = len(margins_BKS) * margins_BKS.shape[1]
-        own = torch.arange(maps, device=margins_BKS.device).view(-1, 1) * most
+        own = torch.arange(maps, device=margins_BKS.device).view(-1, 1) * numbers
         places = (components_BKS.reshape(maps, -1).long() + own).flatten()
 
         def over_regions(values: Tensor) -> Tensor:
             """Return the sums (maps, components) of values (B, K, *S)."""
-            sums = values.new_zeros(maps * most).index_add(0, places, (values * counted).flatten())
-            return sums.view(maps, most)[:, 1:]  # the first entry is that of maps without components
+            sums = values.new_zeros(maps * numbers).index_add(0, places, (values * counted).flatten())
+            return sums.view(maps, numbers)[:, 1:]
 
         true, voxels = over_regions(target), over_regions(counted)
         predicted, common = over_regions(probabilities), over_regions(probabilities * target)
