@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--dark", type=int, default=10)
     arguments = parser.parse_args()
     images = {path.stem.removesuffix("_0000"): path for path in sorted((arguments.dataset / "imagesTs").glob("*.png"))}
+    if not images:
+        parser.error(f"{arguments.dataset / 'imagesTs'} holds no PNG")
     truths = {case: arguments.dataset / "instancesTs" / f"{case}_label.tiff" for case in images}
     darkness = {case: float(np.mean(read_image([path]).array)) for case, path in images.items()}
     dark = sorted(darkness, key=darkness.__getitem__)[: arguments.dark]
