@@ -35,6 +35,7 @@ NNUNET_RECIPE: dict[str, Any] = {
         "tversky": None,
         "exclusion_weight": 1.0,
         "distillation_weight": 1.0,
+        "component_weight": 0.0,
     },
     "precision": "auto",
     "deep_supervision": True,
@@ -221,6 +222,7 @@ TRAIN: dict[str, Any] = {
         "licence": "synthetic, CC0",
         "tolerance_mm": 3.0,
         "protocol": "generic",
+        "instance_targets": "boundary",
         "phantom": PHANTOM,
     },
     "name": None,
@@ -248,7 +250,14 @@ TRAIN: dict[str, Any] = {
     },
     "trainer": TRAINER,
     "logger": WANDB,
-    "predict": {"tile_step_size": 0.5, "tta": False, "engine": "auto", "validation": True, "checkpoint": "last"},
+    "predict": {
+        "tile_step_size": 0.5,
+        "tta": False,
+        "engine": "auto",
+        "tile_scale": 1,
+        "validation": True,
+        "checkpoint": "last",
+    },
 }
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     (group, option, values)
@@ -315,6 +324,7 @@ def test_the_published_datasets(option: str, composed: Composed) -> None:
         "licence": licence,
         "tolerance_mm": tolerance,
         "protocol": protocol,
+        "instance_targets": "boundary",
         "phantom": {**PHANTOM, "archive": archive},
     }
     assert {**found, "dataset": None} == {**TRAIN, "dataset": None}
@@ -328,6 +338,7 @@ def test_any_dataset_needs_its_root(composed: Composed) -> None:
         "licence": "",
         "tolerance_mm": 2.0,
         "protocol": "generic",
+        "instance_targets": "boundary",
         "phantom": PHANTOM,
     }
 

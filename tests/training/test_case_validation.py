@@ -74,7 +74,9 @@ def make_model(dim: int, mirror_axes: tuple[int, ...] | None = None) -> Model:
 def validation(model: Model, settings: SlidingWindowSettings) -> CaseValidation:
     """Return the callback for a model."""
     store: Any = Store()
-    return CaseValidation(store, ["case"], model.configuration, LABELS, 1, settings, model.mirror_axes)
+    return CaseValidation(
+        store, ["case"], model.configuration, LABELS, 1, settings, model.mirror_axes, tile_scale=model.tile_scale
+    )
 
 
 def predicted(model: Model, settings: SlidingWindowSettings) -> np.ndarray:
@@ -95,6 +97,14 @@ def test_the_labels_are_the_predictors(dim: int, settings: SlidingWindowSettings
     labels = validation(model, settings).segment(model.network, torch.from_numpy(IMAGE), CPU, "32-true")
     np.testing.assert_array_equal(labels, predicted(model, settings))
     assert len(np.unique(labels)) == 3
+
+
+def test_tiles_of_several_patches_are_the_predictors() -> None:
+    model = replace(make_model(2), tile_scale=2)
+    shapes = Shapes(model.network)
+    labels = validation(model, SlidingWindowSettings()).segment(shapes, torch.from_numpy(IMAGE), CPU, "32-true")
+    np.testing.assert_array_equal(labels, predicted(model, SlidingWindowSettings()))
+    assert {shape[2:] for shape in shapes.seen} == {(32, 32)}
 
 
 def test_the_settings_of_prediction_reach_the_score() -> None:

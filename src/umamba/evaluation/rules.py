@@ -26,6 +26,8 @@ class Rules:
         iou_threshold: cell: two cells match from this IoU on.
         count_edge_cells: cell: also count cells at the edge of the image.
         annotated: labels that the references of partly labelled cases carry; their other labels have no score (NaN).
+        objects: also compute panoptic quality, average precision and (generic) lesion-wise scores of the connected
+            parts of each label, or of the cells.
 
     Raises:
         UserError: an unknown protocol, or labels that do not fit the protocol abdomen.
@@ -42,6 +44,7 @@ class Rules:
     iou_threshold: float = 0.5
     count_edge_cells: bool = False
     annotated: Annotated = field(default_factory=dict, hash=False)
+    objects: bool = False
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:

@@ -24,7 +24,7 @@ from umamba.inference.volumes import volume_rows
 from umamba.io import Geometry, read_image, turned, voxel_count, write_segmentation
 from umamba.io.orientation import AS_STORED
 from umamba.labels.codes import LabelCode
-from umamba.labels.instance_maps import numbered_instances
+from umamba.labels.instance_maps import grouped_instances
 from umamba.settings import PredictionSettings
 
 # An image, how it differs from those of training, and its hash.
@@ -168,7 +168,7 @@ class CaseQueue:
             segmentation = self.post_processing.apply(canvas.segmentation)
             numbered = None
             if files.instances is not None and self.settings.instances is not None:
-                numbered = numbered_instances(segmentation, self.settings.instances)
+                numbered = grouped_instances(segmentation, labels, self.settings.instances)
                 write_segmentation(files.instances, numbered, geometry)
             write_exports(files.exports, segmentation, numbered, geometry, labels, case.images)
             if wants_dicom(self.settings.export):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_COMPONENTS = "the components of labels (recipe.loss.component_weight) are found"
 _MOST_LISTED = 10  # missing cases that a message names
 WAITING = 0.1  # above this share of a step, waiting for data is the bottleneck
 
@@ -58,6 +59,8 @@ class PatchDataModule(lightning.LightningDataModule):
         oversample_foreground: share of a batch that must contain foreground, 0 to 1.
         prefetch_factor: batches that each of these processes makes ahead.
         annotated: labels of the partly labelled cases; None: all cases carry all labels.
+        component_regions: batches also hold "components" int32 (B, K, *patch), see `umamba.labels.component_regions`;
+            augmentation.device=auto is then cpu.
 
     Raises:
         UserError: a list of cases is empty or names a case that the store does not have, or mirroring is asked for
@@ -81,6 +84,7 @@ class PatchDataModule(lightning.LightningDataModule):
         oversample_foreground: float = RecipeSettings.oversample_foreground,
         prefetch_factor: int = DataSettings.prefetch_factor,
         annotated: Annotated | None = None,
+        component_regions: bool = False,
     ) -> None:
         super().__init__()
         _check_cases(store, "training", train_cases, iterations)
@@ -99,6 +103,7 @@ class PatchDataModule(lightning.LightningDataModule):
             oversample_foreground=oversample_foreground,
             seed=seed,
             annotated=self.annotated,
+            component_spacing=(1.0,) * (3 - len(patch_size)) + tuple(spacing) if component_regions else None,
         )
         self.train_patches = dataset(
             case_ids=train_cases,
@@ -120,11 +125,12 @@ class PatchDataModule(lightning.LightningDataModule):
         self.prefetch_factor = prefetch_factor
         self.transfer_s = 0.0
         self.synchronize_transfer = True
-        self.automatic = augmentation.device == "auto" and not augmentation.extra
+        self.automatic = augmentation.device == "auto" and not augmentation.extra and not component_regions
         self.chosen: str | None = None  # by augmentation.device=auto
         self.deferred_from: int | None = None  # the epoch from which on the network's device augments, if it was chosen
-        if augmentation.device == "auto" and augmentation.extra:
-            log.info("augmentation.device=auto: cpu, because TorchIO's transforms (augmentation.extra) run there.")
+        if augmentation.device == "auto" and not self.automatic:
+            reason = "TorchIO's transforms (augmentation.extra) run" if augmentation.extra else _COMPONENTS
+            log.info("augmentation.device=auto: cpu, because %s there.", reason)
 
     def train_dataloader(self) -> tio.SubjectsLoader:
         """Return the loader of this rank's training patches; `sampler.set_epoch` chooses the epoch."""

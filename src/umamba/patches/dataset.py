@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 
 from umamba.labels import LabelSet
 from umamba.labels.annotated import Annotated
+from umamba.labels.component_regions import component_regions
 from umamba.patches.case_cache import CaseCache
 from umamba.patches.draws import draw_all
 from umamba.patches.intensity import ClearOutside
@@ -55,6 +56,8 @@ class PatchDataset(Dataset[tio.Subject]):
         margin: voxels (Z, Y, X) at each side beyond `read_size` that extra transforms may need.
         annotated: labels of the partly labelled cases. If there are any, a patch that must contain foreground draws a
             label first and then one of the cases that carry it, so that no label is rare because few cases carry it.
+        component_spacing: (Z, Y, X) in mm; if given, a batch also holds the regions of the labels' components, for
+            which the transforms must not be deferred. None: it does not.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class PatchDataset(Dataset[tio.Subject]):
         deferred: bool = False,
         margin: Sequence[int] = (0, 0, 0),
         annotated: Annotated | None = None,
+        component_spacing: Sequence[float] | None = None,
     ) -> None:
         self.case_ids = tuple(case_ids)
         self.cases = CaseCache(store, small_bytes=self._small_bytes(1))
@@ -97,6 +101,7 @@ class PatchDataset(Dataset[tio.Subject]):
         self.stream = stream
         self.deferred_from = torch.tensor([0 if deferred else _NEVER])  # the workers see changes in shared memory
         self.may_defer = deferred  # whether slots of shared memory must have room for regions
+        self.component_spacing = component_spacing
         self.current_numbers: Tensor | None = None
         self.slots: SlotPool | None = None
 
@@ -119,7 +124,9 @@ class PatchDataset(Dataset[tio.Subject]):
 
         Returns:
             "image" float32 (B, C, *patch), "label" int16 (B, 1, *patch) and "case_id". With `deferred` the regions of
-            size `read_size` instead of patches, what was "drawn" for each, and the "noise" of those that have it.
+            size `read_size` instead of patches, what was "drawn" for each, and the "noise" of those that have it. With
+            `component_spacing` also "components" int32 (B, K, *patch), see `component_regions`, and "component_count",
+            the highest number in them, which the loss would otherwise have to wait for.
         """
         worker = get_worker_info()
         layout = self.batch_layout(len(numbers), self.is_deferred(numbers[0]))
@@ -134,8 +141,12 @@ class PatchDataset(Dataset[tio.Subject]):
                     made = patch.get_image(name).data
                     if made.data_ptr() != target.data_ptr():
                         target.copy_(made)
+                if self.component_spacing is not None:
+                    batch["components"][position] = self._regions(patch)
                 patches.append(patch)
         batch["case_id"] = [patch["case_id"] for patch in patches]
+        if self.component_spacing is not None:
+            batch["component_count"] = int(batch["components"].max())
         if "drawn" in patches[0]:
             batch["drawn"] = [patch["drawn"] for patch in patches]
             batch["noise"] = [noise for patch in patches for noise in patch["noise"]]
@@ -207,10 +218,13 @@ class PatchDataset(Dataset[tio.Subject]):
         size = self.read_size if deferred else self.patch_size
         shape = size if self.dim == 3 else size[1:]
         channels = self.cases.load(self.case_ids[0]).image.shape[0]
-        return {
+        layout = {
             "image": ((batch_size, channels, *shape), torch.float32),
             "label": ((batch_size, 1, *shape), torch.int16),
         }
+        if self.component_spacing is not None:
+            layout["components"] = ((batch_size, len(self.labels.names), *shape), torch.int32)
+        return layout
 
     def case_in_work(self, pid: int) -> str | None:
         """Return the case from which a worker makes a patch, or made one when it died.
@@ -273,6 +287,13 @@ class PatchDataset(Dataset[tio.Subject]):
         for step in steps:
             patch = step.apply_transform(patch)
         return patch
+
+    def _regions(self, patch: Patch) -> Tensor:
+        """Return the regions (K, *patch) of the components in a patch."""
+        assert self.component_spacing is not None
+        label = patch.get_image("label").data[0].numpy()
+        regions = torch.from_numpy(component_regions(label, self.labels, self.component_spacing))
+        return regions if self.dim == 3 else regions.squeeze(1)
 
     def _read(self, number: int, targets: Sequence[Tensor] | None, size: Sequence[int]) -> Patch:
         """Read the central part of a patch's region, into the target tensors if they have its size."""

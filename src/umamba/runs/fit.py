@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from umamba.inference.forward import refuse_scale
 from umamba.io import UserError, file_digest, provenance
 from umamba.io.resources import memory_bytes
 from umamba.networks import build_network
@@ -110,7 +111,8 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
 
     Raises:
         UserError: the architecture cannot be built at this plan, or not be trained deterministically on this device;
-            the loss does not fit the labels, or a transform of TorchIO does not fit the patch.
+            the loss does not fit the labels, a transform of TorchIO not the patch, or predict.tile_scale not the
+            network.
     """
     classes = planned.labels.num_classes
     network = build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
@@ -125,6 +127,12 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
         check_deterministic(settings, graph.nondeterministic)
     if planned.dataset.annotated and settings.recipe.loss.name is not None:
         raise UserError(f"recipe.loss.name={settings.recipe.loss.name}: {NOT_PARTIAL}")
+    if planned.dataset.annotated and settings.recipe.loss.component_weight:
+        raise UserError(
+            f"recipe.loss.component_weight={settings.recipe.loss.component_weight:g}: is for cases that carry all "
+            f"labels, and some cases of {planned.dataset.name} do not (annotated_labels). Leave the component loss away."
+        )
+    refuse_scale(network, settings.predict.tile_scale)
     build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
     if settings.augmentation.extra:
         check_on_patch(settings.augmentation, planned.configuration.patch_size, planned.configuration.spacing)

@@ -226,7 +226,7 @@ def locate_dataset(settings: DatasetSettings, preprocessed: Path, workers: int) 
 
     Raises:
         UserError: the folder does not exist (the message says where to get the dataset and where to put it), or a
-            phantom cannot be written because the folder holds something else.
+            phantom cannot be written because the folder holds something else, or dataset.instance_targets does not fit.
     """
     root = settings.root
     if settings.kind == "phantom":
@@ -234,9 +234,16 @@ def locate_dataset(settings: DatasetSettings, preprocessed: Path, workers: int) 
     absent = settings.absent()
     if absent:
         raise UserError(absent)
+    targets = settings.instance_targets
     if holds_instances(root):
-        log.info("%s holds numbered instances; they become the classes background, interior and boundary.", root)
-        return classes_of_instances(root, preprocessed / "classes", workers)
+        named = "interior and boundary" if targets == "boundary" else "levels of depth"
+        log.info("%s holds numbered instances; they become the classes background, %s.", root, named)
+        return classes_of_instances(root, preprocessed / "classes", workers, targets)
+    if targets != "boundary":
+        raise UserError(
+            f"dataset.instance_targets={targets}: {root} holds no numbered instances, of which such labels are made "
+            "(instancesTr, and no dataset.json). Leave dataset.instance_targets away to train the labels that it has."
+        )
     return root
 
 
@@ -291,7 +298,8 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
         nnunet_plans: file to which the plan is also written, for nnU-Net; None: no such file.
 
     Raises:
-        UserError: all problems of the dataset together, or a pinned value that does not fit it.
+        UserError: all problems of the dataset together, a pinned value that does not fit it, or levels of depth asked
+            for where there are no numbered instances.
     """
     for name, folder in vars(settings.paths).items():
         log.info("paths.%s: %s", name, folder.absolute())

@@ -94,7 +94,10 @@ def predict_and_score(
 
 def _predictor(settings: TrainSettings, checkpoint: Path) -> Predictor:
     return Predictor.from_checkpoint(
-        checkpoint, trust=module_of(settings.architecture.name), engine=settings.predict.engine
+        checkpoint,
+        trust=module_of(settings.architecture.name),
+        engine=settings.predict.engine,
+        tile_scale=settings.predict.tile_scale,
     )
 
 

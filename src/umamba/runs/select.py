@@ -143,6 +143,7 @@ def validate(
     settings: PredictionSettings,
     trust: str | Sequence[str] = (),
     engine: str = "auto",
+    tile_scale: int = 1,
 ) -> Validated:
     """Predict the validation cases of every fold with that fold's networks, and score them.
 
@@ -155,6 +156,7 @@ def validate(
         settings: how cases are segmented.
         trust: packages whose functions may build the networks.
         engine: auto, torch or openvino.
+        tile_scale: edge of a tile in patches of training.
     """
     name = "+".join(members)
     folds = sorted(next(iter(members.values())))
@@ -163,7 +165,11 @@ def validate(
     for fold in folds:
         _, held_out = fold_cases(list(cases), fold, splits, dataset.groups)
         predictor = Predictor.from_checkpoint(
-            [checkpoints[fold] for checkpoints in members.values()], device, trust=trust, engine=engine
+            [checkpoints[fold] for checkpoints in members.values()],
+            device,
+            trust=trust,
+            engine=engine,
+            tile_scale=tile_scale,
         )
         folder = output / name / f"fold_{fold}"
         predictor.predict_cases([cases[case] for case in held_out], folder, settings, progress=showing())
@@ -266,6 +272,7 @@ def find_best(settings: FindBestSettings) -> Selection:
             settings=prediction,
             trust=settings.trust,
             engine=settings.engine,
+            tile_scale=settings.tile_scale,
         )
         for each in tried
     ]

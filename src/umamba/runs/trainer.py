@@ -213,7 +213,7 @@ def _steps_after(settings: TrainSettings, prepared: PreparedDataset, val_cases: 
     configuration, store = prepared.configuration, prepared.store
     some = (val_cases or list(store.case_ids))[:10]
     shapes = [store.load(case).image.shape[1:] for case in some]
-    step, window = settings.predict.tile_step_size, tile_window(configuration)
+    step, window = settings.predict.tile_step_size, tile_window(configuration, scale=settings.predict.tile_scale)
     tiles = [
         math.prod(len(tile_starts(max(length, size), size, step)) for length, size in zip(shape, window, strict=True))
         for shape in shapes
@@ -231,6 +231,7 @@ def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: 
         *(prepared.store, cases, configuration, prepared.labels, every, settings.predict),
         mirror_axes=mirrored,
         annotated=prepared.dataset.annotated,
+        tile_scale=settings.predict.tile_scale,
     )
 
 
@@ -315,6 +316,7 @@ def build_datamodule(
         num_workers=patch_workers(settings, trainer),
         prefetch_factor=settings.data.prefetch_factor,
         annotated=prepared.dataset.annotated,
+        tile_scale=settings.predict.tile_scale,
     )
 
 

@@ -55,6 +55,12 @@ class EvaluateSettings(Settings):
     tolerance_mm: float = key(2.0, "Tolerance of the generic NSD, mm (pixels for natural images).", low=0)
     iou_threshold: float = key(0.5, "cell: two cells match from this overlap (IoU) on.", above=0, high=1)
     count_edge_cells: bool = key(False, "cell: also count cells that touch the image's edge.")
+    objects: bool = key(
+        False,
+        "generic and cell: also score objects, which are the connected parts of each label, or the cells: panoptic "
+        "quality, AP at IoU 0.5 to 0.9, recall, precision and DSC of single objects; with NAME.npz (prediction with "
+        "probabilities=true) also FROC.",
+    )
     images: Path | None = key(
         None, "Folder of the images, for overlays of the worst, median and best case; null: no overlays.", existing=True
     )
@@ -85,7 +91,9 @@ class EvaluateSettings(Settings):
                 yield f"{method}_{count}", str(method), Path(str(folder))
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a missing method, folders that do not exist or are given twice, and names that are taken twice."""
+        """Yield objects without a rule, a missing method, wrong folders, and names that are taken twice."""
+        if self.objects and self.protocol not in ("generic", "cell"):
+            yield f"objects=true: protocol={self.protocol} has no rule for objects. Give protocol=generic."
         if isinstance(self.predictions, Path):
             return
         if not self.predictions:

@@ -116,6 +116,13 @@ class LossSettings(Settings):
         1.0, "Factor of the loss by which the frozen network of `teacher` keeps its labels.", low=0
     )
 
+    component_weight: float = key(
+        0.0,
+        "Factor of a further Dice plus cross-entropy for small objects: that of each component of the reference in the "
+        "region that is nearest to it, which counts every object the same (CC-DiceCE, arXiv 2511.17146); 0: none.",
+        low=0,
+    )
+
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -172,6 +172,11 @@ class TrainSettings(Settings):
                 f"augmentation.mirror.axes={list(axes)}: {self.plan.configuration} has the axes 0 to "
                 f"{self.plan.dim - 1}; null mirrors all."
             )
+        if self.recipe.loss.component_weight and self.augmentation.device == "gpu":
+            yield (
+                f"recipe.loss.component_weight={self.recipe.loss.component_weight:g}: the components of labels are "
+                "found by the processes that make patches. Give augmentation.device=auto or cpu."
+            )
         for monitor in (entry.get("monitor") for entry in self.trainer.callbacks if "monitor" in entry):
             yield from self._wrong_monitor(str(monitor))
         if self.predict.checkpoint == "best" and not self.val_batches:

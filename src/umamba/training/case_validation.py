@@ -38,6 +38,7 @@ class CaseValidation(Callback):
         settings: SlidingWindowSettings,
         mirror_axes: Sequence[int] | None = None,
         annotated: Annotated | None = None,
+        tile_scale: int = 1,
     ) -> None:
         """Store the cases and the settings of their prediction.
 
@@ -50,6 +51,7 @@ class CaseValidation(Callback):
             settings: layout of the tiles and test-time augmentation.
             mirror_axes: patch axes that training mirrors, along which test-time augmentation flips; None: all.
             annotated: labels of the partly labelled cases, which are scored by these alone; None: there are none.
+            tile_scale: edge of a tile in patches of training.
         """
         self.store = store
         self.case_ids = tuple(case_ids)
@@ -58,6 +60,7 @@ class CaseValidation(Callback):
         self.every = every
         self.settings = settings
         self.annotated = annotated or {}
+        self.tile_scale = tile_scale
         axes = range(configuration.dim) if mirror_axes is None else mirror_axes
         self.flipped_axes = tuple(axes) if settings.tta else ()
 
@@ -121,7 +124,7 @@ class CaseValidation(Callback):
         logits = whole_logits(
             tile_forward(network, self.configuration, device, precision, flipped_axes=self.flipped_axes),
             image,
-            tile_window(self.configuration),
+            tile_window(self.configuration, scale=self.tile_scale),
             self.labels.num_classes,
             tile_step_size=self.settings.tile_step_size,
             tiles_per_pass=_TILES_PER_PASS,

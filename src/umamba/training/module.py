@@ -14,6 +14,7 @@ from umamba.records import CheckpointRecord
 from umamba.records.checkpoint import store_record, stored_patch_dice
 from umamba.settings import RecipeSettings
 from umamba.training.added_class import Teacher
+from umamba.training.component_loss import component_loss
 from umamba.training.losses import DeepSupervisionLoss, build_loss
 from umamba.training.patch_dice import PatchDice
 from umamba.training.schedules import build_optimizer, learning_rate_factor
@@ -46,6 +47,7 @@ class SegmentationModule(lightning.LightningModule):
         self.learning_rate = self.recipe.optimizer.lr
         self.record = record
         self.loss = DeepSupervisionLoss(build_loss(record.labels, record.configuration.batch_dice, self.recipe.loss))
+        self.component_loss = component_loss(record.labels, self.recipe.loss)
         self.checked = "val" if held_out else "seen"  # one of _VALIDATED
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.patch_dice = PatchDice(record.labels)
@@ -114,18 +116,28 @@ class SegmentationModule(lightning.LightningModule):
         if self.teacher is not None:
             self.teacher.network.to(self.device)
 
-    def loss_of(self, batch: dict[str, Any]) -> Tensor:
-        """Return the loss that a training step minimises.
+    def reference_loss(self, outputs: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
+        """Return the loss against the reference: that of whole patches, and that of single components if wanted.
 
         Args:
-            batch: "image" (B, C, *S), "label" (B, 1, *S), and "annotated" if cases are partly labelled.
+            outputs: of the network.
+            batch: "label" (B, 1, *S), "annotated" if cases are partly labelled, "components" for the component loss.
         """
-        outputs, carried = self(batch["image"]), batch.get("annotated")
-        loss: Tensor = self.loss(outputs, batch["label"], carried)
+        loss: Tensor = self.loss(outputs, batch["label"], batch.get("annotated"))
+        return loss if self.component_loss is None else loss + self.component_loss(outputs, batch)
+
+    def loss_of(self, batch: dict[str, Any]) -> Tensor:
+        """Return the loss that a training step minimises: against the reference, and against a teacher if there is one.
+
+        Args:
+            batch: "image" (B, C, *S), and as in `reference_loss`.
+        """
+        outputs = self(batch["image"])
+        loss = self.reference_loss(outputs, batch)
         if self.teacher is None:
             return loss
         return loss + self.recipe.loss.distillation_weight * self.teacher.loss(
-            batch["image"], outputs, batch["label"], carried
+            batch["image"], outputs, batch["label"], batch.get("annotated")
         )
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
@@ -139,7 +151,7 @@ class SegmentationModule(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Add a batch of validation patches to the loss and the patch Dice."""
         outputs = self(batch["image"])
-        loss = self.loss(outputs, batch["label"], batch.get("annotated"))
+        loss = self.reference_loss(outputs, batch)
         self.log(f"{self.checked}/loss", loss, batch_size=len(batch["image"]), sync_dist=True)
         finest = outputs if isinstance(outputs, Tensor) else outputs[0]
         self.patch_dice.update(finest, batch["label"], batch.get("annotated"))
