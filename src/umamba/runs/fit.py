@@ -20,6 +20,7 @@ from umamba.planning import Configuration, fold_cases
 from umamba.records import CheckpointRecord, RunFolder
 from umamba.records.identity import learnt_settings
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
+from umamba.runs.time_budget import budget_plan, end_of_training, report_forecast, spent
 from umamba.runs.trainer import (
     build_datamodule,
     build_trainer,
@@ -33,6 +34,7 @@ from umamba.runs.trainer import (
 from umamba.settings import TrainSettings
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.backward_graph import BackwardGraph, backward_graph, freeze
+from umamba.training.budget import BudgetSchedule
 from umamba.training.checkpoints import newest_readable
 from umamba.training.freed_memory import freed_memory_kept
 from umamba.training.learning_rate import found_learning_rate
@@ -145,9 +147,15 @@ def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
 
 
 def fit(
-    settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, record: CheckpointRecord
+    settings: TrainSettings,
+    prepared: PreparedDataset,
+    folder: RunFolder,
+    record: CheckpointRecord,
+    ends: float | None = None,
 ) -> list[Logger]:
-    """Train up to trainer.max_epochs, from the last completed epoch if there is one; return the run's loggers.
+    """Train up to trainer.max_epochs or the end of the time budget, and return the run's loggers.
+
+    Training continues after the last completed epoch if there is one.
 
     If gradients stay non-finite, the run goes back to its last checkpoint and continues in float32 from then on.
 
@@ -156,14 +164,16 @@ def fit(
         prepared: the dataset, its plan and its preprocessed cases.
         folder: the run folder, in which training writes checkpoints, metrics, pictures and run.json.
         record: the content of each checkpoint beside the weights, from `checkpoint_record`.
+        ends: when training ends with finish_by, in seconds since 1970; None: the next such time.
 
     Raises:
         UserError: an unusable setting, a dead patch worker, a full disk, or divergence (float32, or WORLD_SIZE is set).
     """
+    ends = end_of_training(settings) if ends is None else ends
     while True:
         try:
             with expected_warnings():
-                return attempt(settings, prepared, folder, record)
+                return attempt(settings, prepared, folder, record, ends)
         except Diverged as error:
             if folder.status().get("precision") == FULL_PRECISION or FULL_PRECISION in str(error):
                 raise UserError(
@@ -178,7 +188,11 @@ def fit(
 
 
 def attempt(
-    settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, record: CheckpointRecord
+    settings: TrainSettings,
+    prepared: PreparedDataset,
+    folder: RunFolder,
+    record: CheckpointRecord,
+    ends: float | None = None,
 ) -> list[Logger]:
     """Train once, with the arguments and result of `fit`; raise `Diverged` if gradients stay non-finite."""
     train_cases, val_cases = fold_cases(
@@ -191,8 +205,6 @@ def attempt(
     if trains_without_search(trainer):
         graph = _graph(settings, record.configuration, record.num_channels, record.labels.num_classes)
         freeze(module.network, graph.idle)
-    datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
-    trainer.callbacks.append(StepTimes(datamodule))  # type: ignore[attr-defined]
     resume = newest_readable(folder)
     if resume:
         log.info("Continuing %s after epoch %d of %d.", folder.path, resume[1], settings.trainer.max_epochs)
@@ -213,15 +225,24 @@ def attempt(
         trainer.strategy.root_device,
     )
     if settings.trainer.find_lr:
+        datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
         module.learning_rate = found_learning_rate(folder, module, datamodule, trainer)
         log.info("Learning rate %.3g, found by trying: %s", module.learning_rate, folder.learning_rate_search)
     if settings.trainer.activation_checkpointing:
         log.info("Activation checkpointing: %d stages keep their inputs only.", checkpoint_stages(module.network))
     if settings.trainer.compile:
         module.network.compile(dynamic=False)  # patches have one size; symbolic sizes make Inductor fail
+    given = settings
+    if given.timed:
+        cases = (train_cases, val_cases)
+        budget = budget_plan(given, prepared, folder, module, trainer, cases, continued=resume is not None, ends=ends)
+        trainer.callbacks.insert(0, BudgetSchedule(budget))  # type: ignore[attr-defined]
+        settings = spent(given, budget)
+    datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
+    trainer.callbacks.append(StepTimes(datamodule))  # type: ignore[attr-defined]
     status = folder.status()
     if resume and status.get("ended_after") == resume[1] and status.get("max_epochs") == settings.trainer.max_epochs:
-        log.info("Training ended after epoch %d, as trainer.max_time or the early stopping says.", resume[1])
+        log.info("Training ended after epoch %d, as the time limit or the early stopping says.", resume[1])
         return trainer.loggers
     try:
         with freed_memory_kept(trainer.strategy.root_device.type == "cpu"):
@@ -235,6 +256,8 @@ def attempt(
         raise UserError(explained) from error
     if not folder.last.exists():
         raise UserError(f"Training ended without a checkpoint. The same command begins again: {folder.path}")
+    if given.timed:
+        report_forecast(folder)
     return trainer.loggers
 
 

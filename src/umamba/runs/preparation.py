@@ -267,6 +267,23 @@ def listed_dataset(root: Path, workers: int) -> RawDataset:
     return read_dataset(root)
 
 
+def raw_dataset(settings: TrainSettings, workers: int) -> RawDataset:
+    """Return the listing of the dataset that a run trains on; numbered instances become classes first.
+
+    Args:
+        settings: the dataset, and where prepared cases are.
+        workers: worker processes.
+
+    Raises:
+        UserError: the dataset is not there, or has errors.
+    """
+    root = locate_dataset(settings.dataset, workers)
+    if holds_instances(root):
+        log.info("%s holds numbered instances; they become the classes background, interior and boundary.", root)
+        root = classes_of_instances(root, settings.paths.preprocessed / "classes", workers)
+    return listed_dataset(root, workers)
+
+
 def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path | None = None) -> PlannedDataset:
     """Take a dataset from its raw folder to its plan, and report the plan.
 
@@ -281,11 +298,7 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
     for name, folder in vars(settings.paths).items():
         log.info("paths.%s: %s", name, folder.absolute())
     workers = settings.data.prepare_workers or available_cpus()
-    root = locate_dataset(settings.dataset, workers)
-    if holds_instances(root):
-        log.info("%s holds numbered instances; they become the classes background, interior and boundary.", root)
-        root = classes_of_instances(root, settings.paths.preprocessed / "classes", workers)
-    dataset = listed_dataset(root, workers)
+    dataset = raw_dataset(settings, workers)
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     plan, configuration = make_plan(settings, dataset, fingerprint)
     _refuse_lines(dataset, plan.configuration(configuration))
@@ -296,7 +309,7 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
         write_json(nnunet_plans, to_nnunet_plans(plan, dataset.file_ending))
         log.info("The plan as nnU-Net's plans file: %s", nnunet_plans.absolute())
     kept = _kept_findings(settings.paths.preprocessed / dataset.name, digest)
-    findings = None if kept is None else (*list_findings(root)[1], *kept)
+    findings = None if kept is None else (*list_findings(dataset.root)[1], *kept)
     return PlannedDataset(dataset, digest, plan, plan.configuration(configuration), findings)
 
 
@@ -345,6 +358,10 @@ def prepare(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
         nnunet_plans: file to which the plan is also written, for nnU-Net; None: no such file.
 
     Raises:
-        UserError: as `plan_of` and `preprocess`.
+        UserError: as `with_measured_plan`, `plan_of` and `preprocess`.
     """
+    if settings.planner.measure:
+        from umamba.runs.measured_plan import with_measured_plan  # it needs this module, and all of the training
+
+        settings = with_measured_plan(settings)
     return preprocess(plan_of(settings, explain, nnunet_plans), settings)
