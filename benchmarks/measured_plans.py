@@ -18,9 +18,10 @@ from umamba.cli.compose import settings_of
 from umamba.io import UserError
 from umamba.networks.build import architecture_names
 from umamba.runs.fit import checkpoint_record
-from umamba.runs.measured_plan import with_measured_plan
+from umamba.runs.measured_plan import kept_copies, with_measured_plan
 from umamba.runs.preparation import plan_of
 from umamba.runs.trainer import chosen_precision, trains_on_cuda
+from umamba.settings import TrainSettings
 from umamba.training.measured_step import step_peak
 
 
@@ -45,7 +46,7 @@ def main() -> None:
             given += [f"planner.gpu_memory_gb={budget:.4g}", "logger=csv", *overrides]
             given += [f"paths.{part}={arguments.folder.resolve() / part}" for part in ("preprocessed", "runs")]
             try:
-                settings = with_measured_plan(settings_of(given))
+                settings = with_measured_plan(settings_of(TrainSettings, given))
             except UserError as error:
                 print(name, f"{budget:.2f}", "refused:", error)
                 continue
@@ -54,7 +55,7 @@ def main() -> None:
             again = step_peak(
                 replace(record, fingerprint_hash=None),
                 trainer.activation_checkpointing,
-                settings.timed or settings.recipe.weight_averaging is not None,
+                kept_copies(settings),
                 device,
                 chosen_precision(settings),
             )

@@ -23,6 +23,7 @@ from umamba.records import RunFolder
 from umamba.records.tables import read_metrics, read_scores
 from umamba.runs import prepare
 from umamba.runs.score import predict_and_score
+from umamba.settings import TrainSettings
 
 
 def given(arguments: argparse.Namespace, name: str, seed: int, *more: str) -> list[str]:
@@ -40,7 +41,7 @@ def dice_of(folder: RunFolder) -> float:
 
 def train(overrides: list[str], kill_at_s: float | None = None) -> RunFolder:
     """Train in a process; with `kill_at_s`, kill it when so much of its budget is used, and score what it left."""
-    settings = settings_of(overrides)
+    settings = settings_of(TrainSettings, overrides)
     folder = RunFolder.of(settings)
     process = subprocess.Popen([sys.executable, "-m", "umamba", "train", *overrides])
     while kill_at_s is not None and process.poll() is None:

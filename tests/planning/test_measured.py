@@ -93,6 +93,11 @@ def test_too_little_memory_is_refused_with_what_is_needed() -> None:
         choose(PLAIN, WISH, 1e8, MEMORIES["line"], "planner.gpu_memory_gb")
 
 
+def test_a_step_that_cannot_be_measured_is_no_number() -> None:
+    with pytest.raises(UserError, match=r"gpu_memory_gb: not even the smallest training step .* could be measured"):
+        choose(PLAIN, WISH, 1e9, lambda trial: math.inf, "planner.gpu_memory_gb")
+
+
 def test_trials_are_the_plans_of_the_rules_for_growing_targets() -> None:
     def planned(target: float) -> dict[str, object] | None:
         if target == 2:

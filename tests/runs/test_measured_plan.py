@@ -11,7 +11,7 @@ from umamba.planning.measured import Trial
 from umamba.records import CheckpointRecord
 from umamba.runs import PreparedDataset, measured_plan
 from umamba.runs.fit import checkpoint_record
-from umamba.runs.measured_plan import with_measured_plan
+from umamba.runs.measured_plan import kept_copies, with_measured_plan
 from umamba.settings import TrainSettings
 from umamba.training.measured_step import peak_here, step_peak
 
@@ -27,7 +27,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
     """Replace the measurement by 200 bytes a voxel and half a GB; return the trials that are asked for."""
     asked: list[Trial] = []
 
-    def fake(record: CheckpointRecord, checkpointing: bool, averaged: bool, device: str, precision: str) -> float:
+    def fake(record: CheckpointRecord, checkpointing: bool, copies: int, device: str, precision: str) -> float:
         one = record.configuration
         asked.append(Trial(one.patch_size, one.batch_size, 1, checkpointing))
         return 5e8 + 200.0 * asked[-1].voxels / (3 if checkpointing else 1)
@@ -61,6 +61,12 @@ def test_the_choice_is_pinned_and_kept(
     assert len(steps) > count, "a damaged file is measured again"
 
 
+def test_averages_and_several_devices_keep_copies_of_the_weights(make_settings: Make) -> None:
+    given = {"": 0, "recipe.weight_averaging=0.9": 1, "budget=1h": 1, "trainer.devices=2": 1}
+    assert [kept_copies(make_settings(*text.split())) for text in given] == list(given.values())
+    assert kept_copies(make_settings("recipe.weight_averaging=0.9", "trainer.devices=2")) == 2
+
+
 def test_measuring_and_pinned_sizes_exclude_each_other(make_settings: Make) -> None:
     with pytest.raises(UserError, match=r"planner\.measure=true chooses patch and batch, so plan\.patch_size"):
         make_settings("planner.measure=true")
@@ -72,7 +78,7 @@ def test_the_step_is_that_of_the_network(make_settings: Make, prepared: Prepared
     """On this process, whose memory says nothing: all means run."""
     record = checkpoint_record(make_settings(), prepared)
     for checkpointing in (False, True):
-        assert peak_here(record, checkpointing, True, "cpu", "32-true") > 0
+        assert peak_here(record, checkpointing, 1, "cpu", "32-true") > 0
 
 
 @pytest.mark.slow
@@ -83,7 +89,7 @@ def test_a_larger_step_takes_the_memory_that_its_tensors_need(make_settings: Mak
     for edge in (32, 64, 96):
         sized = replace(record.configuration, patch_size=(edge, edge, edge))
         plan = replace(record.plan, configurations={**record.plan.configurations, sized.name: sized})
-        peaks.append(step_peak(replace(record, plan=plan), False, False, "cpu", "32-true"))
+        peaks.append(step_peak(replace(record, plan=plan), False, 0, "cpu", "32-true"))
     voxels = [2 * edge**3 for edge in (32, 64, 96)]
     line = peaks[0] + (peaks[1] - peaks[0]) / (voxels[1] - voxels[0]) * (voxels[2] - voxels[0])
     assert line == pytest.approx(peaks[2], rel=0.1)

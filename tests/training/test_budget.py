@@ -15,7 +15,8 @@ from scipy.optimize import curve_fit
 from umamba.io import UserError
 from umamba.records import RunFolder
 from umamba.records.tables import read_metrics
-from umamba.runs import fit, time_budget
+from umamba.runs import fit, time_budget, train
+from umamba.runs.time_budget import check_end
 from umamba.runs.trainer import check_trainer
 from umamba.settings import InvalidSettings, ScheduleSettings, TrainSettings
 from umamba.training.budget import BudgetPlan, BudgetSchedule, Speed, _add_step, plan_budget
@@ -152,7 +153,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 LONG = ["trainer.max_epochs=1000", "trainer.limit_train_batches=3", "trainer.limit_val_batches=1"]
 
 
-def test_a_real_run_ends_with_its_budget(small_fit: Fit, clock: Clock, messages: pytest.LogCaptureFixture) -> None:
+def test_a_real_run_ends_with_its_budget_and_a_killed_one_as_if_nothing_had_been(
+    small_fit: Fit, clock: Clock, messages: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = small_fit("budget=40s", *LONG)
     rows = read_metrics(folder.metrics)
     # 2 s of measuring; epochs of 3 steps and a validation take 3.5 s: 10 of them are 35 s, and 2 steps fit then.
@@ -165,68 +168,76 @@ def test_a_real_run_ends_with_its_budget(small_fit: Fit, clock: Clock, messages:
     assert status["budget"]["iterations"] == 3
     assert status["ended_after"] == 11
     assert "epoch 11 (" in messages.text
+    assert "rises in the first 2 % of the time and falls to 0 in the last 30 %" in messages.text
     assert "Twice the time would probably raise the patch Dice by" in messages.text
     assert status["forecast"]["low"] <= status["forecast"]["gain"] <= status["forecast"]["high"]
-    content = torch.load(folder.last, weights_only=True)
-    assert "current_model_state" in content, "the network's weights in the file are the average"
     before = folder.last.stat().st_mtime_ns
     small_fit("budget=40s", *LONG)
     assert folder.last.stat().st_mtime_ns == before, "the budget is used"
 
+    dies_after(14, monkeypatch)
+    with pytest.raises(KeyError):
+        small_fit("budget=40s", *LONG, name="killed")
+    killed = RunFolder(tmp_path / "killed")
+    assert len(read_metrics(killed.metrics)) == 4
+    # Saved after 4 epochs of 3.5 s and 2 s of measuring; the two steps of the fifth epoch are lost and do not count.
+    content = torch.load(killed.last, weights_only=True)
+    assert content["callbacks"]["BudgetSchedule"]["used"] == pytest.approx(16.0)
+    weights, raw = content["state_dict"], content["current_model_state"]
+    assert any(not torch.equal(weights[name], raw[name]) for name in raw), "the file's weights are the average"
+    clock.time += 1000.0  # the machine was off
+    small_fit("budget=40s", *LONG, name="killed")
+    assert [row["lr"] for row in read_metrics(killed.metrics)] == [row["lr"] for row in rows]
+    ends = [torch.load(one.last, weights_only=True)["state_dict"] for one in (folder, killed)]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
 
-def test_a_killed_run_continues_with_the_rest_of_its_budget(
-    small_fit: Fit, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    inner = SegmentationModule.training_step
-    left = [14]
+
+def dies_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the training die once, in the step after so many."""
+    inner, left = SegmentationModule.training_step, [steps]
 
     def dies(module: SegmentationModule, batch: dict[str, Any], index: int) -> torch.Tensor:
         left[0] -= 1
-        if left[0] < 0:
+        if left[0] == -1:
             raise KeyError("killed")
         return inner(module, batch, index)
 
     monkeypatch.setattr(SegmentationModule, "training_step", dies)
-    with pytest.raises(KeyError):
-        small_fit("budget=40s", *LONG)
-    folder = RunFolder(tmp_path / "run")
-    assert len(read_metrics(folder.metrics)) == 4
-    # Saved after 4 epochs of 3.5 s and 2 s of measuring; the two steps of the fifth epoch are lost and do not count.
-    saved = torch.load(folder.last, weights_only=True)["callbacks"]
-    assert saved["BudgetSchedule"]["used"] == pytest.approx(16.0)
-    left[0] = 10**6
-    clock.time += 1000.0  # the machine was off
-    small_fit("budget=40s", *LONG)
-    rows = read_metrics(folder.metrics)
-    assert float(rows[-1]["time/used_s"]) == pytest.approx(40.0, abs=1.5)
-    assert len(rows) == 11
 
 
 def test_a_time_of_day_ends_a_run_that_was_killed_too(
-    small_fit: Fit, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    small_fit: Fit, clock: Clock, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fit, "end_of_training", lambda settings: 5040.0 if settings.timed else None)
-    inner = SegmentationModule.training_step
-
-    def dies(module: SegmentationModule, batch: dict[str, Any], index: int) -> torch.Tensor:
-        if 5010 < clock.time < 5020:
-            raise KeyError("killed")
-        return inner(module, batch, index)
-
-    monkeypatch.setattr(SegmentationModule, "training_step", dies)
+    monkeypatch.setattr(fit, "end_of_training", lambda settings: 5025.0 if settings.timed else None)
+    given = ("finish_by='07:30'", *LONG)
+    dies_after(7, monkeypatch)  # in the third epoch, 10 s after the start
     with pytest.raises(KeyError):
-        small_fit("finish_by='07:30'", *LONG)
-    clock.time = 5026.0  # 14 s before the end
-    small_fit("finish_by='07:30'", *LONG)
-    assert clock.time == pytest.approx(5040.0, abs=1.5)
+        small_fit(*given)
+    clock.time = 5016.0  # 9 s before the end
+    small_fit(*given)
+    assert clock.time == pytest.approx(5025.0, abs=1.5)
     rows = read_metrics(RunFolder(tmp_path / "run").metrics)
+    assert len(rows) == 5
     assert float(rows[-1]["lr"]) < 0.005, "the schedule comes to its end although the time is shorter than planned"
+    clock.time = 9000.0
+    small_fit(*given, "trainer.max_epochs=1001")
+    assert "No time is left for another step: training ends after epoch 5." in messages.text
 
 
-def test_no_time_left_is_refused(small_fit: Fit, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "end_of_training", lambda settings: 5003.0)
-    with pytest.raises(UserError, match=r"finish_by=07:30: 3 s are left"):
-        small_fit("finish_by='07:30'", *LONG)
+def test_no_time_left_is_refused_before_and_after_the_preparation(
+    make_settings: Make, small_fit: Fit, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = r"finish_by=2020-01-01T07:30: {}0 s are left for the training"
+    settings = make_settings("finish_by=2020-01-01T07:30", f"paths.runs={tmp_path / 'runs'}")
+    with pytest.raises(UserError, match=words.format("")):
+        train(settings)
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(UserError, match=words.format("after the preparation ")):
+        small_fit("finish_by=2020-01-01T07:30", *LONG)
+    begun = RunFolder(tmp_path / "begun")
+    begun.last.parent.mkdir(parents=True)
+    begun.last.touch()
+    check_end(settings, begun, 0.0)  # a run that has begun is continued, to be predicted and scored
 
 
 def test_measuring_leaves_the_weights(small_fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,18 +281,16 @@ def test_a_stopwatch_leaves_out_the_first_step() -> None:
 
 
 def test_budgets_that_cannot_be(make_settings: Make) -> None:
+    """Those that the tests of wrong commands do not have."""
     for given, words in {
-        "budget=soon": "must be a duration such as 45min",
-        "budget=2s": "at least 10s",
-        "finish_by=noon": "must be a time such as 07:30",
         "budget=45min finish_by='07:30'": "Leave out one of the two",
-        "budget=45min trainer.max_time='01:00:00'": "trainer.max_time",
         "budget=45min recipe.weight_averaging=0.9": "recipe.weight_averaging",
         "budget=45min data.iterations_per_epoch=100": "data.iterations_per_epoch",
     }.items():
         with pytest.raises(UserError, match=words):
             make_settings(*given.split())
-    assert make_settings("budget=45min").recipe.schedule.name == "wsd"
+    schedule = make_settings("budget=45min", "recipe=swinunetr", "recipe.schedule.decay=0.5").recipe.schedule
+    assert schedule == ScheduleSettings(name="wsd", decay=0.5)
     with pytest.raises(UserError, match=r"budget: one device trains to a time budget, not 2"):
         check_trainer(make_settings("budget=45min", "trainer.devices=2"))
 

@@ -182,6 +182,12 @@ def choose(
     if best >= 0:
         return memory.result(plain[best])
     least = min(memory.found.values())
+    if math.isinf(least):
+        raise UserError(
+            f"{limit_key}: not even the smallest training step of this network could be measured, because its process "
+            "ended: it ran out of memory, or it was started by a script without `if __name__ == '__main__':`. Free "
+            "memory, mend the script, or give a smaller network."
+        )
     raise UserError(
         f"{limit_key}={budget / 1e9:.3g}: the smallest training step of this network takes {least / 1e9:.2f} GB, with "
         "accumulation and activation checkpointing. Give more memory, or a smaller network (plan.features_per_stage or "

@@ -207,7 +207,8 @@ def attempt(
         freeze(module.network, graph.idle)
     resume = newest_readable(folder)
     if resume:
-        log.info("Continuing %s after epoch %d of %d.", folder.path, resume[1], settings.trainer.max_epochs)
+        whole = "" if settings.timed else f" of {settings.trainer.max_epochs}"
+        log.info("Continuing %s after epoch %d%s.", folder.path, resume[1], whole)
     else:
         log.info("New run: %s", folder.path)
         if settings.pretrained is not None:
@@ -232,12 +233,12 @@ def attempt(
         log.info("Activation checkpointing: %d stages keep their inputs only.", checkpoint_stages(module.network))
     if settings.trainer.compile:
         module.network.compile(dynamic=False)  # patches have one size; symbolic sizes make Inductor fail
-    given = settings
-    if given.timed:
-        cases = (train_cases, val_cases)
-        budget = budget_plan(given, prepared, folder, module, trainer, cases, continued=resume is not None, ends=ends)
+    timed = settings.timed
+    if timed:
+        cases, continued = (train_cases, val_cases), resume is not None
+        budget = budget_plan(settings, prepared, folder, module, trainer, cases, continued=continued, ends=ends)
         trainer.callbacks.insert(0, BudgetSchedule(budget))  # type: ignore[attr-defined]
-        settings = spent(given, budget)
+        settings = spent(settings, budget)
     datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
     trainer.callbacks.append(StepTimes(datamodule))  # type: ignore[attr-defined]
     status = folder.status()
@@ -256,7 +257,7 @@ def attempt(
         raise UserError(explained) from error
     if not folder.last.exists():
         raise UserError(f"Training ended without a checkpoint. The same command begins again: {folder.path}")
-    if given.timed:
+    if timed:
         report_forecast(folder)
     return trainer.loggers
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from umamba.datasets import RawDataset
-from umamba.io import UserError, read_json, write_json
+from umamba.io import UserError, exclusive, read_json, write_json
 from umamba.io.resources import available_cpus, memory_bytes
 from umamba.networks.cost import build_without_data
 from umamba.planning import Configuration, Fingerprint, Plan, plan_dataset, planned_configuration
@@ -18,7 +18,7 @@ from umamba.planning.measured import MeasuredPlan, Trial, choose, plain_trials
 from umamba.planning.rules import rule_set
 from umamba.records import CheckpointRecord
 from umamba.runs.preparation import fingerprint_dataset, raw_dataset
-from umamba.runs.trainer import chosen_precision, trains_on_cuda
+from umamba.runs.trainer import chosen_precision, processes, trains_on_cuda
 from umamba.settings import TrainSettings, plain
 from umamba.settings.validate import read_record
 from umamba.training.measured_step import step_peak
@@ -47,10 +47,12 @@ def with_measured_plan(settings: Run) -> Run:
     dataset = raw_dataset(settings, workers)
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     budget = _budget(settings)
-    found = _kept_choice(_file(settings, dataset, digest, budget))
-    if found is None:
-        found = _measured(settings, dataset, fingerprint, digest, budget)
-        write_json(_file(settings, dataset, digest, budget), asdict(found))
+    path = _file(settings, dataset, digest, budget)
+    with exclusive(path.with_name(f".{path.stem}.lock"), f"the measured plan of {dataset.name}"):
+        found = _kept_choice(path)
+        if found is None:
+            found = _measured(settings, dataset, fingerprint, digest, budget)
+            write_json(path, asdict(found))
     log.info(found.sentence())
     trial = found.trial
     return replace(
@@ -63,6 +65,16 @@ def with_measured_plan(settings: Run) -> Run:
             activation_checkpointing=settings.trainer.activation_checkpointing or trial.checkpointing,
         ),
     )
+
+
+def kept_copies(settings: TrainSettings) -> int:
+    """Return how many copies of the weights training keeps: their average, and the gradients that devices exchange.
+
+    Args:
+        settings: the settings of a run.
+    """
+    averaged = settings.timed or settings.recipe.weight_averaging is not None
+    return int(averaged) + int(processes(settings) > 1)
 
 
 def _budget(settings: TrainSettings) -> float:
@@ -105,7 +117,6 @@ def _measured(
     if wish not in plain_ones:
         plain_ones = sorted({*plain_ones, wish}, key=lambda one: one.voxels)
     precision, device = chosen_precision(settings), "cuda" if trains_on_cuda(settings) else "cpu"
-    averaged = settings.timed or settings.recipe.weight_averaging is not None
 
     def peak_of(trial: Trial) -> float:
         plan = plan_with(rules.memory_gb, patch_size=trial.patch_size, batch_size=trial.step_batch)
@@ -120,7 +131,7 @@ def _measured(
             fingerprint_hash=digest,
         )
         recomputed = trial.checkpointing or settings.trainer.activation_checkpointing
-        peak = step_peak(record, recomputed, averaged, device, precision)
+        peak = step_peak(record, recomputed, kept_copies(settings), device, precision)
         log.info(
             "Measured: patch %s, %d a step%s: %s",
             " x ".join(map(str, trial.patch_size)),
@@ -165,7 +176,8 @@ def _file(settings: TrainSettings, dataset: RawDataset, digest: str, budget: flo
         "architecture": plain(settings.architecture),
         "recipe": plain(settings.recipe),
         "precision": chosen_precision(settings),
-        "means": [settings.trainer.accumulate_grad_batches, settings.trainer.activation_checkpointing, settings.timed],
+        "means": [settings.trainer.accumulate_grad_batches, settings.trainer.activation_checkpointing],
+        "copies": kept_copies(settings),
         "device": torch.cuda.get_device_name(0) if cuda else "cpu",
         "budget": budget,
     }

@@ -43,6 +43,28 @@ def end_of_training(settings: TrainSettings, now: datetime | None = None) -> flo
     return moment.timestamp()
 
 
+def check_end(settings: TrainSettings, folder: RunFolder, ends: float | None) -> None:
+    """Refuse a new run that would end before its training could begin; a run that has begun is continued at any time.
+
+    Args:
+        settings: the settings of the run.
+        folder: the run folder.
+        ends: when training ends, in seconds since 1970; None: no such time.
+
+    Raises:
+        UserError: there is no time left.
+    """
+    if ends is None or settings.finish_by is None or (folder.last.exists() and not settings.restart):
+        return
+    left = ends - time.time()
+    if left < SHORTEST_S:
+        raise UserError(f"finish_by={settings.finish_by}: {_left(left)} Give a later time.")
+
+
+def _left(seconds: float) -> str:
+    return f"{max(0.0, seconds):.0f} s are left for the training, which is too short (at least {SHORTEST_S:.0f} s)."
+
+
 def untimed(settings: TrainSettings) -> TrainSettings:
     """Return settings without their time budget, for a test of a few batches.
 
@@ -102,8 +124,8 @@ def budget_plan(
     assert seconds is not None  # the settings were checked
     if seconds < SHORTEST_S:
         raise UserError(
-            f"finish_by={settings.finish_by}: {max(0.0, seconds):.0f} s are left for the training after the "
-            "preparation, which is too short. Give a later time; what was prepared stays."
+            f"finish_by={settings.finish_by}: after the preparation {_left(seconds)} Give a later time; what was "
+            "prepared stays."
         )
     log.info("Measuring the speed of a training step, of which the time budget is made.")
     duration = min(_MEASURING_SHARE * seconds, _MOST_MEASURING_S)
@@ -117,7 +139,14 @@ def budget_plan(
         raise UserError(explained) from error
     plan = _plan(settings, trainer, seconds, ends, speed)
     folder.set_status(budget=asdict(plan))
-    log.info(plan.sentence())
+    schedule = settings.recipe.schedule
+    log.info(
+        "%s The learning rate rises in the first %g %% of the time and falls to 0 in the last %g %% "
+        "(recipe.schedule.name=wsd, which takes the place of the recipe's own schedule).",
+        plan.sentence(),
+        100 * schedule.warm_up,
+        100 * schedule.decay,
+    )
     return plan
 
 

@@ -24,7 +24,7 @@ from umamba.runs.measured_plan import with_measured_plan
 from umamba.runs.preparation import PreparedDataset, plan_of, preprocess
 from umamba.runs.score import check_scoring, draw_cases, predict_and_score, table_of_test_images
 from umamba.runs.smoke import smoke_test
-from umamba.runs.time_budget import end_of_training, untimed
+from umamba.runs.time_budget import check_end, end_of_training, untimed
 from umamba.runs.trainer import check_trainer, is_first_process, processes
 from umamba.settings import TrainSettings
 from umamba.training.checkpoints import newest_readable
@@ -84,6 +84,7 @@ def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
         folder = RunFolder.of(settings)
         if not settings.restart:
             folder.status()  # a damaged run.json is refused before any work
+        check_end(settings, folder, ends)
         settings = with_measured_plan(settings)
         planned = plan_of(settings)
         check_fold(settings, planned)

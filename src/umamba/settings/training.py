@@ -155,8 +155,10 @@ class TrainSettings(Settings):
             InvalidSettings: all mistakes of this record.
         """
         super().__post_init__()
-        if self.timed and self.recipe.schedule.name != "wsd":
-            object.__setattr__(self, "recipe", replace(self.recipe, schedule=ScheduleSettings(name="wsd")))
+        if self.timed:
+            given = self.recipe.schedule
+            schedule = ScheduleSettings(name="wsd", warm_up=given.warm_up, decay=given.decay)
+            object.__setattr__(self, "recipe", replace(self.recipe, schedule=schedule))
 
     @property
     def timed(self) -> bool:

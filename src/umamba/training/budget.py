@@ -6,6 +6,7 @@ constant rate as a decay would, and needs no length either. Checkpoints hold the
 that a run that was killed leaves a usable network.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
 from umamba.patches.datamodule import WAITING
+
+log = logging.getLogger(__name__)
 
 EPOCHS = 60  # a kill costs at most the epoch in which it falls
 LONGEST_EPOCH_S, SHORTEST_EPOCH_S = 120.0, 6.0
@@ -224,6 +227,7 @@ class BudgetSchedule(Callback):
         if self.plan.ends is not None:
             self.seconds = self.used + max(0.0, self.plan.ends - self.now())
         if self._fitting() < 1 and trainer.current_epoch > 0:
+            log.info("No time is left for another step: training ends after epoch %d.", trainer.current_epoch)
             trainer.should_stop = True
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

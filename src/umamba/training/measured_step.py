@@ -17,13 +17,13 @@ from umamba.training.module import SegmentationModule
 _STEPS = 3  # the optimiser allocates its state in the first one
 
 
-def step_peak(record: CheckpointRecord, checkpointing: bool, averaged: bool, device: str, precision: str) -> float:
+def step_peak(record: CheckpointRecord, checkpointing: bool, copies: int, device: str, precision: str) -> float:
     """Train some steps on random patches in a new process, and return the peak memory in bytes.
 
     Args:
         record: architecture, plan, labels and recipe; its configuration has the patch and the batch of a step.
         checkpointing: whether activations are computed again in the backward pass.
-        averaged: whether an average of the weights is kept.
+        copies: of the weights, which are kept beside the network.
         device: cpu or cuda.
         precision: Lightning's name.
 
@@ -33,17 +33,17 @@ def step_peak(record: CheckpointRecord, checkpointing: bool, averaged: bool, dev
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(peak_here, record, checkpointing, averaged, device, precision).result()
+            return pool.submit(peak_here, record, checkpointing, copies, device, precision).result()
         except (BrokenProcessPool, MemoryError):  # the system ends a process that takes too much
             return math.inf
 
 
-def peak_here(record: CheckpointRecord, checkpointing: bool, averaged: bool, device: str, precision: str) -> float:
+def peak_here(record: CheckpointRecord, checkpointing: bool, copies: int, device: str, precision: str) -> float:
     """Train some steps in this process; arguments and result are those of `step_peak`."""
     place = torch.device(device)
     try:
         with freed_memory_kept(place.type == "cpu"):
-            _train(record, checkpointing, averaged, place, precision)
+            _train(record, checkpointing, copies, place, precision)
     except torch.OutOfMemoryError:
         return math.inf
     except RuntimeError as error:  # PyTorch's allocator on a CPU
@@ -53,12 +53,12 @@ def peak_here(record: CheckpointRecord, checkpointing: bool, averaged: bool, dev
     return float(torch.cuda.max_memory_allocated(place) if place.type == "cuda" else peak_resident_bytes())
 
 
-def _train(record: CheckpointRecord, checkpointing: bool, averaged: bool, device: torch.device, precision: str) -> None:
+def _train(record: CheckpointRecord, checkpointing: bool, copies: int, device: torch.device, precision: str) -> None:
     configuration = record.configuration
     module = SegmentationModule(record).to(device).train()
     if checkpointing:
         checkpoint_stages(module.network)
-    kept = [parameter.detach().clone() for parameter in module.parameters()] if averaged else []
+    kept = [parameter.detach().clone() for parameter in module.parameters() for _ in range(copies)]
     optimizer = module.configure_optimizers()
     clip = module.recipe.gradient_clip_norm
     shape, spatial = (configuration.batch_size, record.num_channels), configuration.patch_size

@@ -12,6 +12,7 @@ from umamba.patches import PatchDataModule
 from umamba.training.budget import Speed
 from umamba.training.freed_memory import freed_memory_kept
 from umamba.training.module import SegmentationModule
+from umamba.training.trial import trial_trainer
 
 _MOST_STEPS = 60
 _LEAST_STEPS = 3  # beside the first one, which starts the workers and allocates memory
@@ -87,25 +88,15 @@ def measured_speed(
     """
     began = time.monotonic()
     stopwatch = Stopwatch(seconds)
-    watched = lightning.Trainer(
-        accelerator="cpu" if trainer.strategy.root_device.type == "cpu" else "auto",
-        devices=1,
-        precision=trainer.precision,
-        gradient_clip_val=trainer.gradient_clip_val,
-        accumulate_grad_batches=trainer.accumulate_grad_batches,
-        max_epochs=1,
-        limit_val_batches=_VALIDATION_STEPS,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=trainer.default_root_dir,
-        callbacks=[stopwatch],
-    )
     weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     on_cpu = trainer.strategy.root_device.type == "cpu"
-    with torch.random.fork_rng(), freed_memory_kept(on_cpu):
+    further: dict[str, Any] = {
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "max_epochs": 1,
+        "limit_val_batches": _VALIDATION_STEPS,
+        "callbacks": [stopwatch],
+    }
+    with trial_trainer(trainer, **further) as watched, freed_memory_kept(on_cpu):
         watched.fit(module, datamodule=datamodule)
     module.load_state_dict(weights)
     module.zero_grad(set_to_none=True)
