@@ -126,7 +126,7 @@ class TrainSettings(Settings):
     finish_by: str | None = key(
         None,
         "As budget, but given by the time at which the training ends: the next HH:MM, or a date and time such as "
-        "2027-03-01T07:30. null: no such time.",
+        "2027-03-01T07:30; in a YAML file with quotes. null: no such time.",
     )
     pretrained: Path | None = key(
         None,
