@@ -225,7 +225,7 @@ def test_a_time_of_day_ends_a_run_that_was_killed_too(
 
 
 def test_no_time_left_is_refused_before_and_after_the_preparation(
-    make_settings: Make, small_fit: Fit, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_settings: Make, small_fit: Fit, tmp_path: Path
 ) -> None:
     words = r"finish_by=2020-01-01T07:30: {}0 s are left for the training"
     settings = make_settings("finish_by=2020-01-01T07:30", f"paths.runs={tmp_path / 'runs'}")

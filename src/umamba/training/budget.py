@@ -281,12 +281,14 @@ class BudgetSchedule(Callback):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seconds used so far, and the measured speed."""
-        return {"used": self.used, "step_s": self.step_s, "rest_s": self.rest_s}
+        """Return the seconds used so far, the measured speed, and what the next epoch needs to measure the last one."""
+        speed = {"step_s": self.step_s, "rest_s": self.rest_s}
+        return {"used": self.used, **speed, "epoch_start": self.epoch_start, "training_s": self.training_s}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the seconds used, and the measured speed."""
+        """Restore what `state_dict` returned."""
         self.before, self.step_s, self.rest_s = (float(state_dict[name]) for name in ("used", "step_s", "rest_s"))
+        self.epoch_start, self.training_s = state_dict["epoch_start"], state_dict["training_s"]
 
     def _fitting(self) -> int:
         """Return the steps that fit into the rest of the budget, with the validation after them."""
