@@ -23,6 +23,7 @@ from umamba.records import CheckpointRecord, RunFolder, find_checkpoint
 from umamba.records.checkpoint import read_checkpoint
 from umamba.records.identity import learnt_settings
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
+from umamba.runs.time_budget import budget_plan, end_of_training, report_forecast, spent
 from umamba.runs.trainer import (
     build_datamodule,
     build_trainer,
@@ -37,6 +38,7 @@ from umamba.settings import TrainSettings
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.added_class import read_teacher, start_from_teacher
 from umamba.training.backward_graph import BackwardGraph, backward_graph, freeze
+from umamba.training.budget import BudgetSchedule
 from umamba.training.checkpoints import newest_readable
 from umamba.training.freed_memory import freed_memory_kept
 from umamba.training.learning_rate import found_learning_rate
@@ -130,7 +132,7 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
     if planned.dataset.annotated and settings.recipe.loss.component_weight:
         raise UserError(
             f"recipe.loss.component_weight={settings.recipe.loss.component_weight:g}: is for cases that carry all "
-            f"labels, and some cases of {planned.dataset.name} do not (annotated_labels). Leave the component loss away."
+            f"labels, and some of {planned.dataset.name} do not (annotated_labels). Leave the component loss away."
         )
     refuse_scale(network, settings.predict.tile_scale)
     build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
@@ -178,9 +180,15 @@ def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
 
 
 def fit(
-    settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, record: CheckpointRecord
+    settings: TrainSettings,
+    prepared: PreparedDataset,
+    folder: RunFolder,
+    record: CheckpointRecord,
+    ends: float | None = None,
 ) -> list[Logger]:
-    """Train up to trainer.max_epochs, from the last completed epoch if there is one; return the run's loggers.
+    """Train up to trainer.max_epochs or the end of the time budget, and return the run's loggers.
+
+    Training continues after the last completed epoch if there is one.
 
     If gradients stay non-finite, the run goes back to its last checkpoint and continues in float32 from then on.
 
@@ -189,14 +197,16 @@ def fit(
         prepared: the dataset, its plan and its preprocessed cases.
         folder: the run folder, in which training writes checkpoints, metrics, pictures and run.json.
         record: the content of each checkpoint beside the weights, from `checkpoint_record`.
+        ends: when training ends with finish_by, in seconds since 1970; None: the next such time.
 
     Raises:
         UserError: an unusable setting, a dead patch worker, a full disk, or divergence (float32, or WORLD_SIZE is set).
     """
+    ends = end_of_training(settings) if ends is None else ends
     while True:
         try:
             with expected_warnings():
-                return attempt(settings, prepared, folder, record)
+                return attempt(settings, prepared, folder, record, ends)
         except Diverged as error:
             if folder.status().get("precision") == FULL_PRECISION or FULL_PRECISION in str(error):
                 raise UserError(
@@ -211,7 +221,11 @@ def fit(
 
 
 def attempt(
-    settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, record: CheckpointRecord
+    settings: TrainSettings,
+    prepared: PreparedDataset,
+    folder: RunFolder,
+    record: CheckpointRecord,
+    ends: float | None = None,
 ) -> list[Logger]:
     """Train once, with the arguments and result of `fit`; raise `Diverged` if gradients stay non-finite."""
     train_cases, val_cases = fold_cases(
@@ -225,11 +239,10 @@ def attempt(
     if trains_without_search(trainer):
         graph = _graph(settings, record.configuration, record.num_channels, record.labels.num_classes)
         freeze(module.network, graph.idle)
-    datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
-    trainer.callbacks.append(StepTimes(datamodule))  # type: ignore[attr-defined]
     resume = newest_readable(folder)
     if resume:
-        log.info("Continuing %s after epoch %d of %d.", folder.path, resume[1], settings.trainer.max_epochs)
+        whole = "" if settings.timed else f" of {settings.trainer.max_epochs}"
+        log.info("Continuing %s after epoch %d%s.", folder.path, resume[1], whole)
     else:
         log.info("New run: %s", folder.path)
         if settings.pretrained is not None:
@@ -249,15 +262,24 @@ def attempt(
         trainer.strategy.root_device,
     )
     if settings.trainer.find_lr:
+        datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
         module.learning_rate = found_learning_rate(folder, module, datamodule, trainer)
         log.info("Learning rate %.3g, found by trying: %s", module.learning_rate, folder.learning_rate_search)
     if settings.trainer.activation_checkpointing:
         log.info("Activation checkpointing: %d stages keep their inputs only.", checkpoint_stages(module.network))
     if settings.trainer.compile:
         module.network.compile(dynamic=False)  # patches have one size; symbolic sizes make Inductor fail
+    timed = settings.timed
+    if timed:
+        cases, continued = (train_cases, val_cases), resume is not None
+        budget = budget_plan(settings, prepared, folder, module, trainer, cases, continued=continued, ends=ends)
+        trainer.callbacks.insert(0, BudgetSchedule(budget))  # type: ignore[attr-defined]
+        settings = spent(settings, budget)
+    datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
+    trainer.callbacks.append(StepTimes(datamodule))  # type: ignore[attr-defined]
     status = folder.status()
     if resume and status.get("ended_after") == resume[1] and status.get("max_epochs") == settings.trainer.max_epochs:
-        log.info("Training ended after epoch %d, as trainer.max_time or the early stopping says.", resume[1])
+        log.info("Training ended after epoch %d, as the time limit or the early stopping says.", resume[1])
         return trainer.loggers
     try:
         with freed_memory_kept(trainer.strategy.root_device.type == "cpu"):
@@ -271,6 +293,8 @@ def attempt(
         raise UserError(explained) from error
     if not folder.last.exists():
         raise UserError(f"Training ended without a checkpoint. The same command begins again: {folder.path}")
+    if timed:
+        report_forecast(folder)
     return trainer.loggers
 
 

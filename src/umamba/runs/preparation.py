@@ -289,6 +289,23 @@ def listed_dataset(root: Path, workers: int) -> RawDataset:
     return read_dataset(root)
 
 
+def raw_dataset(settings: TrainSettings, workers: int) -> RawDataset:
+    """Return the listing of the dataset that a run trains on; numbered instances become classes first.
+
+    Args:
+        settings: the dataset, and where prepared cases are.
+        workers: worker processes.
+
+    Raises:
+        UserError: the dataset is not there, or has errors.
+    """
+    root = locate_dataset(settings.dataset, workers)
+    if holds_instances(root):
+        log.info("%s holds numbered instances; they become the classes background, interior and boundary.", root)
+        root = classes_of_instances(root, settings.paths.preprocessed / "classes", workers)
+    return listed_dataset(root, workers)
+
+
 def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path | None = None) -> PlannedDataset:
     """Take a dataset from its raw folder to its plan, and report the plan.
 
@@ -304,8 +321,7 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
     for name, folder in vars(settings.paths).items():
         log.info("paths.%s: %s", name, folder.absolute())
     workers = settings.data.prepare_workers or available_cpus()
-    root = locate_dataset(settings.dataset, settings.paths.preprocessed, workers)
-    dataset = listed_dataset(root, workers)
+    dataset = raw_dataset(settings, workers)
     if dataset.annotated:
         training = [case.case_id for case in dataset.training]
         log.info(annotated_sentence(dataset.labels, dataset.annotated, training))
@@ -319,7 +335,7 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
         write_json(nnunet_plans, to_nnunet_plans(plan, dataset.file_ending))
         log.info("The plan as nnU-Net's plans file: %s", nnunet_plans.absolute())
     kept = _kept_findings(settings.paths.preprocessed / dataset.name, digest)
-    findings = None if kept is None else (*list_findings(root)[1], *kept)
+    findings = None if kept is None else (*list_findings(dataset.root)[1], *kept)
     return PlannedDataset(dataset, digest, plan, plan.configuration(configuration), findings)
 
 
@@ -368,6 +384,10 @@ def prepare(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
         nnunet_plans: file to which the plan is also written, for nnU-Net; None: no such file.
 
     Raises:
-        UserError: as `plan_of` and `preprocess`.
+        UserError: as `with_measured_plan`, `plan_of` and `preprocess`.
     """
+    if settings.planner.measure:
+        from umamba.runs.measured_plan import with_measured_plan  # it needs this module, and all of the training
+
+        settings = with_measured_plan(settings)
     return preprocess(plan_of(settings, explain, nnunet_plans), settings)

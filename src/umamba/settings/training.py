@@ -1,17 +1,18 @@
 """Settings of `umamba train`, `prepare` and `describe`, with the groups `data`, `logger` and `predict`."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, TrustSettings, UMambaBotSettings
 from umamba.settings.augmentation import AugmentationSettings
 from umamba.settings.dataset import DatasetSettings, PathsSettings
+from umamba.settings.duration import SHORTEST_S, duration_seconds, is_clock_time
 from umamba.settings.fields import key
 from umamba.settings.plan import PlannerSettings, PlanSettings
 from umamba.settings.prediction import EngineSettings, PredictionSettings, SlidingWindowSettings
-from umamba.settings.recipe import Precision, RecipeSettings
+from umamba.settings.recipe import Precision, RecipeSettings, ScheduleSettings
 from umamba.settings.trainer import TrainerSettings
 from umamba.settings.validate import Settings
 
@@ -116,6 +117,17 @@ class TrainSettings(Settings):
         "Replace the run in the run folder and start from the beginning; the old run is deleted when the new one has "
         "saved its first checkpoint.",
     )
+    budget: str | None = key(
+        None,
+        "Time for the training with all its continuations, such as 45min, 1h30min or 2d. The speed is measured; the "
+        "schedule (wsd), the length of the epochs, the share of validation and the workers follow. The preparation "
+        "before and the scores after it are not counted. null: trainer.max_epochs ends the training.",
+    )
+    finish_by: str | None = key(
+        None,
+        "As budget, but given by the time at which the training ends: the next HH:MM, or a date and time such as "
+        "2027-03-01T07:30; in a YAML file with quotes. null: no such time.",
+    )
     pretrained: Path | None = key(
         None,
         "Fine-tune: a new run starts from the weights of this checkpoint (this project's, nnU-Net's or U-Mamba's); the "
@@ -145,6 +157,23 @@ class TrainSettings(Settings):
     logger: LoggerSettings = key(LoggerSettings, "Loggers of curves and pictures.")
     predict: AfterTrainingSettings = key(AfterTrainingSettings, "Prediction after training.")
 
+    def __post_init__(self) -> None:
+        """Check every value, and let a training with a time budget have the schedule that does not need its length.
+
+        Raises:
+            InvalidSettings: all mistakes of this record.
+        """
+        super().__post_init__()
+        if self.timed:
+            given = self.recipe.schedule
+            schedule = ScheduleSettings(name="wsd", warm_up=given.warm_up, decay=given.decay)
+            object.__setattr__(self, "recipe", replace(self.recipe, schedule=schedule))
+
+    @property
+    def timed(self) -> bool:
+        """Whether a time budget ends the training (budget or finish_by)."""
+        return self.budget is not None or self.finish_by is not None
+
     @property
     def precision(self) -> Precision:
         """The precision of training: trainer.precision, or the recipe's if that is null."""
@@ -166,6 +195,13 @@ class TrainSettings(Settings):
             yield f"name={self.name}: must be the name of one folder, without / and without a dot at its start."
         if self.teacher is not None:
             yield from self._beside_teacher()
+        yield from self._wrong_budget()
+        given = [name for name in ("from_file", "patch_size", "batch_size") if getattr(self.plan, name) is not None]
+        if self.planner.measure and (given or self.plan.paper):
+            yield (
+                f"planner.measure=true chooses patch and batch, so plan.{given[0] if given else 'paper'} cannot be "
+                "given as well. Leave out one of the two."
+            )
         axes = self.augmentation.mirror.axes
         if axes is not None and self.plan.dim is not None and any(axis >= self.plan.dim for axis in axes):
             yield (
@@ -193,6 +229,35 @@ class TrainSettings(Settings):
             yield "smoke=true: its tiny network cannot start from teacher. Leave out one of the two."
         if self.plan.pinned() or self.plan.from_file or self.plan.paper:
             yield "plan: the plan is that of teacher. Leave out the values of plan besides plan.configuration."
+        if self.planner.measure:
+            yield "planner.measure=true: the plan is that of teacher. Leave out one of the two."
+
+    def _wrong_budget(self) -> Iterator[str]:
+        """Yield budgets that cannot be read, and keys of which a budget takes the place."""
+        if not self.timed:
+            return
+        if self.budget is not None:
+            seconds = duration_seconds(self.budget)
+            if seconds is None:
+                yield f"budget={self.budget}: must be a duration such as 45min, 1h30min, 90s or 2d, or null."
+            elif seconds < SHORTEST_S:
+                yield f"budget={self.budget}: must be at least {SHORTEST_S:g}s."
+        if self.finish_by is not None and not is_clock_time(self.finish_by):
+            yield (
+                f"finish_by={self.finish_by}: must be a time such as 07:30, a date and time such as 2027-03-01T07:30, "
+                "or null."
+            )
+        if self.budget is not None and self.finish_by is not None:
+            yield "budget and finish_by both say how long the training takes. Leave out one of the two."
+        if self.trainer.max_time is not None:
+            yield "trainer.max_time: a budget ends the training already. Leave out one of the two."
+        if self.recipe.weight_averaging is not None:
+            yield "recipe.weight_averaging: a budget averages the weights itself. Leave out one of the two."
+        if self.data.iterations_per_epoch != DataSettings.iterations_per_epoch:
+            yield (
+                "data.iterations_per_epoch: a budget chooses the length of the epochs. Leave out one of the two, or "
+                "give trainer.limit_train_batches, which the budget keeps."
+            )
 
     def _wrong_monitor(self, monitor: str) -> Iterator[str]:
         """Yield why a value that a callback monitors is never logged by this run."""

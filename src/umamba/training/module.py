@@ -53,6 +53,7 @@ class SegmentationModule(lightning.LightningModule):
         self.patch_dice = PatchDice(record.labels)
         self.ema_patch_dice: float | None = None
         self.gradient_norm: Tensor | None = None  # of the step's gradients, set by SkipNonFinite
+        self.share_done: float | None = None  # of a time budget, set by BudgetSchedule; None: the epochs count
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Return the network's output for patches (B, C, *S): logits, or a list of them, full resolution first."""
@@ -101,15 +102,23 @@ class SegmentationModule(lightning.LightningModule):
             del values[name]
         if self.trainer.lr_scheduler_configs:
             return
+        self.log("lr", self.set_learning_rate())
+
+    def set_learning_rate(self) -> float:
+        """Set the learning rate that the schedule has now, and return it.
+
+        It follows from the number of complete epochs or, under a time budget, from the share of it that is used.
+        """
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise RuntimeError("the schedule needs trainer.max_epochs")
-        factor = learning_rate_factor(self.recipe.schedule, epochs)(self.current_epoch)
+        now = self.current_epoch if self.share_done is None else self.share_done * epochs
+        rate = self.learning_rate * learning_rate_factor(self.recipe.schedule, epochs)(now)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
-        self.log("lr", optimizer.param_groups[0]["lr"])
+            group["lr"] = rate
+        return rate
 
     def on_fit_start(self) -> None:
         """Move the frozen network to the device; Lightning does not know it."""
@@ -172,6 +181,12 @@ class SegmentationModule(lightning.LightningModule):
             self.log(f"{self.checked}/ema_patch_dice", self.ema_patch_dice)
         for name, value in zip(self.labels.names, per_class.tolist(), strict=True):
             self.log(f"{self.checked}/patch_dice/{name}", value)
+
+    def forget_epoch(self) -> None:
+        """Empty the metrics after steps that do not belong to the run."""
+        self.train_loss.reset()
+        self.patch_dice.reset()
+        self.ema_patch_dice = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record, which makes the file self-sufficient."""
