@@ -5,7 +5,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas
@@ -47,7 +47,7 @@ class Evaluation:
 
 
 def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation:
-    """Score folders of segmentations; see `evaluate_folders` for the files it writes.
+    """Score folders of segmentations; see `evaluate_folders` and `evaluate_classes` for the files it writes.
 
     Args:
         settings: folders, protocol and options.
@@ -66,7 +66,7 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation
             iou_threshold=settings.iou_threshold,
             count_edge_cells=settings.count_edge_cells,
         )
-        return evaluate_folders(
+        found = evaluate_folders(
             settings.methods,
             settings.truth,
             settings.output,
@@ -76,6 +76,34 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation
             trainings=settings.trainings,
             margin=settings.margin,
         )
+        if settings.classes is None:
+            return found
+        return replace(
+            found, problems=(*found.problems, *evaluate_classes(settings.methods, settings.classes, settings.output))
+        )
+
+
+def evaluate_classes(predictions: Mapping[str, Path], truth: Path, output: Path) -> list[str]:
+    """Score the classes.csv of each folder; write classes.csv and classes.png into `output`, or a folder a method.
+
+    Args:
+        predictions: method's name -> folder of its predictions.
+        truth: table of the true classes.
+        output: folder of the results.
+
+    Returns:
+        What is wrong with the tables that could not be scored.
+    """
+    from umamba.evaluation.classification import class_table, write_class_scores
+
+    problems = []
+    for method, folder in predictions.items():
+        target = (below(output, method) if len(predictions) > 1 else output) / "classes.csv"
+        try:
+            log.info(class_table(write_class_scores(folder / "classes.csv", truth, target), f"{method}: classes"))
+        except UserError as error:
+            problems.append(str(error))
+    return problems
 
 
 def evaluate_folders(

@@ -44,6 +44,7 @@ _KEYS = {
     "batches_per_step": "whole batches of a step (trainer.ddp_batch=multiply, trainer.devices)",
     "split": "cases of the fold (splits_final.json, groups)",
     "fingerprint_hash": "content of the dataset",
+    "heads": "heads.case (its classes are compared), heads.weight, heads.alone",
 }
 
 
@@ -191,7 +192,7 @@ def differences(name: str, before: Any, now: Any) -> list[str]:
 
 def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity without what may vary, and with the defaults of options that it does not know."""
-    found = dict(identity)
+    found = {"heads": None, **identity}
     if found.get("architecture"):
         found["architecture"] = _without(plain(read_architecture(found["architecture"])), "scan_backend")
     records: tuple[tuple[str, type[Settings], tuple[str, ...]], ...] = (

@@ -9,6 +9,7 @@ from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, Tr
 from umamba.settings.augmentation import AugmentationSettings
 from umamba.settings.dataset import DatasetSettings, PathsSettings
 from umamba.settings.fields import key
+from umamba.settings.heads import HeadsSettings
 from umamba.settings.plan import PlannerSettings, PlanSettings
 from umamba.settings.prediction import EngineSettings, PredictionSettings, SlidingWindowSettings
 from umamba.settings.recipe import Precision, RecipeSettings
@@ -129,6 +130,7 @@ class TrainSettings(Settings):
     planner: PlannerSettings = key(PlannerSettings, "The rules from which the plan is derived.")
     plan: PlanSettings = key(PlanSettings, "The configuration of the plan, and pinned values.")
     architecture: ArchitectureSettings = key(UMambaBotSettings, "The network and its options.", variants=ARCHITECTURES)
+    heads: HeadsSettings = key(HeadsSettings, "Classes of whole cases that the network learns, too.")
     recipe: RecipeSettings = key(RecipeSettings, "Optimiser, schedule, loss, clipping, precision.")
     augmentation: AugmentationSettings = key(AugmentationSettings, "Augmentation: kinds, probabilities, ranges.")
     data: DataSettings = key(DataSettings, "How patches are made.")
@@ -168,6 +170,20 @@ class TrainSettings(Settings):
                 "predict.checkpoint=best: without validation batches there is no best checkpoint. Give "
                 "data.val_iterations above 0, or predict.checkpoint=last."
             )
+        yield from self._wrong_heads()
+
+    def _wrong_heads(self) -> Iterator[str]:
+        """Yield what a classification head cannot be combined with."""
+        if self.heads.case is not None and self.trainer.compile:
+            yield (
+                "trainer.compile=true: only the segmentation's pass is compiled, which a network with a head does not "
+                "use. Leave trainer.compile or heads.case away."
+            )
+        if self.heads.alone and self.predict.checkpoint == "best":
+            yield (
+                "predict.checkpoint=best: is the checkpoint with the best segmentation, and heads.alone=true trains "
+                "none. Give predict.checkpoint=last."
+            )
 
     def _wrong_monitor(self, monitor: str) -> Iterator[str]:
         """Yield why a value that a callback monitors is never logged by this run."""
@@ -176,6 +192,8 @@ class TrainSettings(Settings):
             yield f"{given}: fold=all holds no case out. Give seen/ instead of val/, or a fold."
         elif monitor.startswith("seen/") and self.fold != "all":
             yield f"{given}: fold={self.fold} holds cases out, so that the values begin with val/."
+        elif self.heads.alone and "dice" in monitor:
+            yield f"{given}: heads.alone=true trains no segmentation. Give val/case_loss with mode=min."
         elif monitor == "val/case_dice":
             if self.data.validate_cases_every != 1 or not self.data.validation_cases:
                 yield f"{given}: is not computed in every epoch. Give data.validate_cases_every=1, or val/patch_dice."

@@ -1,5 +1,6 @@
 """The LightningModule: one network, one recipe, and the record that makes its checkpoints usable alone."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from umamba.networks import build_network
+from umamba.networks.heads import CaseHead, build_case_head
 from umamba.records import CheckpointRecord
 from umamba.records.checkpoint import store_record, stored_patch_dice
 from umamba.settings import RecipeSettings
+from umamba.training.classification import CaseMetrics, case_loss, targets_of
 from umamba.training.losses import DeepSupervisionLoss, build_loss
 from umamba.training.patch_dice import PatchDice
 from umamba.training.schedules import build_optimizer, learning_rate_factor
@@ -27,9 +30,17 @@ class SegmentationModule(lightning.LightningModule):
         record: the content of each checkpoint beside the weights: architecture, plan, labels, recipe.
         held_out: whether the validation patches come from cases that are not trained on. If so, the names of their
             metrics begin with `val/`, otherwise with `seen/`.
+        classes: case -> its class in each task of the record's classification head; other cases have none.
+        case_weight: weight of the head's loss.
     """
 
-    def __init__(self, record: CheckpointRecord, held_out: bool = True) -> None:
+    def __init__(
+        self,
+        record: CheckpointRecord,
+        held_out: bool = True,
+        classes: Mapping[str, tuple[int, ...]] | None = None,
+        case_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self.recipe = record.recipe or RecipeSettings()
         self.labels = record.labels
@@ -48,6 +59,12 @@ class SegmentationModule(lightning.LightningModule):
         self.patch_dice = PatchDice(record.labels)
         self.ema_patch_dice: float | None = None
         self.gradient_norm: Tensor | None = None  # of the step's gradients, set by SkipNonFinite
+        self.case_head: CaseHead | None = None
+        self.alone = record.heads is not None and record.heads.alone  # whether the decoder is not trained
+        if record.heads is not None:
+            self.case_head = build_case_head(self.network, record.architecture.name, record.heads.sizes)
+            self.case_metrics = CaseMetrics([task.name for task in record.heads.tasks])
+            self.case_classes, self.case_weight = dict(classes or {}), case_weight
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Return the network's output for patches (B, C, *S): logits, or a list of them, full resolution first."""
@@ -108,7 +125,7 @@ class SegmentationModule(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Return the loss of a batch of patches."""
-        loss = self.loss(self(batch["image"]), batch["label"])
+        loss = self.loss(self(batch["image"]), batch["label"]) if self.case_head is None else self._joint_step(batch)
         finite = torch.isfinite(loss.detach())  # a step with a non-finite loss does not count
         self.train_loss.update(torch.where(finite, loss.detach(), 0.0), len(batch["image"]) * finite)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
@@ -116,13 +133,26 @@ class SegmentationModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Add a batch of validation patches to the loss and the patch Dice."""
-        outputs = self(batch["image"])
-        loss = self.loss(outputs, batch["label"])
+        if self.case_head is None:
+            outputs = self(batch["image"])
+            loss = self.loss(outputs, batch["label"])
+        else:
+            outputs, logits = self._joint_outputs(batch["image"])
+            targets = self._targets(batch)
+            classes = case_loss(logits, targets)
+            self.case_metrics.update(logits, targets, classes)
+            loss = self._total(outputs, batch, classes)
         self.log(f"{self.checked}/loss", loss, batch_size=len(batch["image"]), sync_dist=True)
+        if outputs is None:
+            return
         self.patch_dice.update(outputs if isinstance(outputs, Tensor) else outputs[0], batch["label"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the patch Dice per class, its mean, and the smoothed mean that picks the best checkpoint."""
+        if self.case_head is not None:
+            self._log_classes()
+        if self.alone:
+            return
         per_class = self.patch_dice.compute().reshape(-1)  # torchmetrics returns a scalar for a single class
         self.patch_dice.reset()
         if self.trainer.sanity_checking:
@@ -137,6 +167,45 @@ class SegmentationModule(lightning.LightningModule):
             self.log(f"{self.checked}/ema_patch_dice", self.ema_patch_dice)
         for name, value in zip(self.labels.names, per_class.tolist(), strict=True):
             self.log(f"{self.checked}/patch_dice/{name}", value)
+
+    def _joint_outputs(self, image: Tensor) -> tuple[Tensor | list[Tensor] | None, list[Tensor]]:
+        """Return the network's output (None if the classes are trained alone) and the head's logits."""
+        assert self.case_head is not None
+        network: Any = self.network
+        if self.alone:
+            return None, self.case_head(network.bottleneck(image))
+        outputs, bottleneck = network.segment_with_bottleneck(image)
+        return outputs, self.case_head(bottleneck)
+
+    def _joint_step(self, batch: dict[str, Any]) -> Tensor:
+        """Return the loss of segmentation and classes, and log that of the classes."""
+        outputs, logits = self._joint_outputs(batch["image"])
+        targets = self._targets(batch)
+        classes = case_loss(logits, targets)
+        finite = torch.isfinite(classes.detach())
+        known = (targets >= 0).any(dim=1).sum()
+        self.case_metrics.train_loss.update(torch.where(finite, classes.detach(), 0.0), known * finite)
+        self.log("train/case_loss", self.case_metrics.train_loss, on_step=False, on_epoch=True)
+        return self._total(outputs, batch, classes)
+
+    def _total(self, outputs: Any, batch: dict[str, Any], classes: Tensor) -> Tensor:
+        return classes if outputs is None else self.loss(outputs, batch["label"]) + self.case_weight * classes
+
+    def _targets(self, batch: dict[str, Any]) -> Tensor:
+        tasks = len(self.case_metrics.names)
+        return targets_of(batch["case_id"], self.case_classes, tasks, batch["image"].device)
+
+    def _log_classes(self) -> None:
+        """Log the loss of the classes and the share of patches that are classified right."""
+        metrics = self.case_metrics
+        named = {f"{self.checked}/case_loss": metrics.loss}
+        accuracies: Any = metrics.accuracy
+        named |= {f"{self.checked}/case_accuracy/{name}": m for name, m in zip(metrics.names, accuracies, strict=True)}
+        for name, metric in named.items():
+            value = metric.compute() if metric.weight else torch.tensor(float("nan"))
+            metric.reset()
+            if not self.trainer.sanity_checking:
+                self.log(name, float(value))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record, which makes the file self-sufficient."""
