@@ -79,6 +79,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "iou_threshold": 0.5,
         "count_edge_cells": False,
         "images": None,
+        "classes": None,
         "margin": 0.01,
         "workers": None,
     }
@@ -107,6 +108,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "output": "out",
         "format": "nnunet",
         "fold": 0,
+        "segmentation_only": False,
         "post_processing": None,
         "trust": [],
     }

@@ -36,7 +36,7 @@ class Evaluation:
     """The outcome of an evaluation.
 
     Attributes:
-        scores: one table for each method: case, label, metrics.
+        scores: one table for each method: case, label, metrics; empty if only classes were scored.
         comparison: what is shown of each pair of methods, None with a single method.
         problems: what is wrong with the cases that were not scored; the others are.
     """
@@ -57,6 +57,8 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation
         UserError: a folder is absent or empty, or no case can be scored.
     """
     with shown(progress):
+        if settings.truth.suffix == ".csv":
+            return Evaluation({}, None, tuple(evaluate_classes(settings.methods, settings.truth, settings.output)))
         rules = Rules(
             label_names(settings.truth, settings.dataset_json, settings.protocol),
             settings.protocol,

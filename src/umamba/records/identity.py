@@ -44,7 +44,6 @@ _KEYS = {
     "batches_per_step": "whole batches of a step (trainer.ddp_batch=multiply, trainer.devices)",
     "split": "cases of the fold (splits_final.json, groups)",
     "fingerprint_hash": "content of the dataset",
-    "heads": "heads.case (its classes are compared), heads.weight, heads.alone",
 }
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection
 from typing import Any
 
-from umamba.labels.case_classes import CASE, CaseHeads, read_case_table
+from umamba.labels.case_classes import CaseHeads, read_case_table
 from umamba.runs.preparation import PlannedDataset
 from umamba.settings import TrainSettings
 
@@ -60,7 +60,8 @@ def heads_identity(settings: TrainSettings, heads: CaseHeads | None, cases: Coll
     classes = case_classes(settings, heads)
     known = sorted((case, classes[case]) for case in cases if case in classes)
     digest = hashlib.blake2b(json.dumps(known).encode(), digest_size=4).hexdigest()
-    return {"heads": {**heads.to_json(), "weight": settings.heads.weight, CASE: f"{len(known)} cases ({digest})"}}
+    found = {"tasks": str(heads), "classes": f"{len(known)} cases ({digest})"}
+    return {"heads": {**found, "weight": settings.heads.weight, "alone": heads.alone}}
 
 
 def warn_of_classes(settings: TrainSettings, heads: CaseHeads | None, train_cases: Collection[str]) -> None:

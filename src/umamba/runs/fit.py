@@ -222,7 +222,8 @@ def attempt(
             log.info(_load_pretrained(settings.pretrained, module, record))
             if module.case_head is not None and record.heads is not None:
                 log.info(load_pretrained_head(settings.pretrained, module.case_head, record.heads))
-    parameters = sum(p.numel() for p in module.parameters())
+    parts = [module.network, *([] if module.case_head is None else [module.case_head])]
+    parameters = sum(p.numel() for part in parts for p in part.parameters())
     if is_first_process():
         folder.set_status(parameters=parameters, step_flops=step_flops(record))
     log.info(

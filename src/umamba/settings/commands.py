@@ -36,7 +36,9 @@ class EvaluateSettings(Settings):
         existing=True,
     )
     truth: Path = key(
-        sentence="Folder of the references. protocol=cell: of numbered cells, NAME or NAME_label.", existing=True
+        sentence="Folder of the references. protocol=cell: of numbered cells, NAME or NAME_label. A CSV file of the "
+        "true classes of cases instead: score the classes.csv of each folder of predictions only.",
+        existing=True,
     )
     output: Path = key(sentence="Folder of the tables and pictures, made if absent.")
     protocol: Protocol = key("generic", PROTOCOL_SENTENCE)
@@ -90,6 +92,8 @@ class EvaluateSettings(Settings):
 
     def conflicts(self) -> Iterator[str]:
         """Yield a missing method, folders that do not exist or are given twice, and names that are taken twice."""
+        if self.truth.suffix == ".csv" and self.classes is not None:
+            yield f"classes={self.classes}: truth is a table of classes already. Give one of the two."
         if isinstance(self.predictions, Path):
             return
         if not self.predictions:

@@ -202,10 +202,10 @@ class SegmentationModule(lightning.LightningModule):
         accuracies: Any = metrics.accuracy
         named |= {f"{self.checked}/case_accuracy/{name}": m for name, m in zip(metrics.names, accuracies, strict=True)}
         for name, metric in named.items():
-            value = metric.compute() if metric.weight else torch.tensor(float("nan"))
+            value = float(metric.compute())  # NaN when no patch had a class
             metric.reset()
             if not self.trainer.sanity_checking:
-                self.log(name, float(value))
+                self.log(name, value)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record, which makes the file self-sufficient."""
