@@ -77,7 +77,7 @@ def test_a_class_without_cases_has_no_auc_and_a_single_case_no_interval() -> Non
     assert value(scores, "brier") == pytest.approx(0.25 + 0.09 + 0.04)
 
 
-def test_tables_are_joined_by_case(tmp_path: Path) -> None:
+def test_tables_are_joined_by_case(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     predicted, truth = tmp_path / "predicted.csv", tmp_path / "truth.csv"
     predicted.write_text(
         "case,side,side=left,side=right\na,left,0.9,0.1\nb,left,0.8,0.2\nc,right,0.3,0.7\nd,left,0.6,0.4\n"
@@ -95,8 +95,10 @@ def test_tables_are_joined_by_case(tmp_path: Path) -> None:
     assert not found.problems
     written = (tmp_path / "scored" / "classes.csv").read_text()
     assert written == (tmp_path / "out" / "classes.csv").read_text()
-    only, _ = score_classes(predicted, truth, ["a", "b"])
+    truth.write_text("case,side\na,left\nb,up\nc,right\n")
+    only, _ = score_classes(predicted, truth)
     assert set(only["cases"]) == {2}
+    assert "side: up is no class of the network" in caplog.text
     truth.write_text("case,side\nz,left\n")
     with pytest.raises(UserError, match="no case has a class"):
         score_classes(predicted, truth)

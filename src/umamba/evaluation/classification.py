@@ -11,8 +11,9 @@ and those of the rest are drawn separately, so that no sample lacks one of them.
 1, the interval has no width: it then says nothing about other cases.
 """
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from umamba.labels import colours
 from umamba.labels.case_classes import CASE, UNKNOWN, CaseTask, read_case_table
 from umamba.labels.painting import new_figure
 
+log = logging.getLogger(__name__)
 TITLES = {"auc": "AUC", "accuracy": "accuracy", "brier": "Brier score", "ece": "calibration error"}
 BINS = 10
 MEAN = "mean"
@@ -170,15 +172,14 @@ def read_predicted(path: Path) -> tuple[tuple[CaseTask, ...], pandas.DataFrame]:
     return tasks, table
 
 
-def score_classes(
-    predicted: Path, truth: Path, cases: Sequence[str] | None = None
-) -> tuple[pandas.DataFrame, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Score the classes that a prediction wrote.
+def score_classes(predicted: Path, truth: Path) -> tuple[pandas.DataFrame, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Score the classes that a prediction wrote, over the cases that both tables have.
+
+    A true class that the network was not trained for is left out, with a warning.
 
     Args:
         predicted: its classes.csv.
         truth: table with the columns case and those of the tasks.
-        cases: those that count; None: all in both tables.
 
     Returns:
         The scores of all tasks (see `score_task`), and for each task the true classes (n,) and the probabilities
@@ -188,12 +189,16 @@ def score_classes(
         UserError: a table cannot be read, or no case has a class and a prediction.
     """
     tasks, table = read_predicted(predicted)
-    targets = read_case_table(truth).targets(tasks)
-    kept = table[[case in targets and (cases is None or case in cases) for case in table[CASE]]]
+    given = read_case_table(truth)
+    targets = given.targets(tasks)
+    kept = table[[case in targets for case in table[CASE]]]
     scores, used = [], {}
     for index, task in enumerate(tasks):
         numbers = np.array([targets[case][index] for case in kept[CASE]], dtype=int)
         known = numbers != UNKNOWN
+        cells = [given.rows[case][given.columns.index(task.name)] for case in kept[CASE][~known]]
+        if any(cells):
+            log.warning("%s: %s is no class of the network; such cases are left out.", task.name, max(cells))
         if not known.any():
             continue
         probabilities = kept[[f"{task.name}={name}" for name in task.classes]].to_numpy(dtype=float)[known]
@@ -204,16 +209,13 @@ def score_classes(
     return pandas.concat(scores, ignore_index=True), used
 
 
-def write_class_scores(
-    predicted: Path, truth: Path, output: Path, cases: Sequence[str] | None = None
-) -> pandas.DataFrame:
+def write_class_scores(predicted: Path, truth: Path, output: Path) -> pandas.DataFrame:
     """Score classes, write the table, and draw the reliability of the probabilities beside it (the same name, .png).
 
     Args:
         predicted: the classes.csv of a prediction.
         truth: table of the true classes.
         output: the CSV file to write.
-        cases: those that count; None: all in both tables.
 
     Returns:
         The scores.
@@ -221,7 +223,7 @@ def write_class_scores(
     Raises:
         UserError: as `score_classes`.
     """
-    scores, used = score_classes(predicted, truth, cases)
+    scores, used = score_classes(predicted, truth)
     write_table(output, scores)
     names = {task.name: task.classes for task in read_predicted(predicted)[0]}
     draw_reliability({task: (names[task], *values) for task, values in used.items()}, output.with_suffix(".png"))
@@ -284,5 +286,9 @@ def reliability(probability: np.ndarray, occurred: np.ndarray) -> tuple[np.ndarr
     """
     bins = np.clip(np.ceil(probability * BINS).astype(int) - 1, 0, BINS - 1)
     present = np.unique(bins)
-    each: Callable[[np.ndarray], np.ndarray] = lambda values: np.array([values[bins == b].mean() for b in present])  # noqa: E731
-    return each(probability), each(occurred.astype(float)), np.array([(bins == b).sum() for b in present])
+    counts = np.array([(bins == number).sum() for number in present])
+    means = [
+        np.array([values[bins == number].mean() for number in present])
+        for values in (probability, occurred.astype(float))
+    ]
+    return means[0], means[1], counts

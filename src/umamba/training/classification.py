@@ -1,6 +1,7 @@
 """The loss of a classification head, and the share of patches that it classifies right."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,5 +72,6 @@ class CaseMetrics(nn.Module):
         """
         known = targets != UNKNOWN
         self.loss.update(loss, known.any(dim=1).sum())
-        for task, (metric, scores) in enumerate(zip(self.accuracy, logits, strict=True)):
+        accuracies: Any = self.accuracy
+        for task, (metric, scores) in enumerate(zip(accuracies, logits, strict=True)):
             metric.update((scores.argmax(1) == targets[:, task]).float(), known[:, task].float())
