@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from umamba.datasets import RawCase
@@ -14,6 +15,7 @@ from umamba.inference.problems import UnsegmentedCases
 from umamba.io import Image, StorageError, read_image, read_label, storage_errors
 from umamba.io.lazy import load_beside
 from umamba.io.voice import showing, tracked
+from umamba.records.zoo import zoo_sample
 from umamba.settings import PredictSettings
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ def predict(settings: PredictSettings) -> list[Path]:
         UserError: a checkpoint cannot be used, or some images could not be segmented; the others are, and are drawn.
         StorageError: the output cannot be written.
     """
+    settings = replace(settings, input=zoo_sample(settings.input))
     predictor = Predictor.from_checkpoint(
         settings.checkpoints,
         device=settings.device,
