@@ -83,7 +83,7 @@ def test_tables_are_joined_by_case(tmp_path: Path, caplog: pytest.LogCaptureFixt
         "case,side,side=left,side=right\na,left,0.9,0.1\nb,left,0.8,0.2\nc,right,0.3,0.7\nd,left,0.6,0.4\n"
     )
     truth.write_text("case,age,side\nd,40,right\nc,50,right\nb,60,left\na,70,left\nz,80,left\n")
-    scores = write_class_scores(predicted, truth, tmp_path / "out" / "classes.csv")
+    scores = write_class_scores([predicted], truth, tmp_path / "out" / "classes.csv")
     assert value(scores, "auc", "right") == 1.0
     assert value(scores, "accuracy") == 0.75
     assert (tmp_path / "out" / "classes.png").stat().st_size > 1000
@@ -96,14 +96,28 @@ def test_tables_are_joined_by_case(tmp_path: Path, caplog: pytest.LogCaptureFixt
     written = (tmp_path / "scored" / "classes.csv").read_text()
     assert written == (tmp_path / "out" / "classes.csv").read_text()
     truth.write_text("case,side\na,left\nb,up\nc,right\n")
-    only, _ = score_classes(predicted, truth)
+    only, _ = score_classes([predicted], truth)
     assert set(only["cases"]) == {2}
     assert "side: up is no class of the network" in caplog.text
     truth.write_text("case,side\nz,left\n")
     with pytest.raises(UserError, match="no case has a class"):
-        score_classes(predicted, truth)
+        score_classes([predicted], truth)
     truth.write_text("case,grade\na,left\n")
     with pytest.raises(UserError, match="has no column side"):
-        score_classes(predicted, truth)
+        score_classes([predicted], truth)
     with pytest.raises(UserError, match="no such file"):
-        score_classes(tmp_path / "none.csv", truth)
+        score_classes([tmp_path / "none.csv"], truth)
+
+
+def test_folds_are_scored_together_and_each_case_once(tmp_path: Path) -> None:
+    truth, first, second = (tmp_path / name for name in ("truth.csv", "first.csv", "second.csv"))
+    truth.write_text("case,side\na,left\nb,right\nc,left\n")
+    head = "case,side,side=left,side=right\n"
+    first.write_text(f"{head}a,left,0.9,0.1\nb,left,0.8,0.2\n")
+    second.write_text(f"{head}b,right,0.0,1.0\nc,left,0.7,0.3\n")
+    scores, used = score_classes([first, second], truth)
+    assert used["side"][1].tolist() == [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]
+    assert value(scores, "auc", "right") == 0.5  # b is above a and below c
+    second.write_text("case,side,side=left,side=up\nc,left,0.7,0.3\n")
+    with pytest.raises(UserError, match="has other classes"):
+        score_classes([first, second], truth)

@@ -172,13 +172,15 @@ def read_predicted(path: Path) -> tuple[tuple[CaseTask, ...], pandas.DataFrame]:
     return tasks, table
 
 
-def score_classes(predicted: Path, truth: Path) -> tuple[pandas.DataFrame, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Score the classes that a prediction wrote, over the cases that both tables have.
+def score_classes(
+    predicted: Sequence[Path], truth: Path
+) -> tuple[pandas.DataFrame, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Score the classes that a prediction wrote, or several folds together, over the cases with a true class.
 
     A true class that the network was not trained for is left out, with a warning.
 
     Args:
-        predicted: its classes.csv.
+        predicted: the classes.csv of each prediction; a case counts in the first table that has it.
         truth: table with the columns case and those of the tasks.
 
     Returns:
@@ -186,9 +188,9 @@ def score_classes(predicted: Path, truth: Path) -> tuple[pandas.DataFrame, dict[
         (n, classes) that they were made of.
 
     Raises:
-        UserError: a table cannot be read, or no case has a class and a prediction.
+        UserError: a table cannot be read, the tables have different classes, or no case has a class and a prediction.
     """
-    tasks, table = read_predicted(predicted)
+    tasks, table = _joined(predicted)
     given = read_case_table(truth)
     targets = given.targets(tasks)
     kept = table[[case in targets for case in table[CASE]]]
@@ -205,15 +207,24 @@ def score_classes(predicted: Path, truth: Path) -> tuple[pandas.DataFrame, dict[
         used[task.name] = (numbers[known], probabilities)
         scores.append(score_task(task, *used[task.name]))
     if not scores:
-        raise UserError(f"{predicted}: no case has a class in {truth}. Check the names of the cases.")
+        raise UserError(f"{predicted[0]}: no case has a class in {truth}. Check the names of the cases.")
     return pandas.concat(scores, ignore_index=True), used
 
 
-def write_class_scores(predicted: Path, truth: Path, output: Path) -> pandas.DataFrame:
+def _joined(predicted: Sequence[Path]) -> tuple[tuple[CaseTask, ...], pandas.DataFrame]:
+    """Return the tasks of several tables, and their rows in one table, each case once."""
+    read = [read_predicted(path) for path in predicted]
+    for path, (tasks, _) in zip(predicted, read, strict=True):
+        if tasks != read[0][0]:
+            raise UserError(f"{path}: has other classes than {predicted[0]}. Score them apart.")
+    return read[0][0], pandas.concat([table for _, table in read], ignore_index=True).drop_duplicates(CASE)
+
+
+def write_class_scores(predicted: Sequence[Path], truth: Path, output: Path) -> pandas.DataFrame:
     """Score classes, write the table, and draw the reliability of the probabilities beside it (the same name, .png).
 
     Args:
-        predicted: the classes.csv of a prediction.
+        predicted: see `score_classes`.
         truth: table of the true classes.
         output: the CSV file to write.
 
@@ -225,7 +236,7 @@ def write_class_scores(predicted: Path, truth: Path, output: Path) -> pandas.Dat
     """
     scores, used = score_classes(predicted, truth)
     write_table(output, scores)
-    names = {task.name: task.classes for task in read_predicted(predicted)[0]}
+    names = {task.name: task.classes for task in read_predicted(predicted[0])[0]}
     draw_reliability({task: (names[task], *values) for task, values in used.items()}, output.with_suffix(".png"))
     return scores
 

@@ -102,7 +102,7 @@ def evaluate_classes(predictions: Mapping[str, Path], truth: Path, output: Path)
     for method, folder in predictions.items():
         target = (below(output, method) if len(predictions) > 1 else output) / "classes.csv"
         try:
-            log.info(class_table(write_class_scores(folder / "classes.csv", truth, target), f"{method}: classes"))
+            log.info(class_table(write_class_scores([folder / "classes.csv"], truth, target), f"{method}: classes"))
         except UserError as error:
             problems.append(str(error))
     return problems

@@ -154,6 +154,11 @@ class RunFolder:
         return self.path.parent.parent / f"cross_validation_{self.path.name}.csv"
 
     @property
+    def cross_validation_classes(self) -> Path:
+        """The scores of the classes of all folds together, beside the folders of the folds."""
+        return self.path.parent.parent / f"cross_validation_classes_{self.path.name}.csv"
+
+    @property
     def predictions(self) -> Path:
         """The segmentations of the test images."""
         return self.path / "predictions"

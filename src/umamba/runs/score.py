@@ -117,12 +117,18 @@ def report_classes(settings: TrainSettings, folder: RunFolder) -> None:
         return
     from umamba.evaluation.classification import class_table, write_class_scores
 
-    for title, where, output in (
-        (f"Classes of the validation cases of fold {settings.fold}", folder.validation, folder.validation_classes),
-        ("Classes of the test images", folder.predictions, folder.classes),
+    folds = [other.validation / CLASSES for other in sorted(folder.other_folds(), key=lambda each: each.fold)]
+    pooled = [path for path in folds if path.exists()]
+    for title, predicted, output in (
+        (
+            f"Classes of the validation cases of fold {settings.fold}",
+            [folder.validation / CLASSES],
+            folder.validation_classes,
+        ),
+        (f"Classes of the validation cases of {len(pooled)} folds so far", pooled, folder.cross_validation_classes),
+        ("Classes of the test images", [folder.predictions / CLASSES], folder.classes),
     ):
-        predicted = where / CLASSES
-        if not predicted.exists():
+        if not predicted or not predicted[0].exists() or (predicted is pooled and len(pooled) < 2):
             continue
         try:
             log.info(class_table(write_class_scores(predicted, settings.heads.case, output), title))
