@@ -21,7 +21,7 @@ import pandas
 from rich.table import Table
 from scipy.stats import rankdata
 
-from umamba.evaluation.statistics import bootstrap_interval
+from umamba.evaluation.statistics import bootstrap_interval, mean_label
 from umamba.io import UserError, atomic_path
 from umamba.io.escape import mathtext
 from umamba.io.tabular import read_table, write_table
@@ -32,7 +32,6 @@ from umamba.labels.painting import new_figure
 log = logging.getLogger(__name__)
 TITLES = {"auc": "AUC", "accuracy": "accuracy", "brier": "Brier score", "ece": "calibration error"}
 BINS = 10
-MEAN = "mean"
 _RESAMPLES, _SEED, _BATCH = 2000, 0, 2_000_000
 _TAILS = (0.025, 0.975)
 
@@ -121,7 +120,7 @@ def score_task(task: CaseTask, truth: np.ndarray, probabilities: np.ndarray) -> 
     known = [pair for pair in pairs.values() if min(map(len, pair))]
     if len(pairs) > 1 and known:
         value = float(np.mean([auc(*pair) for pair in known]))
-        rows.append((MEAN, "auc", value, _mean_auc_interval(known)))
+        rows.append((mean_label(task.classes), "auc", value, _mean_auc_interval(known)))
     right = probabilities.argmax(axis=1) == truth
     squared = ((probabilities - np.eye(len(task.classes))[truth]) ** 2).sum(axis=1)
     for metric, values in (("accuracy", right.astype(float)), ("brier", squared)):
@@ -280,7 +279,7 @@ def draw_reliability(tasks: Mapping[str, tuple[Sequence[str], np.ndarray, np.nda
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="probability", ylabel="share of cases of the class")
         axes.set_title(mathtext(task), fontsize=9)
         axes.legend(frameon=False, fontsize=8)
-    figure.suptitle("dot: a bin of probabilities, its area the number of its cases; dotted: perfect", fontsize=8)
+    figure.suptitle("dot: a bin of probabilities, larger with more cases\ndotted: perfect calibration", fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
