@@ -153,16 +153,16 @@ def read_classes(path: Path, tasks: Sequence[CaseTask]) -> dict[str, Probabiliti
     try:
         with path.open(newline="", encoding="utf-8") as file:
             head, *rows = [[from_cell(cell) for cell in row] for row in csv.reader(file)]
-        if head != columns:
+        if head != columns or any(len(row) != len(columns) for row in rows):
             return {}
         for row in rows:
-            cells, own = iter(row[1:]), []
+            own, first = [], 2  # the columns case and that of the first task's most probable class
             for task in tasks:
-                next(cells)
-                own.append(tuple(float(next(cells)) for _ in task.classes))
+                own.append(tuple(float(cell) for cell in row[first : first + len(task.classes)]))
+                first += len(task.classes) + 1
             if all(math.isfinite(value) for values in own for value in values):
                 found[row[0]] = tuple(own)
-    except (OSError, ValueError, csv.Error, StopIteration, IndexError):
+    except (OSError, ValueError, csv.Error):
         return {}
     return found
 
