@@ -300,7 +300,7 @@ def test_gradients_are_clipped_as_pytorch_does(
         original(self, optimizer, gradient_clip_val, **named)
         after = [p.grad.clone() for p in trained]
         for p, gradient in zip(trained, before, strict=True):
-            p.grad = gradient
+            p.grad = gradient.clone()
         clip = torch.nn.utils.clip_grad_value_ if algorithm == "value" else torch.nn.utils.clip_grad_norm_
         clip(trained, gradient_clip_val)
         assert all(torch.equal(p.grad, found) for p, found in zip(trained, after, strict=True))
