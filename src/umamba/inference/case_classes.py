@@ -156,7 +156,8 @@ def read_classes(path: Path, tasks: Sequence[CaseTask]) -> dict[str, Probabiliti
         if head != columns or any(len(row) != len(columns) for row in rows):
             return {}
         for row in rows:
-            own, first = [], 2  # the columns case and that of the first task's most probable class
+            own: list[tuple[float, ...]] = []
+            first = 2  # behind the columns case and that of the first task's most probable class
             for task in tasks:
                 own.append(tuple(float(cell) for cell in row[first : first + len(task.classes)]))
                 first += len(task.classes) + 1
