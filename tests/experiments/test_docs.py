@@ -224,6 +224,7 @@ def write_layouts(folder: Path) -> None:
         "training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}],
     }
     write_json(folder / "Task04_Hippocampus" / "dataset.json", facts)
+    (folder / "classes.csv").write_text("case,grade\na,low\nb,high\n")
     nucleus = folder / "nuclei" / "stage1_train" / "ab"
     write_picture(nucleus / "images" / "ab.png", rng.integers(0, 256, (32, 32, 3)).astype(np.uint8))
     write_picture(nucleus / "masks" / "1.png", np.pad(np.full((9, 9), 255, np.uint8), 8))

@@ -238,6 +238,7 @@ TRAIN: dict[str, Any] = {
     "planner": PLANNERS["nnunet"],
     "plan": PLAN,
     "architecture": ARCHITECTURES["umamba_bot"],
+    "heads": {"case": None, "weight": 1.0, "alone": False},
     "recipe": NNUNET_RECIPE,
     "augmentation": NNUNET_AUGMENTATION,
     "data": {

@@ -215,12 +215,12 @@ class LogitRows:
         value = self._corner(batch[0], last=False)
         if torch.equal(value, self._corner(batch[-1], last=True)):
             spread = value[:, None, None, None]
-            if all(bool((_cut(self._image, place) == spread).all()) for place in batch):
+            if all(bool((cut(self._image, place) == spread).all()) for place in batch):
                 return lambda: self._blank_logits(batch, value)
         return self._start(self._tiles(batch))
 
     def _tiles(self, batch: Sequence[Place]) -> Tensor:
-        return torch.stack([_cut(self._source, place) for place in batch])
+        return torch.stack([cut(self._source, place) for place in batch])
 
     def _corner(self, place: Place, last: bool) -> Tensor:
         """Return the first or the last voxel of a tile (C,)."""
@@ -265,8 +265,16 @@ class LogitRows:
         self._advance(len(batch))
 
 
-def _cut(image: Tensor, place: Place) -> Tensor:
-    """Return an image under a tile (C, *window), with zeros beyond its border."""
+def cut(image: Tensor, place: Place) -> Tensor:
+    """Return an image under a tile, with zeros beyond its border.
+
+    Args:
+        image: (C, Z, Y, X).
+        place: the tile along each axis.
+
+    Returns:
+        (C, *window).
+    """
     inside, padding = [], []
     for tile, length in zip(place, image.shape[1:], strict=True):
         start, stop = max(tile.start, 0), min(tile.stop, length)

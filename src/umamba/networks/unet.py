@@ -112,6 +112,7 @@ class UNet(nn.Module):
         deep_supervision: settable. True: return the logits of all decoder stages. False: return one tensor.
         supports_deep_supervision: always True.
         fixed_patch_size: the only size of the spatial axes that fits the weights; None: every divisible size does.
+        bottleneck_channels: channels of `bottleneck`.
     """
 
     supports_deep_supervision = True
@@ -122,6 +123,7 @@ class UNet(nn.Module):
         self.decoder = decoder
         self.divisor = tuple(math.prod(axis) for axis in zip(*configuration.strides, strict=True))
         self.fixed_patch_size = tuple(configuration.patch_size) if fixed_size else None
+        self.bottleneck_channels = configuration.features_per_stage[-1]
         self.deep_supervision = True
 
     def encode(self, x: Tensor) -> list[Tensor]:
@@ -137,6 +139,18 @@ class UNet(nn.Module):
         self.check_size(tuple(x.shape[2:]))
         logits = self.decoder(self.encode(x), self.deep_supervision)
         return logits if self.deep_supervision else logits[0]
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Map images (B, C, *S) to the feature map of the last encoder stage; errors as `forward`."""
+        self.check_size(tuple(x.shape[2:]))
+        return self.encode(x)[-1]
+
+    def segment_with_bottleneck(self, x: Tensor) -> tuple[Tensor | list[Tensor], Tensor]:
+        """Return what `forward` returns, and the feature map of the last encoder stage; errors as `forward`."""
+        self.check_size(tuple(x.shape[2:]))
+        features = self.encode(x)
+        logits = self.decoder(features, self.deep_supervision)
+        return (logits if self.deep_supervision else logits[0]), features[-1]
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """Raise UserError if the network cannot take images of this size (spatial axes, voxels)."""

@@ -200,7 +200,7 @@ def differences(name: str, before: Any, now: Any) -> list[str]:
 
 def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity without what may vary, and with the defaults of options that it does not know."""
-    found = {"budget": None, **identity}
+    found = {"budget": None, "heads": None, **identity}
     if found.get("architecture"):
         found["architecture"] = _without(plain(read_architecture(found["architecture"])), "scan_backend")
     records: tuple[tuple[str, type[Settings], tuple[str, ...]], ...] = (

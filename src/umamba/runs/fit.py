@@ -15,13 +15,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from umamba.inference.forward import refuse_scale
 from umamba.io import UserError, file_digest, provenance
 from umamba.io.resources import memory_bytes
+from umamba.labels.case_classes import UNKNOWN
 from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
+from umamba.networks.heads import build_case_head
 from umamba.patches.extra import check_on_patch
 from umamba.planning import Configuration, fold_cases
 from umamba.records import CheckpointRecord, RunFolder, find_checkpoint
 from umamba.records.checkpoint import read_checkpoint
 from umamba.records.identity import learnt_settings
+from umamba.runs.case_heads import case_classes, case_heads, heads_identity, warn_of_classes
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.runs.time_budget import budget_plan, end_of_training, report_forecast, spent
 from umamba.runs.trainer import (
@@ -45,7 +48,7 @@ from umamba.training.learning_rate import found_learning_rate
 from umamba.training.losses import NOT_PARTIAL, build_loss
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged
-from umamba.training.pretrained import load_pretrained
+from umamba.training.pretrained import load_pretrained, load_pretrained_head
 from umamba.training.step_times import StepTimes
 from umamba.training.workers import explain_worker_error
 
@@ -73,6 +76,7 @@ def checkpoint_record(settings: TrainSettings, planned: PlannedDataset) -> Check
         mirror_axes=settings.augmentation.mirrored_axes(planned.configuration.dim),
         provenance=provenance(),
         fingerprint_hash=planned.digest,
+        heads=case_heads(settings, planned),
     )
 
 
@@ -88,7 +92,8 @@ def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: Che
     names = "\n".join([*sorted(train_cases), "", *sorted(val_cases)])
     digest = hashlib.blake2b(names.encode(), digest_size=4).hexdigest()
     split = f"{len(train_cases)} to train, {len(val_cases)} to validate ({digest})"
-    own = {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split}
+    heads = heads_identity(settings, record.heads, {*train_cases, *val_cases})
+    own = {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split, **heads}
     if settings.teacher is None:
         return {**own, "teacher": None}
     return {**own, "pretrained": None, "teacher": file_digest(find_checkpoint(settings.teacher))}  # wherever it lies
@@ -114,10 +119,13 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
     Raises:
         UserError: the architecture cannot be built at this plan, or not be trained deterministically on this device;
             the loss does not fit the labels, a transform of TorchIO not the patch, or predict.tile_scale not the
-            network.
+            network; the classes of `heads.case` cannot be used, or the architecture cannot have a head.
     """
+    heads = case_heads(settings, planned)
     classes = planned.labels.num_classes
     network = build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
+    if heads is not None:
+        build_case_head(network, settings.architecture.name, heads.sizes)
     needed = 4 * sum(parameter.numel() for parameter in network.parameters())
     if needed > memory_bytes():
         raise UserError(
@@ -141,7 +149,14 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
 
 
 def _graph(settings: TrainSettings, configuration: Configuration, channels: int, classes: int) -> BackwardGraph:
-    return backward_graph(settings.architecture, configuration, channels, classes, settings.recipe.deep_supervision)
+    return backward_graph(
+        settings.architecture,
+        configuration,
+        channels,
+        classes,
+        settings.recipe.deep_supervision,
+        encoder_only=settings.heads.alone,
+    )
 
 
 def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
@@ -233,8 +248,13 @@ def attempt(
     )
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     held_out = set(val_cases).isdisjoint(train_cases)
+    known = case_classes(settings, record.heads)
+    warn_of_classes(settings, record.heads, train_cases)
+    if settings.heads.alone:
+        train_cases = [case for case in train_cases if max(known.get(case, (UNKNOWN,))) >= 0]
     taught = None if settings.teacher is None else read_teacher(settings.teacher, record)
-    module = SegmentationModule(record, held_out, None if taught is None else taught[0])
+    teacher = None if taught is None else taught[0]
+    module = SegmentationModule(record, held_out, teacher, known, settings.heads.weight)
     trainer = build_trainer(settings, prepared, folder, val_cases if held_out else [])
     if trains_without_search(trainer):
         graph = _graph(settings, record.configuration, record.num_channels, record.labels.num_classes)
@@ -247,9 +267,12 @@ def attempt(
         log.info("New run: %s", folder.path)
         if settings.pretrained is not None:
             log.info(_load_pretrained(settings.pretrained, module, record))
+            if module.case_head is not None and record.heads is not None:
+                log.info(load_pretrained_head(settings.pretrained, module.case_head, record.heads))
         if taught is not None:
             log.info(start_from_teacher(module.network, taught[1].weights, _builder(record), taught[0]))
-    parameters = sum(p.numel() for p in module.network.parameters())
+    parts = [module.network, *([] if module.case_head is None else [module.case_head])]
+    parameters = sum(p.numel() for part in parts for p in part.parameters())
     if is_first_process():
         folder.set_status(parameters=parameters, step_flops=step_flops(record))
     log.info(

@@ -299,10 +299,7 @@ def raw_dataset(settings: TrainSettings, workers: int) -> RawDataset:
     Raises:
         UserError: the dataset is not there, or has errors.
     """
-    root = locate_dataset(settings.dataset, workers)
-    if holds_instances(root):
-        log.info("%s holds numbered instances; they become the classes background, interior and boundary.", root)
-        root = classes_of_instances(root, settings.paths.preprocessed / "classes", workers)
+    root = locate_dataset(settings.dataset, settings.paths.preprocessed, workers)
     return listed_dataset(root, workers)
 
 

@@ -182,12 +182,16 @@ def build_trainer(
     callbacks: list[Callback] = [
         LeaveOnSignal(folder.path),
         # Before weight averaging, which removes the averaged weights from the network in the same hook.
-        *([_case_validation(settings, prepared, shown)] if every else []),
+        *([_case_validation(settings, prepared, shown)] if every and not settings.heads.alone else []),
         *([EMAWeightAveraging(device=_device(settings), decay=decay)] if decay is not None else []),
         *([PolynomialAverage(device=_device(settings))] if timed else []),
         SkipNonFinite(folder.nonfinite, settings.seed),
         PeakMemory(),
-        ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every, prepared.store.letters),
+        *(
+            [ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every, prepared.store.letters)]
+            if not settings.heads.alone
+            else []
+        ),
         EpochLines(bar, _steps_after(settings, prepared, val_cases), every),
         TimeBudget(settings.trainer.max_seconds),
         *asked,

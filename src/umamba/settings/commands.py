@@ -38,7 +38,9 @@ class EvaluateSettings(Settings):
         existing=True,
     )
     truth: Path = key(
-        sentence="Folder of the references. protocol=cell: of numbered cells, NAME or NAME_label.", existing=True
+        sentence="Folder of the references. protocol=cell: of numbered cells, NAME or NAME_label. A CSV file of the "
+        "true classes of cases instead: score the classes.csv of each folder of predictions only.",
+        existing=True,
     )
     output: Path = key(sentence="Folder of the tables and pictures, made if absent.")
     protocol: Protocol = key("generic", PROTOCOL_SENTENCE)
@@ -63,6 +65,12 @@ class EvaluateSettings(Settings):
     )
     images: Path | None = key(
         None, "Folder of the images, for overlays of the worst, median and best case; null: no overlays.", existing=True
+    )
+    classes: Path | None = key(
+        None,
+        "CSV file of the true classes (case and a column for each question): also score the classes.csv in each folder "
+        "of predictions; null: do not.",
+        existing=True,
     )
     margin: float = key(MARGIN, _MARGIN, above=0)
     workers: int | None = key(None, "Processes; null: all CPUs of the allocation.", low=1)
@@ -91,9 +99,11 @@ class EvaluateSettings(Settings):
                 yield f"{method}_{count}", str(method), Path(str(folder))
 
     def conflicts(self) -> Iterator[str]:
-        """Yield objects without a rule, a missing method, wrong folders, and names that are taken twice."""
+        """Yield objects without a rule, a missing method, wrong folders, and keys that contradict each other."""
         if self.objects and self.protocol not in ("generic", "cell"):
             yield f"objects=true: protocol={self.protocol} has no rule for objects. Give protocol=generic."
+        if self.truth.suffix == ".csv" and self.classes is not None:
+            yield f"classes={self.classes}: truth is a table of classes already. Give one of the two."
         if isinstance(self.predictions, Path):
             return
         if not self.predictions:
@@ -246,6 +256,9 @@ class ExportSettings(TrustSettings):
         "nnunet: fold in nnU-Net's folder, a number or all. Several folds of one plan can be in the same output.",
         low=0,
     )
+    segmentation_only: bool = key(
+        False, "nnunet and onnx: leave out the network's classification head (heads.case), which they cannot hold."
+    )
     post_processing: Path | None = key(
         None,
         "onnx: JSON file of `umamba find-best`: the labels of which only the largest component is kept; null: none.",
@@ -261,6 +274,8 @@ class ExportSettings(TrustSettings):
             yield f"output={self.output}: format=share writes a single file. Give a name that ends in .ckpt."
         if self.format != "onnx" and self.post_processing is not None:
             yield f"post_processing={self.post_processing}: only format=onnx has this key. Leave it out."
+        if self.format == "share" and self.segmentation_only:
+            yield "segmentation_only: format=share keeps the classification head. Leave it out."
         if self.format != "onnx" and self.trust:
             yield "trust: only format=onnx builds the network. Leave it out."
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
-from umamba.records.checkpoint import read_weights
+from umamba.labels.case_classes import CaseHeads
+from umamba.records.checkpoint import read_case_head, read_weights
 
 LISTED = 5
 
@@ -72,3 +73,32 @@ def head_axes(own: Mapping[str, Tensor], build: Callable[[int], nn.Module], num_
 def _missing(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     ours, theirs = own.keys() - weights.keys(), weights.keys() - own.keys()
     return [*((name, "new network") for name in ours), *((name, "file") for name in theirs)]
+
+
+def load_pretrained_head(path: Path, head: nn.Module, heads: CaseHeads) -> str:
+    """Load the classification head of a checkpoint that answers the same questions; another one begins anew.
+
+    Args:
+        path: the checkpoint that `load_pretrained` read.
+        head: the new run's head, which gets the weights.
+        heads: the questions of the new run.
+
+    Returns:
+        A sentence that says what was loaded.
+
+    Raises:
+        UserError: the head's weights do not fit its own record.
+    """
+    found = read_case_head(path)
+    if found is None:
+        return "The classification head begins anew, because that network has none."
+    former, weights = found
+    own = head.state_dict()
+    if former.tasks != heads.tasks or any(
+        tensor.shape != own[name].shape for name, tensor in weights.items() if name in own
+    ):
+        return "The classification head begins anew, because that network answers other questions or has other classes."
+    if weights.keys() != own.keys():
+        raise UserError(f"pretrained={path}: its classification head lacks weights. The file was changed.")
+    head.load_state_dict(weights)
+    return "The classification head was loaded, too."
