@@ -25,7 +25,7 @@ from measuring import machine
 
 from umamba.cli.compose import settings_of
 from umamba.evaluation import Rules, score_pairs
-from umamba.evaluation.quality import estimate
+from umamba.evaluation.quality_estimates import estimate
 from umamba.evaluation.quality_plots import plot_quality
 from umamba.evaluation.risk_coverage import area
 from umamba.evaluation.statistics import with_case_means

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from umamba.evaluation.conformal import Curve, Fit, conformal_quantile, fit_scores, halves, isotonic_curve
+from umamba.evaluation.conformal import (
+    Curve,
+    Fit,
+    conformal_quantile,
+    fewest_errors,
+    fit_scores,
+    halves,
+    isotonic_curve,
+)
 
 
 def by_minima_and_maxima(x: np.ndarray, y: np.ndarray) -> list[float]:
@@ -54,6 +62,13 @@ def test_the_rank_of_the_quantile_by_hand(count: int, coverage: float, rank: int
     errors = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
     assert conformal_quantile(errors, coverage) == rank
     assert conformal_quantile(np.arange(8.0), 0.9) is None
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9, 0.95, 0.99])
+def test_one_error_less_than_the_fewest_gives_no_quantile(coverage: float) -> None:
+    fewest = fewest_errors(coverage)
+    assert conformal_quantile(np.arange(float(fewest)), coverage) is not None
+    assert conformal_quantile(np.arange(float(fewest - 1)), coverage) is None
 
 
 def draw(generator: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:

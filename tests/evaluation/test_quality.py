@@ -14,11 +14,9 @@ from umamba.evaluation.quality import (
     FORMAT,
     Calibration,
     calibrate_labels,
-    estimate,
     out_of_sample,
-    quality_table,
-    worst_first,
 )
+from umamba.evaluation.quality_estimates import estimate, quality_table, worst_first
 from umamba.io import UserError
 from umamba.io.tabular import read_table, write_table
 

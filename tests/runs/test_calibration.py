@@ -230,9 +230,11 @@ def test_too_few_cases(candidate: Path, raw: Path, tmp_path: Path) -> None:
         (few / f"{case}.nii.gz").symlink_to(raw / "labelsTr" / f"{case}.nii.gz")
     network = candidate / "fold_0" / "seed_0" / "checkpoints" / "last.ckpt"
     common = {"checkpoint": network, "images": raw / "imagesTr", "device": "cpu"}
-    with pytest.raises(UserError, match="5 cases are too few; at least 20"):
+    with pytest.raises(UserError, match=r"labels: 5 cases .* too few; coverage=0\.9 needs at least 20 with a label"):
         calibrate(CalibrateSettings(labels=few, output=tmp_path / "out", **common))  # type: ignore[arg-type]
-    assert not (tmp_path / "out" / "quality.json").exists()
+    with pytest.raises(UserError, match=r"Dataset001_Test: 24 cases .* too few; coverage=0\.95 needs at least 38"):
+        calibrate(settings_of(candidate, raw, tmp_path / "out", coverage=0.95))
+    assert not (tmp_path / "out").exists()  # nothing was segmented in vain
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="holds no reference of the images"):
         calibrate(CalibrateSettings(labels=tmp_path / "none", output=tmp_path / "out", **common))  # type: ignore[arg-type]

@@ -82,6 +82,18 @@ def conformal_quantile(errors: np.ndarray, coverage: float) -> float | None:
     return float(np.sort(errors)[rank - 1]) if 0 < rank <= len(errors) else None
 
 
+def fewest_errors(coverage: float) -> int:
+    """Return how many errors `conformal_quantile` needs for a coverage.
+
+    Args:
+        coverage: above 0 and below 1.
+
+    >>> fewest_errors(0.9), fewest_errors(0.95)
+    (9, 19)
+    """
+    return math.ceil(coverage / (1 - coverage) - 1e-9)
+
+
 def halves(groups: Sequence[str], seed: int = 0) -> np.ndarray:
     """Return which cases are fitted; the others make the interval. A group is in one half.
 

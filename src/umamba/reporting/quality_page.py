@@ -2,14 +2,12 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 
-from umamba.evaluation.quality import Calibration, Estimate
-from umamba.io import atomic_path
+from umamba.evaluation.quality import Calibration
+from umamba.evaluation.quality_estimates import Estimate
 from umamba.io.escape import anchor, html
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from umamba.reporting.document import made_with, write_document
 
 
 def write_quality_page(
@@ -43,15 +41,8 @@ def write_quality_page(
     if several:
         body.append("<h2>By label</h2>")
         body += [_labels(case, by_case[case], case in looked) for case in order]
-    style = files("umamba.reporting").joinpath("page.css").read_text("utf-8")
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>Quality</title><style>{style}</style></head><body>{''.join(body)}</main></body></html>\n"
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    body.append(f"</main><footer>{made_with()}</footer>")
+    write_document(path, "How far to trust these segmentations", "".join(body))
 
 
 def _meaning(calibration: Calibration) -> str:

@@ -15,7 +15,15 @@ import pandas
 
 from umamba.datasets import RawCase, read_dataset
 from umamba.evaluation import Rules, score_pairs
-from umamba.evaluation.quality import DISTANCES, FEWEST, FORMAT, SIGNS, Calibration, calibrate_labels, out_of_sample
+from umamba.evaluation.quality import (
+    DISTANCES,
+    FORMAT,
+    SIGNS,
+    Calibration,
+    calibrate_labels,
+    fewest_cases,
+    out_of_sample,
+)
 from umamba.evaluation.risk_coverage import area
 from umamba.inference import Predictor
 from umamba.inference.agreement import CaseSigns
@@ -115,10 +123,10 @@ def calibrate(settings: CalibrateSettings) -> Calibrated:
     names, cases = found.labels.names, used["case"].nunique()
     learned = calibrate_labels(used, names, found.groups, settings.coverage)
     if not any(own.fits for own in learned):
-        reason = " Or the agreement of the networks could not be measured." if cases >= FEWEST else ""
         raise UserError(
-            f"{settings.raw_dataset or settings.images}: {cases} cases are too few; at least {FEWEST} with a label are "
-            f"needed for intervals, more for coverage={settings.coverage:g} above 0.9.{reason}"
+            f"{settings.output / 'cases.csv'}: in fewer than {fewest_cases(settings.coverage)} of {cases} cases a "
+            f"label was found and the agreement of the networks measured, but coverage={settings.coverage:g} needs "
+            "so many. Give more cases, or a smaller coverage."
         )
     far = {name: float(used[name].max()) for name in DISTANCES}
     any_signs = next(iter(found.signs.values()))
@@ -139,13 +147,14 @@ def calibrate(settings: CalibrateSettings) -> Calibrated:
         labels=learned,
     )
     rest = out_of_sample(used, names, found.groups, settings.coverage)
-    checked = check(rest[rest["label"] == calibration.overall])
+    whole = rest[rest["label"] == calibration.overall]
+    checked = check(whole)
     path = settings.output / "quality.json"
     calibration.write(path, {"checked": {name: value for name, value in checked.items() if np.isfinite(value)}})
-    if len(rest):
+    if len(whole):
         from umamba.evaluation.quality_plots import plot_quality
 
-        plot_quality(rest[rest["label"] == calibration.overall], settings.output / "quality.png")
+        plot_quality(whole, settings.output / "quality.png")
     return Calibrated(path, calibration, checked)
 
 
@@ -192,13 +201,14 @@ def _cross_validated(settings: CalibrateSettings) -> _Segmented:
     if any(sorted(member) != folds for member in members):
         raise UserError("candidates: not the same folds of all folders and seeds are trained. Train the missing ones.")
     cases = {case.case_id: case for case in dataset.training}
+    held_out = {fold: fold_cases(list(cases), fold, splits, dataset.groups)[1] for fold in folds}
+    _check_number(sum(map(len, held_out.values())), f"raw_dataset={settings.raw_dataset}", settings)
     found = _Segmented(dataset.labels, groups=dict(dataset.groups or {}))
     for fold in folds:
         predictor = Predictor.from_checkpoint(
             [member[fold] for member in members], settings.device, trust=settings.trust, engine=settings.engine
         )
-        _, held_out = fold_cases(list(cases), fold, splits, dataset.groups)
-        found.add(predictor, [cases[case] for case in held_out], settings.output / f"fold_{fold}", settings)
+        found.add(predictor, [cases[case] for case in held_out[fold]], settings.output / f"fold_{fold}", settings)
     return found
 
 
@@ -220,9 +230,20 @@ def _held_out(settings: CalibrateSettings) -> _Segmented:
             f"labels={settings.labels}: holds no reference of the images in {settings.images}. A reference has the "
             "image's name without _0000."
         )
+    _check_number(len(cases), f"labels={settings.labels}", settings)
     found = _Segmented(predictor.labels)
     found.add(predictor, cases, settings.output / "segmentations", settings)
     return found
+
+
+def _check_number(cases: int, where: str, settings: CalibrateSettings) -> None:
+    """Refuse too few cases before they are segmented."""
+    fewest = fewest_cases(settings.coverage)
+    if cases < fewest:
+        raise UserError(
+            f"{where}: {cases} cases with a reference are too few; coverage={settings.coverage:g} needs at least "
+            f"{fewest} with a label."
+        )
 
 
 def _with_signs(scores: pandas.DataFrame, signs: Mapping[str, CaseSigns]) -> pandas.DataFrame:

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from umamba.evaluation.quality import Calibration, Estimate, estimate, quality_table, worst_first
+from umamba.evaluation.quality import Calibration
+from umamba.evaluation.quality_estimates import Estimate, estimate, quality_table, worst_first
 from umamba.inference import Predictor
 from umamba.inference.agreement import CaseSigns
 from umamba.inference.cases import find_cases
