@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from umamba.runs.calibration import Calibrated, calibrate
     from umamba.runs.prediction import predict
     from umamba.runs.preparation import PlannedDataset, PreparedDataset, plan_of, prepare, preprocess
     from umamba.runs.select import Selection, find_best
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from umamba.runs.whole_run import RunResult, run, train
 
 _MODULES = {
+    "calibration": ("Calibrated", "calibrate"),
     "prediction": ("predict",),
     "preparation": ("PlannedDataset", "PreparedDataset", "plan_of", "prepare", "preprocess"),
     "select": ("Selection", "find_best"),
@@ -22,10 +24,12 @@ _MODULES = {
     "whole_run": ("RunResult", "run", "train"),
 }
 __all__ = [
+    "Calibrated",
     "PlannedDataset",
     "PreparedDataset",
     "RunResult",
     "Selection",
+    "calibrate",
     "find_best",
     "plan_of",
     "predict",

@@ -18,6 +18,7 @@ from umamba.settings.architecture import (
     read_architecture,
 )
 from umamba.settings.augmentation import AugmentationSettings, ExtraTransform
+from umamba.settings.calibrate import CalibrateSettings
 from umamba.settings.commands import (
     ConvertSettings,
     EvaluateSettings,
@@ -56,6 +57,7 @@ __all__ = [
     "AfterTrainingSettings",
     "ArchitectureSettings",
     "AugmentationSettings",
+    "CalibrateSettings",
     "ConvertSettings",
     "CustomArchitectureSettings",
     "DataSettings",
