@@ -245,7 +245,14 @@ TRAIN: dict[str, Any] = {
     },
     "trainer": TRAINER,
     "logger": WANDB,
-    "predict": {"tile_step_size": 0.5, "tta": False, "engine": "auto", "validation": True, "checkpoint": "last"},
+    "predict": {
+        "tile_step_size": 0.5,
+        "tta": False,
+        "engine": "auto",
+        "validation": True,
+        "checkpoint": "last",
+        "probabilities": False,
+    },
 }
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     (group, option, values)

@@ -62,21 +62,32 @@ def write_page(
         *(_dataset(results, dataset, found, claims, most_bytes) for dataset in results.datasets),
         _runs(results),
         _cost(cost),
-        f"</main><footer>{_made_with()}</footer>",
+        f"</main><footer>{made_with()}</footer>",
     ]
-    style, script = (files("umamba.reporting").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    # With this policy a browser loads nothing from elsewhere and runs no script but this one.
+    script = files("umamba.reporting").joinpath("page.js").read_text("utf-8")
+    page = html_document(results.name, "".join(body), script)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def html_document(title: str, body: str, script: str = "") -> str:
+    """Return a page with the styles of reports, which loads nothing from elsewhere and runs no script but its own.
+
+    Args:
+        title: the title, as plain text.
+        body: HTML.
+        script: JavaScript; empty: none.
+    """
+    style = files("umamba.reporting").joinpath("page.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    page = (
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{html(results.name)}</title><style>{style}</style></head><body>{''.join(body)}"
-        f"<script>{script}</script></body></html>\n"
+        f"<title>{html(title)}</title><style>{style}</style></head><body>{body}"
+        f"{f'<script>{script}</script>' if script else ''}</body></html>\n"
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 def _dataset(
@@ -229,7 +240,8 @@ def _run_name(dataset: str, method: str) -> str:
     return f"{dataset_name(dataset)}, {method_name(method)}"
 
 
-def _made_with() -> str:
+def made_with() -> str:
+    """Return a note on the versions that made a page."""
     facts = provenance()
     git = facts["git"]
     revision = "" if git is None else f", revision {git['revision'][:12]}{' with changes' if git['dirty'] else ''}"

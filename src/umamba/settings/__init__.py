@@ -17,6 +17,7 @@ from umamba.settings.architecture import (
     UNetSettings,
     read_architecture,
 )
+from umamba.settings.audit import AuditSettings
 from umamba.settings.augmentation import AugmentationSettings, ExtraTransform
 from umamba.settings.commands import (
     ConvertSettings,
@@ -54,6 +55,7 @@ __all__ = [
     "ARCHITECTURES",
     "AfterTrainingSettings",
     "ArchitectureSettings",
+    "AuditSettings",
     "AugmentationSettings",
     "ConvertSettings",
     "CustomArchitectureSettings",

@@ -96,11 +96,16 @@ class AfterTrainingSettings(SlidingWindowSettings, EngineSettings):
     checkpoint: Which = key(
         "last", "Which checkpoint predicts: last (as in nnU-Net), or best (highest smoothed patch Dice)."
     )
+    probabilities: bool = key(
+        False, "Also write NAME.npz with the probabilities of each case, which `umamba audit` uses. They are large."
+    )
 
     @property
     def prediction(self) -> PredictionSettings:
         """The settings of prediction; earlier segmentations of the run are replaced."""
-        return PredictionSettings(tile_step_size=self.tile_step_size, tta=self.tta, overwrite=True)
+        return PredictionSettings(
+            tile_step_size=self.tile_step_size, tta=self.tta, probabilities=self.probabilities, overwrite=True
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
