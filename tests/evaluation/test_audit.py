@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from umamba.evaluation.audit import FOREGROUND, CaseFacts, Offset, Part, inspect_labels
+from umamba.evaluation.audit import FOREGROUND, CaseFacts, Offset, inspect_labels
+from umamba.evaluation.audit_parts import Part
 from umamba.evaluation.audit_ranking import part_kind, rank_cases, ranked_pairs, ranked_slices, reason
 from umamba.evaluation.label_faults import FAULTS, Fault, auroc, plant_fault
 from umamba.evaluation.surface_offset import surface_offset

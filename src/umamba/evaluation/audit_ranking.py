@@ -1,9 +1,9 @@
 """Rank cases, parts, slices and pairs of labels of a training set by how probable it is that they are labelled wrongly.
 
 Each kind of difference (`audit`) is compared with the same kind in the other cases, because networks make errors of
-their own, larger ones of some labels than of others. A score is the distance from the median case, in units of the
-spread of the better half of the cases above it: 0 is an ordinary case, 4 hardly ever happens by chance. The score of a
-case is its largest one, and this kind is named as the reason.
+their own, larger ones of some labels than of others. A score is the distance from the median case in standard
+deviations, which follow from the ninth decile, so that a tenth of the cases may be faulty: 0 is an ordinary case, 4
+hardly ever happens by chance. The score of a case is its largest one.
 """
 
 from collections import defaultdict
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from umamba.evaluation.audit import FOREGROUND, CaseFacts, Offset, Part, SliceDifference, length_vox
+from umamba.evaluation.audit import FOREGROUND, CaseFacts, Offset, SliceDifference, length_vox
+from umamba.evaluation.audit_parts import Part
 
 SWAPPED, SHIFTED, RESIZED = "swapped", "shifted", "resized"
 MISSING, INVENTED, MISTAKEN = "missing", "invented", "mistaken"  # a part that is background in one map, or in neither
