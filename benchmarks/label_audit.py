@@ -30,7 +30,7 @@ from umamba.evaluation.audit import CaseFacts, inspect_labels
 from umamba.evaluation.audit_ranking import rank_cases
 from umamba.evaluation.label_faults import FAULTS, Fault, auroc, plant_fault
 from umamba.io import make_folder, read_json, read_label, write_json, write_segmentation
-from umamba.runs.audit import audit
+from umamba.runs.label_audit import audit
 from umamba.runs.out_of_fold import out_of_fold, vote
 from umamba.settings import AuditSettings
 

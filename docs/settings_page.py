@@ -45,6 +45,7 @@ _COMMANDS: Mapping[str, type[Any]] = {
     "verify": settings.VerifySettings,
     "find-best": settings.FindBestSettings,
     "audit": settings.AuditSettings,
+    "calibrate": settings.CalibrateSettings,
     "evaluate": settings.EvaluateSettings,
     "report": settings.ReportSettings,
     "convert": settings.ConvertSettings,

@@ -13,7 +13,7 @@ from umamba.datasets import RawCase, read_dataset
 from umamba.io import UserError
 from umamba.io.tabular import read_table
 from umamba.labels import LabelSet
-from umamba.runs.audit import value_names
+from umamba.runs.label_audit import value_names
 from umamba.runs.out_of_fold import out_of_fold, vote
 
 LABELS = LabelSet(("a", "b"), ((1,), (2,)))
@@ -92,11 +92,11 @@ def test_the_page_shows_the_case_and_runs_nothing(raw: Path) -> None:
     assert "&lt;b&gt;front and back are exchanged" in page
     assert page.count("<figure") == 10  # fewer than twelve cases
     assert page.index("1. case4") < page.index("2. case")
-    assert set(re.findall('href="#([^"]+)"', page)) >= {"case-0", "cases", "parts", "slices", "pairs", "pictures"}
+    assert set(re.findall('href="#([^"]+)"', page)) >= {"case-case4", "cases", "parts", "slices", "pairs", "pictures"}
     assert set(re.findall('href="#([^"]+)"', page)) <= set(re.findall('id="([^"]+)"', page))
     without = (audited(raw, "pictures_mb=0") / "index.html").read_text()
     assert "<figure" not in without
-    assert 'href="#case-0"' not in without
+    assert 'href="#case-case4"' not in without
 
 
 def test_cases_without_a_segmentation_are_named(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from umamba.settings import (
     AuditSettings,
+    CalibrateSettings,
     ConvertSettings,
     EvaluateSettings,
     ExportSettings,
@@ -31,6 +32,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "probabilities": False,
         "instances": None,
         "export": [],
+        "agreement": False,
         "codes": None,
         "overwrite": False,
         "workers": 2,
@@ -41,6 +43,8 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "input": here,
         "output": "out",
         "previews": 8,
+        "quality": None,
+        "review_below": None,
         "post_processing": None,
         "precision": "auto",
         "reproducible": False,
@@ -76,6 +80,25 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "review_from": 4.0,
         "pictures_mb": 8.0,
         "workers": None,
+    }
+    assert composed(CalibrateSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
+        **sliding,
+        "engine": "auto",
+        "device": "auto",
+        "trust": [],
+        "candidates": [here],
+        "raw_dataset": here,
+        "splits": None,
+        "seeds": [0],
+        "which": "last",
+        "checkpoint": None,
+        "images": None,
+        "labels": None,
+        "output": "out",
+        "coverage": 0.9,
+        "tolerance_mm": 2.0,
+        "max_memory_gb": None,
+        "workers": 2,
     }
     assert composed(EvaluateSettings, f"predictions={here}", f"truth={here}", "output=out") == {
         "predictions": here,

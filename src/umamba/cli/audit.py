@@ -20,7 +20,7 @@ def main(settings: AuditSettings) -> None:
         UserError: the dataset or the runs cannot be used.
     """
     from umamba.evaluation.audit_ranking import reason
-    from umamba.runs.audit import audit
+    from umamba.runs.label_audit import audit
 
     found = audit(settings)
     for each in found.ranked[: min(found.review, _MOST)]:

@@ -217,7 +217,7 @@ class Model:
             precision or self.precision,
             transpose_forward=self.plan.transpose_forward,
             transpose_backward=self.plan.transpose_backward,
-            flipped_axes=self._flipped_axes(tta),
+            flipped_axes=self.flipped_axes(tta),
         )
 
     def start(self, tta: bool) -> Start:
@@ -250,7 +250,7 @@ class Model:
             in_flight=compiled.requests,
             transpose_forward=self.plan.transpose_forward,
             transpose_backward=self.plan.transpose_backward,
-            flipped_axes=self._flipped_axes(tta),
+            flipped_axes=self.flipped_axes(tta),
         )
 
     def in_flight(self, tta: bool) -> int:
@@ -282,7 +282,12 @@ class Model:
             self.network = self.reload()
             self._prepare_network()
 
-    def _flipped_axes(self, tta: bool) -> tuple[int, ...]:
+    def flipped_axes(self, tta: bool) -> tuple[int, ...]:
+        """Return the axes of the patch that test-time augmentation flips.
+
+        Args:
+            tta: false: none.
+        """
         if not tta:
             return ()
         return tuple(range(self.configuration.dim)) if self.mirror_axes is None else self.mirror_axes

@@ -259,7 +259,8 @@ class Predictor:
                 if settings.overwrite:
                     for case in cases:
                         outputs.remove(case.case_id)
-                    for path in (outputs.record, outputs.volumes, outputs.itksnap_labels, outputs.slicer_labels):
+                    tables = (outputs.volumes, outputs.quality, outputs.quality_page)
+                    for path in (outputs.record, *tables, outputs.itksnap_labels, outputs.slicer_labels):
                         path.unlink(missing_ok=True)
                 manifest = Manifest(outputs, before)
                 if missing or before is None:

@@ -17,11 +17,10 @@ from umamba.evaluation.audit_ranking import (
     ranked_slices,
     reason,
 )
-from umamba.io import atomic_path
-from umamba.io.escape import html
+from umamba.io.escape import anchor, html
 from umamba.reporting.case_rows import panels_of
+from umamba.reporting.document import made_with, write_document
 from umamba.reporting.gallery import Drawing
-from umamba.reporting.page import html_document, made_with
 
 _MOST_ROWS = 200  # rows of a table in the page; the CSV files have all
 _PARTS_NAMED = 3  # parts that stand below the pictures of a case
@@ -82,16 +81,11 @@ def write_audit_page(
         _pairs(ranked, names, drawn),
         f"</main><footer>{made_with()}</footer>",
     ]
-    with atomic_path(path) as temporary:
-        temporary.write_text(html_document(f"Labels of {dataset}", "".join(body)), encoding="utf-8")
-
-
-def _case_id(case: str, drawn: Mapping[str, Drawing]) -> str:
-    return f"case-{list(drawn).index(case)}"
+    write_document(path, f"Labels of {dataset}", "".join(body))
 
 
 def _linked(case: str, drawn: Mapping[str, Drawing]) -> str:
-    return f'<a href="#{_case_id(case, drawn)}">{html(case)}</a>' if case in drawn else html(case)
+    return f'<a href="#{anchor("case", case)}">{html(case)}</a>' if case in drawn else html(case)
 
 
 def _cases(ranked: Sequence[RankedCase], names: Mapping[int, str], review: int, drawn: Mapping[str, Drawing]) -> str:
@@ -169,7 +163,7 @@ def _figure(rank: int, each: RankedCase, names: Mapping[int, str], drawn: Mappin
     sentences = [part_sentence(part, names) for part in each.facts.parts[:_PARTS_NAMED]]
     parts = "".join(f"<li>{html(text)}</li>" for text in sentences if text != reason(each, names))
     return (
-        f'<figure id="{_case_id(each.case, drawn)}"><h3>{rank}. {html(each.case)}: {_score(each.score)}</h3>'
+        f'<figure id="{anchor("case", each.case)}"><h3>{rank}. {html(each.case)}: {_score(each.score)}</h3>'
         f"<p>{html(reason(each, names))}</p>{panels_of(drawing, each.case)}"
         f"<figcaption>Shown: {html(drawing.place)}.{f'<ul>{parts}</ul>' if parts else ''}</figcaption></figure>"
     )

@@ -19,6 +19,7 @@ from umamba.settings.architecture import (
 )
 from umamba.settings.audit import AuditSettings
 from umamba.settings.augmentation import AugmentationSettings, ExtraTransform
+from umamba.settings.calibrate import CalibrateSettings
 from umamba.settings.commands import (
     ConvertSettings,
     EvaluateSettings,
@@ -57,6 +58,7 @@ __all__ = [
     "ArchitectureSettings",
     "AuditSettings",
     "AugmentationSettings",
+    "CalibrateSettings",
     "ConvertSettings",
     "CustomArchitectureSettings",
     "DataSettings",
