@@ -61,7 +61,7 @@ def test_assumed_spreads_before_anything_is_trained(study: str, capsys: pytest.C
 def test_one_training_shows_nothing(study: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(["power", study, "power.trainings=1", "power.cases=100"], capsys)
     assert "One training of each method shows nothing of the methods" in text
-    assert "needs no number of cases with 1 training, or " in text
+    assert "No number of cases with 1 training shows it." in text
 
 
 def test_mistakes_are_named(study: str, tmp_path: Path) -> None:

@@ -188,16 +188,28 @@ def sentences(outlook: Outlook, wanted: PowerSettings) -> list[str]:
         else None
     )
     many_trainings = trainings_needed(spreads, outlook.cases, wanted.difference, alpha, wanted.power)
-    by_cases = "no number of cases" if many_cases is None else f"{many_cases} cases"
-    by_trainings = (
-        f"no number of trainings with {outlook.cases} cases"
-        if many_trainings is None
-        else f"{many_trainings} trainings with {outlook.cases} cases"
-    )
-    told.append(
-        f"A difference of {wanted.difference:g} needs {by_cases} with {outlook.trainings} "
-        f"{'training' if outlook.trainings == 1 else 'trainings'}, or {by_trainings}."
-    )
+    trained = f"{outlook.trainings} {'training' if outlook.trainings == 1 else 'trainings'}"
+    difference = f"a difference of {wanted.difference:g}"
+    if many_cases is None and many_trainings is None:
+        told.append(
+            f"No number of cases with {trained} shows {difference}, and no number of trainings with {outlook.cases} "
+            "cases does."
+        )
+    elif many_cases is None:
+        told.append(
+            f"{difference.capitalize()} needs {many_trainings} trainings with {outlook.cases} cases. No number of "
+            f"cases with {trained} shows it."
+        )
+    elif many_trainings is None:
+        told.append(
+            f"{difference.capitalize()} needs {many_cases} cases with {trained}. No number of trainings with "
+            f"{outlook.cases} cases shows it."
+        )
+    else:
+        told.append(
+            f"{difference.capitalize()} needs {many_cases} cases with {trained}, or {many_trainings} trainings with "
+            f"{outlook.cases} cases."
+        )
     return told
 
 

@@ -20,6 +20,7 @@ from scipy.special import stdtr, stdtrit
 
 from umamba.evaluation.equivalence import equivalent_within
 from umamba.evaluation.power import ALPHA, detectable
+from umamba.evaluation.score import TITLES
 from umamba.evaluation.spread import Spreads, uncertainty
 from umamba.evaluation.statistics import holm, mean_interval
 
@@ -205,7 +206,7 @@ def sentence_of(claim: Claim) -> str:
     Args:
         claim: a claim with its verdict.
     """
-    name = claim.metric.removesuffix(_DISTANCE).replace("_", " ").upper()
+    name = TITLES.get(claim.metric, claim.metric.replace("_", " ").upper()).removesuffix(" (mm)")
     unit = f"{name} mm" if claim.metric.endswith(_DISTANCE) else name
     common = f"{claim.n_cases} cases, {claim.seeds[0]} and {claim.seeds[1]} trainings"
     if claim.left_out:

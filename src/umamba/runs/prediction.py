@@ -16,6 +16,7 @@ from umamba.inference.problems import UnsegmentedCases
 from umamba.io import Image, StorageError, read_image, read_label, storage_errors
 from umamba.io.lazy import load_beside
 from umamba.io.voice import showing, tracked
+from umamba.records.zoo import zoo_sample
 from umamba.settings import PredictSettings
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def predict(settings: PredictSettings) -> list[Path]:
             are, and are drawn.
         StorageError: the output cannot be written.
     """
+    settings = replace(settings, input=zoo_sample(settings.input))
     predictor = Predictor.from_checkpoint(
         settings.checkpoints,
         device=settings.device,

@@ -36,6 +36,7 @@ class CalibrateSettings(SlidingWindowSettings, DeviceSettings, TrustSettings):
         "Instead of `candidates`: the networks as in `umamba predict`, one or [a.ckpt,b.ckpt]. They segment `images` "
         "that they have not seen in training.",
         existing=True,
+        zoo=True,
     )
     images: Path | None = key(None, "With `checkpoint`: a folder of images.", existing=True)
     labels: Path | None = key(

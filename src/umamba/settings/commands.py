@@ -203,7 +203,9 @@ class ExportSettings(TrustSettings):
     """All keys of `umamba export`."""
 
     checkpoint: Path = key(
-        sentence="A checkpoint of a run; for format=nnunet its architecture must be unet or resenc_unet.", existing=True
+        sentence="A checkpoint of a run; for format=nnunet its architecture must be unet or resenc_unet.",
+        existing=True,
+        zoo=True,
     )
     output: Path = key(
         sentence="nnunet: folder of nnU-Net's results; the network is written to "

@@ -138,13 +138,15 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
         sentence="A checkpoint of a run (checkpoints/last.ckpt or best.ckpt), the folder of a run (its last.ckpt) or "
         "of an experiment (those of all its folds), or one of nnU-Net or U-Mamba (checkpoint_final.pth, or the results "
         "folder that holds it). Several as [a.ckpt,b.ckpt]: their probabilities are averaged; they may differ in fold, "
-        "architecture and plan.",
+        "architecture and plan. zoo:NAME: a trained network that comes with this program.",
         existing=True,
+        zoo=True,
     )
     input: Path = key(
         sentence="An image, a folder with a DICOM series, or a folder of images or series. NAME_0000.ext holds one "
-        "channel, NAME.ext holds all channels.",
+        "channel, NAME.ext holds all channels. zoo:NAME: the sample image of a trained network.",
         existing=True,
+        zoo=True,
     )
     output: Path = key(
         sentence="Folder of the segmentations, made if absent; or a file, such as seg.nii.gz, for a single image."
@@ -214,6 +216,7 @@ class VerifySettings(TrustSettings):
         None,
         "The checkpoints, if they are not where they were: one, or [a.ckpt,b.ckpt] in the same order.",
         existing=True,
+        zoo=True,
     )
     input: Path | None = key(None, "The images, if they are not where they were.", existing=True)
     device: str = key("auto", "Device of the networks: cpu, cuda, ...; auto: the one that made the segmentations.")

@@ -14,7 +14,7 @@ class ProbeSettings(TrustSettings):
     """All keys of `umamba probe`."""
 
     checkpoint: Path = key(
-        sentence="A checkpoint of a run, the folder of a run, or one of nnU-Net or U-Mamba.", existing=True
+        sentence="A checkpoint of a run, the folder of a run, or one of nnU-Net or U-Mamba.", existing=True, zoo=True
     )
     images: Path = key(
         sentence="An image, or a folder of images, as for `umamba predict`. One patch of each is used, its middle.",

@@ -126,6 +126,7 @@ class TrainSettings(Settings):
         "Fine-tune: a new run starts from the weights of this checkpoint (this project's, nnU-Net's or U-Mamba's); the "
         "segmentation heads start from random weights if the classes differ.",
         existing=True,
+        zoo=True,
     )
     smoke: bool = key(
         False, "Test the run in a minute, with a phantom of the same kind, a tiny plan and network, and two epochs."
@@ -209,7 +210,7 @@ class PrepareSettings(TrainSettings):
 class DescribeSettings(TrainSettings, TrustSettings):
     """All keys of `umamba describe`."""
 
-    checkpoint: Path | None = key(None, "Describe the network of this checkpoint instead.", existing=True)
+    checkpoint: Path | None = key(None, "Describe the network of this checkpoint instead.", existing=True, zoo=True)
     num_classes: int | None = key(
         None, "Classes of the network with background, if plan.from_file is given without its dataset.", low=1
     )

@@ -27,6 +27,7 @@ from umamba.settings.wording import (
     unknown_name,
     wrong_choice,
 )
+from umamba.settings.zoo import no_such_network, zoo_name, zoo_networks
 
 Record = TypeVar("Record", bound="Settings")
 Held = TypeVar("Held")
@@ -246,8 +247,8 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
         converted = _converted(value, candidate, limits)
         if converted is not _NO:
             if limits.existing:
-                files = [entry for entry in _listed(converted) if isinstance(entry, Path) and not entry.exists()]
-                problems += [no_such_file(path, file) for file in files]
+                files = [entry for entry in _listed(converted) if isinstance(entry, Path)]
+                problems += [wrong for file in files if (wrong := _missing(path, file, limits)) is not None]
             return converted
     if is_choice(kind):
         choices = [shown(choice) for entry in kinds for choice in typing.get_args(entry) or (None,)]
@@ -255,6 +256,17 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
     else:
         problems.append(f"{path}={shown(value)}: must be {described(kind, limits)}.")
     return value
+
+
+def _missing(path: str, file: Path, limits: Key) -> str | None:
+    """Return what is wrong with a file, or with the name of a trained network; None if it exists."""
+    name = zoo_name(file) if limits.zoo else None
+    if name is None:
+        return None if file.exists() else no_such_file(path, file)
+    try:
+        return None if name in zoo_networks() else f"{path}={file}: {no_such_network(name)}"
+    except UserError as error:
+        return f"{path}={file}: {error}"
 
 
 def _record_of(kind: Any) -> Any:
