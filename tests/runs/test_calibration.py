@@ -12,6 +12,7 @@ import SimpleITK as sitk
 import torch
 
 from umamba.evaluation.quality import Calibration
+from umamba.inference import Predictor
 from umamba.io import UserError
 from umamba.io.tabular import read_table
 from umamba.labels import LabelSet
@@ -19,6 +20,7 @@ from umamba.networks import build_network
 from umamba.planning import Configuration, Plan
 from umamba.runs import predict
 from umamba.runs.calibration import calibrate, check
+from umamba.runs.quality import read_calibration
 from umamba.runs.select import fold_checkpoints
 from umamba.settings import CalibrateSettings, InvalidSettings, PredictSettings
 
@@ -219,7 +221,8 @@ def test_other_networks_are_named(
     candidate: Path, raw: Path, quality: Path, tmp_path: Path, messages: pytest.LogCaptureFixture
 ) -> None:
     other = candidate / "fold_1" / "seed_0" / "checkpoints" / "last.ckpt"
-    predict(predict_settings(other, raw, tmp_path, quality=quality, previews=0))
+    settings = predict_settings(other, raw, tmp_path, quality=quality)
+    read_calibration(quality, Predictor.from_checkpoint([other], "cpu"), settings)
     assert "was calibrated with other networks than those of checkpoint" in messages.text
 
 

@@ -37,7 +37,7 @@ def picture(
     shown = chosen_slices(segmentation)
     image = read_image(images, time_is_channels=True).array
     drawn = montage([draw_outlines(image[:, z], segmentation[z], None, labels) for z in shown])
-    axes = source.planes[0].frame.axes_xyz
+    letters = [direction_letters(axis) for axis in source.planes[0].frame.axes_xyz[:2]]
     repeated: dict[str, Any] = {name: source.first.get(keyword) or None for keyword, name in _ARGUMENTS.items()}
     try:
         with warnings.catch_warnings():
@@ -48,7 +48,7 @@ def picture(
                 bits_allocated=8,
                 coordinate_system="PATIENT",
                 study_instance_uid=source.first.StudyInstanceUID,
-                patient_orientation=(direction_letters(axes[0]), direction_letters(axes[1])),
+                patient_orientation=(letters[0][0], letters[1][0]),  # highdicom takes one letter an axis
                 **highdicom_arguments(source, maker),
                 **repeated,
             )
@@ -57,7 +57,7 @@ def picture(
             f"{source.first.get('SeriesInstanceUID')}: the series lacks what a secondary capture must repeat "
             f"({str(error).splitlines()[0].rstrip('.')}). Leave secondary_capture out of export."
         ) from None
-    made.BurnedInAnnotation = "NO"
+    made.PatientOrientation, made.BurnedInAnnotation = letters, "NO"
     made.DerivationDescription = "Slices with outlines of automatic labels, which nobody has reviewed"
     made.SourceImageSequence = [image_reference(source.planes[z]) for z in dict.fromkeys(shown)]
     return made
