@@ -55,6 +55,7 @@ def calibration() -> Calibration:
         names=("liver", "tumour"),
         tile_step_size=0.5,
         tta=False,
+        tile_scale=1,
         rules="Protocol generic.",
         cases=120,
         spacing=0.3,

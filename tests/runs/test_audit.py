@@ -167,6 +167,20 @@ def test_probabilities_count_where_all_networks_stored_them(tmp_path: Path) -> N
         vote(case, files, LABELS, ".nii.gz")
 
 
+def test_labels_that_a_case_does_not_carry_are_background(tmp_path: Path) -> None:
+    case = RawCase("a", (), write(tmp_path / "label" / "a.nii.gz", row(1, 1, 0, 0)))
+    files = [write(tmp_path / str(index) / "a.nii.gz", each) for index, each in enumerate([row(1, 2, 2, 1)] * 3)]
+    found = vote(case, files, LABELS, ".nii.gz", carried=("a",))
+    assert found.predicted.array[0].tolist() == row(1, 0, 0, 1).tolist()
+    assert found.margin.tolist() == [[[0, 1, 0, 1]]]
+    stored = np.array([[0.1, 0.3, 0.5, 0.1], [0.8, 0.4, 0.1, 0.7], [0.1, 0.3, 0.4, 0.2]], np.float32)
+    for file in files:
+        np.savez(file.with_name("a.npz"), probabilities=stored.reshape(3, 1, 1, 4))
+    found = vote(case, files, LABELS, ".nii.gz", carried=("a",))
+    assert found.predicted.array[0].tolist() == row(1, 0, 0, 1).tolist()
+    np.testing.assert_allclose(found.margin.ravel(), [0, 0.6 - 0.4, 0, 0.7 - 0.3], atol=1e-6)
+
+
 def test_labels_turned_in_their_header_are_compared_in_place(tmp_path: Path) -> None:
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 3
     image = sitk.GetImageFromArray(array)

@@ -26,6 +26,7 @@ from umamba.settings import CalibrateSettings, InvalidSettings, PredictSettings
 
 LABELS = LabelSet(("a", "b"), ((1,), (2,)))
 CASES = [f"case{index:02d}" for index in range(24)]
+PARTLY_LABELLED = CASES[-1]  # nobody looked for b
 
 
 @pytest.fixture(autouse=True)
@@ -84,12 +85,12 @@ def candidate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of random cases, whose labels are partly in the image."""
+    """A dataset of random cases, whose labels are partly in the image; one of them carries the label a alone."""
     root, generator = tmp_path_factory.mktemp("raw") / "Dataset001_Test", np.random.default_rng(0)
     for name in ("imagesTr", "labelsTr"):
         (root / name).mkdir(parents=True)
     for case in CASES:
-        truth = generator.integers(0, 3, (8, 8, 8))
+        truth = generator.integers(0, 2 if case == PARTLY_LABELLED else 3, (8, 8, 8))
         noisy = 40 * truth + generator.normal(0, 60 * generator.uniform(), truth.shape) + 1
         sitk.WriteImage(
             sitk.GetImageFromArray(noisy.astype(np.float32)), str(root / "imagesTr" / f"{case}_0000.nii.gz")
@@ -98,6 +99,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1, "b": 2}, "numTraining": len(CASES)}
     splits = [{"train": CASES[12:], "val": CASES[:12]}, {"train": CASES[:12], "val": CASES[12:]}]
     (root / "splits_final.json").write_text(json.dumps(splits))
+    (root / "annotated_labels.csv").write_text(f"case,label\n{PARTLY_LABELLED},a\n")
     (root / "dataset.json").write_text(json.dumps({**content, "file_ending": ".nii.gz"}))
     return root
 
@@ -119,6 +121,8 @@ def test_of_cross_validation_of_two_seeds(
     assert calibration.cases == 24
     table = read_table(tmp_path / "cases.csv", ("case", "label"))
     assert sorted(set(table["case"])) == CASES
+    assert table[table["case"] == PARTLY_LABELLED]["label"].tolist() == ["a"]
+    assert len(table) == 2 * 23 + 1
     assert {"dsc", "nsd", "disagreement", "entropy", "confidence", "spacing"} <= set(table.columns)
     assert table["disagreement"].between(0, 1)[table["disagreement"].notna()].all()
     assert {"checked", "labels"} <= set(json.loads(found.path.read_text()))
@@ -206,6 +210,7 @@ def test_another_use_is_refused_before_work(candidate: Path, raw: Path, quality:
         (predict_settings((one, two), raw, tmp_path / "out", quality=quality), "for 1 network.* names 2.*calibrate"),
         (predict_settings(one, raw, tmp_path / "out", quality=quality, tta=True), "Give tta=false"),
         (predict_settings(one, raw, tmp_path / "out", quality=quality, tile_step_size=1.0), "Give tile_step_size=0.5"),
+        (predict_settings(one, raw, tmp_path / "out", quality=quality, tile_scale=2), "Give tile_scale=1"),
     ):
         with pytest.raises(UserError, match=message):
             predict(wrong)

@@ -37,6 +37,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "overwrite": False,
         "workers": 2,
         "engine": "auto",
+        "tile_scale": 1,
         "device": "auto",
         "trust": [],
         "checkpoint": here,
@@ -61,6 +62,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
     assert composed(FindBestSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
         **sliding,
         "engine": "auto",
+        "tile_scale": 1,
         "device": "auto",
         "trust": [],
         "candidates": [here],
@@ -84,6 +86,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
     assert composed(CalibrateSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
         **sliding,
         "engine": "auto",
+        "tile_scale": 1,
         "device": "auto",
         "trust": [],
         "candidates": [here],
@@ -110,7 +113,9 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "tolerance_mm": 2.0,
         "iou_threshold": 0.5,
         "count_edge_cells": False,
+        "objects": False,
         "images": None,
+        "classes": None,
         "margin": 0.01,
         "workers": None,
     }
@@ -129,6 +134,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "channels": [],
         "label": None,
         "labels": [],
+        "datasets": [],
         "crop": False,
         "videos": "separate",
         "workers": None,
@@ -139,6 +145,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "output": "out",
         "format": "nnunet",
         "fold": 0,
+        "segmentation_only": False,
         "post_processing": None,
         "trust": [],
     }

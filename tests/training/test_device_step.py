@@ -24,6 +24,7 @@ from umamba.settings import InvalidSettings, LossSettings, TrainerSettings, Trai
 from umamba.training import backward_graph as backward_graph_module
 from umamba.training import softmax_sums
 from umamba.training.backward_graph import BackwardGraph, backward_graph, freeze
+from umamba.training.component_loss import ComponentLoss
 from umamba.training.losses import DiceCrossEntropy, region_targets
 from umamba.training.module import SegmentationModule
 
@@ -46,7 +47,14 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("more", [(), ("recipe.loss.focal_gamma=2", "recipe.loss.class_weights=[1,2,1,1,1,1]")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("recipe.loss.focal_gamma=2", "recipe.loss.class_weights=[1,2,1,1,1,1]"),
+        ("recipe.loss.component_weight=1",),
+    ],
+)
 def test_a_step_never_waits_for_the_device(
     small_fit: Fit, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
@@ -211,6 +219,16 @@ def test_the_loss_has_a_deterministic_gradient(labels: LabelSet, focal_gamma: fl
     logits = torch.randn(1, 2 if labels.has_regions else 3, 4, 4, 4, requires_grad=True)
     label = torch.randint(0, 3, (1, 1, 4, 4, 4))
     loss = DiceCrossEntropy(labels, False, LossSettings(focal_gamma=focal_gamma))(logits, label)
+    operations, _ = backward_graph_module._walk([loss])
+    assert operations, "the loss has a gradient"
+    assert BackwardGraph(operations, ()).nondeterministic == ()
+
+
+@pytest.mark.parametrize("labels", [PLAIN, REGIONS], ids=["plain", "regions"])
+def test_the_loss_of_components_has_a_deterministic_gradient(labels: LabelSet) -> None:
+    logits = torch.randn(1, 2 if labels.has_regions else 3, 4, 4, 4, requires_grad=True)
+    batch = {"label": torch.randint(0, 3, (1, 1, 4, 4, 4)), "components": torch.ones(1, 2, 4, 4, 4, dtype=torch.int32)}
+    loss = ComponentLoss(labels, LossSettings(component_weight=1.0))(logits, {**batch, "component_count": 1})
     operations, _ = backward_graph_module._walk([loss])
     assert operations, "the loss has a gradient"
     assert BackwardGraph(operations, ()).nondeterministic == ()

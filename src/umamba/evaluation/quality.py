@@ -38,7 +38,7 @@ class LabelFits:
     Attributes:
         label: its name.
         cases: number of scored cases in which it was found.
-        found: share of all cases in which it was found.
+        found: share of the cases that carry it in which it was found.
         usual: DSC that nine of ten of these cases reached; of each of several labels, all but a tenth of a share of
             1 / number of labels, so that the number of cases to look at does not grow with that of the labels.
         fits: one for each metric; empty: there were too few cases.
@@ -64,6 +64,7 @@ class Calibration:
         names: names of the labels.
         tile_step_size: of the sliding window.
         tta: test-time augmentation.
+        tile_scale: edge of a tile in patches of training.
         rules: sentence on the rules of the scores.
         cases: number of scored cases.
         spacing: largest distance of a scored image's spacing from that of training, natural logarithm of the ratio.
@@ -80,6 +81,7 @@ class Calibration:
     names: tuple[str, ...]
     tile_step_size: float = key(above=0, high=1)
     tta: bool
+    tile_scale: int = key(low=1)
     rules: str
     cases: int = key(low=0)
     spacing: float = key(low=0)
@@ -139,16 +141,17 @@ def calibrate_labels(
     """Learn from scored cases what their signs mean.
 
     Args:
-        table: columns case, label, dsc, nsd, disagreement and entropy; NaN signs where the label was not found.
+        table: columns case, label, dsc, nsd, disagreement and entropy, a row for each label that a case carries; NaN
+            signs where the label was not found.
         names: names of the labels.
         groups: case -> its group, such as its patient; others are groups of their own.
         coverage: of the intervals.
     """
-    total = table["case"].nunique()
     whole, overall = _with_means(table, names), _overall(names)
     made = []
     for label in dict.fromkeys(whole["label"]):
-        own = whole[(whole["label"] == label)].dropna(subset=list(SIGNS))
+        rows = whole[whole["label"] == label]
+        own = rows.dropna(subset=list(SIGNS))
         fits = []
         for metric in METRICS:
             scored = own.dropna(subset=[metric])
@@ -160,7 +163,7 @@ def calibrate_labels(
                 fits += [found] if found is not None else []
         scores = own["dsc"].dropna()
         usual = float(scores.quantile(_USUAL if label == overall else _USUAL / len(names))) if len(scores) else 0.0
-        found_in = len(own) / total if total else 0.0
+        found_in = len(own) / len(rows)
         made.append(LabelFits(label=label, cases=len(scores), found=found_in, usual=usual, fits=tuple(fits)))
     return tuple(made)
 

@@ -34,6 +34,7 @@ from umamba.io import UserError, make_folder, supported_endings
 from umamba.io.tabular import write_table
 from umamba.io.voice import showing
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, annotated_beside
 from umamba.planning import fold_cases
 from umamba.runs.select import fold_checkpoints, without_repeats
 from umamba.settings import CalibrateSettings
@@ -52,6 +53,7 @@ class _Segmented:
         pairs: case -> segmentation and reference.
         signs: case -> its signs.
         groups: case -> its group.
+        annotated: labels of the partly labelled cases.
     """
 
     labels: LabelSet
@@ -60,6 +62,7 @@ class _Segmented:
     pairs: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     signs: dict[str, CaseSigns] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+    annotated: Annotated = field(default_factory=dict)
 
     def add(self, predictor: Predictor, cases: Sequence[RawCase], folder: Path, settings: CalibrateSettings) -> None:
         """Segment cases that have a reference, and keep what is needed to score them."""
@@ -107,11 +110,15 @@ def calibrate(settings: CalibrateSettings) -> Calibrated:
     """
     found = _cross_validated(settings) if settings.candidates else _held_out(settings)
     make_folder(settings.output)
-    rules = Rules(found.labels, tolerance_mm=settings.tolerance_mm)
+    rules = Rules(found.labels, tolerance_mm=settings.tolerance_mm, annotated=found.annotated)
     scores, problems = score_pairs(found.pairs, rules)
     if problems:
         raise UserError("These cases could not be scored:\n" + "\n".join(problems))
-    table = _with_signs(scores, found.signs)
+    carried = [
+        label in found.annotated.get(case, found.labels.names)
+        for case, label in zip(scores["case"], scores["label"], strict=True)
+    ]
+    table = _with_signs(scores[carried].reset_index(drop=True), found.signs)
     write_table(settings.output / "cases.csv", table)
     unlike = sorted(case for case, signs in found.signs.items() if signs.differences)
     if unlike:
@@ -139,6 +146,7 @@ def calibrate(settings: CalibrateSettings) -> Calibrated:
         names=names,
         tile_step_size=settings.tile_step_size,
         tta=settings.tta,
+        tile_scale=settings.tile_scale,
         rules=rules.sentence,
         cases=cases,
         spacing=far["spacing"],
@@ -203,10 +211,14 @@ def _cross_validated(settings: CalibrateSettings) -> _Segmented:
     cases = {case.case_id: case for case in dataset.training}
     held_out = {fold: fold_cases(list(cases), fold, splits, dataset.groups)[1] for fold in folds}
     _check_number(sum(map(len, held_out.values())), f"raw_dataset={settings.raw_dataset}", settings)
-    found = _Segmented(dataset.labels, groups=dict(dataset.groups or {}))
+    found = _Segmented(dataset.labels, groups=dict(dataset.groups or {}), annotated=dataset.annotated)
     for fold in folds:
         predictor = Predictor.from_checkpoint(
-            [member[fold] for member in members], settings.device, trust=settings.trust, engine=settings.engine
+            [member[fold] for member in members],
+            settings.device,
+            trust=settings.trust,
+            engine=settings.engine,
+            tile_scale=settings.tile_scale,
         )
         found.add(predictor, [cases[case] for case in held_out[fold]], settings.output / f"fold_{fold}", settings)
     return found
@@ -217,7 +229,11 @@ def _held_out(settings: CalibrateSettings) -> _Segmented:
     assert settings.images is not None
     assert settings.labels is not None
     predictor = Predictor.from_checkpoint(
-        settings.checkpoints, settings.device, trust=settings.trust, engine=settings.engine
+        settings.checkpoints,
+        settings.device,
+        trust=settings.trust,
+        engine=settings.engine,
+        tile_scale=settings.tile_scale,
     )
     cases = []
     for case in list_cases(settings.images, predictor.num_channels):
@@ -231,7 +247,9 @@ def _held_out(settings: CalibrateSettings) -> _Segmented:
             "image's name without _0000."
         )
     _check_number(len(cases), f"labels={settings.labels}", settings)
-    found = _Segmented(predictor.labels)
+    names = [case.case_id for case in cases]
+    annotated = annotated_beside(settings.labels.parent / "dataset.json", predictor.labels, names)
+    found = _Segmented(predictor.labels, annotated=annotated)
     found.add(predictor, cases, settings.output / "segmentations", settings)
     return found
 

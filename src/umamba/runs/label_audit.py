@@ -99,7 +99,7 @@ def value_names(labels: LabelSet) -> dict[int, str]:
 def _facts(
     cases: Sequence[RawCase], segmented: Mapping[str, tuple[Path, ...]], dataset: RawDataset, workers: int
 ) -> dict[str, CaseFacts]:
-    inspect = partial(_inspect, segmented=segmented, labels=dataset.labels, ending=dataset.file_ending)
+    inspect = partial(_inspect, segmented=segmented, dataset=dataset)
     found = over_cases(inspect, cases, workers, f"Auditing {dataset.name}", "workers")
     facts = {case.case_id: own for case, own in zip(cases, found, strict=True) if isinstance(own, CaseFacts)}
     problems = [own for own in found if isinstance(own, str)]
@@ -110,15 +110,16 @@ def _facts(
     return facts
 
 
-def _inspect(
-    case: RawCase, segmented: Mapping[str, tuple[Path, ...]], labels: LabelSet, ending: str
-) -> CaseFacts | str:
+def _inspect(case: RawCase, segmented: Mapping[str, tuple[Path, ...]], dataset: RawDataset) -> CaseFacts | str:
     """Return what the comparison of a case gives, or the reason why it cannot be compared."""
     try:
-        found = vote(case, segmented[case.case_id], labels, ending)
+        found = vote(
+            *(case, segmented[case.case_id], dataset.labels, dataset.file_ending),
+            carried=dataset.annotated.get(case.case_id),
+        )
     except UserError as error:
         return str(error)
-    return inspect_labels(found.given, found.predicted.array[0], found.margin, labels.ignore)
+    return inspect_labels(found.given, found.predicted.array[0], found.margin, dataset.labels.ignore)
 
 
 def _pictures(
@@ -134,7 +135,10 @@ def _pictures(
         case = known[each.case]
         try:
             image = read_image(case.images, time_is_channels=True)
-            maps = vote(case, segmented[each.case], dataset.labels, dataset.file_ending)
+            maps = vote(
+                *(case, segmented[each.case], dataset.labels, dataset.file_ending),
+                carried=dataset.annotated.get(each.case),
+            )
         except UserError as error:
             log.warning("%s is not drawn. %s", each.case, error)
             continue

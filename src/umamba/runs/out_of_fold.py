@@ -1,6 +1,6 @@
 """Segmentations of training cases by networks that were not trained on them, from the folds of a cross-validation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from umamba.datasets import RawCase, RawDataset
 from umamba.inference.probabilities import read_probabilities
 from umamba.io import Image, UserError, oriented_like, read_label
 from umamba.labels import LabelSet
+from umamba.labels.annotated import values_of
 from umamba.records import RunFolder
 
 
@@ -66,7 +67,9 @@ def _label_files(folder: RunFolder, ending: str) -> list[Path]:
     return sorted(path for path in folder.validation.iterdir() if path.name.endswith(ending))
 
 
-def vote(case: RawCase, files: Sequence[Path], labels: LabelSet, ending: str) -> Voted:
+def vote(
+    case: RawCase, files: Sequence[Path], labels: LabelSet, ending: str, carried: Sequence[str] | None = None
+) -> Voted:
     """Read the label map of a case, and let the networks vote for each voxel.
 
     Each network's vote is its probabilities, where all networks have stored them, or else its label. Regions have no
@@ -77,6 +80,8 @@ def vote(case: RawCase, files: Sequence[Path], labels: LabelSet, ending: str) ->
         files: its segmentations. Probabilities stand beside them as NAME.npz.
         labels: the label set.
         ending: file ending of the segmentations.
+        carried: labels that the label map of a partly labelled case carries; votes for others are votes for the
+            background. None: all.
 
     Raises:
         UserError: a file cannot be read, or has another shape than the label map.
@@ -94,6 +99,8 @@ def vote(case: RawCase, files: Sequence[Path], labels: LabelSet, ending: str) ->
         votes = _shares_by_probabilities(stored, labels, given.shape)
     else:
         votes = _shares_by_labels([first, *map(read_label, files[1:])], labels, files)
+    if carried is not None:
+        votes = _of_carried(votes, values_of(labels, carried))
     predicted, most, own = np.zeros_like(given), np.full(given.shape, -1, np.float32), np.zeros(given.shape, np.float32)
     for value, share in votes:
         mine = given == value
@@ -102,6 +109,18 @@ def vote(case: RawCase, files: Sequence[Path], labels: LabelSet, ending: str) ->
         np.maximum(most, share, out=most)
         own[mine] = share[mine]
     return Voted(given, Image(predicted[None], first.geometry), most - own)
+
+
+def _of_carried(votes: Iterator[tuple[int, np.ndarray]], kept: Set[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the shares of some values, and those of all others as the background's."""
+    background: np.ndarray | None = None
+    for value, share in votes:
+        if value in kept and value > 0:
+            yield value, share
+        else:
+            background = share if background is None else background + share
+    if background is not None:
+        yield 0, background
 
 
 def _shares_by_probabilities(

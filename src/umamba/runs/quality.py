@@ -43,7 +43,7 @@ def read_calibration(path: Path, predictor: Predictor, settings: PredictSettings
             f"names {len(predictor.models)}, which agree in another way. Give as many networks, or calibrate these: "
             "umamba calibrate checkpoint=... images=... labels=..."
         )
-    for name in ("tile_step_size", "tta"):
+    for name in ("tile_step_size", "tile_scale", "tta"):
         if getattr(found, name) != getattr(settings, name):
             value = str(getattr(found, name)).lower()
             raise UserError(
