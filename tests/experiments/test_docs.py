@@ -308,6 +308,7 @@ def value_of(key: str, text: str, folder: Path, cells: bool) -> str:
         "raw_dataset": raw,
         "dataset.root": raw,
         "candidates": f"[{runs}]",
+        "runs": runs,
     }
     return str(known.get(key, text))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from umamba.settings import (
+    AuditSettings,
     CalibrateSettings,
     ConvertSettings,
     EvaluateSettings,
@@ -73,6 +74,14 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "seed": 0,
         "max_memory_gb": None,
         "workers": 2,
+    }
+    assert composed(AuditSettings, f"runs={here}", f"raw_dataset={here}", "output=out") == {
+        "runs": here,
+        "raw_dataset": here,
+        "output": "out",
+        "review_from": 4.0,
+        "pictures_mb": 8.0,
+        "workers": None,
     }
     assert composed(CalibrateSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
         **sliding,

@@ -17,6 +17,7 @@ from umamba.settings.architecture import (
     UNetSettings,
     read_architecture,
 )
+from umamba.settings.audit import AuditSettings
 from umamba.settings.augmentation import AugmentationSettings, ExtraTransform
 from umamba.settings.calibrate import CalibrateSettings
 from umamba.settings.commands import (
@@ -56,6 +57,7 @@ __all__ = [
     "ARCHITECTURES",
     "AfterTrainingSettings",
     "ArchitectureSettings",
+    "AuditSettings",
     "AugmentationSettings",
     "CalibrateSettings",
     "ConvertSettings",

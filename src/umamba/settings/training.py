@@ -98,11 +98,16 @@ class AfterTrainingSettings(SlidingWindowSettings, EngineSettings):
     checkpoint: Which = key(
         "last", "Which checkpoint predicts: last (as in nnU-Net), or best (highest smoothed patch Dice)."
     )
+    probabilities: bool = key(
+        False, "Also write NAME.npz with the probabilities of each case, which `umamba audit` uses. They are large."
+    )
 
     @property
     def prediction(self) -> PredictionSettings:
         """The settings of prediction; earlier segmentations of the run are replaced."""
-        return PredictionSettings(tile_step_size=self.tile_step_size, tta=self.tta, overwrite=True)
+        return PredictionSettings(
+            tile_step_size=self.tile_step_size, tta=self.tta, probabilities=self.probabilities, overwrite=True
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +235,11 @@ class TrainSettings(Settings):
             yield (
                 "trainer.compile=true: only the segmentation's pass is compiled, which a network with a head does not "
                 "use. Leave trainer.compile or heads.case away."
+            )
+        if self.heads.alone and self.predict.probabilities:
+            yield (
+                "predict.probabilities=true: are those of a segmentation, which heads.alone=true does not train. Leave "
+                "predict.probabilities away."
             )
         if self.heads.alone and self.predict.checkpoint == "best":
             yield (
