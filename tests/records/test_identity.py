@@ -317,3 +317,12 @@ def test_a_kill_at_any_step_of_a_replacement_is_undone(
             raise KeyboardInterrupt
     with replacing(old, wanted=False):
         assert files(old) == before
+
+
+def test_a_teacher_is_another_run_also_than_one_that_knew_no_teachers(small: TrainSettings) -> None:
+    before = identity(small)
+    assert identity_differences(before, {**before, "teacher": None}) == []
+    assert identity_differences(before, {**before, "teacher": "ab"}) == [
+        "teacher (content of that checkpoint): was null, is ab"
+    ]
+    assert identity_differences({**before, "teacher": "ab"}, before) == []  # a study's list, which knows settings only

@@ -34,6 +34,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "overwrite": False,
         "workers": 2,
         "engine": "auto",
+        "tile_scale": 1,
         "device": "auto",
         "trust": [],
         "checkpoint": here,
@@ -56,6 +57,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
     assert composed(FindBestSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
         **sliding,
         "engine": "auto",
+        "tile_scale": 1,
         "device": "auto",
         "trust": [],
         "candidates": [here],
@@ -78,7 +80,9 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "tolerance_mm": 2.0,
         "iou_threshold": 0.5,
         "count_edge_cells": False,
+        "objects": False,
         "images": None,
+        "classes": None,
         "margin": 0.01,
         "workers": None,
     }
@@ -97,6 +101,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "channels": [],
         "label": None,
         "labels": [],
+        "datasets": [],
         "crop": False,
         "videos": "separate",
         "workers": None,
@@ -107,6 +112,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "output": "out",
         "format": "nnunet",
         "fold": 0,
+        "segmentation_only": False,
         "post_processing": None,
         "trust": [],
     }

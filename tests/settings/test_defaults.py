@@ -33,6 +33,9 @@ NNUNET_RECIPE: dict[str, Any] = {
         "class_weights": None,
         "focal_gamma": 0.0,
         "tversky": None,
+        "exclusion_weight": 1.0,
+        "distillation_weight": 1.0,
+        "component_weight": 0.0,
     },
     "precision": "auto",
     "deep_supervision": True,
@@ -219,6 +222,7 @@ TRAIN: dict[str, Any] = {
         "licence": "synthetic, CC0",
         "tolerance_mm": 3.0,
         "protocol": "generic",
+        "instance_targets": "boundary",
         "phantom": PHANTOM,
     },
     "name": None,
@@ -228,11 +232,13 @@ TRAIN: dict[str, Any] = {
     "budget": None,
     "finish_by": None,
     "pretrained": None,
+    "teacher": None,
     "smoke": False,
     "paths": PATHS,
     "planner": PLANNERS["nnunet"],
     "plan": PLAN,
     "architecture": ARCHITECTURES["umamba_bot"],
+    "heads": {"case": None, "weight": 1.0, "alone": False},
     "recipe": NNUNET_RECIPE,
     "augmentation": NNUNET_AUGMENTATION,
     "data": {
@@ -247,7 +253,14 @@ TRAIN: dict[str, Any] = {
     },
     "trainer": TRAINER,
     "logger": WANDB,
-    "predict": {"tile_step_size": 0.5, "tta": False, "engine": "auto", "validation": True, "checkpoint": "last"},
+    "predict": {
+        "tile_step_size": 0.5,
+        "tta": False,
+        "engine": "auto",
+        "tile_scale": 1,
+        "validation": True,
+        "checkpoint": "last",
+    },
 }
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     (group, option, values)
@@ -314,6 +327,7 @@ def test_the_published_datasets(option: str, composed: Composed) -> None:
         "licence": licence,
         "tolerance_mm": tolerance,
         "protocol": protocol,
+        "instance_targets": "boundary",
         "phantom": {**PHANTOM, "archive": archive},
     }
     assert {**found, "dataset": None} == {**TRAIN, "dataset": None}
@@ -327,6 +341,7 @@ def test_any_dataset_needs_its_root(composed: Composed) -> None:
         "licence": "",
         "tolerance_mm": 2.0,
         "protocol": "generic",
+        "instance_targets": "boundary",
         "phantom": PHANTOM,
     }
 

@@ -46,6 +46,7 @@ _KEYS = {
     "budget": "time budget (budget in seconds, or finish_by)",
     "split": "cases of the fold (splits_final.json, groups)",
     "fingerprint_hash": "content of the dataset",
+    "teacher": "teacher (content of that checkpoint)",
 }
 
 
@@ -136,14 +137,14 @@ def former_settings(config: Path, settings: TrainSettings) -> TrainSettings | No
 def identity_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a line `key: was ..., is ...` for each value of two identities that differs.
 
-    Options that are newer than the former identity have their defaults in it. Parts that it does not hold at all are
-    not compared.
+    Options that are newer than the former identity have their defaults in it, and the teacher is none. Other parts that
+    it does not hold at all are not compared.
 
     Args:
         before: the identity in run.json.
         now: the identity of the present command.
     """
-    former, present = _comparable(before), _comparable(now)
+    former, present = {"teacher": None, **_comparable(before)}, _comparable(now)
     lines = []
     for name, value in present.items():
         if name in former:
@@ -199,7 +200,7 @@ def differences(name: str, before: Any, now: Any) -> list[str]:
 
 def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity without what may vary, and with the defaults of options that it does not know."""
-    found = {"budget": None, **identity}
+    found = {"budget": None, "heads": None, **identity}
     if found.get("architecture"):
         found["architecture"] = _without(plain(read_architecture(found["architecture"])), "scan_backend")
     records: tuple[tuple[str, type[Settings], tuple[str, ...]], ...] = (

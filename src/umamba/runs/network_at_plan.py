@@ -56,7 +56,7 @@ def network_at_plan(settings: DescribeSettings) -> NetworkAtPlan:
 
             settings = with_measured_plan(settings)
         workers = settings.data.prepare_workers or available_cpus()
-        dataset = listed_dataset(locate_dataset(settings.dataset, workers), workers)
+        dataset = listed_dataset(locate_dataset(settings.dataset, settings.paths.preprocessed, workers), workers)
         fingerprint, _ = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
         origin = f"dataset {dataset.root}"
     elif settings.plan.from_file:

@@ -43,6 +43,7 @@ def predict(settings: PredictSettings) -> list[Path]:
         trust=settings.trust,
         engine=settings.engine,
         reproducible=settings.reproducible,
+        tile_scale=settings.tile_scale,
     )
     outputs = Outputs.at(settings.output, predictor.file_ending)
     if settings.previews:

@@ -182,12 +182,16 @@ def build_trainer(
     callbacks: list[Callback] = [
         LeaveOnSignal(folder.path),
         # Before weight averaging, which removes the averaged weights from the network in the same hook.
-        *([_case_validation(settings, prepared, shown)] if every else []),
+        *([_case_validation(settings, prepared, shown)] if every and not settings.heads.alone else []),
         *([EMAWeightAveraging(device=_device(settings), decay=decay)] if decay is not None else []),
         *([PolynomialAverage(device=_device(settings))] if timed else []),
         SkipNonFinite(folder.nonfinite, settings.seed),
         PeakMemory(),
-        ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every, prepared.store.letters),
+        *(
+            [ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every, prepared.store.letters)]
+            if not settings.heads.alone
+            else []
+        ),
         EpochLines(bar, _steps_after(settings, prepared, val_cases), every),
         TimeBudget(settings.trainer.max_seconds),
         *asked,
@@ -222,7 +226,7 @@ def _steps_after(settings: TrainSettings, prepared: PreparedDataset, val_cases: 
     configuration, store = prepared.configuration, prepared.store
     some = (val_cases or list(store.case_ids))[:10]
     shapes = [store.load(case).image.shape[1:] for case in some]
-    step, window = settings.predict.tile_step_size, tile_window(configuration)
+    step, window = settings.predict.tile_step_size, tile_window(configuration, scale=settings.predict.tile_scale)
     tiles = [
         math.prod(len(tile_starts(max(length, size), size, step)) for length, size in zip(shape, window, strict=True))
         for shape in shapes
@@ -237,7 +241,10 @@ def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: 
     configuration, every = prepared.configuration, settings.data.validate_cases_every
     mirrored = settings.augmentation.mirrored_axes(configuration.dim)
     return CaseValidation(
-        prepared.store, cases, configuration, prepared.labels, every, settings.predict, mirror_axes=mirrored
+        *(prepared.store, cases, configuration, prepared.labels, every, settings.predict),
+        mirror_axes=mirrored,
+        annotated=prepared.dataset.annotated,
+        tile_scale=settings.predict.tile_scale,
     )
 
 
@@ -330,6 +337,8 @@ def build_datamodule(
         oversample_foreground=settings.recipe.oversample_foreground,
         num_workers=patch_workers(settings, trainer),
         prefetch_factor=settings.data.prefetch_factor,
+        annotated=prepared.dataset.annotated,
+        tile_scale=settings.predict.tile_scale,
     )
 
 

@@ -18,6 +18,7 @@ ExportForm = Literal[
 ]
 NO_OPENVINO = "openvino is not installed. Install it with pip install 'umamba[cpu]'"
 NO_HIGHDICOM = "highdicom is not installed. Install it with pip install 'umamba[dicom]'"
+MOST_TILE_SCALE = 16  # tile_scale; such a tile of a volume has 4096 patches
 _THROUGH_HIGHDICOM = ("dicom_seg", "dicom_labelmap", "secondary_capture")
 _DEVICE = re.compile(r"auto|[a-z]+(:\d+)?")
 
@@ -91,6 +92,15 @@ class EngineSettings(Settings):
         "What computes the networks: torch; or openvino (extra cpu), which is several times faster on CPUs and gives "
         "the same labels but for rounding. auto: on a CPU the faster of the two, which is measured once for each kind "
         "of network and machine; on a GPU torch.",
+    )
+    tile_scale: int = key(
+        1,
+        "Edge of a tile in patches of training. InstanceNorm measures mean and variance in each tile, and lifts noise "
+        "to full contrast where a tile holds nothing else (dark parts of pictures). With 2 or more it measures a "
+        "larger part of the image. For images of at least that size; a network whose weights are tied to its patch "
+        "refuses it.",
+        low=1,
+        high=MOST_TILE_SCALE,
     )
 
     def conflicts(self) -> Iterator[str]:

@@ -116,6 +116,22 @@ class LossSettings(Settings):
         "null: Dice.",
         low=0,
     )
+    exclusion_weight: float = key(
+        1.0,
+        "Factor of the exclusion loss of partly labelled cases (annotated_labels): labels that a case does not carry "
+        "are not predicted where another label is known.",
+        low=0,
+    )
+    distillation_weight: float = key(
+        1.0, "Factor of the loss by which the frozen network of `teacher` keeps its labels.", low=0
+    )
+
+    component_weight: float = key(
+        0.0,
+        "Factor of a further Dice plus cross-entropy for small objects: that of each component of the reference in the "
+        "region that is nearest to it, which counts every object the same (CC-DiceCE, arXiv 2511.17146); 0: none.",
+        low=0,
+    )
 
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -10,6 +10,7 @@ from umamba.settings.augmentation import AugmentationSettings
 from umamba.settings.dataset import DatasetSettings, PathsSettings
 from umamba.settings.duration import SHORTEST_S, duration_seconds, is_clock_time
 from umamba.settings.fields import key
+from umamba.settings.heads import HeadsSettings
 from umamba.settings.plan import PlannerSettings, PlanSettings
 from umamba.settings.prediction import EngineSettings, PredictionSettings, SlidingWindowSettings
 from umamba.settings.recipe import Precision, RecipeSettings, ScheduleSettings
@@ -135,6 +136,14 @@ class TrainSettings(Settings):
         existing=True,
         zoo=True,
     )
+    teacher: Path | None = key(
+        None,
+        "Add labels to a trained network without its old data: a new run starts from this checkpoint and takes its "
+        "plan, and the frozen network teaches the labels that the cases do not carry (annotated_labels of the "
+        "dataset). zoo:NAME: a trained network that comes with this program.",
+        existing=True,
+        zoo=True,
+    )
     smoke: bool = key(
         False, "Test the run in a minute, with a phantom of the same kind, a tiny plan and network, and two epochs."
     )
@@ -142,6 +151,7 @@ class TrainSettings(Settings):
     planner: PlannerSettings = key(PlannerSettings, "The rules from which the plan is derived.")
     plan: PlanSettings = key(PlanSettings, "The configuration of the plan, and pinned values.")
     architecture: ArchitectureSettings = key(UMambaBotSettings, "The network and its options.", variants=ARCHITECTURES)
+    heads: HeadsSettings = key(HeadsSettings, "Classes of whole cases that the network learns, too.")
     recipe: RecipeSettings = key(RecipeSettings, "Optimiser, schedule, loss, clipping, precision.")
     augmentation: AugmentationSettings = key(AugmentationSettings, "Augmentation: kinds, probabilities, ranges.")
     data: DataSettings = key(DataSettings, "How patches are made.")
@@ -185,6 +195,8 @@ class TrainSettings(Settings):
         """Yield values of different groups that contradict each other."""
         if self.name is not None and not is_folder_name(self.name):
             yield f"name={self.name}: must be the name of one folder, without / and without a dot at its start."
+        if self.teacher is not None:
+            yield from self._beside_teacher()
         yield from self._wrong_budget()
         given = [name for name in ("from_file", "patch_size", "batch_size") if getattr(self.plan, name) is not None]
         if self.planner.measure and (given or self.plan.paper):
@@ -198,6 +210,11 @@ class TrainSettings(Settings):
                 f"augmentation.mirror.axes={list(axes)}: {self.plan.configuration} has the axes 0 to "
                 f"{self.plan.dim - 1}; null mirrors all."
             )
+        if self.recipe.loss.component_weight and self.augmentation.device == "gpu":
+            yield (
+                f"recipe.loss.component_weight={self.recipe.loss.component_weight:g}: the components of labels are "
+                "found by the processes that make patches. Give augmentation.device=auto or cpu."
+            )
         for monitor in (entry.get("monitor") for entry in self.trainer.callbacks if "monitor" in entry):
             yield from self._wrong_monitor(str(monitor))
         if self.predict.checkpoint == "best" and not self.val_batches:
@@ -205,6 +222,33 @@ class TrainSettings(Settings):
                 "predict.checkpoint=best: without validation batches there is no best checkpoint. Give "
                 "data.val_iterations above 0, or predict.checkpoint=last."
             )
+        yield from self._wrong_heads()
+
+    def _wrong_heads(self) -> Iterator[str]:
+        """Yield what a classification head cannot be combined with."""
+        if self.heads.case is not None and self.trainer.compile:
+            yield (
+                "trainer.compile=true: only the segmentation's pass is compiled, which a network with a head does not "
+                "use. Leave trainer.compile or heads.case away."
+            )
+        if self.heads.alone and self.predict.checkpoint == "best":
+            yield (
+                "predict.checkpoint=best: is the checkpoint with the best segmentation, and heads.alone=true trains "
+                "none. Give predict.checkpoint=last."
+            )
+
+    def _beside_teacher(self) -> Iterator[str]:
+        """Yield what contradicts the plan and weights of a teacher."""
+        if self.pretrained is not None:
+            yield "pretrained: the weights are those of teacher. Leave out one of the two."
+        if self.smoke:
+            yield "smoke=true: its tiny network cannot start from teacher. Leave out one of the two."
+        if self.plan.pinned() or self.plan.from_file or self.plan.paper:
+            yield "plan: the plan is that of teacher. Leave out the values of plan besides plan.configuration."
+        if self.planner.measure:
+            yield "planner.measure=true: the plan is that of teacher. Leave out one of the two."
+        if self.heads.case is not None:
+            yield "heads.case: a run with a teacher learns no classes of cases. Leave out one of the two."
 
     def _wrong_budget(self) -> Iterator[str]:
         """Yield budgets that cannot be read, and keys of which a budget takes the place."""
@@ -240,6 +284,8 @@ class TrainSettings(Settings):
             yield f"{given}: fold=all holds no case out. Give seen/ instead of val/, or a fold."
         elif monitor.startswith("seen/") and self.fold != "all":
             yield f"{given}: fold={self.fold} holds cases out, so that the values begin with val/."
+        elif self.heads.alone and "dice" in monitor:
+            yield f"{given}: heads.alone=true trains no segmentation. Give val/case_loss with mode=min."
         elif monitor == "val/case_dice":
             if self.data.validate_cases_every != 1 or not self.data.validation_cases:
                 yield f"{given}: is not computed in every epoch. Give data.validate_cases_every=1, or val/patch_dice."

@@ -162,7 +162,7 @@ class EpochLines(Callback):
             "%s",
             f"{_numbered(trainer)}: loss {metrics.get('train/loss', float('nan')):.2f}"
             f", {checked} {metrics.get(f'{checked}/loss', float('nan')):.2f}"
-            f", patch Dice {metrics.get(f'{checked}/patch_dice', float('nan')):.3f}"
+            f"{_scores(metrics, checked)}"
             f", {metrics.get('time/iteration_s', float('nan')):.3g} s/it"
             f", {self._left(trainer, 0, done)} left"
             + (f", {skipped:.0f} steps skipped (not finite)" if skipped else ""),
@@ -207,3 +207,11 @@ def duration(seconds: float) -> str:
         return "?"
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _scores(metrics: dict[str, float], checked: str) -> str:
+    """Return the scores of an epoch in words: patch Dice, and the share of patches that a head classifies right."""
+    prefix = f"{checked}/case_accuracy/"
+    right = [f", {name.removeprefix(prefix)} right {value:.0%}" for name, value in metrics.items() if prefix in name]
+    dice = metrics.get(f"{checked}/patch_dice", float("nan"))
+    return ("" if right and dice != dice else f", patch Dice {dice:.3f}") + "".join(right)
