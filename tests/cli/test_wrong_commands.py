@@ -133,6 +133,13 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     (f"train {PHANTOM} plan=2d augmentation.mirror.axes=[2]", ("augmentation.mirror.axes=[2]", "null mirrors all")),
     (f"train {PHANTOM} augmentation.device=tpu", ("augmentation.device=tpu", "gpu")),
     (f"train {PHANTOM} augmentation.blur=0.2", ("augmentation.blur=0.2", "must hold keys")),
+    # Time budget, measured plan.
+    (f"train {PHANTOM} budget=45", ("budget=45", "45min")),
+    (f"train {PHANTOM} budget=1s", ("budget=1s", "at least 10s")),
+    (f"train {PHANTOM} finish_by=25:00", ("finish_by=25:00", "07:30")),
+    (f"train {PHANTOM} budget=1h trainer.max_time=01:00:00", ("trainer.max_time", "Leave out one")),
+    (f"train {PHANTOM} recipe.schedule.warm_up=0.8", ("warm_up=0.8", "sum up to 1")),
+    (f"train {PHANTOM} planner.measure=true plan.batch_size=4", ("planner.measure=true", "plan.batch_size")),
     # Data, trainer, logger, prediction.
     (f"train {PHANTOM} data.num_workers=-1", ("data.num_workers=-1", "from 0 on")),
     (f"train {PHANTOM} data.prefetch_factor=0", ("data.prefetch_factor=0", "from 1 on")),

@@ -82,6 +82,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "count_edge_cells": False,
         "objects": False,
         "images": None,
+        "classes": None,
         "margin": 0.01,
         "workers": None,
     }
@@ -100,6 +101,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "channels": [],
         "label": None,
         "labels": [],
+        "datasets": [],
         "crop": False,
         "videos": "separate",
         "workers": None,
@@ -110,6 +112,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "output": "out",
         "format": "nnunet",
         "fold": 0,
+        "segmentation_only": False,
         "post_processing": None,
         "trust": [],
     }

@@ -132,3 +132,13 @@ def test_the_score_is_the_mean_dice_over_labels() -> None:
     labels, truth = predicted(model, settings), np.maximum(TRUTH[0], 0)
     expected = np.mean([dice(labels == value, truth == value) for value in (1, 2)])
     assert validation(model, settings).score(model.network, "case", CPU, "32-true") == pytest.approx(expected)
+
+
+def test_partly_labelled_cases_are_scored_by_what_they_carry(monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration: Any = SimpleNamespace(dim=3)
+    store: Any = Store()
+    predicted = np.where(TRUTH[0] == 1, 0, np.maximum(TRUTH[0], 0))
+    monkeypatch.setattr(CaseValidation, "segment", lambda *_: predicted)
+    for annotated, expected in ((None, 0.5), ({"x": ("b",)}, 1.0), ({"x": ("a",)}, 0.0)):
+        checked = CaseValidation(store, ["x"], configuration, LABELS, 1, SlidingWindowSettings(), annotated=annotated)
+        assert checked.score(nn.Identity(), "x", CPU, "32-true") == expected

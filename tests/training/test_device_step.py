@@ -314,17 +314,21 @@ def test_gradients_are_clipped_as_pytorch_does(
 
     def watched(self: SegmentationModule, optimizer: Any, gradient_clip_val: float, **named: Any) -> None:
         trained = [p for p in self.parameters() if p.grad is not None]
-        before = [p.grad.clone() for p in trained]
+
+        def gradients() -> list[Tensor]:
+            return [p.grad.clone() for p in trained if p.grad is not None]
+
+        before = gradients()
         assert self.gradient_norm is not None
         if not norm_is_known:
             self.gradient_norm = None
         original(self, optimizer, gradient_clip_val, **named)
-        after = [p.grad.clone() for p in trained]
+        after = gradients()
         for p, gradient in zip(trained, before, strict=True):
-            p.grad = gradient
+            p.grad = gradient.clone()
         clip = torch.nn.utils.clip_grad_value_ if algorithm == "value" else torch.nn.utils.clip_grad_norm_
         clip(trained, gradient_clip_val)
-        assert all(torch.equal(p.grad, found) for p, found in zip(trained, after, strict=True))
+        assert all(torch.equal(wanted, found) for wanted, found in zip(gradients(), after, strict=True))
         compared.append(any(not torch.equal(p, q) for p, q in zip(before, after, strict=True)))
 
     monkeypatch.setattr(SegmentationModule, "configure_gradient_clipping", watched)

@@ -89,7 +89,9 @@ COMMANDS = {
             "convert archive=flare source=FOLDER                    # an unpacked download",
             "convert archive=msd source=Task04_Hippocampus",
             "convert archive=folders source=FOLDER name=Dataset500_Mine    # a folder for each patient",
+            "convert merge source=PATH/raw datasets=[Dataset001_A,Dataset002_B] name=Dataset700_Joined",
         ),
+        first="archive",
     ),
     "find-best": Command(
         "find_best",
@@ -134,11 +136,12 @@ COMMANDS = {
     ),
     "study": Command(
         "study",
-        "List the studies, show the state of each run of a study, or plan what a study can show.",
+        "List the studies, show the state of each run of a study, train them, or plan what a study can show.",
         None,
         (
             "study                                                 # all studies",
             "study table3_organs_3d",
+            "study run controls_nuclei                             # train what is left, one run after another",
             "study power table3_organs_3d power.cases=50 power.trainings=3    # before anything is trained",
         ),
     ),

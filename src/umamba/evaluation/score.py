@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
@@ -257,12 +258,12 @@ def score_pairs(
     """
     scores: dict[str, Scores] = {}
     problems: list[str] = []
-    score = partial(score_files, rules=rules)
+    score = partial(score_files, rules=replace(rules, annotated={}))  # each process gets a copy
     processes = workers or min(available_cpus(), len(pairs) // _CASES_PER_PROCESS)
 
     def keep(case: str, get: Callable[[], Scores]) -> None:
         try:
-            scores[case] = get()
+            scores[case] = _carried(get(), rules.annotated.get(case))
         except UserError as error:
             problems.append(str(error))
         except BrokenProcessPool:
@@ -282,6 +283,13 @@ def score_pairs(
         {"case": case, "label": name, **metrics} for case in pairs for name, metrics in scores.get(case, {}).items()
     ]
     return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=["case", "label"]), sorted(problems)
+
+
+def _carried(scores: Scores, names: Sequence[str] | None) -> Scores:
+    """Return the scores of a case without those of labels that its reference does not carry; None: it carries all."""
+    if names is None:
+        return scores
+    return {label: metrics if label in names else dict.fromkeys(metrics, math.nan) for label, metrics in scores.items()}
 
 
 def _context() -> BaseContext:

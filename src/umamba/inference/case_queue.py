@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from umamba.datasets import RawCase
 from umamba.inference.canvas import Canvas
+from umamba.inference.case_classes import Probabilities, classify
 from umamba.inference.digests import image_digest
 from umamba.inference.exports import check_image_exports, write_exports
 from umamba.inference.likeness import Unlike, refuse_flat_image, unlike_training
@@ -45,6 +46,7 @@ class CaseQueue:
         codes: the coded name of each label, for the forms in DICOM.
         manifest: receives an entry for each case before its segmentation is written.
         orientations: of the images so far, see `warn_of_orientation`.
+        classes: receives the probabilities of the classes of each case, if the networks have a classification head.
     """
 
     models: Sequence[Model]
@@ -56,6 +58,7 @@ class CaseQueue:
     codes: Sequence[LabelCode]
     manifest: Manifest
     orientations: set[str] = field(default_factory=set)
+    classes: dict[str, Probabilities] = field(default_factory=dict)
 
     def run(self, cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> dict[str, list[dict[str, str]]]:
         """Segment the cases. Whatever ends a case is one of `problems`, and the others are segmented.
@@ -136,6 +139,8 @@ class CaseQueue:
         unlike.add(case.case_id, differences)
         labels, placement, geometry = self.models[0].labels, prepared.placement, prepared.geometry
         warn_of_orientation(case.case_id, geometry, self.models, self.orientations)
+        if self.models[0].heads is not None:
+            self.classes[case.case_id] = classify(prepared, self.models, self.settings.tta)
         with ExitStack() as stack:
             probabilities = None
             if files.probabilities is not None:

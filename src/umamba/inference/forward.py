@@ -18,6 +18,7 @@ from umamba.io import UserError
 from umamba.planning import Configuration
 
 if TYPE_CHECKING:
+    from umamba.inference.model import Model
     from umamba.inference.openvino_network import OpenVinoNetwork
 
 Forward = Callable[[Tensor], Tensor]
@@ -106,6 +107,37 @@ def tile_forward(
     def forward(tiles: Tensor) -> Tensor:
         with torch.inference_mode(), on_device(device), _deterministic_cudnn(), autocast(device, precision):
             return to_tiles(_mean_of_flips(at_once(logits_of), to_network(tiles, device), flipped_axes))
+
+    return forward
+
+
+def pooled_forward(model: "Model", tta: bool) -> Forward:
+    """Return the function that computes the logits of a classification head for tiles by PyTorch, without gradients.
+
+    Args:
+        model: a network with a head.
+        tta: average over all flips of the patch axes that training mirrored.
+
+    Returns:
+        A function from tiles (B, C, *window) to the logits of all tasks side by side, (B, classes) float32.
+    """
+    to_network, _ = _turns(model.configuration, model.plan.transpose_forward, model.plan.transpose_backward)
+    network: Any = model.network
+    head = model.case_head
+    assert head is not None
+    dims = [axis + 2 for axis in model.flipped_axes(tta)]
+    flips = [flip for number in range(len(dims) + 1) for flip in itertools.combinations(dims, number)]
+
+    def forward(tiles: Tensor) -> Tensor:
+        with (
+            torch.inference_mode(),
+            on_device(model.device),
+            _deterministic_cudnn(),
+            autocast(model.device, model.precision),
+        ):
+            given = to_network(tiles, model.device)
+            found = [torch.cat(head(network.bottleneck(given.flip(flip) if flip else given)), dim=1) for flip in flips]
+            return torch.stack(found).mean(0)
 
     return forward
 

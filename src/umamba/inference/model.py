@@ -25,8 +25,10 @@ from umamba.inference.forward import (
 from umamba.inference.precision import choose_precision
 from umamba.io import UserError, file_digest
 from umamba.labels import LabelSet
+from umamba.labels.case_classes import CaseHeads
 from umamba.networks import build_network
 from umamba.networks.budget import stored_numbers, weight_budget
+from umamba.networks.heads import CaseHead, build_case_head
 from umamba.planning import Configuration, Plan
 from umamba.records import read_checkpoint
 from umamba.records.checkpoint import Checkpoint
@@ -85,6 +87,8 @@ class Model:
             tile by one thread.
         tile_scale: edge of a tile in patches of training.
         reload: builds the network again; None: `network` is kept.
+        heads: what the network answers about a whole case; None: it segments only.
+        case_head: the classification head that answers; None: there is none.
         compiled: the network in OpenVINO, which then computes it instead of PyTorch; None: PyTorch computes it.
         torch_is_faster: whether engine=auto has chosen PyTorch.
 
@@ -109,6 +113,8 @@ class Model:
     reproducible: bool = False
     tile_scale: int = 1
     reload: Callable[[], nn.Module] | None = None
+    heads: CaseHeads | None = None
+    case_head: CaseHead | None = None
     compiled: "OpenVinoNetwork | None" = field(default=None, init=False)
     torch_is_faster: bool = field(default=False, init=False)
 
@@ -145,6 +151,8 @@ class Model:
         if getattr(self.network, "deep_supervision", False):
             self.network.deep_supervision = False  # type: ignore[assignment]
         self.network.to(self.device).eval()
+        if self.case_head is not None:
+            self.case_head.to(self.device).eval()
 
     @classmethod
     def from_checkpoint(
@@ -174,8 +182,9 @@ class Model:
         """
         checkpoint = read_checkpoint(path, trust)
         record, identity = checkpoint.record, file_digest(checkpoint.path)
+        network = _trained_network(checkpoint)
         return cls(
-            _trained_network(checkpoint),
+            network,
             record.plan,
             record.configuration,
             record.labels,
@@ -190,7 +199,10 @@ class Model:
             engine=engine,
             reproducible=reproducible,
             tile_scale=tile_scale,
-            reload=partial(_read_again, path, trust, identity),
+            # A head needs the network in PyTorch, whatever engine segments.
+            reload=None if record.heads is not None else partial(_read_again, path, trust, identity),
+            heads=record.heads,
+            case_head=_trained_head(checkpoint, network),
         )
 
     @property
@@ -234,7 +246,7 @@ class Model:
             precision or self.precision,
             transpose_forward=self.plan.transpose_forward,
             transpose_backward=self.plan.transpose_backward,
-            flipped_axes=self._flipped_axes(tta),
+            flipped_axes=self.flipped_axes(tta),
         )
 
     def start(self, tta: bool) -> Start:
@@ -267,7 +279,7 @@ class Model:
             in_flight=compiled.requests,
             transpose_forward=self.plan.transpose_forward,
             transpose_backward=self.plan.transpose_backward,
-            flipped_axes=self._flipped_axes(tta),
+            flipped_axes=self.flipped_axes(tta),
         )
 
     def in_flight(self, tta: bool) -> int:
@@ -299,7 +311,12 @@ class Model:
             self.network = self.reload()
             self._prepare_network()
 
-    def _flipped_axes(self, tta: bool) -> tuple[int, ...]:
+    def flipped_axes(self, tta: bool) -> tuple[int, ...]:
+        """Return the patch axes along which test-time augmentation flips.
+
+        Args:
+            tta: whether it does.
+        """
         if not tta:
             return ()
         return tuple(range(self.configuration.dim)) if self.mirror_axes is None else self.mirror_axes
@@ -352,6 +369,22 @@ def _trained_network(checkpoint: Checkpoint) -> nn.Module:
             f"Another version of this project wrote it, or a trainer that changes the network. {str(error)[:2000]}"
         ) from None
     return network
+
+
+def _trained_head(checkpoint: Checkpoint, network: nn.Module) -> CaseHead | None:
+    """Build the classification head of a checkpoint with its weights; None: it has none."""
+    record = checkpoint.record
+    if record.heads is None:
+        return None
+    head = build_case_head(network, record.architecture.name, record.heads.sizes)
+    try:
+        head.load_state_dict(checkpoint.head_weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"{checkpoint.path}: the weights of its classification head do not fit its record. The file was changed. "
+            f"{str(error)[:500]}"
+        ) from None
+    return head
 
 
 def _read_again(path: Path, trust: str | Sequence[str], identity: str) -> nn.Module:

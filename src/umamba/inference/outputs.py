@@ -23,6 +23,7 @@ FORMS = {
 # Forms that belong to the patient and study of a series in DICOM.
 DICOM_FORMS = ("dicom_seg", "dicom_labelmap", "rtstruct", "secondary_capture")
 _PREVIEWS = "previews"
+CLASSES = "classes.csv"  # in a folder of predictions
 # What `prediction.json` says beside: it may change with the machine that continues a folder, or from case to case.
 MACHINE_KEYS = ("engine", "precision", "checkpoints", "setups", "cases")
 
@@ -155,6 +156,11 @@ class Outputs:
         return self._common("volumes.csv")
 
     @property
+    def classes(self) -> Path:
+        """The table of the classes of whole images."""
+        return self._common(CLASSES)
+
+    @property
     def itksnap_labels(self) -> Path:
         """Names and colours of the labels for ITK-SNAP."""
         return self._common("labels_itksnap.txt")
@@ -163,6 +169,11 @@ class Outputs:
     def slicer_labels(self) -> Path:
         """Names and colours of the labels for 3D Slicer."""
         return self._common("labels_slicer.ctbl")
+
+    @property
+    def common(self) -> tuple[Path, ...]:
+        """The files that belong to all cases, and are replaced with overwrite=true."""
+        return (self.record, self.volumes, self.classes, self.itksnap_labels, self.slicer_labels)
 
     @property
     def tracebacks(self) -> Path:
@@ -176,7 +187,7 @@ class Outputs:
             files: of all cases.
         """
         if self.only is not None:
-            for path in (*(path for own in files for path in own.paths), self.volumes):
+            for path in (*(path for own in files for path in own.paths), self.volumes, self.classes):
                 remove_stale(path.parent, path.name)
             return
         for folder in (self.folder, *(self.folder / form for form in (*FORMS, _PREVIEWS))):

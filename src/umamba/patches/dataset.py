@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated
 from umamba.labels.component_regions import component_regions
 from umamba.patches.case_cache import CaseCache
 from umamba.patches.draws import draw_all
 from umamba.patches.intensity import ClearOutside
 from umamba.patches.on_device import transform_regions
 from umamba.patches.patch import Patch, apply_all
-from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_region
+from umamba.patches.sampling import carriers, draw_start, draw_voxel, inside_of, is_forced, read_region
 from umamba.patches.seeding import generator_of, kept_torch, seed_torch
 from umamba.patches.slots import BatchLayout, SlotBatch, SlotPool, new_batch
 from umamba.patches.spatial import IMAGES, RotateScaleCrop
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from umamba.preprocessing import CaseStore, StoredCase
 
 _SLOTS_IN_USE = 2  # batches of a worker that the main process may hold beside those that are made ahead
+_SMALL_BYTES = 2**22  # a small case takes no more memory than this,
+_ALL_SMALL_BYTES = 2**29  # and small cases take no more than this in all worker processes of a loader
 _NEVER = 2**62  # no patch has this number
 
 
@@ -51,6 +54,8 @@ class PatchDataset(Dataset[tio.Subject]):
         deferred: draw for the transforms, but do not apply them, and read whole regions; `transform_batch` applies them
             later. `defer_from` can choose this later, too.
         margin: voxels (Z, Y, X) at each side beyond `read_size` that extra transforms may need.
+        annotated: labels of the partly labelled cases. If there are any, a patch that must contain foreground draws a
+            label first and then one of the cases that carry it, so that no label is rare because few cases carry it.
         component_spacing: (Z, Y, X) in mm; if given, a batch also holds the regions of the labels' components, for
             which the transforms must not be deferred. None: it does not.
     """
@@ -72,15 +77,19 @@ class PatchDataset(Dataset[tio.Subject]):
         stream: str,
         deferred: bool = False,
         margin: Sequence[int] = (0, 0, 0),
+        annotated: Annotated | None = None,
         component_spacing: Sequence[float] | None = None,
     ) -> None:
-        self.cases = CaseCache(store)
         self.case_ids = tuple(case_ids)
+        self.cases = CaseCache(store, small_bytes=self._small_bytes(1))
         self.labels = labels
+        self.carriers = list(carriers(labels, annotated, case_ids).items()) if annotated else []
         self.transforms = transforms
         self.spatial = next((step for step in transforms.transforms if isinstance(step, RotateScaleCrop)), None)
         # Whether the patch depends on torch's generator.
         self.draws = any(not isinstance(step, ClearOutside) for step in transforms.transforms)
+        # Whether rotation and scaling get the region as it was read: zero, and -1, outside the image.
+        self.spatial_is_first = self.spatial is not None and transforms.transforms[0] is self.spatial
         self.read_size = tuple(read_size)
         self.largest_size = tuple(size + 2 * edge for size, edge in zip(read_size, margin, strict=True))
         self.patch_size = tuple(patch_size)
@@ -158,9 +167,9 @@ class PatchDataset(Dataset[tio.Subject]):
     def region_of(self, number: int) -> tuple["StoredCase", tuple[int, ...]]:
         """Return the case of a patch and the first voxel (Z, Y, X) of its region of size `read_size`."""
         generator = generator_of(*self._key(number), "place")
-        case = self.cases.load(self._draw_case(generator))
-        forced = is_forced(number % len(self) % self.batch_size, self.batch_size, self.oversample_foreground)
-        voxel = draw_voxel(case.foreground, self.labels, forced, generator)
+        case_id, wanted = self._draw_case(generator, number)
+        case = self.cases.load(case_id)
+        voxel = draw_voxel(case.foreground, self.labels, self._is_forced(number), generator, wanted)
         return case, draw_start(case.image.shape[1:], self.read_size, self.patch_size, voxel, generator)
 
     def transform_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,6 +205,7 @@ class PatchDataset(Dataset[tio.Subject]):
             UserError: the machine does not have enough shared memory.
         """
         self.current_numbers = self.slots = None
+        self.cases.small_bytes = self._small_bytes(max(1, num_workers))
         if num_workers:
             self.current_numbers = torch.full((num_workers, 2), -1, dtype=torch.int64).share_memory_()
             self.deferred_from.share_memory_()
@@ -227,7 +237,7 @@ class PatchDataset(Dataset[tio.Subject]):
         """
         for worker_pid, number in [] if self.current_numbers is None else self.current_numbers.tolist():
             if worker_pid == pid:
-                return self._draw_case(generator_of(*self._key(number), "place"))
+                return self._draw_case(generator_of(*self._key(number), "place"), number)[0]
         return None
 
     def _key(self, number: int) -> tuple[int, str, int, int]:
@@ -235,8 +245,19 @@ class PatchDataset(Dataset[tio.Subject]):
         epoch, index = divmod(number, len(self))
         return self.seed, self.stream, epoch, index
 
-    def _draw_case(self, generator: Any) -> str:
-        return self.case_ids[generator.integers(len(self.case_ids))]
+    def _is_forced(self, number: int) -> bool:
+        return is_forced(number % len(self) % self.batch_size, self.batch_size, self.oversample_foreground)
+
+    def _draw_case(self, generator: Any, number: int) -> tuple[str, int | None]:
+        """Return the case of a patch, and the class that it must contain if that was drawn first."""
+        if not self.carriers or not self._is_forced(number):
+            return self.case_ids[generator.integers(len(self.case_ids))], None
+        wanted, cases = self.carriers[generator.integers(len(self.carriers))]
+        return cases[generator.integers(len(cases))], wanted
+
+    def _small_bytes(self, processes: int) -> int:
+        """Return up to which size a case is small, so that there is memory for all cases if all are small."""
+        return min(_SMALL_BYTES, _ALL_SMALL_BYTES // (processes * max(1, len(self.case_ids))))
 
     def _make(self, number: int, targets: Sequence[Tensor] | None) -> Patch:
         """Return a patch, or its region with `deferred`; what is read may be in the target tensors."""
@@ -252,11 +273,20 @@ class PatchDataset(Dataset[tio.Subject]):
             patch["drawn"], patch["noise"] = draw_all(self.transforms.transforms, matrix, shape)
             return patch
         if self.spatial is None:
-            return apply_all(self.transforms.transforms, self._read(number, targets, self.largest_size))
+            return self._apply(self._read(number, targets, self.largest_size))
         # Only the region that the rotation needs is read.
         patch = self._read(number, targets, self.spatial.source_size(matrix, self.largest_size))
         patch["matrix"] = matrix
-        return apply_all(self.transforms.transforms, patch)
+        return self._apply(patch)
+
+    def _apply(self, patch: Patch) -> Patch:
+        """Apply the transforms; draw only if one of them draws."""
+        if self.draws:
+            return apply_all(self.transforms.transforms, patch)
+        steps: Sequence[Any] = self.transforms.transforms
+        for step in steps:
+            patch = step.apply_transform(patch)
+        return patch
 
     def _regions(self, patch: Patch) -> Tensor:
         """Return the regions (K, *patch) of the components in a patch."""
@@ -275,7 +305,10 @@ class PatchDataset(Dataset[tio.Subject]):
         )
         image = torch.from_numpy(read_region(case.image, start, size, 0, into_image))
         label = torch.from_numpy(read_region(case.label, start, size, OUTSIDE, into_label))
-        return Patch(image, label, case_id=case.case_id)
+        patch = Patch(image, label, case_id=case.case_id)
+        if self.spatial_is_first:
+            patch["inside"] = inside_of(case.image.shape[1:], start, size)
+        return patch
 
 
 class PatchSampler(DistributedSampler[int]):

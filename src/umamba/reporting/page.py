@@ -21,7 +21,7 @@ from umamba.reporting.cost import Cost
 from umamba.reporting.figures import Curves, learning_curves
 from umamba.reporting.gallery import gallery
 from umamba.reporting.names import UNET_NOTE, dataset_name, method_name, metric_name
-from umamba.reporting.results import AVERAGE, SPLIT, Results
+from umamba.reporting.results import AVERAGE, HELD_OUT, Results
 from umamba.reporting.score_plot import score_plot
 from umamba.reporting.text_tables import BOLD, NumberTable, counted, difference, ours, tables, theirs
 from umamba.sweeps.ledger import duration
@@ -120,10 +120,17 @@ def _explanation(results: Results, dataset: str, own: Sequence[Number]) -> str:
         else ""
     )
     return (
-        f'<p class="note">Scores of the {SPLIT} images. {html(rules)} Mean ± standard deviation over cases.{paper} '
-        "n: number of cases that have this score, where other scores have more. No case: the label is in no reference "
-        f"and no prediction. {html(BOLD)}{unet}</p>"
+        f'<p class="note">Scores of the {html(_images(results))}. {html(rules)} Mean ± standard deviation over cases.'
+        f"{paper} n: number of cases that have this score, where other scores have more. No case: the label is in no "
+        f"reference and no prediction. {html(BOLD)}{unet}</p>"
     )
+
+
+def _images(results: Results) -> str:
+    """Name the images that were scored."""
+    if results.images == HELD_OUT:
+        return "test images and of the validation cases, which no training of the fold saw"
+    return f"{results.images} images"
 
 
 def _table(table: NumberTable, own: Sequence[Number], results: Results) -> str:

@@ -24,6 +24,7 @@ from umamba.io import UserError, oriented_like, read_label, write_json
 from umamba.io.escape import rich_text
 from umamba.io.voice import showing
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, annotated_mask
 from umamba.planning import fold_cases
 from umamba.settings import FindBestSettings, PredictionSettings
 
@@ -93,6 +94,7 @@ def mean_dice(
     labels: LabelSet,
     change: Callable[[np.ndarray], np.ndarray],
     workers: int,
+    annotated: Annotated | None = None,
 ) -> dict[str, float]:
     """Return the mean DSC over cases of each label, after a change of the segmentations.
 
@@ -105,6 +107,7 @@ def mean_dice(
         labels: the label set.
         change: takes and returns the label map (Z, Y, X) of a segmentation, such as `PostProcessing.apply`.
         workers: threads that read and score cases.
+        annotated: labels of the partly labelled cases, which count for these alone; None: there are none.
 
     Returns:
         Label -> mean DSC from 0 to 1; NaN if no case has the label.
@@ -121,6 +124,7 @@ def mean_dice(
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         rows = np.array(list(pool.map(score, segmentations)))
+    rows[~annotated_mask(labels, annotated or {}, list(segmentations))] = np.nan
     scored = ~np.isnan(rows)
     sums, counts = np.where(scored, rows, 0).sum(0), scored.sum(0)
     return {
@@ -171,13 +175,19 @@ def validate(
         predictor.predict_cases([cases[case] for case in held_out], folder, settings, progress=showing())
         segmentations |= {case: folder / f"{case}{predictor.file_ending}" for case in held_out}
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
-    scores = mean_dice(segmentations, truths, dataset.labels, lambda segmentation: segmentation, settings.workers)
+    scores = mean_dice(
+        segmentations, truths, dataset.labels, lambda segmentation: segmentation, settings.workers, dataset.annotated
+    )
     checkpoints = tuple(path for member in members.values() for path in member.values())
     return Validated(name, checkpoints, segmentations, scores)
 
 
 def determine_post_processing(
-    segmentations: Mapping[str, Path], truths: Mapping[str, Path], labels: LabelSet, workers: int
+    segmentations: Mapping[str, Path],
+    truths: Mapping[str, Path],
+    labels: LabelSet,
+    workers: int,
+    annotated: Annotated | None = None,
 ) -> tuple[PostProcessing, dict[str, float]]:
     """Return the post-processing steps that raise the validation scores (nnU-Net's `determine_postprocessing`).
 
@@ -186,13 +196,14 @@ def determine_post_processing(
         truths: case -> file of its reference.
         labels: the label set.
         workers: threads that read and score cases.
+        annotated: labels of the partly labelled cases; None: there are none.
 
     Returns:
         The steps, and the mean DSC of each label (0 to 1) after them.
     """
 
     def scored(steps: PostProcessing) -> dict[str, float]:
-        return mean_dice(segmentations, truths, labels, steps.apply, workers)
+        return mean_dice(segmentations, truths, labels, steps.apply, workers, annotated)
 
     chosen = PostProcessing()
     scores = scored(chosen)
@@ -268,7 +279,9 @@ def find_best(settings: FindBestSettings) -> Selection:
     ranked = tuple(sorted(validated, key=lambda each: -each.mean))
     best = ranked[0]
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
-    steps, scores = determine_post_processing(best.segmentations, truths, dataset.labels, settings.workers)
+    steps, scores = determine_post_processing(
+        best.segmentations, truths, dataset.labels, settings.workers, dataset.annotated
+    )
     record = {"configuration": best.name, "dice_before": _json(best.scores), "dice_after": _json(scores)}
     steps.write(output / "post_processing.json", record)
     write_json(

@@ -28,6 +28,7 @@ from umamba.settings.commands import (
 )
 from umamba.settings.dataset import DatasetSettings, PathsSettings, PhantomSettings
 from umamba.settings.fields import key
+from umamba.settings.heads import HeadsSettings
 from umamba.settings.plan import PlannerSettings, PlanSettings
 from umamba.settings.prediction import (
     EngineSettings,
@@ -65,6 +66,7 @@ __all__ = [
     "ExportSettings",
     "ExtraTransform",
     "FindBestSettings",
+    "HeadsSettings",
     "InvalidSettings",
     "LoggerSettings",
     "LossSettings",
