@@ -77,9 +77,9 @@ def _measures(case: RankedCase) -> tuple[float, float, float]:
     """Return the mean DSC over labels, the largest shift and the largest growth; NaN where there is none."""
     overlaps, missing = list(case.facts.overlaps.values()), float("nan")
     shifts = [length_vox(own.shift_vox) for own in case.facts.offsets]
-    growths = [own.growth_vox for own in case.facts.offsets]
+    growth = max((own.growth_vox for own in case.facts.offsets), key=abs, default=missing)
     return (
         round(sum(overlaps) / len(overlaps), 4) if overlaps else missing,
         round(max(shifts), 2) if shifts else missing,
-        round(max(growths, key=abs), 2) if growths else missing,
+        round(growth, 2),
     )
