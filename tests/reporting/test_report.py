@@ -6,6 +6,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +193,8 @@ def test_the_suitability_of_a_dataset_by_hand(study: tuple[list[PlannedRun], Pat
     assert math.isnan(suitability_of(gather("toy", "?", runs[::2], published), "toy", "dsc"))
     page = write_report(results, tmp_path / "report")
     for path in (page, page.parent / "tables.md"):
-        assert f"toy, DSC: the methods' means spread {between / within:.1f} times" in path.read_text().replace("\\", "")
+        text = unescape(path.read_text()).replace("\\", "")
+        assert f"toy, DSC: the methods' means spread {between / within:.1f} times" in text
 
 
 def test_the_margin_decides_what_is_called_equivalent(study: tuple[list[PlannedRun], Path], tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def test_settings_that_do_not_fit_a_cascade(make_settings: Make, tmp_path: Path)
         make_settings(*CASCADE, "smoke=true")
     with pytest.raises(InvalidSettings, match="first stage are augmented on the CPU"):
         make_settings(*CASCADE, "augmentation.device=gpu")
+    with pytest.raises(InvalidSettings, match=r"planner\.measure: the second stage of a cascade"):
+        make_settings("plan.configuration=3d_cascade_fullres", "planner.measure=true")
 
 
 def test_the_first_stage_must_be_trained(make_settings: Make, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ NNUNET_RECIPE: dict[str, Any] = {
         "eps": None,
         "amsgrad": None,
     },
-    "schedule": {"name": "poly", "exponent": 0.9, "minimum": 0.0},
+    "schedule": {"name": "poly", "exponent": 0.9, "minimum": 0.0, "warm_up": 0.02, "decay": 0.3},
     "loss": {
         "name": None,
         "dice_weight": 1.0,
@@ -33,6 +33,9 @@ NNUNET_RECIPE: dict[str, Any] = {
         "class_weights": None,
         "focal_gamma": 0.0,
         "tversky": None,
+        "exclusion_weight": 1.0,
+        "distillation_weight": 1.0,
+        "component_weight": 0.0,
     },
     "precision": "auto",
     "deep_supervision": True,
@@ -65,7 +68,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **NNUNET_RECIPE,
         "name": "unetr",
         "optimizer": {**ADAPTIVE, "name": "adamw", "weight_decay": 0.01},
-        "schedule": {"name": "poly", "exponent": 1.0, "minimum": 0.0},
+        "schedule": {"name": "poly", "exponent": 1.0, "minimum": 0.0, "warm_up": 0.02, "decay": 0.3},
         "precision": "32-true",
         "deep_supervision": False,
     },
@@ -73,7 +76,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **NNUNET_RECIPE,
         "name": "swinunetr",
         "optimizer": {**ADAPTIVE, "name": "adamw", "lr": 8e-4, "weight_decay": 0.01},
-        "schedule": {"name": "cosine", "exponent": 0.9, "minimum": 1.25e-3},
+        "schedule": {"name": "cosine", "exponent": 0.9, "minimum": 1.25e-3, "warm_up": 0.02, "decay": 0.3},
         "precision": "32-true",
         "deep_supervision": False,
     },
@@ -197,8 +200,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "3d_cascade_fullres": {**PLAN, "configuration": "3d_cascade_fullres"},
     "2d": {**PLAN, "configuration": "2d"},
 }
-PLANNERS = {name: {"rules": name, "gpu_memory_gb": None} for name in ("nnunet", "umamba")} | {
-    name: {"rules": name, "gpu_memory_gb": None} for name in ("resenc_m", "resenc_l", "resenc_xl")
+PLANNERS = {name: {"rules": name, "gpu_memory_gb": None, "measure": False} for name in ("nnunet", "umamba")} | {
+    name: {"rules": name, "gpu_memory_gb": None, "measure": False} for name in ("resenc_m", "resenc_l", "resenc_xl")
 }
 PHANTOM: dict[str, Any] = {
     "scene": "abdomen",
@@ -231,19 +234,24 @@ TRAIN: dict[str, Any] = {
         "licence": "synthetic, CC0",
         "tolerance_mm": 3.0,
         "protocol": "generic",
+        "instance_targets": "boundary",
         "phantom": PHANTOM,
     },
     "name": None,
     "fold": 0,
     "seed": 0,
     "restart": False,
+    "budget": None,
+    "finish_by": None,
     "pretrained": None,
     "previous_stage": None,
+    "teacher": None,
     "smoke": False,
     "paths": PATHS,
     "planner": PLANNERS["nnunet"],
     "plan": PLAN,
     "architecture": ARCHITECTURES["umamba_bot"],
+    "heads": {"case": None, "weight": 1.0, "alone": False},
     "recipe": NNUNET_RECIPE,
     "augmentation": NNUNET_AUGMENTATION,
     "data": {
@@ -258,7 +266,15 @@ TRAIN: dict[str, Any] = {
     },
     "trainer": TRAINER,
     "logger": WANDB,
-    "predict": {"tile_step_size": 0.5, "tta": False, "engine": "auto", "validation": True, "checkpoint": "last"},
+    "predict": {
+        "tile_step_size": 0.5,
+        "tta": False,
+        "engine": "auto",
+        "tile_scale": 1,
+        "validation": True,
+        "checkpoint": "last",
+        "probabilities": False,
+    },
 }
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     (group, option, values)
@@ -325,6 +341,7 @@ def test_the_published_datasets(option: str, composed: Composed) -> None:
         "licence": licence,
         "tolerance_mm": tolerance,
         "protocol": protocol,
+        "instance_targets": "boundary",
         "phantom": {**PHANTOM, "archive": archive},
     }
     assert {**found, "dataset": None} == {**TRAIN, "dataset": None}
@@ -338,6 +355,7 @@ def test_any_dataset_needs_its_root(composed: Composed) -> None:
         "licence": "",
         "tolerance_mm": 2.0,
         "protocol": "generic",
+        "instance_targets": "boundary",
         "phantom": PHANTOM,
     }
 

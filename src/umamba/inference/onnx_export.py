@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import umamba
+from umamba.inference.exported_heads import refuse_heads
 from umamba.inference.forward import full_resolution
 from umamba.inference.model import Model
 from umamba.inference.onnx_package import require_onnx
@@ -57,7 +58,12 @@ class OnnxExport:
 
 
 def export_to_onnx(
-    checkpoint: Path, output: Path, post_processing: PostProcessing | None = None, trust: str | Sequence[str] = ()
+    checkpoint: Path,
+    output: Path,
+    post_processing: PostProcessing | None = None,
+    trust: str | Sequence[str] = (),
+    *,
+    segmentation_only: bool = False,
 ) -> OnnxExport:
     """Write a network as ONNX, compare its logits with PyTorch's, and describe what happens before and after it.
 
@@ -68,10 +74,11 @@ def export_to_onnx(
         output: the new folder; an empty one is replaced.
         post_processing: what the description tells to do with each segmentation; None: nothing.
         trust: packages whose functions may build the network, if it is none of this project's.
+        segmentation_only: leave out a classification head.
 
     Raises:
-        UserError: onnx or onnxruntime is not installed, the checkpoint cannot be read, the output exists already, the
-            network has operations that cannot be written, or the logits differ.
+        UserError: onnx or onnxruntime is not installed, the checkpoint cannot be read or has a classification head, the
+            output exists already, the network has operations that cannot be written, or the logits differ.
     """
     require_onnx()
     from umamba.inference.onnx_builder import UnexportableError
@@ -87,6 +94,7 @@ def export_to_onnx(
             f"{checkpoint}: is the second stage of a cascade, whose input needs the segmentation of the first, "
             f"{record.configuration.previous_stage}. Export that one, or predict with umamba predict."
         )
+    refuse_heads(checkpoint, record, segmentation_only)
     model = Model.from_checkpoint(checkpoint, torch.device("cpu"), "32-true", trust, "torch")
     shape = (1, model.num_channels, *model.configuration.patch_size)
     tiles = np.random.default_rng(0).standard_normal((_TILES, *shape)).astype(np.float32)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from umamba.io import UserError, atomic_path
-from umamba.records.checkpoint import NETWORK, Checkpoint, read_checkpoint, store_record
+from umamba.records.checkpoint import CASE_HEAD, NETWORK, Checkpoint, read_checkpoint, store_record
 from umamba.records.torch_file import write_torch
 
 _PLAIN = re.compile(r"[\w.+-]{1,60}")  # a version, a revision, the name of a trainer
@@ -64,8 +64,9 @@ def _content(read: Checkpoint) -> dict[str, Any]:
         provenance=_provenance(read.record.provenance),
     )
     weights = {
-        NETWORK + name: value.detach().clone(memory_format=torch.contiguous_format)
-        for name, value in read.weights.items()
+        prefix + name: value.detach().clone(memory_format=torch.contiguous_format)
+        for prefix, tensors in ((NETWORK, read.weights), (CASE_HEAD, read.head_weights))
+        for name, value in tensors.items()
     }
     content: dict[str, Any] = {"state_dict": weights}
     store_record(content, record)
