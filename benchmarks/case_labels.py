@@ -96,7 +96,7 @@ def main() -> None:
             name=f"case_labels_{arguments.architecture}_{arguments.seed}" + ("_alone" if arguments.alone else ""),
             dataset=DatasetSettings(root=root, tolerance_mm=1.0),
             paths=PathsSettings(raw=work / "raw", preprocessed=work / "preprocessed", runs=work / "runs"),
-            plan=PlanSettings(features_per_stage=(8, 16, 32, 64), batch_size=4),
+            plan=PlanSettings(features_per_stage=(8, 16, 32, 64), batch_size=2),
             architecture={"name": arguments.architecture},  # type: ignore[arg-type]
             heads=HeadsSettings(case=table, alone=arguments.alone),
             augmentation=AugmentationSettings(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from umamba.io import UserError
 from umamba.networks import build_network
 from umamba.networks.conformance import CHANNELS, CLASSES, small_configuration
-from umamba.networks.heads import build_case_head, pooled
+from umamba.networks.heads import CaseHead, build_case_head, pooled
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "umamba_bot": {"d_state": 4},
@@ -59,6 +59,19 @@ def test_pooling_is_the_mean_and_the_maximum_in_float32() -> None:
         voxels = features[:, channel].float().reshape(2, -1)
         assert torch.allclose(found[:, channel], voxels.sum(1) / 72)
         assert torch.equal(found[:, 5 + channel], voxels.max(1).values)
+
+
+def test_the_length_of_the_features_does_not_grow_with_the_channels() -> None:
+    lengths = []
+    for channels in (8, 512):
+        head = CaseHead(channels, (2,))
+        features = torch.randn(4, channels, 6, 6, generator=torch.Generator().manual_seed(0))
+        (task,) = head.tasks
+        by_hand = pooled(features) / (2 * channels) ** 0.5 @ task.weight.T + task.bias  # type: ignore[operator,union-attr]
+        assert torch.allclose(head(features)[0], by_hand, atol=1e-6)
+        (gradient,) = torch.autograd.grad(head(features)[0][:, 0].sum(), task.weight)  # type: ignore[arg-type]
+        lengths.append(float(gradient.norm()))
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.1)
 
 
 def test_a_backbone_without_a_bottleneck_is_refused() -> None:

@@ -183,8 +183,15 @@ def from_files(evidence: Path, scores: pandas.DataFrame) -> Results:
     states = tuple(
         RunState(
             PlannedRun(
-                *(tuple(entry["overrides"]), RunFolder(evidence / "absent"), entry["dataset"], entry["method"]),
-                *(entry["fold"], entry["seed"], 1, 1, ""),
+                overrides=tuple(entry["overrides"]),
+                folder=RunFolder(evidence / "absent"),
+                dataset=entry["dataset"],
+                method=entry["method"],
+                fold=entry["fold"],
+                seed=entry["seed"],
+                max_epochs=1,
+                batches=1,
+                preparation="",
             ),
             "done",
         )

@@ -70,6 +70,8 @@ def test_averages_and_several_devices_keep_copies_of_the_weights(make_settings: 
 def test_measuring_and_pinned_sizes_exclude_each_other(make_settings: Make) -> None:
     with pytest.raises(UserError, match=r"planner\.measure=true chooses patch and batch, so plan\.patch_size"):
         make_settings("planner.measure=true")
+    with pytest.raises(UserError, match=r"a step without the component loss.* recipe\.loss\.component_weight"):
+        make_settings(*FREE, "recipe.loss.component_weight=0.5")
     settings = make_settings()
     assert with_measured_plan(settings) is settings
 

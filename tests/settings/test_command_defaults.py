@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from umamba.settings import (
+    AuditSettings,
+    CalibrateSettings,
     ConvertSettings,
     EvaluateSettings,
     ExportSettings,
@@ -30,6 +32,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "probabilities": False,
         "instances": None,
         "export": [],
+        "agreement": False,
         "codes": None,
         "overwrite": False,
         "workers": 2,
@@ -41,6 +44,8 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "input": here,
         "output": "out",
         "previews": 8,
+        "quality": None,
+        "review_below": None,
         "post_processing": None,
         "precision": "auto",
         "reproducible": False,
@@ -67,6 +72,34 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "pairs": True,
         "checkpoint": "last",
         "seed": 0,
+        "max_memory_gb": None,
+        "workers": 2,
+    }
+    assert composed(AuditSettings, f"runs={here}", f"raw_dataset={here}", "output=out") == {
+        "runs": here,
+        "raw_dataset": here,
+        "output": "out",
+        "review_from": 4.0,
+        "pictures_mb": 8.0,
+        "workers": None,
+    }
+    assert composed(CalibrateSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
+        **sliding,
+        "engine": "auto",
+        "tile_scale": 1,
+        "device": "auto",
+        "trust": [],
+        "candidates": [here],
+        "raw_dataset": here,
+        "splits": None,
+        "seeds": [0],
+        "which": "last",
+        "checkpoint": None,
+        "images": None,
+        "labels": None,
+        "output": "out",
+        "coverage": 0.9,
+        "tolerance_mm": 2.0,
         "max_memory_gb": None,
         "workers": 2,
     }

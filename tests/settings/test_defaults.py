@@ -260,6 +260,7 @@ TRAIN: dict[str, Any] = {
         "tile_scale": 1,
         "validation": True,
         "checkpoint": "last",
+        "probabilities": False,
     },
 }
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [

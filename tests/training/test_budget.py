@@ -16,7 +16,7 @@ from umamba.io import UserError
 from umamba.records import RunFolder
 from umamba.records.tables import read_metrics
 from umamba.runs import fit, time_budget, train
-from umamba.runs.time_budget import check_end
+from umamba.runs.time_budget import check_end, report_forecast
 from umamba.runs.trainer import check_trainer
 from umamba.settings import InvalidSettings, ScheduleSettings, TrainSettings
 from umamba.training.budget import BudgetPlan, BudgetSchedule, Speed, _add_step, plan_budget
@@ -150,7 +150,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return moved
 
 
-LONG = ["trainer.max_epochs=1000", "trainer.limit_train_batches=3", "trainer.limit_val_batches=1"]
+LONG = ["trainer.max_epochs=1000", "trainer.limit_train_batches=6", "trainer.limit_val_batches=1"]
 
 
 def test_a_real_run_ends_with_its_budget_and_a_killed_one_as_if_nothing_had_been(
@@ -158,19 +158,18 @@ def test_a_real_run_ends_with_its_budget_and_a_killed_one_as_if_nothing_had_been
 ) -> None:
     folder = small_fit("budget=40s", *LONG)
     rows = read_metrics(folder.metrics)
-    # 2 s of measuring; epochs of 3 steps and a validation take 3.5 s: 10 of them are 35 s, and 2 steps fit then.
+    # 2 s of measuring; epochs of 6 steps and a validation take 6.5 s: 5 of them end at 34.5 s, and 4 steps fit then.
     assert float(rows[-1]["time/used_s"]) == pytest.approx(40.0, abs=1.5)
-    assert len(rows) == 11
-    assert float(rows[5]["lr"]) == pytest.approx(0.01)
-    # The last epoch begins at 37 s, after 92.5 % of the time; the decay to 0 takes the last 30 %.
-    assert float(rows[-1]["lr"]) == pytest.approx(0.01 * 0.075 / 0.3)
+    assert len(rows) == 6
+    assert float(rows[2]["lr"]) == pytest.approx(0.01)
+    # The decay to 0 takes the last 30 % of the time.
+    assert float(rows[-1]["lr"]) == pytest.approx(0.01 * (1 - 34.5 / 40) / 0.3)
     status = folder.status()
-    assert status["budget"]["iterations"] == 3
-    assert status["ended_after"] == 11
-    assert "epoch 11 (" in messages.text
+    assert status["budget"]["iterations"] == 6
+    assert status["ended_after"] == 6
+    assert "epoch 6 (" in messages.text
     assert "rises in the first 2 % of the time and falls to 0 in the last 30 %" in messages.text
-    assert "Twice the time would probably raise the patch Dice by" in messages.text
-    assert status["forecast"]["low"] <= status["forecast"]["gain"] <= status["forecast"]["high"]
+    assert "The run has too few epochs with a patch Dice to say what twice the time would bring." in messages.text
     before = folder.last.stat().st_mtime_ns
     small_fit("budget=40s", *LONG)
     assert folder.last.stat().st_mtime_ns == before, "the budget is used"
@@ -179,10 +178,10 @@ def test_a_real_run_ends_with_its_budget_and_a_killed_one_as_if_nothing_had_been
     with pytest.raises(KeyError):
         small_fit("budget=40s", *LONG, name="killed")
     killed = RunFolder(tmp_path / "killed")
-    assert len(read_metrics(killed.metrics)) == 4
-    # Saved after 4 epochs of 3.5 s and 2 s of measuring; the two steps of the fifth epoch are lost and do not count.
+    assert len(read_metrics(killed.metrics)) == 2
+    # Saved after 2 epochs of 6.5 s and 2 s of measuring; the two steps of the third epoch are lost and do not count.
     content = torch.load(killed.last, weights_only=True)
-    assert content["callbacks"]["BudgetSchedule"]["used"] == pytest.approx(16.0)
+    assert content["callbacks"]["BudgetSchedule"]["used"] == pytest.approx(15.0)
     weights, raw = content["state_dict"], content["current_model_state"]
     assert any(not torch.equal(weights[name], raw[name]) for name in raw), "the file's weights are the average"
     clock.time += 1000.0  # the machine was off
@@ -210,18 +209,18 @@ def test_a_time_of_day_ends_a_run_that_was_killed_too(
 ) -> None:
     monkeypatch.setattr(fit, "end_of_training", lambda settings: 5025.0 if settings.timed else None)
     given = ("finish_by='07:30'", *LONG)
-    dies_after(7, monkeypatch)  # in the third epoch, 10 s after the start
+    dies_after(7, monkeypatch)  # in the second epoch, 7.5 s after the start
     with pytest.raises(KeyError):
         small_fit(*given)
     clock.time = 5016.0  # 9 s before the end
     small_fit(*given)
     assert clock.time == pytest.approx(5025.0, abs=1.5)
     rows = read_metrics(RunFolder(tmp_path / "run").metrics)
-    assert len(rows) == 5
+    assert len(rows) == 3
     assert float(rows[-1]["lr"]) < 0.005, "the schedule comes to its end although the time is shorter than planned"
     clock.time = 9000.0
     small_fit(*given, "trainer.max_epochs=1001")
-    assert "No time is left for another step: training ends after epoch 5." in messages.text
+    assert "No time is left for another step: training ends after epoch 3." in messages.text
 
 
 def test_no_time_left_is_refused_before_and_after_the_preparation(
@@ -318,9 +317,21 @@ def test_the_forecast_is_that_of_an_independent_fit() -> None:
     assert found.gain == pytest.approx(0.2 * (1 - 2**-0.5), abs=0.01)
 
 
+def test_the_forecast_is_said_and_recorded(tmp_path: Path, messages: pytest.LogCaptureFixture) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    lines = [f"{epoch},{used},{dice}" for epoch, (used, dice) in enumerate(zip(*points(0.002, 0), strict=True))]
+    folder.metrics.write_text("\n".join(["epoch,time/used_s,val/patch_dice", *lines]) + "\n")
+    report_forecast(folder)
+    assert "Twice the time would probably raise the patch Dice by 0.0" in messages.text
+    found = folder.status()["forecast"]
+    assert found["gain"] == pytest.approx(0.2 * (1 - 2**-0.5), abs=0.01)
+    assert found["low"] <= found["gain"] <= found["high"]
+
+
 def test_the_interval_of_the_forecast_holds_the_truth_as_often_as_it_says() -> None:
     truth = 0.2 * (1 - 2**-0.5)
-    found = [forecast(*points(0.01, seed)) for seed in range(40)]
+    found = [forecast(*points(0.01, seed)) for seed in range(25)]
     inside = [one is not None and one.low <= truth <= one.high for one in found]
     assert np.mean(inside) >= 0.75
 

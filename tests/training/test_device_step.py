@@ -51,8 +51,11 @@ class NoWaiting(TorchDispatchMode):
     "more",
     [
         (),
-        ("recipe.loss.focal_gamma=2", "recipe.loss.class_weights=[1,2,1,1,1,1]"),
-        ("recipe.loss.component_weight=1",),
+        (
+            "recipe.loss.focal_gamma=2",
+            "recipe.loss.class_weights=[1,2,1,1,1,1]",
+            "recipe.loss.component_weight=1",
+        ),
     ],
 )
 def test_a_step_never_waits_for_the_device(

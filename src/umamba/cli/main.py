@@ -99,6 +99,22 @@ COMMANDS = {
         "FindBestSettings",
         ("find-best candidates=[runs/A/3d_fullres,runs/B/3d_fullres] raw_dataset=PATH/Dataset701_NAME output=DIR",),
     ),
+    "audit": Command(
+        "audit",
+        "Rank the cases, parts and slices of a training set that are probably labelled wrongly, by cross-validation.",
+        "AuditSettings",
+        ("audit runs=runs/NAME/3d_fullres raw_dataset=PATH/Dataset701_NAME output=DIR",),
+    ),
+    "calibrate": Command(
+        "calibrate",
+        "Learn from scored cases how far to trust a segmentation; predict then gives each an expected DSC.",
+        "CalibrateSettings",
+        (
+            "calibrate candidates=[runs/A/3d_fullres] raw_dataset=PATH/Dataset701_NAME output=DIR    # held-out folds",
+            "calibrate checkpoint=[a.ckpt,b.ckpt] images=IMAGES labels=LABELS output=DIR",
+            "predict checkpoint=a.ckpt input=IMAGES output=DIR quality=DIR/quality.json",
+        ),
+    ),
     "describe": Command(
         "describe",
         "Describe a network at a plan, stage by stage: maps, tokens, parameters, FLOPs, memory, paper against code.",

@@ -202,6 +202,22 @@ def fetched(start: Start) -> Start:
     return lambda tiles: fetch(start(tiles)())
 
 
+def mirrored(start: Start, axis: int) -> Start:
+    """Return passes over mirrored tiles, whose logits are mirrored back.
+
+    Args:
+        start: the passes.
+        axis: of the file, 0 to 2.
+    """
+    dims = (axis + 2,)
+
+    def begin(tiles: Tensor) -> Callable[[], Tensor]:
+        wait = start(tiles.flip(dims))
+        return lambda: wait().flip(dims)
+
+    return begin
+
+
 def by_single_threads(forward: Forward, threads: int) -> Start:
     """Return a forward pass in the form of `Start`; each pass is computed by one thread, several passes at a time.
 

@@ -272,10 +272,11 @@ class Predictor:
     ) -> list[Path]:
         """Segment cases; `unusable` are further cases that cannot be read, each with its reason."""
         self._check_instances(settings.instances)
-        if self.classifies_only and (settings.export or settings.probabilities or settings.instances):
+        segments = settings.export or settings.probabilities or settings.instances or settings.agreement
+        if self.classifies_only and segments:
             raise UserError(
-                "export, probabilities, instances: the network was trained for classes alone (heads.alone=true) and "
-                "segments nothing. Leave them away."
+                "export, probabilities, instances, agreement, quality: the network was trained for classes alone "
+                "(heads.alone=true) and segments nothing. Leave them away."
             )
         check_exports(settings.export, self.models)
         codes = label_codes(self.labels, settings.codes)

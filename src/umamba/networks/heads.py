@@ -21,6 +21,9 @@ class CaseHead(nn.Module):
     The mean alone would not do: behind InstanceNorm the mean of a channel is nearly the same for every image, while the
     maximum tells whether the channel found something anywhere.
 
+    The features are divided by the square root of their number. Without that their length grows with the channels, the
+    gradient of the head exceeds that of the network, and clipping both together slows the segmentation down.
+
     Because the map is linear, the mean of the logits over the tiles of an image equals the logits of the mean features.
 
     Args:
@@ -30,11 +33,12 @@ class CaseHead(nn.Module):
 
     def __init__(self, channels: int, sizes: Sequence[int]) -> None:
         super().__init__()
+        self.scale = (2 * channels) ** -0.5
         self.tasks = nn.ModuleList(nn.Linear(2 * channels, size) for size in sizes)
 
     def forward(self, bottleneck: Tensor) -> list[Tensor]:
         """Map a bottleneck (B, C, *S) to logits (B, classes) float32 for each task."""
-        features = pooled(bottleneck)
+        features = self.scale * pooled(bottleneck)
         with torch.autocast(features.device.type, enabled=False):
             return [task(features) for task in self.tasks]
 

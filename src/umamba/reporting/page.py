@@ -5,19 +5,18 @@ page shows all numbers, too.
 """
 
 import base64
-import hashlib
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
-from umamba.io import atomic_path, provenance
 from umamba.io.escape import anchor, html
 from umamba.reporting.case_rows import case_figure, case_ids, case_tables
 from umamba.reporting.claims_section import claims_section
 from umamba.reporting.compare import Claim, Number, suitability_sentences
 from umamba.reporting.cost import Cost
+from umamba.reporting.document import made_with, write_document
 from umamba.reporting.figures import Curves, learning_curves
 from umamba.reporting.gallery import gallery
 from umamba.reporting.names import UNET_NOTE, dataset_name, method_name, metric_name
@@ -62,21 +61,10 @@ def write_page(
         *(_dataset(results, dataset, found, claims, most_bytes) for dataset in results.datasets),
         _runs(results),
         _cost(cost),
-        f"</main><footer>{_made_with()}</footer>",
+        f"</main><footer>{made_with()}</footer>",
     ]
-    style, script = (files("umamba.reporting").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    # With this policy a browser loads nothing from elsewhere and runs no script but this one.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{html(results.name)}</title><style>{style}</style></head><body>{''.join(body)}"
-        f"<script>{script}</script></body></html>\n"
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    script = files("umamba.reporting").joinpath("page.js").read_text("utf-8")
+    write_document(path, results.name, "".join(body), script)
 
 
 def _dataset(
@@ -234,10 +222,3 @@ def _plain(names: Sequence[str], rows: str) -> str:
 
 def _run_name(dataset: str, method: str) -> str:
     return f"{dataset_name(dataset)}, {method_name(method)}"
-
-
-def _made_with() -> str:
-    facts = provenance()
-    git = facts["git"]
-    revision = "" if git is None else f", revision {git['revision'][:12]}{' with changes' if git['dirty'] else ''}"
-    return f'<p class="note">Made with umamba {html(str(facts["umamba"]))}{revision}, Python {facts["python"]}.</p>'

@@ -45,6 +45,11 @@ def with_measured_plan(settings: Run) -> Run:
         return settings
     workers = settings.data.prepare_workers or available_cpus()
     dataset = raw_dataset(settings, workers)
+    if dataset.annotated:
+        raise UserError(
+            f"planner.measure=true: measures a step with whole labels, and some cases of {dataset.name} do not carry "
+            "all labels (annotated_labels). Leave out planner.measure; plan.patch_size and plan.batch_size pin a plan."
+        )
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     budget = _budget(settings)
     path = _file(settings, dataset, digest, budget)

@@ -257,7 +257,7 @@ def find_best(settings: FindBestSettings) -> Selection:
     own = dataset.root / "splits_final.json"
     splits = settings.splits or (own if own.exists() else None)
     members = {_name(path): fold_checkpoints(path, settings.checkpoint, settings.seed) for path in settings.candidates}
-    members = {name: _once(checkpoints, dataset, splits) for name, checkpoints in members.items()}
+    members = {name: without_repeats(checkpoints, dataset, splits) for name, checkpoints in members.items()}
     if len({tuple(sorted(folds)) for folds in members.values()}) != 1:
         found = "; ".join(f"{name} has {', '.join(map(str, sorted(folds)))}" for name, folds in members.items())
         raise UserError(f"candidates: not the same folds are trained: {found}. Train those that are missing.")
@@ -295,8 +295,14 @@ def find_best(settings: FindBestSettings) -> Selection:
     return Selection(ranked, steps, scores)
 
 
-def _once(checkpoints: Mapping[int, Path], dataset: RawDataset, splits: Path | None) -> dict[int, Path]:
-    """Leave out folds that validate a case of a fold before them, such as the random splits beyond the last fold."""
+def without_repeats(checkpoints: Mapping[int, Path], dataset: RawDataset, splits: Path | None) -> dict[int, Path]:
+    """Leave out folds that validate a case of a fold before them, such as the random splits beyond the last fold.
+
+    Args:
+        checkpoints: fold -> checkpoint.
+        dataset: the raw dataset.
+        splits: splits_final.json; None: nnU-Net's five-fold split.
+    """
     kept: dict[int, Path] = {}
     counted: set[str] = set()
     for fold, path in sorted(checkpoints.items()):

@@ -338,7 +338,7 @@ def build_datamodule(
         num_workers=patch_workers(settings, trainer),
         prefetch_factor=settings.data.prefetch_factor,
         annotated=prepared.dataset.annotated,
-        tile_scale=settings.predict.tile_scale,
+        component_regions=settings.recipe.loss.component_weight > 0,
     )
 
 

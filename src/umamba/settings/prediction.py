@@ -61,6 +61,12 @@ class PredictionSettings(SlidingWindowSettings):
         "Set); secondary_capture: a picture. Of two-dimensional images, with numbered cells where instances is given: "
         "geojson: outlines in pixels; outlines: the image in colour with outlines; map16: a 16-bit PNG.",
     )
+    agreement: bool = key(
+        False,
+        "Also write agreement/NAME.json: by label, how far the networks agree (one network: with itself mirrored and "
+        "with other tiles, which takes three to five times as long), and how far the image is from those of training. "
+        "`umamba calibrate` learns from it what to expect.",
+    )
     codes: Path | None = key(
         None,
         "JSON file of the labels' coded names for the forms in DICOM: label -> {value, scheme, meaning}, or a "
@@ -156,7 +162,23 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
         sentence="Folder of the segmentations, made if absent; or a file, such as seg.nii.gz, for a single image."
     )
     previews: int = key(
-        8, "Draw a picture of so many images with their segmentations, the first ones in name order; 0: none.", low=0
+        8,
+        "Draw a picture of so many images with their segmentations, the first ones in name order, or with `quality` "
+        "those that should be looked at first; 0: none.",
+        low=0,
+    )
+    quality: Path | None = key(
+        None,
+        "JSON file of `umamba calibrate`: also write quality.csv (expected DSC and NSD of each label with intervals, "
+        "and which segmentations somebody should look at) and quality.html, the worst first; null: none.",
+        existing=True,
+    )
+    review_below: float | None = key(
+        None,
+        "With `quality`: list segmentations whose expected DSC is below this one; null: below what nine of ten "
+        "calibrated cases reached (of several labels each: nearly all).",
+        low=0,
+        high=1,
     )
     post_processing: Path | None = key(
         None,
@@ -189,6 +211,8 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
                 yield f"reproducible=true: needs {name}={right}, not {name}={getattr(self, name)}. Leave {name} away."
         if not self.checkpoints:
             yield "checkpoint=[]: give one, or several as checkpoint=[a.ckpt,b.ckpt]."
+        if self.review_below is not None and self.quality is None:
+            yield f"review_below={self.review_below:g}: needs quality=FILE. Give it, or leave review_below away."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,11 +98,16 @@ class AfterTrainingSettings(SlidingWindowSettings, EngineSettings):
     checkpoint: Which = key(
         "last", "Which checkpoint predicts: last (as in nnU-Net), or best (highest smoothed patch Dice)."
     )
+    probabilities: bool = key(
+        False, "Also write NAME.npz with the probabilities of each case, which `umamba audit` uses. They are large."
+    )
 
     @property
     def prediction(self) -> PredictionSettings:
         """The settings of prediction; earlier segmentations of the run are replaced."""
-        return PredictionSettings(tile_step_size=self.tile_step_size, tta=self.tta, overwrite=True)
+        return PredictionSettings(
+            tile_step_size=self.tile_step_size, tta=self.tta, probabilities=self.probabilities, overwrite=True
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,12 +203,7 @@ class TrainSettings(Settings):
         if self.teacher is not None:
             yield from self._beside_teacher()
         yield from self._wrong_budget()
-        given = [name for name in ("from_file", "patch_size", "batch_size") if getattr(self.plan, name) is not None]
-        if self.planner.measure and (given or self.plan.paper):
-            yield (
-                f"planner.measure=true chooses patch and batch, so plan.{given[0] if given else 'paper'} cannot be "
-                "given as well. Leave out one of the two."
-            )
+        yield from self._wrong_measuring()
         axes = self.augmentation.mirror.axes
         if axes is not None and self.plan.dim is not None and any(axis >= self.plan.dim for axis in axes):
             yield (
@@ -231,6 +231,11 @@ class TrainSettings(Settings):
                 "trainer.compile=true: only the segmentation's pass is compiled, which a network with a head does not "
                 "use. Leave trainer.compile or heads.case away."
             )
+        if self.heads.alone and self.predict.probabilities:
+            yield (
+                "predict.probabilities=true: are those of a segmentation, which heads.alone=true does not train. Leave "
+                "predict.probabilities away."
+            )
         if self.heads.alone and self.predict.checkpoint == "best":
             yield (
                 "predict.checkpoint=best: is the checkpoint with the best segmentation, and heads.alone=true trains "
@@ -249,6 +254,24 @@ class TrainSettings(Settings):
             yield "planner.measure=true: the plan is that of teacher. Leave out one of the two."
         if self.heads.case is not None:
             yield "heads.case: a run with a teacher learns no classes of cases. Leave out one of the two."
+
+    def _wrong_measuring(self) -> Iterator[str]:
+        """Yield values that planner.measure chooses itself, and losses whose memory it does not measure."""
+        if not self.planner.measure:
+            return
+        given = [name for name in ("from_file", "patch_size", "batch_size") if getattr(self.plan, name) is not None]
+        if given or self.plan.paper:
+            yield (
+                f"planner.measure=true chooses patch and batch, so plan.{given[0] if given else 'paper'} cannot be "
+                "given as well. Leave out one of the two."
+            )
+        if self.heads.case is not None:
+            yield "planner.measure=true: measures a step without the head of heads.case. Leave out one of the two."
+        if self.recipe.loss.component_weight:
+            yield (
+                "planner.measure=true: measures a step without the component loss. Leave out either it or "
+                "recipe.loss.component_weight."
+            )
 
     def _wrong_budget(self) -> Iterator[str]:
         """Yield budgets that cannot be read, and keys of which a budget takes the place."""
