@@ -98,8 +98,8 @@ def test_measured_spreads_are_those_of_the_runs(study: str, trained: str, capsys
     text = said(["power", study, trained, f"power.results={study}"], capsys)
     assert "Standard deviations, measured in toy" in text
     assert "With 40 cases and 3 trainings" in text
-    trained = float(text.split("over trainings ")[1].split(",")[0])
-    assert trained == pytest.approx(0.02, rel=0.6)
+    over_trainings = float(text.split("over trainings ")[1].split(",")[0])
+    assert over_trainings == pytest.approx(0.02, rel=0.6)
     assert float(text.split("of the rest ")[1].split(". Level")[0]) == pytest.approx(0.01, rel=0.15)
 
 

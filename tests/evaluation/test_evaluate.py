@@ -1,5 +1,6 @@
 """From files to score tables: the official scripts' own tables, faults among good cases, comparisons of methods."""
 
+import json
 import math
 import re
 import unicodedata
@@ -376,3 +377,20 @@ def test_a_missing_image_leaves_all_methods_scored(two_methods: dict[str, Path],
     assert len(found.problems) == 2
     assert all("contains no image of case" in problem for problem in found.problems)
     assert (output / "comparison.csv").exists()
+
+
+def test_labels_that_a_reference_does_not_carry_have_no_score(tmp_path: Path) -> None:
+    truth = np.zeros((3, 8, 8), np.uint8)
+    truth[1, 2:6, 2:4] = 1
+    both = truth.copy()
+    both[1, 2:6, 5:7] = 2
+    for case, array in (("x", truth), ("y", both)):
+        write(tmp_path / "labelsTs" / f"{case}.nii.gz", array)
+        write(tmp_path / "p" / f"{case}.nii.gz", both)
+    declared = {"labels": {"background": 0, "a": 1, "b": 2}, "annotated_labels": {"x": ["a"], "unseen": ["b"]}}
+    (tmp_path / "dataset.json").write_text(json.dumps(declared))
+    folders = [f"predictions={tmp_path / 'p'}", f"truth={tmp_path / 'labelsTs'}", f"output={tmp_path / 'out'}"]
+    found = evaluate(settings_of(EvaluateSettings, [*folders, "workers=1"]), progress=False).scores["p"]
+    dsc = found.set_index(["case", "label"])["dsc"]
+    assert dsc["x", "a"] == dsc["y", "a"] == dsc["y", "b"] == 1
+    assert math.isnan(dsc["x", "b"])  # 0 if the reference counted as complete

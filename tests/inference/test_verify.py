@@ -199,6 +199,19 @@ def test_a_single_changed_weight_is_found(folder: Path, checkpoint: Path, verifi
     assert all(line.startswith("no ") and "the weights in" in line for line in lines.values())
 
 
+def test_the_size_of_tiles_is_recorded_and_repeated(
+    predicted: Path, checkpoint: Path, tmp_path: Path, verified: Verified
+) -> None:
+    asked = Predictor.from_checkpoint(checkpoint, device="cpu", precision="32-true", engine="torch", tile_scale=2)
+    asked.predict(predicted / "images", tmp_path / "out", progress=False)
+    file = tmp_path / "out" / "prediction.json"
+    assert [setup["networks"][0]["tile_scale"] for setup in read_json(file)["setups"].values()] == [2]
+    here, there = (read_json(folder / "prediction.json")["cases"] for folder in (tmp_path / "out", predicted / "out"))
+    assert all(here[name]["result"] != there[name]["result"] for name in NAMES)
+    code, lines = verified(str(tmp_path / "out"))
+    assert (code, sorted(lines)) == (0, list(NAMES))
+
+
 def test_a_single_changed_setting_is_found(folder: Path, verified: Verified) -> None:
     file = folder / "out" / "prediction.json"
     untouched = file.read_text()

@@ -177,9 +177,10 @@ def test_shared_and_exported_checkpoints(joint: RunFolder, tmp_path: Path) -> No
 def test_wrong_combinations_are_refused_together(make_settings: Make, table: Path) -> None:
     with pytest.raises(UserError, match=r"heads\.alone=true: needs classes"):
         make_settings("heads.alone=true")
-    heads = (f"heads.case={table}", "heads.alone=true", "trainer.compile=true", "predict.checkpoint=best")
-    with pytest.raises(UserError, match=r"2 settings[\s\S]*trainer\.compile=true[\s\S]*predict\.checkpoint=best"):
-        make_settings(*heads)
+    heads = (f"heads.case={table}", "heads.alone=true", "trainer.compile=true", "predict.probabilities=true")
+    wrong = r"3 settings[\s\S]*trainer\.compile=true[\s\S]*predict\.probabilities=true[\s\S]*predict\.checkpoint=best"
+    with pytest.raises(UserError, match=wrong):
+        make_settings(*heads, "predict.checkpoint=best")
 
 
 def test_patches_without_a_class_do_not_count() -> None:

@@ -133,6 +133,12 @@ def test_damaged_statistics_are_computed_again(
             file.write_text(json.dumps(before))
 
 
+def test_levels_of_depth_need_numbered_instances(settings: TrainSettings) -> None:
+    dataset = replace(settings.dataset, instance_targets="depth")
+    with pytest.raises(UserError, match=r"instance_targets=depth: .*Dataset702_AbdomenMR holds no numbered instances"):
+        plan_of(replace(settings, dataset=dataset))
+
+
 def test_a_plan_needs_no_preprocessing(settings: TrainSettings, tmp_path: Path) -> None:
     paths = replace(settings.paths, preprocessed=tmp_path / "out")
     planned = plan_of(replace(settings, paths=paths))

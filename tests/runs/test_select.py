@@ -189,3 +189,9 @@ def test_a_random_split_beyond_the_folds_is_left_out(
     assert "fold 7 validates cases of other folds" in messages.text
     held_out = [case for fold in split_folds([f"case{index}" for index in range(6)])[:2] for case in fold["val"]]
     assert sorted(selection.best.segmentations) == sorted(held_out)
+
+
+def test_partly_labelled_cases_count_for_the_labels_that_they_carry(tmp_path: Path) -> None:
+    segmentations, truths = pairs(tmp_path)
+    scores = mean_dice(segmentations, truths, LABELS, lambda array: array, 1, {"x": ("b",)})
+    assert scores == pytest.approx({"a": 1.0, "b": 1.0})  # a of y alone

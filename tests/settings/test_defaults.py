@@ -25,7 +25,7 @@ NNUNET_RECIPE: dict[str, Any] = {
         "eps": None,
         "amsgrad": None,
     },
-    "schedule": {"name": "poly", "exponent": 0.9, "minimum": 0.0},
+    "schedule": {"name": "poly", "exponent": 0.9, "minimum": 0.0, "warm_up": 0.02, "decay": 0.3},
     "loss": {
         "name": None,
         "dice_weight": 1.0,
@@ -33,6 +33,9 @@ NNUNET_RECIPE: dict[str, Any] = {
         "class_weights": None,
         "focal_gamma": 0.0,
         "tversky": None,
+        "exclusion_weight": 1.0,
+        "distillation_weight": 1.0,
+        "component_weight": 0.0,
     },
     "precision": "auto",
     "deep_supervision": True,
@@ -65,7 +68,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **NNUNET_RECIPE,
         "name": "unetr",
         "optimizer": {**ADAPTIVE, "name": "adamw", "weight_decay": 0.01},
-        "schedule": {"name": "poly", "exponent": 1.0, "minimum": 0.0},
+        "schedule": {"name": "poly", "exponent": 1.0, "minimum": 0.0, "warm_up": 0.02, "decay": 0.3},
         "precision": "32-true",
         "deep_supervision": False,
     },
@@ -73,7 +76,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **NNUNET_RECIPE,
         "name": "swinunetr",
         "optimizer": {**ADAPTIVE, "name": "adamw", "lr": 8e-4, "weight_decay": 0.01},
-        "schedule": {"name": "cosine", "exponent": 0.9, "minimum": 1.25e-3},
+        "schedule": {"name": "cosine", "exponent": 0.9, "minimum": 1.25e-3, "warm_up": 0.02, "decay": 0.3},
         "precision": "32-true",
         "deep_supervision": False,
     },
@@ -185,8 +188,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "3d_lowres": {**PLAN, "configuration": "3d_lowres"},
     "2d": {**PLAN, "configuration": "2d"},
 }
-PLANNERS = {name: {"rules": name, "gpu_memory_gb": None} for name in ("nnunet", "umamba")} | {
-    name: {"rules": name, "gpu_memory_gb": None} for name in ("resenc_m", "resenc_l", "resenc_xl")
+PLANNERS = {name: {"rules": name, "gpu_memory_gb": None, "measure": False} for name in ("nnunet", "umamba")} | {
+    name: {"rules": name, "gpu_memory_gb": None, "measure": False} for name in ("resenc_m", "resenc_l", "resenc_xl")
 }
 PHANTOM: dict[str, Any] = {
     "scene": "abdomen",
@@ -219,13 +222,17 @@ TRAIN: dict[str, Any] = {
         "licence": "synthetic, CC0",
         "tolerance_mm": 3.0,
         "protocol": "generic",
+        "instance_targets": "boundary",
         "phantom": PHANTOM,
     },
     "name": None,
     "fold": 0,
     "seed": 0,
     "restart": False,
+    "budget": None,
+    "finish_by": None,
     "pretrained": None,
+    "teacher": None,
     "smoke": False,
     "paths": PATHS,
     "planner": PLANNERS["nnunet"],
@@ -246,7 +253,15 @@ TRAIN: dict[str, Any] = {
     },
     "trainer": TRAINER,
     "logger": WANDB,
-    "predict": {"tile_step_size": 0.5, "tta": False, "engine": "auto", "validation": True, "checkpoint": "last"},
+    "predict": {
+        "tile_step_size": 0.5,
+        "tta": False,
+        "engine": "auto",
+        "tile_scale": 1,
+        "validation": True,
+        "checkpoint": "last",
+        "probabilities": False,
+    },
 }
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     (group, option, values)
@@ -313,6 +328,7 @@ def test_the_published_datasets(option: str, composed: Composed) -> None:
         "licence": licence,
         "tolerance_mm": tolerance,
         "protocol": protocol,
+        "instance_targets": "boundary",
         "phantom": {**PHANTOM, "archive": archive},
     }
     assert {**found, "dataset": None} == {**TRAIN, "dataset": None}
@@ -326,6 +342,7 @@ def test_any_dataset_needs_its_root(composed: Composed) -> None:
         "licence": "",
         "tolerance_mm": 2.0,
         "protocol": "generic",
+        "instance_targets": "boundary",
         "phantom": PHANTOM,
     }
 

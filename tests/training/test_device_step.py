@@ -24,6 +24,7 @@ from umamba.settings import InvalidSettings, LossSettings, TrainerSettings, Trai
 from umamba.training import backward_graph as backward_graph_module
 from umamba.training import softmax_sums
 from umamba.training.backward_graph import BackwardGraph, backward_graph, freeze
+from umamba.training.component_loss import ComponentLoss
 from umamba.training.losses import DiceCrossEntropy, region_targets
 from umamba.training.module import SegmentationModule
 
@@ -46,7 +47,17 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("more", [(), ("recipe.loss.focal_gamma=2", "recipe.loss.class_weights=[1,2,1,1,1,1]")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        (
+            "recipe.loss.focal_gamma=2",
+            "recipe.loss.class_weights=[1,2,1,1,1,1]",
+            "recipe.loss.component_weight=1",
+        ),
+    ],
+)
 def test_a_step_never_waits_for_the_device(
     small_fit: Fit, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
@@ -216,6 +227,16 @@ def test_the_loss_has_a_deterministic_gradient(labels: LabelSet, focal_gamma: fl
     assert BackwardGraph(operations, ()).nondeterministic == ()
 
 
+@pytest.mark.parametrize("labels", [PLAIN, REGIONS], ids=["plain", "regions"])
+def test_the_loss_of_components_has_a_deterministic_gradient(labels: LabelSet) -> None:
+    logits = torch.randn(1, 2 if labels.has_regions else 3, 4, 4, 4, requires_grad=True)
+    batch = {"label": torch.randint(0, 3, (1, 1, 4, 4, 4)), "components": torch.ones(1, 2, 4, 4, 4, dtype=torch.int32)}
+    loss = ComponentLoss(labels, LossSettings(component_weight=1.0))(logits, {**batch, "component_count": 1})
+    operations, _ = backward_graph_module._walk([loss])
+    assert operations, "the loss has a gradient"
+    assert BackwardGraph(operations, ()).nondeterministic == ()
+
+
 def test_they_are_refused_before_preprocessing(
     make_settings: Make, prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,17 +314,21 @@ def test_gradients_are_clipped_as_pytorch_does(
 
     def watched(self: SegmentationModule, optimizer: Any, gradient_clip_val: float, **named: Any) -> None:
         trained = [p for p in self.parameters() if p.grad is not None]
-        before = [p.grad.clone() for p in trained]
+
+        def gradients() -> list[Tensor]:
+            return [p.grad.clone() for p in trained if p.grad is not None]
+
+        before = gradients()
         assert self.gradient_norm is not None
         if not norm_is_known:
             self.gradient_norm = None
         original(self, optimizer, gradient_clip_val, **named)
-        after = [p.grad.clone() for p in trained]
+        after = gradients()
         for p, gradient in zip(trained, before, strict=True):
             p.grad = gradient.clone()
         clip = torch.nn.utils.clip_grad_value_ if algorithm == "value" else torch.nn.utils.clip_grad_norm_
         clip(trained, gradient_clip_val)
-        assert all(torch.equal(p.grad, found) for p, found in zip(trained, after, strict=True))
+        assert all(torch.equal(wanted, found) for wanted, found in zip(gradients(), after, strict=True))
         compared.append(any(not torch.equal(p, q) for p, q in zip(before, after, strict=True)))
 
     monkeypatch.setattr(SegmentationModule, "configure_gradient_clipping", watched)

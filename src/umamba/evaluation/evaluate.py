@@ -12,6 +12,7 @@ import pandas
 
 from umamba.evaluation.comparison import compare_methods, comparison_sentences, comparison_table
 from umamba.evaluation.equivalence import MARGIN
+from umamba.evaluation.froc_table import write_froc
 from umamba.evaluation.official_tables import official_tables
 from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.rules import Rules
@@ -22,6 +23,8 @@ from umamba.io import UserError, below, oriented_like, read_image, read_json, re
 from umamba.io.tabular import write_table
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, annotated_beside
+from umamba.labels.instance_depth import level_count
 from umamba.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
@@ -59,14 +62,17 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation
     with shown(progress):
         if settings.truth.suffix == ".csv":
             return Evaluation({}, None, tuple(evaluate_classes(settings.methods, settings.truth, settings.output)))
+        labels = label_names(settings.truth, settings.dataset_json, settings.protocol)
         rules = Rules(
-            label_names(settings.truth, settings.dataset_json, settings.protocol),
+            labels,
             settings.protocol,
             settings.tolerance_mm,
             details=True,
             strict_official=settings.strict_official,
             iou_threshold=settings.iou_threshold,
             count_edge_cells=settings.count_edge_cells,
+            annotated=_annotated(settings, labels),
+            objects=settings.objects,
         )
         found = evaluate_folders(
             settings.methods,
@@ -127,6 +133,7 @@ def evaluate_folders(
             rows of the NSD also have its tolerance.
         boxplots.png: the scores of all labels.
         volumes.png: with generic rules and details.
+        froc.csv: with objects and generic rules, if there are probabilities beside all predictions.
         overlays/: if images are given.
         The official scripts' tables: with strict_official.
     With several folders, each has its own folder in `output`. comparison.csv holds what is shown of each pair of
@@ -159,6 +166,8 @@ def evaluate_folders(
             raise UserError("No case could be scored:\n" + "\n".join(problems))
         scores[method] = table
         _write_tables(table, pairs, rules, targets[method])
+        if rules.objects and rules.protocol == "generic":
+            problems += write_froc(pairs, rules.labels, targets[method] / "froc.csv")
         log.info(score_table(table, method, rules.sentence, expected=len(pairs) + len(missing)))
         if images is not None:
             try:
@@ -241,7 +250,8 @@ def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelS
 
     Args:
         truth: folder of references; without `dataset_json` the dataset.json beside this folder is read.
-        dataset_json: the dataset.json that declares the labels; the protocols abdomen and cell do not need it.
+        dataset_json: the dataset.json that declares the labels; the protocol abdomen does not need it, and cell only
+            for levels of depth.
         protocol: see `Rules`.
 
     Raises:
@@ -250,9 +260,12 @@ def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelS
     if protocol == "abdomen":
         names = tuple(name for name, _ in ABDOMEN_ORGANS)
         return LabelSet(names, tuple((value,) for value in range(1, len(names) + 1)))
-    if protocol == "cell":
-        return LabelSet(("interior", "boundary"), ((1,), (2,)))
     path = dataset_json or truth.parent / "dataset.json"
+    if protocol == "cell":
+        declared = label_names(truth, path, "generic") if path.is_file() else None
+        if declared is not None and level_count(declared):
+            return declared
+        return LabelSet(("interior", "boundary"), ((1,), (2,)))
     if not path.is_file():
         raise UserError(f"{path}: there is no such file, so the labels have no names. Give dataset_json=PATH.")
     content = read_json(path)
@@ -262,6 +275,17 @@ def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelS
         return LabelSet.from_json(content["labels"], content.get("regions_class_order"))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _annotated(settings: EvaluateSettings, labels: LabelSet) -> Annotated:
+    """Return the labels that dataset.json declares for partly labelled references, under the names in `labels`."""
+    path = settings.dataset_json or settings.truth.parent / "dataset.json"
+    if settings.protocol == "cell" or not path.is_file():
+        return {}
+    declared = label_names(settings.truth, settings.dataset_json, "generic")
+    renamed = dict(zip(declared.names, labels.names, strict=False))
+    found = annotated_beside(path, declared, _files(settings.truth, "truth"))
+    return {case: tuple(renamed[name] for name in names if name in renamed) for case, names in found.items()}
 
 
 def draw_overlays(

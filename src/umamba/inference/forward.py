@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from umamba.inference.device_work import fetch, on_device, pinned
 from umamba.inference.precision import autocast
+from umamba.io import UserError
 from umamba.planning import Configuration
 
 if TYPE_CHECKING:
@@ -28,17 +29,20 @@ UNCHANGED: Axes = (0, 1, 2)
 HOST_PASSES = 2  # of a GPU at a time, where the sums over tiles are on the CPU: one computes, one is added
 
 
-def tile_window(configuration: Configuration, transpose_backward: Axes = UNCHANGED) -> tuple[int, int, int]:
+def tile_window(
+    configuration: Configuration, transpose_backward: Axes = UNCHANGED, scale: int = 1
+) -> tuple[int, int, int]:
     """Return the size of a tile.
 
     Args:
         configuration: the plan's configuration.
         transpose_backward: the plan's transposition from the network's axes to those of the tiles.
+        scale: edge of a tile in patches of training.
 
     Returns:
         Voxels along the axes of the tiles; 1 across the slices of a 2D network.
     """
-    patch = (1,) * (3 - configuration.dim) + tuple(configuration.patch_size)
+    patch = (1,) * (3 - configuration.dim) + tuple(scale * edge for edge in configuration.patch_size)
     z, y, x = (patch[axis] for axis in transpose_backward)
     return z, y, x
 
@@ -51,6 +55,23 @@ def full_resolution(output: Any) -> Tensor:
     """
     logits: Tensor = output[0] if isinstance(output, list | tuple) else output
     return logits
+
+
+def refuse_scale(network: nn.Module, scale: int) -> None:
+    """Refuse tiles of several patches for a network whose weights are tied to its patch.
+
+    Args:
+        network: any network.
+        scale: edge of a tile in patches of training.
+
+    Raises:
+        UserError: the network takes its own patch only.
+    """
+    patch = getattr(network, "fixed_patch_size", None)
+    if scale != 1 and patch is not None:
+        size = " x ".join(map(str, patch))
+        raise UserError(f"tile_scale={scale}: the weights of this network are tied to its patch of {size} voxels. Give "
+                        "tile_scale=1.")  # fmt: skip
 
 
 def tile_forward(
@@ -179,6 +200,22 @@ def fetched(start: Start) -> Start:
         start: the passes on a GPU.
     """
     return lambda tiles: fetch(start(tiles)())
+
+
+def mirrored(start: Start, axis: int) -> Start:
+    """Return passes over mirrored tiles, whose logits are mirrored back.
+
+    Args:
+        start: the passes.
+        axis: of the file, 0 to 2.
+    """
+    dims = (axis + 2,)
+
+    def begin(tiles: Tensor) -> Callable[[], Tensor]:
+        wait = start(tiles.flip(dims))
+        return lambda: wait().flip(dims)
+
+    return begin
 
 
 def by_single_threads(forward: Forward, threads: int) -> Start:

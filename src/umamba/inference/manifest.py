@@ -103,6 +103,7 @@ def network_entry(model: Model) -> dict[str, Any]:
         "precision": model.precision,
         "device": model.device.type,
         "reproducible": model.reproducible,
+        "tile_scale": model.tile_scale,
     }
 
 

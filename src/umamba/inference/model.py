@@ -12,7 +12,16 @@ import torch
 from torch import nn
 
 from umamba.inference.digests import weights_digest
-from umamba.inference.forward import Forward, Start, at_once, by_single_threads, tile_forward, tile_start, tile_window
+from umamba.inference.forward import (
+    Forward,
+    Start,
+    at_once,
+    by_single_threads,
+    refuse_scale,
+    tile_forward,
+    tile_start,
+    tile_window,
+)
 from umamba.inference.precision import choose_precision
 from umamba.io import UserError, file_digest
 from umamba.labels import LabelSet
@@ -76,6 +85,7 @@ class Model:
         engine: what computes the network: torch, openvino (on the CPU), or auto, see `umamba.inference.engine`.
         reproducible: give the same bits for any number of threads and any memory: float32 by PyTorch on the CPU, each
             tile by one thread.
+        tile_scale: edge of a tile in patches of training.
         reload: builds the network again; None: `network` is kept.
         heads: what the network answers about a whole case; None: it segments only.
         case_head: the classification head that answers; None: there is none.
@@ -83,7 +93,8 @@ class Model:
         torch_is_faster: whether engine=auto has chosen PyTorch.
 
     Raises:
-        UserError: the precision or the engine is none of these, or the engine cannot compute on the device.
+        UserError: the precision or the engine is none of these, the engine cannot compute on the device, or the weights
+            are tied to the patch and tile_scale is not 1.
     """
 
     network: nn.Module
@@ -100,6 +111,7 @@ class Model:
     mirror_axes: tuple[int, ...] | None = None
     engine: str = "auto"
     reproducible: bool = False
+    tile_scale: int = 1
     reload: Callable[[], nn.Module] | None = None
     heads: CaseHeads | None = None
     case_head: CaseHead | None = None
@@ -115,6 +127,7 @@ class Model:
                 raise UserError(wrong_choice(name, value, choices))
         if self.reproducible:
             self._settle_reproducible()
+        refuse_scale(self.network, self.tile_scale)
         if self.engine == "openvino":
             refuse_openvino(self.device)
         if self.precision == "auto":
@@ -150,6 +163,7 @@ class Model:
         trust: str | Sequence[str] = (),
         engine: str = "auto",
         reproducible: bool = False,
+        tile_scale: int = 1,
     ) -> "Model":
         """Build the network of a checkpoint; nothing else is needed.
 
@@ -160,6 +174,7 @@ class Model:
             trust: packages whose functions may build the network, if it is none of this project's.
             engine: auto, torch or openvino.
             reproducible: see `Model`.
+            tile_scale: see `Model`.
 
         Raises:
             UserError: the file is no such checkpoint, its weights do not fit the network that it names, or that network
@@ -183,6 +198,7 @@ class Model:
             mirror_axes=record.mirror_axes,
             engine=engine,
             reproducible=reproducible,
+            tile_scale=tile_scale,
             # A head needs the network in PyTorch, whatever engine segments.
             reload=None if record.heads is not None else partial(_read_again, path, trust, identity),
             heads=record.heads,
@@ -192,7 +208,7 @@ class Model:
     @property
     def window(self) -> tuple[int, int, int]:
         """Voxels of a tile along the axes of the file; 1 across the slices of a 2D network."""
-        return tile_window(self.configuration, self.plan.transpose_backward)
+        return tile_window(self.configuration, self.plan.transpose_backward, self.tile_scale)
 
     @property
     def sums_dtype(self) -> torch.dtype:
@@ -209,8 +225,9 @@ class Model:
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
-        """Shape of the network's input in one pass, (B, C, *patch)."""
-        return (self.tiles_per_pass, self.num_channels, *self.configuration.patch_size)
+        """Shape of the network's input in one pass, (B, C, *tile)."""
+        edges = [self.tile_scale * edge for edge in self.configuration.patch_size]
+        return (self.tiles_per_pass, self.num_channels, *edges)
 
     def torch_forward(self, tta: bool, precision: str = "") -> Forward:
         """Return PyTorch's function from tiles to logits, both along the axes of the file.

@@ -38,7 +38,8 @@ from umamba.io.voice import shown
 from umamba.labels import LabelSet
 from umamba.labels.case_classes import CaseHeads
 from umamba.labels.codes import label_codes
-from umamba.labels.instance_maps import BOUNDARY, INTERIOR
+from umamba.labels.instance_depth import level_count
+from umamba.labels.instance_maps import BOUNDARY, COMPONENTS, INTERIOR
 from umamba.settings import PredictionSettings
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class Predictor:
         trust: str | Sequence[str] = (),
         engine: str = "auto",
         reproducible: bool = False,
+        tile_scale: int = 1,
     ) -> "Predictor":
         """Build the network of a checkpoint, or those of several; nothing else is needed.
 
@@ -114,6 +116,7 @@ class Predictor:
             engine: what computes the networks: torch; openvino (on the CPU); auto: torch on a GPU, the faster one on a
                 CPU (see `umamba.inference.engine`).
             reproducible: the same bits for any number of threads and any memory, on the CPU (see `Model`).
+            tile_scale: edge of a tile in patches of training (see `Model`).
 
         Raises:
             UserError: a file is no such checkpoint, or its weights do not fit the network that it names, or that
@@ -125,7 +128,8 @@ class Predictor:
             raise UserError("checkpoint: none is given. Give one, or several as checkpoint=[a.ckpt,b.ckpt].")
         chosen = choose_device("cpu" if (engine == "openvino" or reproducible) and device == "auto" else device)
         files = find_checkpoints([Path(path) for path in paths])
-        models = tuple(Model.from_checkpoint(path, chosen, precision, trust, engine, reproducible) for path in files)
+        options = chosen, precision, trust, engine, reproducible, tile_scale
+        models = tuple(Model.from_checkpoint(path, *options) for path in files)
         return cls(models, post_processing or PostProcessing())
 
     @property
@@ -268,10 +272,11 @@ class Predictor:
     ) -> list[Path]:
         """Segment cases; `unusable` are further cases that cannot be read, each with its reason."""
         self._check_instances(settings.instances)
-        if self.classifies_only and (settings.export or settings.probabilities or settings.instances):
+        segments = settings.export or settings.probabilities or settings.instances or settings.agreement
+        if self.classifies_only and segments:
             raise UserError(
-                "export, probabilities, instances: the network was trained for classes alone (heads.alone=true) and "
-                "segments nothing. Leave them away."
+                "export, probabilities, instances, agreement, quality: the network was trained for classes alone "
+                "(heads.alone=true) and segments nothing. Leave them away."
             )
         check_exports(settings.export, self.models)
         codes = label_codes(self.labels, settings.codes)
@@ -344,10 +349,17 @@ class Predictor:
         if method is None:
             return
         names = ", ".join(self.labels.names)
+        if level_count(self.labels):
+            if method == COMPONENTS:
+                raise UserError(
+                    f"instances={method}: is for interior and boundary, but this network has {names}. Give "
+                    "instances=watershed."
+                )
+            return
         if self.labels.values != ((INTERIOR,), (BOUNDARY,)) or not _BOUNDARY_NAME.search(self.labels.names[1]):
             raise UserError(
                 f"instances={method}: is for cells, and needs a network of two labels, {INTERIOR} the interior and "
-                f"{BOUNDARY} the boundary, named so; this one has {names}. Leave instances away."
+                f"{BOUNDARY} the boundary, named so, or of levels of depth; this one has {names}. Leave instances away."
             )
 
     def _sources(self) -> dict[str, Any]:
@@ -368,6 +380,8 @@ class Predictor:
             record["post_processing"] = [list(step) for step in self.post_processing.steps]
         if settings.instances is not None:
             record["instances"] = settings.instances
+        if any(model.tile_scale != 1 for model in self.models):
+            record["tile_scale"] = [model.tile_scale for model in self.models]
         if any(model.reproducible for model in self.models):
             record["reproducible"] = True
         return record

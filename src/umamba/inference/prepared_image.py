@@ -7,10 +7,12 @@ from functools import partial
 
 import torch
 
-from umamba.inference.canvas import Canvas, Placement, grid_maps
+from umamba.inference.agreement import Agreement
+from umamba.inference.canvas import Canvas, Placement, Slab, grid_maps
 from umamba.inference.device_work import aside, pinned
 from umamba.inference.memory import MemoryLimit, place_sums
 from umamba.inference.model import Model
+from umamba.inference.resize import VoxelBox
 from umamba.inference.slabs import SlabLayout, View, count_tiles, give_slabs
 from umamba.io import Geometry, Image, UserError, orientation_of
 from umamba.preprocessing import preprocess_case
@@ -27,11 +29,13 @@ class PreparedImage:
         views: the image on the grid of each network.
         placement: of the crop in the image.
         geometry: of the image.
+        further: views that do not decide, but whose agreement with the others is measured.
     """
 
     views: tuple[View, ...]
     placement: Placement
     geometry: Geometry
+    further: tuple[View, ...] = ()
 
 
 def prepare_image(image: Image, models: Sequence[Model], name: str = "") -> PreparedImage:
@@ -113,6 +117,7 @@ def paint(
     settings: SlidingWindowSettings,
     limit: MemoryLimit,
     progress: Callable[[int, int], None],
+    agreement: Agreement | None = None,
 ) -> Callable[[], None]:
     """Run the networks over an image and paint its labels.
 
@@ -122,6 +127,7 @@ def paint(
         settings: the layout of the tiles and test-time augmentation.
         limit: of the memory.
         progress: called with the number of finished tiles and that of all tiles of the image.
+        agreement: receives the logits of all views, too; None: it is not measured.
 
     Returns:
         A function that does the rest of the work. Where the image is not cut into slabs this is the painting itself, so
@@ -130,7 +136,8 @@ def paint(
     Raises:
         UserError: the memory does not suffice, or logits are not finite.
     """
-    shape, views = prepared.placement.crop_shape, prepared.views
+    shape, deciding = prepared.placement.crop_shape, len(prepared.views)
+    views = prepared.views if agreement is None else (*prepared.views, *prepared.further)
     sums_on, layout = place_sums(views, shape, limit.left(canvas.segmentation.size))
     if sums_on.type != "cpu":
         images = {id(view.image): view.image for view in views}  # networks of one plan share an image
@@ -143,10 +150,15 @@ def paint(
         done += tiles
         progress(done, total)
 
+    def add(box: VoxelBox, slabs: Sequence[Slab]) -> None:
+        canvas.add(box, slabs[:deciding])
+        if agreement is not None:
+            agreement.add(box, slabs)
+
     slabs = give_slabs(views, shape, layout, settings, sums_on=sums_on, advance=advance)
     if layout == SlabLayout(1, shape[0]):
-        return aside(sums_on, partial(canvas.add, *next(slabs)))
+        return aside(sums_on, partial(add, *next(slabs)))
     for box, slab in slabs:
-        canvas.add(box, slab)
+        add(box, slab)
         del slab  # give_slabs needs its memory for the next one
     return lambda: None

@@ -30,6 +30,9 @@ Place = Sequence["Tile"]  # a tile along each axis
 def tile_starts(length: int, patch: int, tile_step_size: float) -> list[int]:
     """Return the first voxel of each tile of one axis: evenly spread, from 0 to `length - patch`.
 
+    A step has at least one voxel, because equal tiles have equal logits. So a 2D network, whose tiles have one slice,
+    computes each slice once, as in nnU-Net.
+
     Args:
         length: voxels of the image, at least `patch`.
         patch: voxels of a tile.
@@ -37,8 +40,10 @@ def tile_starts(length: int, patch: int, tile_step_size: float) -> list[int]:
 
     >>> tile_starts(length=21, patch=10, tile_step_size=0.5)
     [0, 4, 7, 11]
+    >>> tile_starts(length=3, patch=1, tile_step_size=0.5)
+    [0, 1, 2]
     """
-    steps = math.ceil((length - patch) / (patch * tile_step_size))
+    steps = math.ceil((length - patch) / max(1, patch * tile_step_size))
     return [round((length - patch) / steps * index) for index in range(steps + 1)] if steps else [0]
 
 

@@ -25,6 +25,7 @@ from umamba.inference.predictor import Predictor
 from umamba.io import Image, UserError, geometry_difference, read_image, read_json, read_label, supported_endings
 from umamba.io.documents import OWN_BYTES
 from umamba.settings import InvalidSettings, PredictionSettings, VerifySettings
+from umamba.settings.prediction import MOST_TILE_SCALE
 
 _FIXED = ("engine", "precision", "device", "reproducible")  # of a network's entry: what computes it
 
@@ -129,6 +130,7 @@ def _predictor(setup: Mapping[str, Any], checkpoints: Sequence[Path], settings: 
             trust=settings.trust,
             engine=str(entry.get("engine")) if settings.engine == "auto" else settings.engine,
             reproducible=entry.get("reproducible") is True,
+            tile_scale=_tile_scale(entry),
         )
         for path, entry in zip(files, entries, strict=True)
     )
@@ -141,6 +143,13 @@ def _networks(setup: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
         raise _Differs("prediction.json holds no usable settings")
     return found
+
+
+def _tile_scale(entry: Mapping[str, Any]) -> int:
+    scale = entry.get("tile_scale", 1)  # versions before this setting had tiles of one patch
+    if type(scale) is not int or not 1 <= scale <= MOST_TILE_SCALE:
+        raise _Differs("prediction.json holds no usable settings")
+    return scale
 
 
 def _steps(found: Any) -> tuple[tuple[int, ...], ...]:

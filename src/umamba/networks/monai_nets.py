@@ -106,7 +106,7 @@ class PaddedSegResNet(_Padded, SegResNet):
         return self.down_layers[-1]
 
     def _encoded(self, x: Tensor) -> Tensor:
-        return typing.cast(Tensor, self.encode(x)[0])
+        return self.encode(x)[0]
 
 
 class PaddedUNETR(_Padded, UNETR):

@@ -20,7 +20,7 @@ from umamba.networks.blocks import (
     saturated,
     transposed_upsample,
 )
-from umamba.networks.cpu_layers import arranged, joined, on_fast_path
+from umamba.networks.cpu_layers import arranged, on_fast_path, upsampled
 from umamba.planning import Configuration
 from umamba.settings import ResEncUNetSettings, UNetSettings
 
@@ -93,8 +93,7 @@ class Decoder(nn.Module):
         assert isinstance(upsampling, nn.ModuleList)
         logits = []
         for index, (up, stage, head) in enumerate(zip(upsampling, self.stages, self.seg_layers, strict=True)):
-            x = saturated(up(x))
-            x = stage(joined(x, below[index]) if self.skips[index] else x)
+            x = stage(upsampled(up, x, below[index] if self.skips[index] else None))
             if every_stage or index == len(self.stages) - 1:
                 logits.append(saturated(head(x)))
         return logits[::-1]

@@ -27,7 +27,18 @@ from umamba.settings import HeadsSettings, TrainSettings, plain
 
 log = logging.getLogger(__name__)
 # Values of run.json that belong to a run that never saved a checkpoint, and must not pass to another one.
-_OF_A_RUN = ("found_lr", "precision", "wandb_id", "continuations", "ended_after", "scoring", "identity", "provenance")
+_OF_A_RUN = (
+    "found_lr",
+    "precision",
+    "budget",
+    "forecast",
+    "wandb_id",
+    "continuations",
+    "ended_after",
+    "scoring",
+    "identity",
+    "provenance",
+)
 # Keys of config.yaml that say nothing about a run.
 _OF_A_COMMAND = ("restart", "explain", "nnunet_plans", "preview")
 

@@ -50,6 +50,8 @@ class _Status:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     found_lr: float | None = key(None, above=0)
     precision: str | None = None
+    budget: Mapping[str, Any] | None = None
+    forecast: Mapping[str, Any] | None = None
     wandb_id: str | None = None
     mlflow_id: str | None = None
     parameters: int | None = key(None, low=0)

@@ -5,23 +5,22 @@ page shows all numbers, too.
 """
 
 import base64
-import hashlib
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
-from umamba.io import atomic_path, provenance
 from umamba.io.escape import anchor, html
 from umamba.reporting.case_rows import case_figure, case_ids, case_tables
 from umamba.reporting.claims_section import claims_section
 from umamba.reporting.compare import Claim, Number, suitability_sentences
 from umamba.reporting.cost import Cost
+from umamba.reporting.document import made_with, write_document
 from umamba.reporting.figures import Curves, learning_curves
 from umamba.reporting.gallery import gallery
 from umamba.reporting.names import UNET_NOTE, dataset_name, method_name, metric_name
-from umamba.reporting.results import AVERAGE, SPLIT, Results
+from umamba.reporting.results import AVERAGE, HELD_OUT, Results
 from umamba.reporting.score_plot import score_plot
 from umamba.reporting.text_tables import BOLD, NumberTable, counted, difference, ours, tables, theirs
 from umamba.sweeps.ledger import duration
@@ -62,21 +61,10 @@ def write_page(
         *(_dataset(results, dataset, found, claims, most_bytes) for dataset in results.datasets),
         _runs(results),
         _cost(cost),
-        f"</main><footer>{_made_with()}</footer>",
+        f"</main><footer>{made_with()}</footer>",
     ]
-    style, script = (files("umamba.reporting").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    # With this policy a browser loads nothing from elsewhere and runs no script but this one.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{html(results.name)}</title><style>{style}</style></head><body>{''.join(body)}"
-        f"<script>{script}</script></body></html>\n"
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    script = files("umamba.reporting").joinpath("page.js").read_text("utf-8")
+    write_document(path, results.name, "".join(body), script)
 
 
 def _dataset(
@@ -120,10 +108,17 @@ def _explanation(results: Results, dataset: str, own: Sequence[Number]) -> str:
         else ""
     )
     return (
-        f'<p class="note">Scores of the {SPLIT} images. {html(rules)} Mean ± standard deviation over cases.{paper} '
-        "n: number of cases that have this score, where other scores have more. No case: the label is in no reference "
-        f"and no prediction. {html(BOLD)}{unet}</p>"
+        f'<p class="note">Scores of the {html(_images(results))}. {html(rules)} Mean ± standard deviation over cases.'
+        f"{paper} n: number of cases that have this score, where other scores have more. No case: the label is in no "
+        f"reference and no prediction. {html(BOLD)}{unet}</p>"
     )
+
+
+def _images(results: Results) -> str:
+    """Name the images that were scored."""
+    if results.images == HELD_OUT:
+        return "test images and of the validation cases, which no training of the fold saw"
+    return f"{results.images} images"
 
 
 def _table(table: NumberTable, own: Sequence[Number], results: Results) -> str:
@@ -227,10 +222,3 @@ def _plain(names: Sequence[str], rows: str) -> str:
 
 def _run_name(dataset: str, method: str) -> str:
     return f"{dataset_name(dataset)}, {method_name(method)}"
-
-
-def _made_with() -> str:
-    facts = provenance()
-    git = facts["git"]
-    revision = "" if git is None else f", revision {git['revision'][:12]}{' with changes' if git['dirty'] else ''}"
-    return f'<p class="note">Made with umamba {html(str(facts["umamba"]))}{revision}, Python {facts["python"]}.</p>'

@@ -51,8 +51,12 @@ def network_at_plan(settings: DescribeSettings) -> NetworkAtPlan:
         return _of_checkpoint(settings.checkpoint, settings.trust)
     root = settings.dataset.root
     if settings.dataset.kind == "phantom" or root.is_dir():
+        if settings.planner.measure:
+            from umamba.runs.measured_plan import with_measured_plan  # it imports all of the training
+
+            settings = with_measured_plan(settings)
         workers = settings.data.prepare_workers or available_cpus()
-        dataset = listed_dataset(locate_dataset(settings.dataset, workers), workers)
+        dataset = listed_dataset(locate_dataset(settings.dataset, settings.paths.preprocessed, workers), workers)
         fingerprint, _ = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
         origin = f"dataset {dataset.root}"
     elif settings.plan.from_file:

@@ -36,7 +36,9 @@ def scoring_rules(settings: TrainSettings, planned: PlannedDataset) -> Rules:
     Raises:
         UserError: the protocol is for other labels than the dataset's.
     """
-    return Rules(planned.labels, settings.dataset.protocol, settings.dataset.tolerance_mm)
+    dataset = settings.dataset
+    annotated = planned.dataset.annotated
+    return Rules(planned.labels, dataset.protocol, dataset.tolerance_mm, annotated=annotated)
 
 
 def check_scoring(settings: TrainSettings, planned: PlannedDataset) -> None:
@@ -138,7 +140,10 @@ def report_classes(settings: TrainSettings, folder: RunFolder) -> None:
 
 def _predictor(settings: TrainSettings, checkpoint: Path) -> Predictor:
     return Predictor.from_checkpoint(
-        checkpoint, trust=module_of(settings.architecture.name), engine=settings.predict.engine
+        checkpoint,
+        trust=module_of(settings.architecture.name),
+        engine=settings.predict.engine,
+        tile_scale=settings.predict.tile_scale,
     )
 
 

@@ -24,6 +24,7 @@ from umamba.io import UserError, oriented_like, read_label, write_json
 from umamba.io.escape import rich_text
 from umamba.io.voice import showing
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, annotated_mask
 from umamba.planning import fold_cases
 from umamba.settings import FindBestSettings, PredictionSettings
 
@@ -93,6 +94,7 @@ def mean_dice(
     labels: LabelSet,
     change: Callable[[np.ndarray], np.ndarray],
     workers: int,
+    annotated: Annotated | None = None,
 ) -> dict[str, float]:
     """Return the mean DSC over cases of each label, after a change of the segmentations.
 
@@ -105,6 +107,7 @@ def mean_dice(
         labels: the label set.
         change: takes and returns the label map (Z, Y, X) of a segmentation, such as `PostProcessing.apply`.
         workers: threads that read and score cases.
+        annotated: labels of the partly labelled cases, which count for these alone; None: there are none.
 
     Returns:
         Label -> mean DSC from 0 to 1; NaN if no case has the label.
@@ -121,6 +124,7 @@ def mean_dice(
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         rows = np.array(list(pool.map(score, segmentations)))
+    rows[~annotated_mask(labels, annotated or {}, list(segmentations))] = np.nan
     scored = ~np.isnan(rows)
     sums, counts = np.where(scored, rows, 0).sum(0), scored.sum(0)
     return {
@@ -139,6 +143,7 @@ def validate(
     settings: PredictionSettings,
     trust: str | Sequence[str] = (),
     engine: str = "auto",
+    tile_scale: int = 1,
 ) -> Validated:
     """Predict the validation cases of every fold with that fold's networks, and score them.
 
@@ -151,6 +156,7 @@ def validate(
         settings: how cases are segmented.
         trust: packages whose functions may build the networks.
         engine: auto, torch or openvino.
+        tile_scale: edge of a tile in patches of training.
     """
     name = "+".join(members)
     folds = sorted(next(iter(members.values())))
@@ -159,19 +165,29 @@ def validate(
     for fold in folds:
         _, held_out = fold_cases(list(cases), fold, splits, dataset.groups)
         predictor = Predictor.from_checkpoint(
-            [checkpoints[fold] for checkpoints in members.values()], device, trust=trust, engine=engine
+            [checkpoints[fold] for checkpoints in members.values()],
+            device,
+            trust=trust,
+            engine=engine,
+            tile_scale=tile_scale,
         )
         folder = output / name / f"fold_{fold}"
         predictor.predict_cases([cases[case] for case in held_out], folder, settings, progress=showing())
         segmentations |= {case: folder / f"{case}{predictor.file_ending}" for case in held_out}
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
-    scores = mean_dice(segmentations, truths, dataset.labels, lambda segmentation: segmentation, settings.workers)
+    scores = mean_dice(
+        segmentations, truths, dataset.labels, lambda segmentation: segmentation, settings.workers, dataset.annotated
+    )
     checkpoints = tuple(path for member in members.values() for path in member.values())
     return Validated(name, checkpoints, segmentations, scores)
 
 
 def determine_post_processing(
-    segmentations: Mapping[str, Path], truths: Mapping[str, Path], labels: LabelSet, workers: int
+    segmentations: Mapping[str, Path],
+    truths: Mapping[str, Path],
+    labels: LabelSet,
+    workers: int,
+    annotated: Annotated | None = None,
 ) -> tuple[PostProcessing, dict[str, float]]:
     """Return the post-processing steps that raise the validation scores (nnU-Net's `determine_postprocessing`).
 
@@ -180,13 +196,14 @@ def determine_post_processing(
         truths: case -> file of its reference.
         labels: the label set.
         workers: threads that read and score cases.
+        annotated: labels of the partly labelled cases; None: there are none.
 
     Returns:
         The steps, and the mean DSC of each label (0 to 1) after them.
     """
 
     def scored(steps: PostProcessing) -> dict[str, float]:
-        return mean_dice(segmentations, truths, labels, steps.apply, workers)
+        return mean_dice(segmentations, truths, labels, steps.apply, workers, annotated)
 
     chosen = PostProcessing()
     scores = scored(chosen)
@@ -240,7 +257,7 @@ def find_best(settings: FindBestSettings) -> Selection:
     own = dataset.root / "splits_final.json"
     splits = settings.splits or (own if own.exists() else None)
     members = {_name(path): fold_checkpoints(path, settings.checkpoint, settings.seed) for path in settings.candidates}
-    members = {name: _once(checkpoints, dataset, splits) for name, checkpoints in members.items()}
+    members = {name: without_repeats(checkpoints, dataset, splits) for name, checkpoints in members.items()}
     if len({tuple(sorted(folds)) for folds in members.values()}) != 1:
         found = "; ".join(f"{name} has {', '.join(map(str, sorted(folds)))}" for name, folds in members.items())
         raise UserError(f"candidates: not the same folds are trained: {found}. Train those that are missing.")
@@ -255,13 +272,16 @@ def find_best(settings: FindBestSettings) -> Selection:
             settings=prediction,
             trust=settings.trust,
             engine=settings.engine,
+            tile_scale=settings.tile_scale,
         )
         for each in tried
     ]
     ranked = tuple(sorted(validated, key=lambda each: -each.mean))
     best = ranked[0]
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
-    steps, scores = determine_post_processing(best.segmentations, truths, dataset.labels, settings.workers)
+    steps, scores = determine_post_processing(
+        best.segmentations, truths, dataset.labels, settings.workers, dataset.annotated
+    )
     record = {"configuration": best.name, "dice_before": _json(best.scores), "dice_after": _json(scores)}
     steps.write(output / "post_processing.json", record)
     write_json(
@@ -275,8 +295,14 @@ def find_best(settings: FindBestSettings) -> Selection:
     return Selection(ranked, steps, scores)
 
 
-def _once(checkpoints: Mapping[int, Path], dataset: RawDataset, splits: Path | None) -> dict[int, Path]:
-    """Leave out folds that validate a case of a fold before them, such as the random splits beyond the last fold."""
+def without_repeats(checkpoints: Mapping[int, Path], dataset: RawDataset, splits: Path | None) -> dict[int, Path]:
+    """Leave out folds that validate a case of a fold before them, such as the random splits beyond the last fold.
+
+    Args:
+        checkpoints: fold -> checkpoint.
+        dataset: the raw dataset.
+        splits: splits_final.json; None: nnU-Net's five-fold split.
+    """
     kept: dict[int, Path] = {}
     counted: set[str] = set()
     for fold, path in sorted(checkpoints.items()):

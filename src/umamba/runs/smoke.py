@@ -47,11 +47,15 @@ def smoke_test(settings: Run) -> Run:
     archive = settings.dataset.phantom.archive
     number, title = list(_PHANTOMS).index(archive), (archive or "phantom").capitalize()
     root = settings.paths.raw / f"Dataset99{number}_Smoke{title}"
-    dataset = replace(settings.dataset, kind="phantom", root=root, phantom=_PHANTOMS[archive])
+    phantom = _PHANTOMS[archive]  # of cells: interior and boundary, and no numbered instances to make levels of
+    dataset = replace(settings.dataset, kind="phantom", root=root, phantom=phantom, instance_targets="boundary")
     return replace(
         settings,
         name=f"smoke_{settings.name or settings.architecture.name}",
         dataset=dataset,
+        budget=None,
+        finish_by=None,
+        planner=replace(settings.planner, measure=False),
         plan=_small_plan(settings),
         architecture=_small_network(settings.architecture),
         trainer=_short(settings.trainer),

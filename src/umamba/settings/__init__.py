@@ -17,7 +17,9 @@ from umamba.settings.architecture import (
     UNetSettings,
     read_architecture,
 )
+from umamba.settings.audit import AuditSettings
 from umamba.settings.augmentation import AugmentationSettings, ExtraTransform
+from umamba.settings.calibrate import CalibrateSettings
 from umamba.settings.commands import (
     ConvertSettings,
     EvaluateSettings,
@@ -55,7 +57,9 @@ __all__ = [
     "ARCHITECTURES",
     "AfterTrainingSettings",
     "ArchitectureSettings",
+    "AuditSettings",
     "AugmentationSettings",
+    "CalibrateSettings",
     "ConvertSettings",
     "CustomArchitectureSettings",
     "DataSettings",

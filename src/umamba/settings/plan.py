@@ -27,7 +27,15 @@ class PlannerSettings(Settings):
         "nnunet", "nnunet (2.8.1), umamba (the paper's nnU-Net 2.1.1), resenc_m, resenc_l or resenc_xl."
     )
     gpu_memory_gb: float | None = key(
-        None, "Memory target of the planner's estimate in GB; null: the rule set's own.", above=0
+        None,
+        "Memory target in GB: of the planner's estimate or, with measure, of the measured training step; null: the "
+        "rule set's own or, with measure, nine tenths of the memory here.",
+        above=0,
+    )
+    measure: bool = key(
+        False,
+        "Choose patch and batch by the measured memory of this network's own training step on this device, with "
+        "gradient accumulation and activation checkpointing where the plan of the rules does not fit.",
     )
 
 

@@ -18,6 +18,7 @@ ExportForm = Literal[
 ]
 NO_OPENVINO = "openvino is not installed. Install it with pip install 'umamba[cpu]'"
 NO_HIGHDICOM = "highdicom is not installed. Install it with pip install 'umamba[dicom]'"
+MOST_TILE_SCALE = 16  # tile_scale; such a tile of a volume has 4096 patches
 _THROUGH_HIGHDICOM = ("dicom_seg", "dicom_labelmap", "secondary_capture")
 _DEVICE = re.compile(r"auto|[a-z]+(:\d+)?")
 
@@ -60,6 +61,12 @@ class PredictionSettings(SlidingWindowSettings):
         "Set); secondary_capture: a picture. Of two-dimensional images, with numbered cells where instances is given: "
         "geojson: outlines in pixels; outlines: the image in colour with outlines; map16: a 16-bit PNG.",
     )
+    agreement: bool = key(
+        False,
+        "Also write agreement/NAME.json: by label, how far the networks agree (one network: with itself mirrored and "
+        "with other tiles, which takes three to five times as long), and how far the image is from those of training. "
+        "`umamba calibrate` learns from it what to expect.",
+    )
     codes: Path | None = key(
         None,
         "JSON file of the labels' coded names for the forms in DICOM: label -> {value, scheme, meaning}, or a "
@@ -91,6 +98,15 @@ class EngineSettings(Settings):
         "What computes the networks: torch; or openvino (extra cpu), which is several times faster on CPUs and gives "
         "the same labels but for rounding. auto: on a CPU the faster of the two, which is measured once for each kind "
         "of network and machine; on a GPU torch.",
+    )
+    tile_scale: int = key(
+        1,
+        "Edge of a tile in patches of training. InstanceNorm measures mean and variance in each tile, and lifts noise "
+        "to full contrast where a tile holds nothing else (dark parts of pictures). With 2 or more it measures a "
+        "larger part of the image. For images of at least that size; a network whose weights are tied to its patch "
+        "refuses it.",
+        low=1,
+        high=MOST_TILE_SCALE,
     )
 
     def conflicts(self) -> Iterator[str]:
@@ -146,7 +162,23 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
         sentence="Folder of the segmentations, made if absent; or a file, such as seg.nii.gz, for a single image."
     )
     previews: int = key(
-        8, "Draw a picture of so many images with their segmentations, the first ones in name order; 0: none.", low=0
+        8,
+        "Draw a picture of so many images with their segmentations, the first ones in name order, or with `quality` "
+        "those that should be looked at first; 0: none.",
+        low=0,
+    )
+    quality: Path | None = key(
+        None,
+        "JSON file of `umamba calibrate`: also write quality.csv (expected DSC and NSD of each label with intervals, "
+        "and which segmentations somebody should look at) and quality.html, the worst first; null: none.",
+        existing=True,
+    )
+    review_below: float | None = key(
+        None,
+        "With `quality`: list segmentations whose expected DSC is below this one; null: below what nine of ten "
+        "calibrated cases reached (of several labels each: nearly all).",
+        low=0,
+        high=1,
     )
     post_processing: Path | None = key(
         None,
@@ -179,6 +211,8 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
                 yield f"reproducible=true: needs {name}={right}, not {name}={getattr(self, name)}. Leave {name} away."
         if not self.checkpoints:
             yield "checkpoint=[]: give one, or several as checkpoint=[a.ckpt,b.ckpt]."
+        if self.review_below is not None and self.quality is None:
+            yield f"review_below={self.review_below:g}: needs quality=FILE. Give it, or leave review_below away."
 
 
 @dataclass(frozen=True, kw_only=True)

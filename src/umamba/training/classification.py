@@ -62,6 +62,11 @@ class CaseMetrics(nn.Module):
         self.train_loss, self.loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.accuracy = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in names)
 
+    def reset(self) -> None:
+        """Forget all patches."""
+        for metric in (self.train_loss, self.loss, *self.accuracy):
+            metric.reset()
+
     def update(self, logits: Sequence[Tensor], targets: Tensor, loss: Tensor) -> None:
         """Add a batch of validation patches.
 

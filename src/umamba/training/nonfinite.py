@@ -222,7 +222,7 @@ def first_nonfinite(module: Any, batch: dict[str, Any], trainer: lightning.Train
     found: list[str] = []
     grad = torch.enable_grad() if late else torch.no_grad()
     with grad, trainer.precision_plugin.forward_context(), watched(module.network, found):
-        loss = module.loss(module(batch["image"]), batch["label"])
+        loss = module.loss_of(batch)
     if found:
         return found[0]
     if not torch.isfinite(loss):

@@ -1,7 +1,7 @@
 """Draw validation patches as overlays during training, as files in the run folder and panels in W&B."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class ValidationPanels(Callback):
         if image.ndim == 3:
             image, truth, prediction = image.unsqueeze(1), truth.unsqueeze(0), prediction[None]
         case_id = str(batch["case_id"][-1])
+        carried = batch["annotated"][-1].tolist() if "annotated" in batch else [True] * len(self.labels.names)
         path = self.folder / f"epoch_{epoch + 1:04d}.png"
         try:
             figure = overlay_figure(
@@ -78,7 +79,7 @@ class ValidationPanels(Callback):
                 self.labels,
                 letters=self.letters(case_id),
                 title=f"patch of {case_id}, epoch {epoch + 1}",
-                score=_score(prediction, truth.cpu().numpy(), self.labels),
+                score=_score(prediction, truth.cpu().numpy(), self.labels, carried),
             )
             write_overlay(figure, path)
         except OSError as error:
@@ -87,9 +88,13 @@ class ValidationPanels(Callback):
         log_pictures(trainer.loggers, "panels", {"patch": path})
 
 
-def _score(prediction: np.ndarray, truth: np.ndarray, labels: LabelSet) -> str:
-    """Return the mean Dice of the labels that the patch or its prediction contains, in words."""
+def _score(prediction: np.ndarray, truth: np.ndarray, labels: LabelSet, carried: Sequence[bool]) -> str:
+    """Return the mean Dice of the carried labels that the patch or its prediction contains, in words."""
     counted = truth != labels.ignore if labels.ignore is not None else np.ones_like(truth, dtype=bool)
-    scores = [dice(np.isin(prediction, values) & counted, np.isin(truth, values) & counted) for values in labels.values]
+    scores = [
+        dice(np.isin(prediction, values) & counted, np.isin(truth, values) & counted)
+        for values, carries in zip(labels.values, carried, strict=True)
+        if carries
+    ]
     known = [score for score in scores if score == score]
     return f"Dice of this patch {np.mean(known):.3f}" if known else "no label in this patch"

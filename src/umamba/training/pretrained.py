@@ -31,9 +31,7 @@ def load_pretrained(path: Path, network: nn.Module, build: Callable[[int], nn.Mo
     """
     weights, former = read_weights(path)
     own = network.state_dict()
-    with torch.random.fork_rng(devices=[]):
-        wider = build(labels.num_classes + 1).state_dict()
-    heads = {name for name, tensor in own.items() if wider[name].shape != tensor.shape}
+    heads = set(head_axes(own, build, labels.num_classes))
     problems = [f"{name} is only in the {place}" for name, place in _missing(own, weights)]
     for name in own.keys() & weights.keys() - heads:
         if own[name].shape != weights[name].shape:
@@ -50,6 +48,26 @@ def load_pretrained(path: Path, network: nn.Module, build: Callable[[int], nn.Mo
     network.load_state_dict(kept, strict=False)
     remark = "with its heads" if same_classes else f"the classes differ: {len(heads)} tensors of the heads begin anew"
     return f"Pretrained: {len(kept)} tensors of {path}, {remark}."
+
+
+def head_axes(own: Mapping[str, Tensor], build: Callable[[int], nn.Module], num_classes: int) -> dict[str, int]:
+    """Return the tensors of a network whose shape depends on the number of classes.
+
+    Args:
+        own: the network's state.
+        build: builds the same network for a number of classes; torch's generator stays as it is.
+        num_classes: classes of the network.
+
+    Returns:
+        Name -> axis of the classes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        wider = build(num_classes + 1).state_dict()
+    return {
+        name: next(axis for axis, size in enumerate(tensor.shape) if wider[name].shape[axis] != size)
+        for name, tensor in own.items()
+        if wider[name].shape != tensor.shape
+    }
 
 
 def _missing(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[tuple[str, str]]:
