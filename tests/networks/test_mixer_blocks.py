@@ -203,7 +203,7 @@ def test_parameters_are_counted(inner: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mamba2", "mlstm"])
+@pytest.mark.parametrize("name", ["mamba2", pytest.param("mlstm", marks=pytest.mark.nightly)])
 def test_a_layer_with_another_block_compiles_to_one_graph(name: str) -> None:
     torch.manual_seed(0)
     layer, x = (
