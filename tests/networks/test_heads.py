@@ -67,7 +67,7 @@ def test_the_length_of_the_features_does_not_grow_with_the_channels() -> None:
         head = CaseHead(channels, (2,))
         features = torch.randn(4, channels, 6, 6, generator=torch.Generator().manual_seed(0))
         (task,) = head.tasks
-        by_hand = pooled(features) / (2 * channels) ** 0.5 @ task.weight.T + task.bias  # type: ignore[operator,union-attr]
+        by_hand = 4 * pooled(features) / (2 * channels) ** 0.5 @ task.weight.T + task.bias  # type: ignore[operator,union-attr]
         assert torch.allclose(head(features)[0], by_hand, atol=1e-6)
         (gradient,) = torch.autograd.grad(head(features)[0][:, 0].sum(), task.weight)  # type: ignore[arg-type]
         lengths.append(float(gradient.norm()))

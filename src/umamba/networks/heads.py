@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from umamba.io import UserError
 
+_LENGTH = 16
 _NEEDED = ("bottleneck_channels", "bottleneck", "segment_with_bottleneck")
 
 
@@ -21,8 +22,9 @@ class CaseHead(nn.Module):
     The mean alone would not do: behind InstanceNorm the mean of a channel is nearly the same for every image, while the
     maximum tells whether the channel found something anywhere.
 
-    The features are divided by the square root of their number. Without that their length grows with the channels, the
-    gradient of the head exceeds that of the network, and clipping both together slows the segmentation down.
+    The features are scaled to the length of sixteen of them, whatever the width of the network. Without that their
+    length grows with the channels, the gradient of the head exceeds that of the network, and clipping both together
+    slows the segmentation down.
 
     Because the map is linear, the mean of the logits over the tiles of an image equals the logits of the mean features.
 
@@ -33,7 +35,7 @@ class CaseHead(nn.Module):
 
     def __init__(self, channels: int, sizes: Sequence[int]) -> None:
         super().__init__()
-        self.scale = (2 * channels) ** -0.5
+        self.scale = (_LENGTH / (2 * channels)) ** 0.5
         self.tasks = nn.ModuleList(nn.Linear(2 * channels, size) for size in sizes)
 
     def forward(self, bottleneck: Tensor) -> list[Tensor]:
