@@ -104,7 +104,7 @@ def make(name: str, network: Network, raw: Path, output: Path, url: str | None) 
         run = train(name, network, fold, raw, output)
         file = folder / (f"{name}.ckpt" if len(network.folds) == 1 else f"{name}_fold_{fold}.ckpt")
         file.unlink(missing_ok=True)
-        share_checkpoint(run.checkpoint("last"), file)
+        share_checkpoint(run.checkpoint("last"), file, half=True)
         weights.append(entry(file, url))
         scores.append(pandas.read_csv(run.scores))
     sample = None

@@ -105,7 +105,9 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_of(candidate: Path, raw: Path, output: Path, **more: Any) -> CalibrateSettings:
-    return CalibrateSettings(candidates=(candidate,), raw_dataset=raw, output=output, device="cpu", **more)
+    return CalibrateSettings(
+        candidates=(candidate,), raw_dataset=raw, output=output, device="cpu", engine="torch", **more
+    )
 
 
 def test_of_cross_validation_of_two_seeds(
@@ -130,7 +132,9 @@ def test_of_cross_validation_of_two_seeds(
 
 
 def predict_settings(checkpoint: Path | tuple[Path, ...], raw: Path, output: Path, **more: Any) -> PredictSettings:
-    return PredictSettings(checkpoint=checkpoint, input=raw / "imagesTr", output=output, device="cpu", **more)
+    return PredictSettings(
+        checkpoint=checkpoint, input=raw / "imagesTr", output=output, device="cpu", engine="torch", **more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +143,12 @@ def quality(candidate: Path, raw: Path, tmp_path_factory: pytest.TempPathFactory
     network = candidate / "fold_0" / "seed_0" / "checkpoints" / "last.ckpt"
     output = tmp_path_factory.mktemp("quality")
     settings = CalibrateSettings(
-        checkpoint=network, images=raw / "imagesTr", labels=raw / "labelsTr", output=output, device="cpu"
+        checkpoint=network,
+        images=raw / "imagesTr",
+        labels=raw / "labelsTr",
+        output=output,
+        device="cpu",
+        engine="torch",
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("umamba.evaluation.score.available_cpus", lambda: 1)
@@ -159,7 +168,13 @@ def test_predicted_with_expected_scores(
     wide.SetSpacing((2.0, 2.0, 2.0))
     sitk.WriteImage(wide, str(images / "wide.nii.gz"))
     settings = PredictSettings(
-        checkpoint=network, input=images, output=tmp_path / "out", device="cpu", quality=quality, previews=1
+        checkpoint=network,
+        input=images,
+        output=tmp_path / "out",
+        device="cpu",
+        engine="torch",
+        quality=quality,
+        previews=1,
     )
     predict(settings)
     table = read_table(tmp_path / "out" / "quality.csv", ("case", "label", "reason"))
@@ -237,7 +252,7 @@ def test_too_few_cases(candidate: Path, raw: Path, tmp_path: Path) -> None:
     for case in CASES[:5]:
         (few / f"{case}.nii.gz").symlink_to(raw / "labelsTr" / f"{case}.nii.gz")
     network = candidate / "fold_0" / "seed_0" / "checkpoints" / "last.ckpt"
-    common = {"checkpoint": network, "images": raw / "imagesTr", "device": "cpu"}
+    common = {"checkpoint": network, "images": raw / "imagesTr", "device": "cpu", "engine": "torch"}
     with pytest.raises(UserError, match=r"labels: 5 cases .* too few; coverage=0\.9 needs at least 20 with a label"):
         calibrate(CalibrateSettings(labels=few, output=tmp_path / "out", **common))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"Dataset001_Test: 24 cases .* too few; coverage=0\.95 needs at least 38"):

@@ -124,6 +124,7 @@ def test_the_defaults_of_the_other_commands(composed: Callable[..., dict[str, An
         "output": None,
         "overrides": [],
         "margin": 0.01,
+        "images": "test",
         "pictures_mb": 3.0,
         "paths": PATHS,
     }
