@@ -58,6 +58,7 @@ def calibration() -> Calibration:
         tile_scale=1,
         rules="Protocol generic.",
         cases=120,
+        unlike=0,
         spacing=0.3,
         field_of_view=0.5,
         intensities=0.0,
@@ -118,6 +119,9 @@ def test_no_number_outside_of_what_was_calibrated(calibration: Calibration) -> N
     assert reasons(signs(0.05, 0.05), {}) != ["", "", ""]  # what is not known is not near
     unlike = "intensities 0 to 9, training's foreground -90 to 250"
     assert reasons(signs(0.05, 0.05), NEAR, [unlike]) == [f"outside what was calibrated: {unlike}"] * 3
+    seen = replace(calibration, unlike=3)  # some calibrated images were unlike, too, so that the distances decide
+    assert estimate(seen, "x", signs(0.05, 0.05), NEAR, [unlike])[0].scores
+    assert not estimate(seen, "x", signs(0.05, 0.05), {**NEAR, "intensities": 0.2}, [unlike])[0].scores
     liver, tumour, _ = reasons(signs(0.99, 0.05))
     assert liver.startswith("outside what was calibrated: mean DSC 0.010 between 5 networks")
     assert tumour == ""

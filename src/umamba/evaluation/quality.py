@@ -67,6 +67,7 @@ class Calibration:
         tile_scale: edge of a tile in patches of training.
         rules: sentence on the rules of the scores.
         cases: number of scored cases.
+        unlike: number of them whose images are unlike those of training.
         spacing: largest distance of a scored image's spacing from that of training, natural logarithm of the ratio.
         field_of_view: the same of its field of view.
         intensities: the same of its intensities, see `inference.likeness.distances`.
@@ -84,6 +85,7 @@ class Calibration:
     tile_scale: int = key(low=1)
     rules: str
     cases: int = key(low=0)
+    unlike: int = key(low=0)
     spacing: float = key(low=0)
     field_of_view: float = key(low=0)
     intensities: float = key(low=0)

@@ -83,7 +83,7 @@ def _whole(signs: Mapping[str, float | None]) -> bool:
 
 def _outside(calibration: Calibration, distances: Mapping[str, float], differences: Sequence[str]) -> str:
     """Return how an image is outside what was calibrated; empty if it is not."""
-    if differences:
+    if differences and not calibration.unlike:
         return "; ".join(differences)
     for name in DISTANCES:
         most, own, words = getattr(calibration, name), distances.get(name), name.replace("_", " ")

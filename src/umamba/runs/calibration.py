@@ -123,19 +123,19 @@ def calibrate(settings: CalibrateSettings) -> Calibrated:
     unlike = sorted(case for case, signs in found.signs.items() if signs.differences)
     if unlike:
         log.warning(
-            "%d of %d cases, such as %s, are unlike the training images; nothing is learned from them.",
+            "%d of %d cases, such as %s, are unlike the training images. They count, and images that are as unlike get "
+            "a number, too. If these are no proper images, remove them and calibrate again.",
             *(len(unlike), len(found.signs), unlike[0]),
         )
-    used = table[~table["case"].isin(unlike)]
-    names, cases = found.labels.names, used["case"].nunique()
-    learned = calibrate_labels(used, names, found.groups, settings.coverage)
+    names, cases = found.labels.names, table["case"].nunique()
+    learned = calibrate_labels(table, names, found.groups, settings.coverage)
     if not any(own.fits for own in learned):
         raise UserError(
             f"{settings.output / 'cases.csv'}: in fewer than {fewest_cases(settings.coverage)} of {cases} cases a "
             f"label was found and the agreement of the networks measured, but coverage={settings.coverage:g} needs "
             "so many. Give more cases, or a smaller coverage."
         )
-    far = {name: float(used[name].max()) for name in DISTANCES}
+    far = {name: float(table[name].max()) for name in DISTANCES}
     any_signs = next(iter(found.signs.values()))
     calibration = Calibration(
         format=FORMAT,
@@ -149,12 +149,13 @@ def calibrate(settings: CalibrateSettings) -> Calibrated:
         tile_scale=settings.tile_scale,
         rules=rules.sentence,
         cases=cases,
+        unlike=len(unlike),
         spacing=far["spacing"],
         field_of_view=far["field_of_view"],
         intensities=far["intensities"],
         labels=learned,
     )
-    rest = out_of_sample(used, names, found.groups, settings.coverage)
+    rest = out_of_sample(table, names, found.groups, settings.coverage)
     whole = rest[rest["label"] == calibration.overall]
     checked = check(whole)
     path = settings.output / "quality.json"

@@ -101,7 +101,7 @@ class EvaluateSettings(Settings):
     def conflicts(self) -> Iterator[str]:
         """Yield objects without a rule, a missing method, wrong folders, and keys that contradict each other."""
         if self.objects and self.protocol not in ("generic", "cell"):
-            yield f"objects=true: protocol={self.protocol} has no rule for objects. Give protocol=generic."
+            yield f"objects=true: protocol={self.protocol} has no rule for objects. Give protocol=generic or cell."
         if self.truth.suffix == ".csv" and self.classes is not None:
             yield f"classes={self.classes}: truth is a table of classes already. Give one of the two."
         if isinstance(self.predictions, Path):
