@@ -170,8 +170,12 @@ def _unlike_intensities(channel: np.ndarray, scheme: str, trained: Intensity) ->
     found = f"{low:.4g} to {high:.4g} (percentiles 0.5 and 99.5), training's foreground {usual_low:.4g} to "
     found += f"{usual_high:.4g}"
     if scheme == _Z_SCORE:
-        ratio = (high - low) / width
-        return f"{found}: other units?" if ratio > _WIDTH or ratio < 1 / _WIDTH else None
+        width_ratio, level = (high - low) / width, float(np.median(sample))
+        # Where the training images themselves have several units, their range is that of the largest ones, and only the
+        # median tells that most are smaller.
+        level_ratio = level / trained.median if level > 0 and trained.median > 0 else width_ratio
+        other = all(ratio > _WIDTH or ratio < 1 / _WIDTH for ratio in (width_ratio, level_ratio))
+        return f"{found}: other units?" if other else None
     if scheme == _CT and usual_low < 0 <= first:
         return f"{found}: no value is below 0, so these are probably not Hounsfield units"
     covered = max(0.0, min(last, usual_high) - max(first, usual_low)) / width
