@@ -29,7 +29,7 @@ class Store:
     """A store of one preprocessed case."""
 
     def load(self, case_id: str) -> Any:
-        return SimpleNamespace(image=IMAGE, label=TRUTH)
+        return SimpleNamespace(image=IMAGE, label=TRUTH, previous=None)
 
 
 class Shapes(nn.Module):

@@ -210,7 +210,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
             continue
         so_far = len(problems)
         arguments[entry.name] = _checked(value, *declared[entry.name], path, problems)
-        if len(problems) > so_far:
+        if len(problems) > so_far and not _names_files(arguments[entry.name], declared[entry.name][1]):
             wrong.add(entry.name)
     if absent:
         problems.append(not_given(absent))
@@ -222,15 +222,22 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
     failed = len(problems) > before
     try:
         if failed:
-            # Also report impossible combinations of the other values; wrong values are replaced by their defaults.
+            # Also report impossible combinations of the other values; wrong values are replaced by their defaults, but
+            # a path stays, although nothing is there, because it says what is meant.
             arguments = {name: value for name, value in arguments.items() if name not in wrong}
             if any(is_choice(declared[name][0]) for name in wrong) or not _required(record) <= set(arguments):
                 return None
         made = record(**arguments)
         return None if failed else made
     except InvalidSettings as error:
-        problems += error.problems
+        problems += [problem for problem in error.problems if problem not in problems]
         return None
+
+
+def _names_files(value: Any, limits: Key) -> bool:
+    """Return whether a value is a path, or several, so that only what it names can be missing."""
+    entries = _listed(value)
+    return limits.existing and bool(entries) and all(isinstance(entry, Path) for entry in entries)
 
 
 def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str]) -> Any:
