@@ -109,7 +109,7 @@ def make(name: str, network: Network, raw: Path, output: Path, url: str | None) 
         scores.append(pandas.read_csv(run.scores))
     sample = None
     if network.sample:
-        (dataset,) = raw.glob("*hantom*")
+        (dataset,) = raw.glob("Dataset*_Phantom")
         image = min((dataset / "imagesTs").iterdir())
         sample = entry(Path(shutil.copy(image, folder / f"{name}_{image.name.rpartition('_')[2]}")), url)
     (folder / f"{name}.md").write_text(card(name, network, scores))
