@@ -70,7 +70,7 @@ def test_smoke_keeps_the_path_and_takes_a_name_of_its_own(dataset: str, architec
             *("endovis_unetr", "table4_2d", "instrument_2017_test/instrument_dataset_9/left_frames"),
             marks=pytest.mark.nightly,
         ),
-        ("cell_swinunetr", "table4_2d", "Tuning/images"),
+        pytest.param("cell_swinunetr", "table4_2d", "Tuning/images", marks=pytest.mark.nightly),
     ],
 )
 def test_smoke_runs_from_the_archive_to_the_report(

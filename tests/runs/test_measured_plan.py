@@ -84,6 +84,7 @@ def test_the_step_is_that_of_the_network(make_settings: Make, prepared: Prepared
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_larger_step_takes_the_memory_that_its_tensors_need(make_settings: Make, prepared: PreparedDataset) -> None:
     """A process of its own, so that neither this process nor a former step counts."""
     record = checkpoint_record(make_settings(), prepared)
