@@ -31,6 +31,7 @@ from umamba.io import (
     make_folder,
     partial_path,
     provenance,
+    read_json,
     remove_stale,
     write_image,
     write_json,
