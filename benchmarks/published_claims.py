@@ -20,11 +20,6 @@ STUDIES = {
     "table6_organs_mr": "table3_organs_3d",
     "table7_organs_mr_2d": "table4_2d",
 }
-NAMES = {
-    **{"flare": "Abdomen CT", "amos": "Abdomen MR", "amos2d": "Abdomen MR, 2D", "endovis": "Endoscopy"},
-    **{"cell": "Microscopy", "unet": "nnU-Net", "segresnet": "SegResNet", "unetr": "UNETR"},
-    **{"swinunetr": "SwinUNETR", "umamba_bot": "U-Mamba_Bot", "umamba_enc": "U-Mamba_Enc"},
-}
 TITLE = """# What the paper's numbers show
 
 P(false): the probability that a network with a better mean is not better, from the printed means and standard
@@ -44,15 +39,19 @@ END = """
 """
 
 
-def main() -> None:
-    """Write both files of each study."""
+def main(target: Path = EXPERIMENTS) -> None:
+    """Write both files of each study.
+
+    Args:
+        target: folder of the studies' folders.
+    """
     for study, deviations in STUDIES.items():
         printed, averages = (read_published(EXPERIMENTS / name / "published.csv") for name in (study, deviations))
         claims = published_claims(printed, averages)
-        write_table(EXPERIMENTS / study / "claims.csv", claims)
+        write_table(target / study / "claims.csv", claims)
         organs = "" if study == deviations else ORGANS.format(study="Table " + deviations[len("table")])
-        text = f"{TITLE}{organs}\n{summary(claims, printed, NAMES)}{END}"
-        (EXPERIMENTS / study / "claims.md").write_text(text, encoding="utf-8")
+        text = f"{TITLE}{organs}\n{summary(claims, printed)}{END}"
+        (target / study / "claims.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ _COMMANDS: Mapping[str, type[Any]] = {
     "predict": settings.PredictSettings,
     "verify": settings.VerifySettings,
     "find-best": settings.FindBestSettings,
+    "audit": settings.AuditSettings,
+    "calibrate": settings.CalibrateSettings,
     "evaluate": settings.EvaluateSettings,
     "report": settings.ReportSettings,
     "convert": settings.ConvertSettings,

@@ -22,7 +22,8 @@ OPTIONAL = {
     "mamba_ssm": {"networks/scan/cuda.py"},
     "numba": {
         *("inference/half_sums.py", "inference/winners.py", "networks/scan", "networks/fused_norm_kernels.py"),
-        *("training/softmax_kernels.py", "patches/blur.py", "patches/warp.py"),
+        *("networks/one_pass_kernels.py", "training/softmax_kernels.py"),
+        *("patches/blur.py", "patches/sampling.py", "patches/warp.py"),
     },
     "monai": {"networks/monai_nets.py"},
     "wandb": {"training/loggers.py"},

@@ -132,7 +132,7 @@ def test_completion_knows_commands_groups_options_and_keys() -> None:
     assert "recipe.optimizer.lr=" in candidates(["train", "recipe.opt"])
     assert candidates(["slurm", "dry"]) == ["dry-run"]
     assert "table4_2d" in candidates(["slurm", "submit", "table4"])
-    assert candidates(["predict", "tile"]) == ["tile_step_size="]
+    assert candidates(["predict", "tile_st"]) == ["tile_step_size="]
 
 
 @pytest.fixture

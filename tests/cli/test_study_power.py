@@ -7,17 +7,20 @@ import numpy as np
 import pandas
 import pytest
 
+from umamba.cli import report
 from umamba.cli.completion import candidates
+from umamba.cli.compose import settings_of
+from umamba.cli.planned_runs import planned_runs
 from umamba.cli.study import main
-from umamba.cli.study_power import outlooks
+from umamba.cli.study_power import cases_of, outlooks
 from umamba.evaluation.power import ALPHA, detectable_difference
 from umamba.evaluation.spread import Spreads
 from umamba.io import UserError
 from umamba.io.voice import shown
 from umamba.records import RunFolder
 from umamba.records.tables import write_scores
-from umamba.settings import InvalidSettings, PowerSettings
-from umamba.sweeps import PlannedRun
+from umamba.settings import InvalidSettings, PowerSettings, ReportSettings, TrainSettings
+from umamba.sweeps import PlannedRun, read_study
 
 STUDY = """question: Which?
 runs:
@@ -58,7 +61,7 @@ def test_assumed_spreads_before_anything_is_trained(study: str, capsys: pytest.C
 def test_one_training_shows_nothing(study: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(["power", study, "power.trainings=1", "power.cases=100"], capsys)
     assert "One training of each method shows nothing of the methods" in text
-    assert "needs no number of cases with 1 training, or " in text
+    assert "No number of cases with 1 training shows " in text
 
 
 def test_mistakes_are_named(study: str, tmp_path: Path) -> None:
@@ -76,10 +79,9 @@ def test_mistakes_are_named(study: str, tmp_path: Path) -> None:
             main([*arguments, *([f"paths.runs={tmp_path / 'runs'}"] if len(arguments) > 1 else [])])
 
 
-def test_measured_spreads_are_those_of_the_runs(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from umamba.cli.planned_runs import planned_runs
-    from umamba.sweeps import read_study
-
+@pytest.fixture
+def trained(study: str, tmp_path: Path) -> str:
+    """Write the scores of all runs of the study, 40 cases each, and return the override of their folder."""
     override = f"paths.runs={tmp_path / 'runs'}"
     rng = np.random.default_rng(0)
     base = rng.normal(0.8, 0.1, 40)
@@ -89,12 +91,40 @@ def test_measured_spreads_are_those_of_the_runs(study: str, tmp_path: Path, caps
         own = base + (0.03 if run.method.endswith("bot") else 0) + rng.normal(0, 0.02) + rng.normal(0, 0.01, 40)
         rows = [(f"case_{index}", "organ", value) for index, value in enumerate(own)]
         write_scores(run.folder.scores, pandas.DataFrame(rows, columns=["case", "label", "dsc"]))
-    text = said(["power", study, override, f"power.results={study}"], capsys)
+    return override
+
+
+def test_measured_spreads_are_those_of_the_runs(study: str, trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(["power", study, trained, f"power.results={study}"], capsys)
     assert "Standard deviations, measured in toy" in text
     assert "With 40 cases and 3 trainings" in text
-    trained = float(text.split("over trainings ")[1].split(",")[0])
-    assert trained == pytest.approx(0.02, rel=0.6)
+    over_trainings = float(text.split("over trainings ")[1].split(",")[0])
+    assert over_trainings == pytest.approx(0.02, rel=0.6)
     assert float(text.split("of the rest ")[1].split(". Level")[0]) == pytest.approx(0.01, rel=0.15)
+
+
+def test_the_report_of_a_study_uses_the_margin(study: str, trained: str, tmp_path: Path) -> None:
+    for margin in (0.001, 0.25):
+        output = tmp_path / f"report_{margin}"
+        report.main(settings_of(ReportSettings, [f"study={study}", trained, f"output={output}", f"margin={margin}"]))
+        claims = pandas.read_csv(output / "claims.csv")
+        assert set(claims["margin"]) == {margin}
+        assert claims["sentence"].str.contains("within the margin").all() == (margin == 0.25)
+
+
+def test_only_test_cases_with_a_reference_are_counted(tmp_path: Path) -> None:
+    for name in ("imagesTs", "labelsTs"):
+        (tmp_path / name).mkdir()
+    declared = '{"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "a": 1}, "file_ending": ".png"}'
+    (tmp_path / "dataset.json").write_text(declared)
+    settings = settings_of(TrainSettings, ["dataset=nnunet", f"dataset.root={tmp_path}"])
+    assert cases_of(settings) is None
+    for case in ("x_1", "x_2", "x_3"):  # with two channels each
+        for channel in (0, 1):
+            (tmp_path / "imagesTs" / f"{case}_{channel:04d}.png").touch()
+    for case in ("x_1", "x_3"):
+        (tmp_path / "labelsTs" / f"{case}.png").touch()
+    assert cases_of(settings) == 2
 
 
 def test_the_word_is_completed() -> None:

@@ -57,6 +57,7 @@ def test_the_documented_search_of_lr_and_patch_size(project_dir: Path, tmp_path:
     assert patch in {size for _, size in found}
 
 
+@pytest.mark.nightly
 def test_trainings_by_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     monkeypatch.chdir(tmp_path)

@@ -8,9 +8,12 @@ import pytest
 import SimpleITK as sitk
 from skimage.measure import label as connected_components
 
+from umamba.cli.compose import settings_of
 from umamba.datasets import read_dataset
 from umamba.datasets.numbered_instances import classes_of_instances, holds_instances
 from umamba.io import UserError
+from umamba.runs.network_at_plan import network_at_plan
+from umamba.settings import DescribeSettings
 
 
 def voxels(path: Path) -> np.ndarray:
@@ -69,3 +72,24 @@ def test_a_picture_without_instances_is_named(nuclei: Path, tmp_path: Path) -> N
     lost.unlink()
     with pytest.raises(UserError, match=lost.name.removesuffix("_label.tiff")):
         classes_of_instances(nuclei, tmp_path / "classes", 1)
+
+
+def test_a_network_is_described_at_the_plan_of_numbered_instances(nuclei: Path, tmp_path: Path) -> None:
+    """describe used to ask for dataset.json, although train accepts such a folder."""
+    overrides = ["dataset=cell", f"dataset.root={nuclei}", f"paths.preprocessed={tmp_path / 'pre'}", "plan=2d"]
+    found = network_at_plan(settings_of(DescribeSettings, [*overrides, "data.prepare_workers=1"]))
+    assert (found.in_channels, found.num_classes, found.configuration.dim) == (3, 3, 2)
+
+
+def test_instances_become_levels_of_depth(nuclei: Path, tmp_path: Path) -> None:
+    root = classes_of_instances(nuclei, tmp_path / "classes", 1, "depth")
+    assert root.name == "Dataset703_NucleiDepth"
+    dataset = read_dataset(root)
+    assert dataset.labels.names == ("depth 1", "depth 2", "depth 3", "depth 4")
+    for case in dataset.training:
+        assert case.label is not None
+        classes = voxels(case.label)
+        instances = voxels(nuclei / "instancesTr" / f"{case.case_id}_label.tiff")
+        assert np.array_equal(classes > 0, instances > 0)
+        assert set(np.unique(instances[classes == 4])) == set(np.unique(instances[instances > 0]))
+    assert classes_of_instances(nuclei, tmp_path / "classes", 1).name == "Dataset703_Nuclei"

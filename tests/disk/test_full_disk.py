@@ -52,6 +52,7 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Points:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", [name for group in GROUPS for name in group])
 def test_a_full_disk_leaves_nothing_incomplete_and_the_repeated_command_ends_as_an_undisturbed_one(
     command: str, points: Points

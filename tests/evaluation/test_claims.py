@@ -19,7 +19,7 @@ from umamba.evaluation.claims import (
     false_claim_probability,
     judged,
 )
-from umamba.evaluation.equivalence import equivalence_p_value, equivalent_within
+from umamba.evaluation.equivalence import equivalent_within
 from umamba.evaluation.power import detectable_difference, power_of
 from umamba.evaluation.spread import Spreads, suitability, uncertainty
 from umamba.evaluation.statistics import holm, mean_interval
@@ -126,14 +126,15 @@ def test_mean_squares_by_the_slow_obvious_way() -> None:
 
 def test_equivalence_is_two_one_sided_tests() -> None:
     statsmodels = pytest.importorskip("statsmodels.stats.api")
-    a, b = drawn(1, 30, 1, Spreads(0.01, 0, 0), effect=0.002)
-    known = uncertainty(a, b)
-    difference = float((a - b).mean())
-    for margin in (0.002, 0.005, 0.01):
-        expected = statsmodels.ttost_paired(a[0], b[0], -margin, margin)[0]
-        assert equivalence_p_value(difference, known.error, known.freedom, margin) == pytest.approx(expected)
-    smallest = equivalent_within(difference, known.error, known.freedom)
-    assert equivalence_p_value(difference, known.error, known.freedom, smallest) == pytest.approx(0.05)
+    for effect in (0.0, 0.002, -0.02):
+        a, b = drawn(1, 30, 1, Spreads(0.01, 0, 0), effect=effect)
+        known = uncertainty(a, b)
+        smallest = equivalent_within(float((a - b).mean()), known.error, known.freedom)
+        for share, expected in ((0.99, False), (1.01, True)):  # of the smallest margin: is equivalence shown?
+            p_value = statsmodels.ttost_paired(a[0], b[0], -share * smallest, share * smallest)[0]
+            assert (p_value < 0.05) == expected
+        assert statsmodels.ttost_paired(a[0], b[0], -smallest, smallest)[0] == pytest.approx(0.05)
+        assert one(a, b).equivalent_within == pytest.approx(smallest)
 
 
 def test_holm_is_that_of_statsmodels() -> None:

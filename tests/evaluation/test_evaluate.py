@@ -1,5 +1,6 @@
 """From files to score tables: the official scripts' own tables, faults among good cases, comparisons of methods."""
 
+import json
 import math
 import re
 import unicodedata
@@ -14,13 +15,14 @@ from scipy.stats import ttest_rel
 
 from umamba.cli.compose import settings_of
 from umamba.evaluation import Rules, instances, score, score_case
-from umamba.evaluation.evaluate import compare_methods, evaluate, evaluate_folders, find_pairs, label_names
+from umamba.evaluation.comparison import compare_methods
+from umamba.evaluation.evaluate import evaluate, evaluate_folders, find_pairs, label_names
 from umamba.evaluation.statistics import bootstrap_interval, holm, summarize
 from umamba.io import UserError
 from umamba.io.tabular import read_table
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
-from umamba.settings import EvaluateSettings, InvalidSettings
+from umamba.settings import EvaluateSettings
 
 GENERIC = LabelSet(("a", "b"), ((1,), (2,)))
 
@@ -202,18 +204,6 @@ def test_the_settings_choose_folders_and_rules(
     assert "near: 8 cases" in capsys.readouterr().out
 
 
-def test_predictions_may_be_one_folder_or_several(tmp_path: Path) -> None:
-    for name in ("x", "y", "t"):
-        (tmp_path / name).mkdir()
-    x, y = tmp_path / "x", tmp_path / "y"
-    several = f"{{a: {x}, b: {y}}}"
-    for given, expected in ((str(x), {"x": x}), (several, {"a": x, "b": y})):
-        overrides = [f"predictions={given}", f"truth={tmp_path / 't'}", "output=o"]
-        assert settings_of(EvaluateSettings, overrides).methods == expected
-    with pytest.raises(InvalidSettings, match=r"predictions\.b=.*nowhere: there is no such folder"):
-        EvaluateSettings(predictions={"a": str(x), "b": str(tmp_path / "nowhere")}, truth=x, output=tmp_path / "o")
-
-
 def test_statistics_by_hand() -> None:
     table = pandas.DataFrame({"case": ["x", "x", "y", "y"], "label": ["a", "b"] * 2, "dsc": [0.5, 0.7, 0.9, math.nan]})
     summary = summarize(table, ["dsc"]).set_index("label")
@@ -245,7 +235,8 @@ def test_the_trainings_of_a_method_are_compared_together(
     given = {name: [str(two_methods[name]), str(tmp_path / f"{name}_again")] for name in two_methods}
     listed = ",".join(f"{name}:[{','.join(folders)}]" for name, folders in given.items())
     overrides = [f"predictions={{{listed}}}", f"truth={truth}", f"output={tmp_path / 'out'}"]
-    settings = settings_of(EvaluateSettings, [*overrides, f"dataset_json={tmp_path / 'labels.json'}", "workers=1"])
+    overrides += [f"dataset_json={tmp_path / 'labels.json'}", "workers=1", "margin=0.03"]
+    settings = settings_of(EvaluateSettings, overrides)
     assert list(settings.methods) == ["near_1", "near_2", "far_1", "far_2"]
     found = evaluate(settings)
     assert list(found.scores) == ["near_1", "near_2", "far_1", "far_2"]
@@ -256,19 +247,8 @@ def test_the_trainings_of_a_method_are_compared_together(
     expected = (means["near_1"] + means["near_2"] - means["far_1"] - means["far_2"]).mean() / 2
     assert row["difference"] == pytest.approx(expected)
     assert row["sd_trainings"] > 0
+    assert row["margin"] == 0.03
     assert f"DSC, near and far: {row['sentence']}" in " ".join(capsys.readouterr().out.split())
-
-
-def test_folders_of_trainings_that_cannot_be_meant_are_refused(two_methods: dict[str, Path], tmp_path: Path) -> None:
-    near, far = map(str, two_methods.values())
-    for predictions, words in (
-        ({"a": [near, far], "a_1": far}, "two folders would be called a_1"),
-        ({"a": [near, near], "b": far}, "is given twice"),
-        ({"a": [], "b": far}, "must be a folder, or a list"),
-        ({"a": [near, f"{far}/x"], "b": far}, r"predictions\.a=.*/x: there is no such folder"),
-    ):
-        with pytest.raises(InvalidSettings, match=words):
-            EvaluateSettings(predictions=predictions, truth=tmp_path, output=tmp_path / "o")
 
 
 def write_missed(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -397,3 +377,20 @@ def test_a_missing_image_leaves_all_methods_scored(two_methods: dict[str, Path],
     assert len(found.problems) == 2
     assert all("contains no image of case" in problem for problem in found.problems)
     assert (output / "comparison.csv").exists()
+
+
+def test_labels_that_a_reference_does_not_carry_have_no_score(tmp_path: Path) -> None:
+    truth = np.zeros((3, 8, 8), np.uint8)
+    truth[1, 2:6, 2:4] = 1
+    both = truth.copy()
+    both[1, 2:6, 5:7] = 2
+    for case, array in (("x", truth), ("y", both)):
+        write(tmp_path / "labelsTs" / f"{case}.nii.gz", array)
+        write(tmp_path / "p" / f"{case}.nii.gz", both)
+    declared = {"labels": {"background": 0, "a": 1, "b": 2}, "annotated_labels": {"x": ["a"], "unseen": ["b"]}}
+    (tmp_path / "dataset.json").write_text(json.dumps(declared))
+    folders = [f"predictions={tmp_path / 'p'}", f"truth={tmp_path / 'labelsTs'}", f"output={tmp_path / 'out'}"]
+    found = evaluate(settings_of(EvaluateSettings, [*folders, "workers=1"]), progress=False).scores["p"]
+    dsc = found.set_index(["case", "label"])["dsc"]
+    assert dsc["x", "a"] == dsc["y", "a"] == dsc["y", "b"] == 1
+    assert math.isnan(dsc["x", "b"])  # 0 if the reference counted as complete

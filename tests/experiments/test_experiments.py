@@ -65,9 +65,12 @@ def test_smoke_keeps_the_path_and_takes_a_name_of_its_own(dataset: str, architec
     ("experiment", "study", "archive"),
     [
         ("flare_umamba_enc", "table3_organs_3d", "FLARE22Train/images"),
-        ("amos_segresnet", "table3_organs_3d", "amos22/imagesVa"),
-        ("endovis_unetr", "table4_2d", "instrument_2017_test/instrument_dataset_9/left_frames"),
-        ("cell_swinunetr", "table4_2d", "Tuning/images"),
+        pytest.param("amos_segresnet", "table3_organs_3d", "amos22/imagesVa", marks=pytest.mark.nightly),
+        pytest.param(
+            *("endovis_unetr", "table4_2d", "instrument_2017_test/instrument_dataset_9/left_frames"),
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param("cell_swinunetr", "table4_2d", "Tuning/images", marks=pytest.mark.nightly),
     ],
 )
 def test_smoke_runs_from_the_archive_to_the_report(

@@ -8,6 +8,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_no_hostile_input_escapes_or_breaks_a_reader() -> None:
     command = [sys.executable, str(Path(__file__).with_name("run.py"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)

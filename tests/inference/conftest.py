@@ -1,13 +1,16 @@
-"""Makes models of trivial networks, with the plans that they need."""
+"""Makes models of trivial networks, with the plans that they need, and teaches small networks a few labels."""
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from umamba.inference import Model
+from umamba.inference.forward import full_resolution
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Plan
 
@@ -68,3 +71,27 @@ def _make_model(
 def make_model() -> Callable[..., Any]:
     """Return the function that makes models."""
     return _make_model
+
+
+def _learn(network: nn.Module, patch: tuple[int, ...], channels: int, *, threshold: float, steps: int) -> None:
+    """Teach a network to find bright (1) and dark (2) voxels of the first channel.
+
+    Labels of random weights depend on rounding at many voxels.
+    """
+    generator = np.random.default_rng(1)
+    sigma = (0, 0, *(1, 3, 3)[3 - len(patch) :])
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for _ in range(steps):
+        noise = gaussian_filter(generator.normal(size=(2, channels, *patch)), sigma)
+        image = torch.from_numpy(noise / noise.std()).float()
+        label = (image[:, 0] > threshold).long() + 2 * (image[:, 0] < -threshold).long()
+        loss = nn.functional.cross_entropy(full_resolution(network(image)), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.fixture(scope="session")
+def learn() -> Callable[..., None]:
+    """Return the function that teaches a network."""
+    return _learn

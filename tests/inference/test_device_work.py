@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from umamba.inference import Model, canvas, device_work, forward
+from umamba.inference import Model, canvas, device_work, forward, prepared_image, slabs
 from umamba.inference.canvas import Canvas, Placement, Slab, decide_part
 from umamba.inference.device_work import aside, fetch, on_device, pinned
 from umamba.inference.forward import at_once, fetched, tile_forward
+from umamba.inference.memory import MemoryLimit
 from umamba.inference.resize import axis_maps, whole
+from umamba.inference.slabs import SlabLayout
 from umamba.inference.tiling import LogitRows, whole_logits
+from umamba.io import Geometry, Image
 from umamba.labels import LabelSet
+from umamba.settings import PredictionSettings
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 LABELS = LabelSet(("a", "b"), ((1,), (2,)))
@@ -162,6 +166,34 @@ def test_passes_are_begun_before_the_logits_of_the_one_before_are_added(make_mod
     assert events == ["computed", "computed", "added", "computed", "added", "added"]
 
 
+def test_passes_of_a_device_are_fetched_for_sums_on_the_cpu(
+    make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def on_host(start: forward.Start) -> forward.Start:
+        def begin(tiles: Tensor) -> Callable[[], Tensor]:
+            events.append("begun")
+
+            def wait() -> Tensor:
+                events.append("there")
+                return torch.ones((len(tiles), 1, *tiles.shape[2:]))
+
+            return wait
+
+        return begin
+
+    monkeypatch.setattr(slabs, "fetched", on_host)
+    model = replace(make_model(nn.Identity(), (4, 4, 4), 1), device=META)
+    image = torch.randn((1, 4, 4, 12), generator=torch.Generator().manual_seed(0))
+    view = slabs.View(model, image, axis_maps((4, 4, 12), (4, 4, 12), (1, 1, 1), (1, 1, 1)))
+    settings = PredictionSettings(tile_step_size=1.0)
+    given = slabs.give_slabs([view], (4, 4, 12), SlabLayout(1, 4), settings, sums_on=CPU, advance=lambda tiles: None)
+    ((_, (slab,)),) = given
+    assert (slab.logits == 1).all()
+    assert events == ["begun", "begun", "there", "begun", "there", "there"]
+
+
 def test_whole_logits_on_a_device() -> None:
     image = torch.zeros((1, 4, 5, 6))
     given = {"tile_step_size": 0.5, "tiles_per_pass": 2, "device": META}
@@ -196,6 +228,47 @@ def test_the_network_runs_with_its_device_current(
         assert current == [torch.device("cuda:1")]
     with on_device(CPU):
         assert not current
+
+
+def test_an_image_is_kept_for_the_device_and_painted_aside(
+    make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two networks of one plan share an image, which is pinned and copied once; tiles are cut on the device."""
+    devices: list[torch.device] = []
+
+    class Network(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            devices.append(x.device)
+            return x
+
+    models = [replace(make_model(Network(), (4, 4, 4), 3), device=META, engine="torch") for _ in range(2)]
+    geometry = Geometry((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), (4, 6, 9), False)
+    image = Image(np.random.default_rng(0).normal(size=(3, 4, 6, 9)).astype(np.float32), geometry)
+    kept: list[tuple[Tensor, torch.device]] = []
+    put_aside: list[torch.device] = []
+
+    def pin(tensor: Tensor, device: torch.device) -> Tensor:
+        kept.append((tensor, device))
+        return tensor
+
+    def put(device: torch.device, work: Callable[[], None]) -> Callable[[], None]:
+        put_aside.append(device)
+        return work
+
+    monkeypatch.setattr(prepared_image, "pinned", pin)
+    monkeypatch.setattr(prepared_image, "aside", put)
+    monkeypatch.setattr(prepared_image, "place_sums", lambda *_: (META, SlabLayout(1, 4)))
+    prepared = prepared_image.prepare_image(image, models)
+    assert [device for _, device in kept] == [META]
+    assert all(view.image.data_ptr() == kept[0][0].data_ptr() for view in prepared.views)
+    painted = Canvas(prepared.placement, models[0].labels)
+    with Crossings() as crossings:
+        prepared_image.paint(prepared, painted, PredictionSettings(), MemoryLimit(None), lambda *_: None)
+    assert put_aside == [META]
+    assert set(devices) == {META}
+    assert len(devices) > 4
+    # The image once, and for each network the weights of the tiles along each axis.
+    assert crossings.copies == ["aten._to_copy.default"] * (1 + 2 * 3)
 
 
 class FakeCuda:

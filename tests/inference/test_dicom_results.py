@@ -22,7 +22,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 from torch import Tensor, cat, nn
 
 from umamba.inference import Predictor
-from umamba.inference.dicom_results import Maker, write_form
+from umamba.inference.dicom_objects import Maker
+from umamba.inference.dicom_results import write_form
 from umamba.inference.rtstruct import rings
 from umamba.inference.secondary_capture import direction_letters
 from umamba.io import UserError, read_image
@@ -38,6 +39,7 @@ CT = UID("1.2.840.10008.5.1.4.1.1.2")
 SHAPE = (4, 6, 8)  # pixels of a slice fill whole bytes: GDCM cannot tell frames apart whose bits do not
 SPACING, DISTANCE, ORIGIN = (0.9, 0.7), 2.0, np.array([10.0, -20.0, 30.0])
 LABELS = LabelSet(("liver", "left kidney", "blob"), ((1,), (2,), (3,)))
+FORMS: tuple[ExportForm, ...] = ("dicom_seg", "dicom_labelmap", "rtstruct", "secondary_capture")
 MAKER = Maker("1.2", "0123456789abcdef")
 # An asymmetric marker: two blocks, a ring around a hole with an island in it, a voxel in a corner.
 MARKER = np.zeros(SHAPE, np.uint8)
@@ -235,7 +237,7 @@ def test_frames_of_one_file_may_have_any_order(tmp_path: Path) -> None:
     ds.save_as(file)
     np.testing.assert_array_equal(read_image([file]).array[0], series.voxels)
     planes = read_planes(file)
-    for form in ("dicom_seg", "dicom_labelmap", "rtstruct"):
+    for form in FORMS:
         write_form(form, tmp_path / form, MARKER, LABELS, label_codes(LABELS), planes, [file], MAKER)
     for form in ("dicom_seg", "dicom_labelmap"):
         seg, found = pydicom.dcmread(tmp_path / form), np.zeros(SHAPE, int)
@@ -248,6 +250,8 @@ def test_frames_of_one_file_may_have_any_order(tmp_path: Path) -> None:
             )
             found[z][frame > 0] = number[frame > 0] if form == "dicom_labelmap" else number
         np.testing.assert_array_equal(found, MARKER)
+    shown = pydicom.dcmread(tmp_path / "secondary_capture").SourceImageSequence
+    assert [order[item.ReferencedFrameNumber - 1] for item in shown] == [0, 1, 2, 3]
     for contours_of in pydicom.dcmread(tmp_path / "rtstruct").ROIContourSequence:
         for contour in contours_of.ContourSequence:
             z = order[contour.ContourImageSequence[0].ReferencedFrameNumber - 1]
@@ -316,6 +320,16 @@ def test_names_are_coded(tmp_path: Path) -> None:
     assert structures.ApprovalStatus == "UNAPPROVED"
 
 
+@pytest.mark.parametrize(("count", "characters"), [(1, 16), (3, 16), (5, 12), (40, 1)])
+def test_the_hash_of_each_network_fits_into_the_serial_number(
+    make_model: Callable[..., Any], count: int, characters: int
+) -> None:
+    """DICOM's long string has 64 characters."""
+    model = make_model(nn.Identity(), (2, 2, 2), 2)
+    model.weights = "0123456789abcdef" * 4
+    assert Maker.of([model] * count).weights.split(",") == ["0123456789abcdef"[:characters]] * count
+
+
 def test_the_codes_are_those_of_the_standard() -> None:
     """Against pydicom's copy of DICOM's context groups."""
     table = {**codes._ORGANS, **codes._FINDINGS, **codes._MODIFIERS}
@@ -362,9 +376,6 @@ class Classes(nn.Module):
         return cat([-(x - value).abs() for value in range(4)], dim=1)
 
 
-FORMS: tuple[ExportForm, ...] = ("dicom_seg", "dicom_labelmap", "rtstruct", "secondary_capture")
-
-
 def test_predictions_of_a_series(make_model: Callable[..., Any], tmp_path: Path) -> None:
     series = Series(tmp_path / "in" / "scan", RIGHT_ANGLES[0], backwards=True)
     for z in range(SHAPE[0]):
@@ -383,6 +394,8 @@ def test_predictions_of_a_series(make_model: Callable[..., Any], tmp_path: Path)
         assert (dataset.PatientID, dataset.StudyInstanceUID, dataset.AccessionNumber) == ("P1", "1.2.3", "A1")
         assert str(dataset.PatientName) == "Müller^Jürg"
         assert dataset.SeriesInstanceUID not in ("", "1.2.3.4")
+        assert "(automatic, not reviewed)" in dataset.SeriesDescription
+        assert (dataset.SeriesNumber, dataset.DeviceSerialNumber) == (590 + FORMS.index(form), model.weights[:16])
     np.testing.assert_array_equal(read_by_highdicom(tmp_path / "out" / "dicom_seg" / "scan.dcm", series), MARKER)
     picture = pydicom.dcmread(tmp_path / "out" / "secondary_capture" / "scan.dcm")
     assert picture.pixel_array.shape == (2 * 6 + 2, 2 * 8 + 2, 3)

@@ -13,6 +13,7 @@ from umamba.evaluation.objects import match_objects
 from umamba.inference import Model, Predictor
 from umamba.io import UserError, read_label, write_segmentation
 from umamba.io.image import Geometry
+from umamba.labels.instance_depth import DEPTH_CLASSES, depth_levels, instances_of_depth
 from umamba.labels.instance_maps import BOUNDARY, INTERIOR, interior_and_boundary, numbered_instances
 from umamba.settings import PredictionSettings
 
@@ -35,8 +36,12 @@ def three_cells() -> np.ndarray:
 class Classes(nn.Module):
     """Returns logits that are highest for the class whose number is the intensity."""
 
+    def __init__(self, count: int = 3) -> None:
+        super().__init__()
+        self.count = count
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([-(x - value).abs() for value in range(3)], dim=1)
+        return torch.cat([-(x - value).abs() for value in range(self.count)], dim=1)
 
 
 def test_components_are_the_interiors() -> None:
@@ -88,6 +93,22 @@ def test_predictor_writes_them_beside_the_classes(make_model: Callable[..., Mode
     assert instances.exists()
     with pytest.raises(UserError, match="other settings"):
         predictor.predict(tmp_path / "images", tmp_path / "out", replace(asked, instances="components"))
+
+
+def test_levels_of_depth_become_cells_by_a_watershed(make_model: Callable[..., Model], tmp_path: Path) -> None:
+    classes = depth_levels(three_cells())[None]
+    geometry = Geometry((999.0, 1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), classes.shape, True)
+    write_segmentation(tmp_path / "images" / "cells.png", classes, geometry)
+    predictor = Predictor((make_model(Classes(5), (16, 16), 5, num_channels=1, names=DEPTH_CLASSES),))
+    asked = PredictionSettings(tile_step_size=1.0, instances="watershed")
+    predictor.predict(tmp_path / "images", tmp_path / "out", asked)
+    found = read_label(tmp_path / "out" / "cells_label.tiff").array[0]
+    assert np.array_equal(found, instances_of_depth(classes))
+    assert match_objects(three_cells()[None], found, 0.9) == (3, 3, 3)
+    with pytest.raises(
+        UserError, match=r"instances=components: is for interior and boundary.*Give instances=watershed"
+    ):
+        predictor.predict(tmp_path / "images", tmp_path / "other", replace(asked, instances="components"))
 
 
 def test_networks_without_a_boundary_are_refused(make_model: Callable[..., Model], tmp_path: Path) -> None:

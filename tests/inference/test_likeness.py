@@ -70,6 +70,16 @@ def test_z_scores_forget_the_scale_within_reason(model: Model) -> None:
     assert "other units" in said(model, 1000 * ct())
 
 
+def test_training_images_of_several_units_are_not_named(model: Model) -> None:
+    """Hippocampus MR: most images reach some hundreds, a few some hundred thousand, so the pooled range is wide."""
+    model.configuration = replace(model.configuration, normalization=("ZScoreNormalization",))
+    model.plan = replace(model.plan, intensity=(Intensity(9000, 150, 40000, 1, 500000, 20, 250000),))
+    usual = np.random.default_rng(0).uniform(20, 400, (20, 60, 60))
+    assert said(model, usual) == ""
+    assert said(model, 1000 * usual) == ""
+    assert "other units" in said(model, usual / 1000)
+
+
 def test_spacing_and_field_of_view(model: Model) -> None:
     assert (
         said(model, ct(), (8.0, 0.9, 0.9)) == "spacing 8 x 0.9 x 0.9 mm, the median of training is 2.5 x 0.8 x 0.8 mm"

@@ -102,7 +102,7 @@ def test_what_openvino_keeps_counts_once(compiled: object, expected: int, monkey
         return lambda: tiles
 
     model = SimpleNamespace(
-        compiled=compiled, tiles_per_pass=1, num_channels=1, window=(1, 1, 1), start=lambda _: start,
+        compiled=compiled, tiles_per_pass=1, input_channels=1, window=(1, 1, 1), start=lambda _: start,
         in_flight=lambda _: 2,
     )  # fmt: skip
     monkeypatch.setattr("umamba.inference.memory.resident_bytes", lambda: resident[0])

@@ -194,10 +194,29 @@ def test_half_precision_sums_are_close(make_model: Callable[..., Model]) -> None
 
 @pytest.mark.parametrize(
     ("length", "patch", "step", "expected"),
-    [(10, 10, 0.5, [0]), (11, 10, 0.5, [0, 1]), (20, 10, 0.5, [0, 5, 10]), (21, 10, 0.5, [0, 4, 7, 11])],
+    [
+        (10, 10, 0.5, [0]),
+        (11, 10, 0.5, [0, 1]),
+        (20, 10, 0.5, [0, 5, 10]),
+        (21, 10, 0.5, [0, 4, 7, 11]),
+        (5, 1, 0.5, [0, 1, 2, 3, 4]),
+        (6, 2, 0.3, [0, 1, 2, 3, 4]),
+    ],
 )
 def test_tile_starts(length: int, patch: int, step: float, expected: list[int]) -> None:
     assert tile_starts(length, patch, step) == expected
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_2d_network_computes_each_slice_once(make_model: Callable[..., Model], limited: bool) -> None:
+    """Tiles of 8 x 8 and steps of 4 voxels: 20 voxels need 4 tiles, 13 need 3, and 15 slices need 15 x 4 x 3 tiles."""
+    recorder, shape = Recorder(), (15, 20, 13)
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    model = make_model(recorder, (8, 8), 1, num_channels=1)
+    view = View(model, image, axis_maps(shape, shape, (1, 1, 1), (1, 1, 1)))
+    limit = logits_bytes(view, shape, SlabLayout(1, 4)) if limited else None
+    torch.testing.assert_close(logits_of(model, image, 0.5, limit=limit), image)
+    assert sum(seen[0] for seen in recorder.shapes) == 15 * 4 * 3
 
 
 @pytest.mark.parametrize("length", [1, 8, 13, 64, 160])

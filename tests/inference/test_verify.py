@@ -17,7 +17,7 @@ import SimpleITK as sitk
 import torch
 
 from umamba.cli.main import main
-from umamba.inference import Model, Predictor
+from umamba.inference import Model, Predictor, case_queue
 from umamba.inference.digests import image_digest, label_digest, weights_digest
 from umamba.inference.forward import by_single_threads
 from umamba.inference.outputs import Outputs
@@ -162,6 +162,32 @@ def test_a_single_changed_voxel_is_found(folder: Path, verified: Verified) -> No
     assert "is not the one that was segmented" in lines["b"]
 
 
+def test_a_moved_segmentation_is_found(folder: Path, verified: Verified) -> None:
+    """Its voxels are the recorded ones, at another place, in another size, or along other axes."""
+    path = folder / "out" / "a.nii.gz"
+    written = sitk.ReadImage(str(path))
+    edits: tuple[tuple[Callable[[sitk.Image], object], str], ...] = (
+        (lambda image: image.SetOrigin((0.0, 0.0, 0.1)), "the origin is 0.1 mm away"),
+        (lambda image: image.SetSpacing((1.0, 1.1, 1.3)), "its geometry differs"),
+        (lambda image: image.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, -1)), "its geometry differs"),
+    )
+    for edit, said in edits:
+        moved = sitk.Image(written)
+        edit(moved)
+        sitk.WriteImage(moved, str(path))
+        code, lines = verified(str(folder / "out"))
+        assert (code, lines["b"]) == (1, "yes  b")
+        assert lines["a"].startswith("no ")
+        assert said in lines["a"]
+
+
+def test_another_number_of_threads_is_told(folder: Path, verified: Verified, threads: None) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    lines = verified(str(folder / "out"))[1]
+    assert f"threads {before} then, {before + 1} now" in lines["a"]
+
+
 def test_a_single_changed_weight_is_found(folder: Path, checkpoint: Path, verified: Verified) -> None:
     content = torch.load(checkpoint, weights_only=True)
     weight = next(value for value in content["state_dict"].values() if value.dim() > 3)
@@ -171,6 +197,19 @@ def test_a_single_changed_weight_is_found(folder: Path, checkpoint: Path, verifi
     code, lines = verified(str(folder / "out"), f"checkpoint={folder / 'changed.ckpt'}")
     assert code == 1
     assert all(line.startswith("no ") and "the weights in" in line for line in lines.values())
+
+
+def test_the_size_of_tiles_is_recorded_and_repeated(
+    predicted: Path, checkpoint: Path, tmp_path: Path, verified: Verified
+) -> None:
+    asked = Predictor.from_checkpoint(checkpoint, device="cpu", precision="32-true", engine="torch", tile_scale=2)
+    asked.predict(predicted / "images", tmp_path / "out", progress=False)
+    file = tmp_path / "out" / "prediction.json"
+    assert [setup["networks"][0]["tile_scale"] for setup in read_json(file)["setups"].values()] == [2]
+    here, there = (read_json(folder / "prediction.json")["cases"] for folder in (tmp_path / "out", predicted / "out"))
+    assert all(here[name]["result"] != there[name]["result"] for name in NAMES)
+    code, lines = verified(str(tmp_path / "out"))
+    assert (code, sorted(lines)) == (0, list(NAMES))
 
 
 def test_a_single_changed_setting_is_found(folder: Path, verified: Verified) -> None:
@@ -241,6 +280,22 @@ def test_a_killed_prediction_keeps_its_entries(folder: Path, checkpoint: Path, v
     assert not outputs.journal.exists()
 
 
+def test_an_entry_is_on_disk_before_its_segmentation(
+    predicted: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs, write = Outputs(tmp_path / "out", ".nii.gz"), case_queue.write_segmentation
+    noted: list[tuple[str, str]] = []
+
+    def checked(path: Path, *arguments: Any) -> None:
+        lines = outputs.journal.read_text().splitlines()
+        noted.append((path.name, json.loads(lines[-1])["case"]))
+        write(path, *arguments)
+
+    monkeypatch.setattr(case_queue, "write_segmentation", checked)
+    predictor(checkpoint).predict(predicted / "images", tmp_path / "out", PredictionSettings(workers=1), progress=False)
+    assert noted == [(f"{name}.nii.gz", name) for name in NAMES]
+
+
 def test_folders_of_earlier_versions_are_continued(folder: Path, checkpoint: Path, verified: Verified) -> None:
     file = folder / "out" / "prediction.json"
     change(file, lambda record: [record.pop(name) for name in ("cases", "setups", "checkpoints")])
@@ -260,7 +315,18 @@ def test_folders_of_earlier_versions_are_continued(folder: Path, checkpoint: Pat
 def test_hostile_records_end_in_a_no_or_one_message(folder: Path, verified: Verified) -> None:
     file = folder / "out" / "prediction.json"
     untouched = file.read_text()
+
+    def with_networks(record: dict[str, Any], networks: object) -> None:
+        """Change the networks of the setup, and give it the hash of its new content."""
+        setup = next(iter(record["setups"].values()))
+        setup["networks"] = networks
+        canonical = json.dumps(setup, sort_keys=True, separators=(",", ":"))
+        record["cases"]["a"]["setup"] = hashlib.sha256(canonical.encode()).hexdigest()
+        record["setups"][record["cases"]["a"]["setup"]] = setup
+
     edits: tuple[Callable[[dict[str, Any]], object], ...] = (
+        lambda record: with_networks(record, [3, *next(iter(record["setups"].values()))["networks"]]),
+        lambda record: with_networks(record, {"weights": 3}),
         lambda record: record["cases"]["a"].update(images=["a\0b"]),
         lambda record: record["cases"]["a"].update(images=[]),
         lambda record: record["cases"]["a"].update(images=[3]),

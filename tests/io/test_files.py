@@ -239,3 +239,10 @@ def test_every_exported_name_can_be_loaded() -> None:
     assert set(io.__all__) <= set(dir(io))
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         io.absent  # noqa: B018
+
+
+def test_a_file_name_that_is_no_utf8_comes_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"case_\xff")  # a lone surrogate
+    write_json(tmp_path / "a.json", {name: "ü"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {name: "ü"}
+    assert (tmp_path / "a.json").read_bytes() == '{\n  "case_\\udcff": "ü"\n}\n'.encode()

@@ -53,7 +53,8 @@ def test_networks_that_no_machine_holds_are_refused() -> None:
 
 def test_a_training_of_a_network_that_memory_cannot_hold_is_refused(tmp_path: Path) -> None:
     wide = replace(CONFIGURATION, features_per_stage=(16384,) * CONFIGURATION.num_stages)
-    planned: Any = SimpleNamespace(configuration=wide, num_channels=1, labels=LabelSet(("a",), ((1,),)))
+    labels = LabelSet(("a",), ((1,),))
+    planned: Any = SimpleNamespace(configuration=wide, num_channels=1, input_channels=1, labels=labels)
     settings = TrainSettings(dataset=DatasetSettings(root=tmp_path), architecture=UNetSettings())
     with pytest.raises(UserError, match=r"the network has \d+(\.\d)? GiB of weights, more than the"):
         check_network(settings, planned)

@@ -60,7 +60,10 @@ def test_backbones_fulfil_the_contract(name: str, dim: int, check: Check) -> Non
 @both_dimensions
 @pytest.mark.parametrize(
     "check",
-    [pytest.param(each, id=each.name, marks=pytest.mark.slow if each.name in SLOW else ()) for each in CHECKS],
+    [
+        pytest.param(each, id=each.name, marks=(pytest.mark.slow, pytest.mark.nightly) if each.name in SLOW else ())
+        for each in CHECKS
+    ],
 )
 def test_mixers_fulfil_the_contract(mixer: str, dim: int, check: Check) -> None:
     architecture = {"name": "umamba_enc", "mixer": mixer, **MIXERS[mixer]}

@@ -40,7 +40,7 @@ def test_convolutions_by_hand(make_configuration: Maker) -> None:
     assert stages["encoder.stages.1"].flops == 2 * 9 * second * (4 * 6 + 6 * 6)
     assert stages["encoder.stages.0"].parameters == (9 * 1 * 4 + 4 + 8) + (9 * 4 * 4 + 4 + 8)  # conv, bias, norm
     up, up_flops = stages["decoder.transpconvs.1"], 2 * 4 * second * 6 * 4  # 2 x 2 kernel from 6 to 4 features
-    assert (up.features, up.size, up.flops) == (4, (40, 24), up_flops)
+    assert (up.features, up.size, up.flops) == (4 + 4, (40, 24), up_flops)  # it is joined with the skip at once
     assert stages["decoder.stages.1"].flops == 2 * 9 * first * (8 * 4 + 4 * 4)  # the skip doubles the input
     assert stages["decoder.seg_layers.1"].flops == 2 * first * 4 * 3
     assert cost.flops == sum(stage.flops for stage in cost.stages)

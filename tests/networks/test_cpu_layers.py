@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from umamba.networks import build_network
 from umamba.networks.blocks import NearestUpsample, ProjectionBlock, convolution, transposed_upsample
-from umamba.networks.cpu_layers import on_fast_path
+from umamba.networks.cpu_layers import on_fast_path, upsampled
 from umamba.networks.fused_norm import channels_last, norm_activation
+from umamba.networks.one_pass import HalfWeight
 
 SHAPES = ((2, 5, 3, 4, 5), (1, 24, 9, 20, 30), (2, 3, 7, 6), (1, 200, 2, 2, 2))
 
@@ -114,6 +115,52 @@ def test_layers_are_those_of_float64(name: str) -> None:
     assert found[0].is_contiguous(memory_format=channels_last(len(shape) - 2))
     # A block rounds between its layers; where LeakyReLU's slope changes with the rounding, gradients differ more.
     assert all(far(one, right) < (0.1 if name == "block" else 0.01) for one, right in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"), [((2, 8, 3, 4, 5), (1, 2, 3)), ((2, 8, 3, 4), (2, 3)), ((2, 32, 4, 20, 16), (2, 2, 2))]
+)
+@pytest.mark.parametrize("channels", [0, 7])
+def test_upsampled_and_joined_has_the_bits_of_pytorchs_operators(
+    shape: tuple[int, ...], stride: tuple[int, ...], channels: int
+) -> None:
+    """Weights, image and skip are small whole numbers, and so are all sums: bfloat16 holds them exactly."""
+    torch.manual_seed(1)
+    layer: Any = transposed_upsample(shape[1], 5, stride)
+    x = half(*shape, seed=2).mul(2).round().requires_grad_()
+    size = [length * step for length, step in zip(shape[2:], stride, strict=True)]
+    skip = half(shape[0], channels, *size, seed=3).requires_grad_() if channels else None
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randint(-1, 2, parameter.shape))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = upsampled(layer, x, skip)
+    cotangent = half(*found.shape, seed=4).round()
+    inputs = [x, *([] if skip is None else [skip])]
+    plain = (F.conv_transpose2d if len(stride) == 2 else F.conv_transpose3d)(
+        x.double(), layer.weight.double(), layer.bias.double(), stride
+    )
+    expected = plain if skip is None else torch.cat((plain, skip.double()), dim=1)
+    assert found.is_contiguous(memory_format=channels_last(len(stride)))
+    assert torch.equal(found.double(), expected)
+    gradients = torch.autograd.grad(found, inputs, cotangent)
+    right = torch.autograd.grad(expected, inputs, cotangent.double())
+    assert torch.equal(gradients[0], right[0])
+    assert skip is None or torch.equal(gradients[1], right[1])
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 3, 3, 3), (8, 16, 3, 5)])
+def test_a_weight_changes_type_and_layout_in_one_copy(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    with torch.profiler.profile() as profiler:
+        found: Tensor = HalfWeight.apply(weight)
+    gradient = half(*shape, seed=2)
+    (given,) = torch.autograd.grad(found, weight, gradient)
+    assert sum(each.count for each in profiler.key_averages() if each.key == "aten::copy_") == 1
+    assert torch.equal(found, weight.bfloat16())
+    assert found.is_contiguous(memory_format=channels_last(len(shape) - 2))
+    assert torch.equal(given, gradient.float())
+    assert given.is_contiguous()
 
 
 @pytest.mark.parametrize("architecture", ["unet", "umamba_bot", "resenc_unet"])

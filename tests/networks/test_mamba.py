@@ -254,6 +254,7 @@ def test_a_network_compiles_to_one_graph(make_configuration: Callable[..., Confi
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_a_network_compiled_by_inductor_computes_the_same(make_configuration: Callable[..., Configuration]) -> None:
     torch.compiler.reset()

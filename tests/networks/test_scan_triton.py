@@ -79,7 +79,9 @@ def test_official_results(reference_dir: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REST)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if "L1000" in name else ()) for name in REST]
+)
 def test_all_official_results(shared_dir: Path, name: str) -> None:
     check(shared_dir / "reference" / "scan" / f"{name}.npz", torch.float32)
 

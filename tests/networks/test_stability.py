@@ -54,7 +54,7 @@ def losses(name: str) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["umamba_bot", "umamba_enc"])
+@pytest.mark.parametrize("name", [pytest.param("umamba_bot", marks=pytest.mark.nightly), "umamba_enc"])
 def test_losses_stay_finite_in_float16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(math.isfinite(loss) for loss in losses(name))
 

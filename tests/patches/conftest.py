@@ -20,6 +20,7 @@ class MemoryCase:
     image: np.ndarray  # (C, Z, Y, X)
     label: np.ndarray  # (1, Z, Y, X)
     foreground: Mapping[int, np.ndarray] = field(default_factory=dict)
+    previous: np.ndarray | None = None  # (1, Z, Y, X), for cascades
 
 
 @dataclass
@@ -44,6 +45,7 @@ class SmallConfiguration:
     patch_size: tuple[int, ...]
     batch_size: int = 3
     use_mask_for_norm: tuple[bool, ...] = (False,)
+    previous_stage: str | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -97,7 +99,7 @@ def often() -> AugmentationSettings:
     kinds = {
         name: replace(kind, p=0.5)
         for name, kind in vars(AugmentationSettings()).items()
-        if name not in ("device", "extra")
+        if name not in ("device", "extra", "previous_stage")
     }
     return AugmentationSettings(**kinds)
 
@@ -113,11 +115,12 @@ def make_module() -> Callable[..., PatchDataModule]:
         batch_size: int = 3,
         mask: tuple[bool, ...] = (False,),
         labels: LabelSet = LABELS,
+        previous_stage: str | None = None,
         **arguments: Any,
     ) -> PatchDataModule:
         short = {"seed": 1, "iterations": 4, "val_iterations": 2}
         options: dict[str, Any] = {**short, "augmentation": AugmentationSettings.off(), **arguments}
-        configuration: Any = SmallConfiguration(patch_size, batch_size, mask)
+        configuration: Any = SmallConfiguration(patch_size, batch_size, mask, previous_stage)
         train = options.pop("train_cases", store.case_ids)
         val = options.pop("val_cases", store.case_ids)
         return PatchDataModule(store, configuration, labels, train, val, **options)

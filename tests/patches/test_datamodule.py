@@ -1,10 +1,12 @@
 """Batches: shapes and values, and equality for any number of workers and ranks and after a resume."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import lightning
 import numpy as np
 import pytest
@@ -149,6 +151,17 @@ def test_global_generators_are_not_changed(
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index] # noqa: NPY002
 
 
+def packed(store: Any) -> Any:
+    """Return a store whose voxels are blosc2 arrays, as in the files of prepared cases."""
+    kept = copy(store)
+    kept.loads = []
+    kept.cases = {
+        name: replace(case, image=blosc2.asarray(case.image), label=blosc2.asarray(case.label))
+        for name, case in store.cases.items()
+    }
+    return kept
+
+
 def total_of(batch: dict[str, Any]) -> float:
     """Return a number by which batches differ."""
     return float(batch["image"].double().sum() + batch["label"].double().sum())
@@ -271,6 +284,48 @@ def test_open_cases_are_bounded(make_cases: Make) -> None:
         assert cases.load(case_id).case_id == case_id
     assert store.loads == ["case_0", "case_1", "case_2", "case_1"]
     assert cases.__getstate__()["cases"] == {}
+
+
+def test_small_cases_stay_in_memory(make_cases: Make) -> None:
+    """27 voxels of 6 bytes and 2 of foreground of 12 bytes make 186 bytes; 1000 voxels take more."""
+    store = packed(make_cases([(3, 3, 3)] * 3 + [(10, 10, 10)]))
+    foreground = {1: np.zeros((2, 3), np.int32)}
+    store.cases = {name: replace(case, foreground=foreground) for name, case in store.cases.items()}
+    cases = CaseCache(store, capacity=1, small_bytes=186)
+    for _again in range(2):
+        for case_id, source in store.cases.items():
+            case, small = cases.load(case_id), case_id != "case_3"
+            assert isinstance(case.image, np.ndarray) == isinstance(case.label, np.ndarray) == small
+            assert np.array_equal(case.image[:], source.image[:])
+            assert np.array_equal(case.label[:], source.label[:])
+    assert store.loads == list(store.cases), "each case is opened once"
+    assert list(cases.cases) == ["case_3"]
+    assert cases.__getstate__()["small"] == {}
+    assert CaseCache(store, small_bytes=185).load("case_0") is store.cases["case_0"]
+
+
+def test_small_cases_of_all_workers_share_their_memory(make_module: Make, store: Any) -> None:
+    patches = make_module(store).train_patches
+    patches.share_memory(4, 3, 1)
+    assert patches.cases.small_bytes == 2**22, "at most 4 MiB"
+    patches.case_ids *= 100
+    patches.share_memory(4, 3, 1)
+    assert patches.cases.small_bytes == 2**29 // 300 // 4
+
+
+@pytest.mark.parametrize("patch_size", [(8, 10, 6), (24, 28, 30), (2, 14, 14)], ids=["inside", "larger", "flat"])
+def test_patches_do_not_depend_on_where_their_cases_are(
+    make_module: Make, store: Any, often: AugmentationSettings, patch_size: tuple[int, ...]
+) -> None:
+    """Cases are arrays, files that are decoded whole, or files of which regions are decoded."""
+    expected = list(make_module(store, patch_size, augmentation=often).train_dataloader())
+    for small_bytes in (2**20, 0):
+        module = make_module(packed(store), patch_size, augmentation=often)
+        loader = module.train_dataloader()
+        module.train_patches.cases.small_bytes = small_bytes
+        module.train_patches.cases.small.clear()
+        assert_same(list(loader), expected)
+        assert len(module.train_patches.cases.small) == (3 if small_bytes else 0)
 
 
 @pytest.mark.parametrize(

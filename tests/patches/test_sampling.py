@@ -1,13 +1,16 @@
 """Where patches are sampled, compared with hand arithmetic and slow enumeration."""
 
+import itertools
 from dataclasses import replace
+from typing import Any
 
+import blosc2
 import numpy as np
 import pytest
 
 from umamba.labels import LabelSet
 from umamba.patches.augmentation import read_size
-from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_region
+from umamba.patches.sampling import carriers, draw_start, draw_voxel, inside_of, is_forced, read_region
 from umamba.patches.seeding import seed_of
 from umamba.settings import AugmentationSettings
 from umamba.settings.augmentation import Scaling
@@ -78,12 +81,19 @@ def test_classes_have_equal_chance_however_rare() -> None:
 
 def test_regions_are_copies_padded_outside() -> None:
     array = np.arange(1, 61, dtype=np.float32).reshape(1, 3, 4, 5)
-    padded = np.pad(array, [(0, 0), (6, 6), (6, 6), (6, 6)], constant_values=-7)
-    for start in [(0, 0, 0), (-2, 1, 3), (2, -3, -4), (1, 1, 1), (5, 0, 0), (0, -6, 0)]:
-        region = read_region(array, start, (2, 4, 6), -7)
-        expected = padded[(slice(None), *(slice(s + 6, s + 6 + n) for s, n in zip(start, (2, 4, 6), strict=True)))]
-        assert np.array_equal(region, expected[:, :2, :4, :6]), start
-        assert not np.shares_memory(region, array)
+    padded = np.pad(array, [(0, 0), (6, 8), (6, 8), (6, 8)], constant_values=-7)
+    for start in itertools.product((-6, -2, 0, 1, 5), (-6, -3, 0, 1), (-6, -4, 0, 1, 5)):
+        for size in ((2, 4, 6), (2, 3, 4)):
+            expected = padded[(slice(None), *(slice(s + 6, s + 6 + n) for s, n in zip(start, size, strict=True)))]
+            for source in (array, blosc2.asarray(array)):
+                region = read_region(source, start, size, -7)
+                assert np.array_equal(region, expected), (start, size)
+                assert not np.shares_memory(region, array)
+            low, high = inside_of(array.shape[1:], start, size)
+            inside = (expected != -7)[0]
+            within = tuple(map(slice, low, high))
+            assert inside[within].all()
+            assert inside.sum() == inside[within].size
 
 
 def test_seeds_depend_on_every_part() -> None:
@@ -91,3 +101,35 @@ def test_seeds_depend_on_every_part() -> None:
     assert len(seeds) == 2000
     assert seed_of(1, 12) != seed_of(11, 2)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_forced_patches_give_each_label_the_same_share_of_few_and_many_carriers(
+    make_module: Any, make_cases: Any
+) -> None:
+    store = make_cases([(12, 12, 12)] * 10)
+    annotated = {f"case_{number}": ("one",) for number in range(1, 10)}  # only case_0 carries two
+    for case_id in annotated:
+        case = store.cases[case_id]
+        case.label[case.label == 2] = 0
+        case.foreground = {1: case.foreground[1], 2: np.zeros((0, 3), np.int32)}
+    options = {"iterations": 200, "oversample_foreground": 1.0, "batch_size": 2}
+    module = make_module(store, (4, 4, 4), annotated=annotated, **options)
+    patches = module.train_patches
+    drawn = [patches.region_of(number)[0].case_id for number in range(400)]
+    share = drawn.count("case_0") / 400  # all of label two, and a tenth of label one: 0.55; without knowing: 0.1
+    assert abs(share - 0.55) < 4 * np.sqrt(0.25 / 400)
+    assert carriers(module.labels, annotated, store.case_ids)[2] == ("case_0",)
+    plain = make_module(store, (4, 4, 4), **options).train_patches
+    everything = make_module(store, (4, 4, 4), annotated={"elsewhere": ("one",)}, **options).train_patches
+    for number in range(50):
+        assert plain.region_of(number)[1] == everything.region_of(number)[1]
+
+
+def test_batches_say_which_labels_their_cases_carry(make_module: Any, store: Any) -> None:
+    module = make_module(store, annotated={"case_1": ("two",)}, batch_size=12)
+    batch = module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
+    expected = [[case_id != "case_1", True] for case_id in batch["case_id"]]
+    assert batch["annotated"].tolist() == expected
+    assert "case_1" in batch["case_id"]
+    whole = make_module(store)
+    assert "annotated" not in whole.on_after_batch_transfer(next(iter(whole.train_dataloader())), 0)

@@ -1,5 +1,6 @@
 """Rotation, scaling and crop, against SciPy's interpolation label by label."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,6 +75,46 @@ def test_labels_vote(source, target, angles, factor) -> None:  # type: ignore[no
     clear = best - second > 1e-4  # a tie may fall either way
     assert clear.mean() > 0.9 if angles != [0.0, 0.0, 0.0] else True
     assert np.array_equal(result[0][clear], (votes.argmax(axis=0) - 1)[clear])
+
+
+def test_nothing_beyond_the_source_is_read() -> None:
+    """At right angles a position is last + 0, and sines are 6e-17 instead of 0. NaN times 0 would be NaN."""
+    shape, right = (13, 17, 14), np.pi / 2
+    memory = np.full(2 * np.prod(shape), np.nan, np.float32)
+    image = memory[: np.prod(shape)].reshape(1, *shape)
+    image[:] = 1
+    label = np.zeros((1, *shape), np.int16)
+    for turns in itertools.product((-right, 0.0, right, 2 * right), repeat=3):
+        for size in ((11, 12, 10), (7, 15, 14), (14, 14, 14)):
+            resampled = resample_patch(image, label, rotation_matrix(turns), size)[0]
+            assert np.isfinite(resampled).all(), (turns, size)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        ((0, 0, 0), (13, 17, 14)),
+        ((3, 5, 2), (9, 11, 13)),
+        ((0, 16, 0), (13, 17, 1)),
+        ((6, 8, 6), (7, 9, 7)),
+        ((4, 4, 4), (4, 9, 9)),  # nothing
+    ],
+)
+def test_what_lies_outside_the_image_is_the_same_without_a_look_at_it(
+    low: tuple[int, ...], high: tuple[int, ...]
+) -> None:
+    generator, right = np.random.default_rng(2), np.pi / 2
+    image, label = np.zeros((2, 13, 17, 14), np.float32), np.full((1, 13, 17, 14), -1, np.int16)
+    box = tuple(map(slice, low, high))
+    image[(slice(None), *box)] = generator.normal(size=image[(slice(None), *box)].shape)
+    label[0][box] = generator.integers(-1, 3, size=label[0][box].shape)
+    turns = [[0.0] * 3, [right, 0.0, 0.0], [0.0, right, right], [0.0, 0.0, -right]]
+    turns += generator.normal(size=(12, 3)).tolist()
+    for angles, factor, size in itertools.product(turns, (0.7, 1.0, 1.6), ((11, 12, 10), (7, 15, 14))):
+        matrix = rotation_matrix(angles) * factor
+        whole = resample_patch(image, label, matrix, size)
+        part = resample_patch(image, label, matrix, size, (low, high))
+        assert [array.tobytes() for array in part] == [array.tobytes() for array in whole], (angles, factor)
 
 
 def test_identity_is_the_crop() -> None:

@@ -22,6 +22,7 @@ from umamba.planning import Fingerprint, Plan, plan_dataset, to_nnunet_plans
 SCRIPT = """
 import sys, torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 plans, dataset, out = sys.argv[1:]
@@ -32,7 +33,12 @@ built = {"reader": manager.image_reader_writer_class.__name__, "transpose": mana
 for name in manager.available_configurations:
     entry = manager.get_configuration(name)
     if entry.previous_stage_name is not None:
-        built["cascade"] = entry.previous_stage_name
+        built["cascade"] = {
+            "previous_stage": entry.previous_stage_name,
+            "next": manager.get_configuration("3d_lowres").next_stage_names,
+            "channels": determine_num_input_channels(manager, entry, dataset), "patch_size": list(entry.patch_size),
+            "spacing": list(entry.spacing), "batch_dice": entry.batch_dice, "batch_size": entry.batch_size,
+        }
         continue
     torch.manual_seed(0)
     network = get_network_from_plans(
@@ -114,7 +120,16 @@ def test_nnunet_builds_the_same_network(nnunet_python: str, tmp_path: Path, rule
     built = torch.load(out, weights_only=False)
     assert built.pop("reader") == "SimpleITKIO"
     assert list(built.pop("transpose")) == list(plan.transpose_forward)
-    assert built.pop("cascade") == "3d_lowres"
+    cascade = plan.configuration("3d_cascade_fullres")
+    assert built.pop("cascade") == {
+        "previous_stage": cascade.previous_stage,
+        "next": [cascade.name],
+        "channels": cascade.input_channels(2, LabelSet.from_json(DATASET["labels"])),  # type: ignore[arg-type]
+        "patch_size": list(cascade.patch_size),
+        "spacing": list(cascade.spacing),
+        "batch_dice": cascade.batch_dice,
+        "batch_size": cascade.batch_size,
+    }
     assert set(built) == set(plan.configurations) == {"2d", "3d_fullres", "3d_lowres"}
     for name, theirs in built.items():
         configuration = plan.configuration(name)

@@ -17,7 +17,7 @@ from umamba.datasets import dataset_digest, read_dataset
 from umamba.io import UserError, read_image, read_label
 from umamba.planning import Plan
 from umamba.preprocessing import CaseStore, open_store, prepare_store, preprocess_case
-from umamba.preprocessing.store import _damaged, _is_whole, _open, _write, chunk_shapes
+from umamba.preprocessing.store import _damaged, _is_whole, chunk_shapes, open_array, write_array
 
 Maker = Callable[..., Plan]
 
@@ -119,8 +119,8 @@ def test_a_damaged_file_is_named(raw: Path, tmp_path: Path, make_plan: Maker) ->
 def test_a_process_forked_after_reading_can_read(tmp_path: Path) -> None:
     """Forked workers read patches, and threads that the parent started do not exist in them."""
     many_blocks = np.random.default_rng(0).random((1, 96, 96, 96), dtype=np.float32)
-    _write(tmp_path / "x.b2nd", many_blocks, False)
-    opened = _open(tmp_path / "x.b2nd")
+    write_array(tmp_path / "x.b2nd", many_blocks, False)
+    opened = open_array(tmp_path / "x.b2nd")
     assert np.array_equal(opened[:], many_blocks)
     reader = multiprocessing.get_context("fork").Process(target=lambda: opened[:])
     reader.start()

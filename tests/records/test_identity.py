@@ -90,6 +90,20 @@ def test_what_changes_the_weights_is_another_run(small: TrainSettings, make_sett
     assert (folder.config.read_text(), folder.status_file.read_text()) == before
 
 
+def test_a_budget_is_part_of_a_run(small: TrainSettings, make_settings: Make) -> None:
+    one, same, other = (
+        identity(make_settings(given)) for given in ("budget=45min", "budget=0.75h", "finish_by='07:30'")
+    )
+    key = "time budget (budget in seconds, or finish_by)"
+    assert identity_differences(one, same) == []
+    assert identity_differences(one, other) == [f"{key}: was 2700.0, is 07:30"]
+    without = identity(small)
+    for before, now, words in ((without, one, "was null, is 2700.0"), (one, without, "was 2700.0, is null")):
+        lines = identity_differences(before, now)
+        assert any(line.startswith(key) and line.endswith(words) for line in lines)
+        assert any(line.startswith("recipe.schedule.name") for line in lines)
+
+
 def test_another_optimiser_is_another_run(small: TrainSettings, make_settings: Make) -> None:
     lines = identity_differences(identity(small), identity(make_settings("recipe.optimizer.name=adam")))
     assert "recipe.optimizer.name: was sgd, is adam" in lines
@@ -303,3 +317,12 @@ def test_a_kill_at_any_step_of_a_replacement_is_undone(
             raise KeyboardInterrupt
     with replacing(old, wanted=False):
         assert files(old) == before
+
+
+def test_a_teacher_is_another_run_also_than_one_that_knew_no_teachers(small: TrainSettings) -> None:
+    before = identity(small)
+    assert identity_differences(before, {**before, "teacher": None}) == []
+    assert identity_differences(before, {**before, "teacher": "ab"}) == [
+        "teacher (content of that checkpoint): was null, is ab"
+    ]
+    assert identity_differences({**before, "teacher": "ab"}, before) == []  # a study's list, which knows settings only

@@ -187,15 +187,29 @@ def test_another_resampling_is_refused(residual: Path) -> None:
         read_checkpoint(residual)
 
 
-def test_a_cascade_is_refused(residual: Path) -> None:
+def test_the_cascade_of_a_plan_without_its_first_stage_is_refused(residual: Path) -> None:
     plans = json.loads((residual / "plans.json").read_text())
     cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     plans["configurations"]["3d_cascade_fullres"] = cascade
     (residual / "plans.json").write_text(json.dumps(plans))
     file = find_checkpoint(residual)
     change(file, init_args={"configuration": "3d_cascade_fullres"})
-    with pytest.raises(UserError, match="cascade"):
+    with pytest.raises(UserError, match=r"3d_cascade_fullres: .*no such configuration, because it has no 3d_lowres"):
         read_checkpoint(file)
+    change(file, init_args={"configuration": "3d_fullres"})
+    assert read_checkpoint(file).record.configuration_name == "3d_fullres"
+
+
+def test_weights_without_the_channels_of_the_first_stage_are_refused(residual: Path) -> None:
+    plans = json.loads((residual / "plans.json").read_text())
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres"}
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    (residual / "plans.json").write_text(json.dumps(plans))
+    file = find_checkpoint(residual)
+    change(file, init_args={"configuration": "3d_cascade_fullres"})
+    assert read_checkpoint(file).record.configuration.previous_stage == "3d_lowres"
+    with pytest.raises(UserError, match="do not fit the network resenc_unet"):
+        Predictor.from_checkpoint(file)
 
 
 def test_other_networks_and_parts_are_named(residual: Path) -> None:

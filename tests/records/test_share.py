@@ -57,6 +57,10 @@ def test_a_shared_checkpoint_predicts_the_same_and_names_nobody(
     assert after.keys() == {"umamba", "state_dict"}
     assert all(torch.equal(before["state_dict"][name], value) for name, value in after["state_dict"].items())
     assert after["umamba"]["plan"] == before["umamba"]["plan"]
+    half = torch.load(share_checkpoint(run.last, tmp_path / "half.ckpt", half=True), weights_only=True)["state_dict"]
+    assert {value.dtype for value in half.values()} == {torch.float16}
+    assert all(torch.equal(value.half(), half[name]) for name, value in after["state_dict"].items())
+    assert next(Predictor.from_checkpoint(tmp_path / "half.ckpt").models[0].network.parameters()).dtype == torch.float32
     assert after["umamba"]["pretrained"] == "another checkpoint"
     facts = before["umamba"]["provenance"]
     assert after["umamba"]["provenance"] == {name: facts[name] for name in ("umamba", "python", "packages", "git")}

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from umamba.datasets import read_dataset
 from umamba.io import read_image, read_label
 from umamba.labels.view import View, letters_of
 from umamba.records import RunFolder
-from umamba.reporting.gallery import CasePicture, gallery, picture, planes_of
+from umamba.reporting import write_report
+from umamba.reporting.gallery import CasePicture, draw_case, gallery, picture, planes_of
 from umamba.reporting.results import SCORE_COLUMNS, Results
 from umamba.sweeps import PlannedRun, RunState
 
@@ -92,18 +94,31 @@ def drawn(root: Path, order: str) -> CasePicture:
 
 def test_the_whole_picture_is_the_same_for_other_axes(tmp_path: Path) -> None:
     first, second = (drawn(tmp_path / order, order) for order in ("LPS", "IRA"))
-    assert [panel.title for panel in first.panels] == ["image", "reference", "U-Mamba_Bot"]
-    assert first.panels == second.panels
-    assert first.panels[1].webp == first.panels[2].webp != first.panels[0].webp
-    assert [name for name, _ in first.legend] == ["block"]
+    assert [panel.title for panel in first.drawing.panels] == ["image", "reference", "U-Mamba_Bot"]
+    assert first.drawing.panels == second.drawing.panels
+    assert first.drawing.panels[1].webp == first.drawing.panels[2].webp != first.drawing.panels[0].webp
+    assert [name for name, _ in first.drawing.legend] == ["block"]
     for found, order in ((first, "LPS"), (second, "IRA")):
         image = read_image((tmp_path / order / "imagesTs" / "a_0000.nii.gz",)).array[0]
-        slices = dict(part.split() for part in found.place.split(", ")[:3])
+        slices = dict(part.split() for part in found.drawing.place.split(", ")[:3])
         # The stored axis across each plane: SimpleITK's order is x, y, z, so that of the array is reversed.
         for name, letters in (("axial", "SI"), ("coronal", "AP"), ("sagittal", "LR")):
             axis = 2 - next(place for place, letter in enumerate(order) if letter in letters)
             stored = np.take(image, int(slices[name]), axis=axis)
             assert (stored >= 100).sum() > 0  # the slice in the file goes through the block
+
+
+def test_the_slices_with_most_of_a_focus_are_drawn(tmp_path: Path) -> None:
+    write_dataset(tmp_path, "LPS")
+    dataset = read_dataset(tmp_path)
+    (case,) = dataset.test
+    assert case.label is not None
+    focus = np.zeros(SHAPE, dtype=bool)
+    focus[1, 5, 6] = True
+    found = draw_case(read_image(case.images), {"labels": read_label(case.label)}, dataset.labels, focus)
+    assert found.place.startswith("axial 1, coronal 5, sagittal 6, grey values")
+    assert [panel.title for panel in found.panels] == ["image", "labels"]
+    assert found.legend == ()  # these slices do not go through the block
 
 
 def test_the_most_telling_cases_come_first_and_the_size_is_bounded(tmp_path: Path) -> None:
@@ -126,6 +141,11 @@ def test_the_most_telling_cases_come_first_and_the_size_is_bounded(tmp_path: Pat
         *(("b", "lowest"), ("c", "median"), ("e", "highest")),
         *(("d", ""), ("f", ""), ("a", "")),
     ]
-    most = found[0].size + found[1].size
+    most = found[0].drawing.size + found[1].drawing.size
     assert [entry.case for entry in gallery(results, "toy", most)] == ["b", "c"]
     assert gallery(results, "toy", 0) == []
+    text = write_report(results, tmp_path / "report").read_text()
+    pictures = re.findall(r"data:image/webp;base64,([^\"]+)", text)
+    assert sum(map(len, pictures)) == sum(entry.drawing.size for entry in found)
+    assert len(pictures) == 2 * len(found)  # image and reference
+    assert "data:image/webp" not in write_report(results, tmp_path / "report", pictures_mb=0).read_text()

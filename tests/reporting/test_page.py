@@ -6,9 +6,7 @@ import hashlib
 import json
 import math
 import re
-import shutil
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -226,6 +224,18 @@ def test_each_point_of_a_plot_lies_at_its_score_and_leads_to_its_case(results: R
         assert link == f"#{ids[case]}"
 
 
+def test_the_runs_of_a_method_have_lines_that_differ_in_the_key_of_the_curves(tmp_path: Path) -> None:
+    runs = []
+    for seed in range(4):
+        folder = RunFolder(tmp_path / str(seed))
+        folder.path.mkdir()
+        folder.metrics.write_text("epoch,train/loss\n0,1.0\n1,0.5\n")
+        runs.append(PlannedRun((), folder, "flare", "unet", "all", seed, 2, 100, "x"))
+    _, text = written(gather("mine", "Which?", runs, None), tmp_path / "report")
+    assert len(re.findall(r'stroke-dasharray="[^"]+"/></svg>nnU-Net, fold all, seed \d', text)) == 4
+    assert len(set(re.findall(r'stroke-dasharray="([^"]+)"', text))) == 4
+
+
 def test_the_only_script_is_the_one_that_the_policy_allows(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
@@ -286,17 +296,10 @@ def test_a_page_without_measured_runs_has_no_plot(tmp_path: Path) -> None:
     assert "<svg" not in text
 
 
-def in_browser(page: str, options: Sequence[str], folder: Path) -> str:
-    """Return what headless Chromium prints for a page."""
-    chosen = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", *options]
-    return subprocess.run(["chromium", *chosen, page], capture_output=True, text=True, check=True, timeout=60).stdout
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-def test_the_panel_of_a_case_holds_its_scores(results: Results, tmp_path: Path) -> None:
+def test_the_panel_of_a_case_holds_its_scores(results: Results, tmp_path: Path, browser: Callable[..., str]) -> None:
     path = write_report(results, tmp_path / "report")
     link = dict(re.findall(r'data-case="([^"]+)" id="([^"]+)"', path.read_text()))["case_3"]
-    shown = in_browser(f"{path.as_uri()}#{link}", ["--dump-dom"], tmp_path)
+    shown = browser(f"{path.as_uri()}#{link}")
     panel = shown.split('class="case"')[1].split("<details")[0]
     assert "hidden" not in panel.split(">")[0]
     assert "<h4>case_3</h4>" in panel

@@ -4,25 +4,23 @@ import csv
 import json
 import math
 import re
-import shutil
 import statistics
-import subprocess
-from html.parser import HTMLParser
+from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 import numpy as np
-import pandas
 import pytest
 from scipy.stats import ttest_rel
 
 from umamba.io.tabular import read_table
 from umamba.records import RunFolder
-from umamba.records.tables import write_scores
 from umamba.reporting import gather, numbers, write_report
 from umamba.reporting.compare import claims_of, suitability_of
-from umamba.reporting.results import label_name, label_names
 from umamba.sweeps import PlannedRun
 
+ReadPage = Callable[[str], tuple[dict[tuple[str, ...], str], set[str], list[str]]]
+Browser = Callable[..., str]
 METHODS = ("unet", "umamba_bot", "umamba_enc", "unetr")
 CASES = 8
 PUBLISHED = """dataset,method,label,metric,mean,sd
@@ -72,49 +70,17 @@ def study(tmp_path: Path) -> tuple[list[PlannedRun], Path]:
     return runs, tmp_path / "published.csv"
 
 
-class Cells(HTMLParser):
-    """Collects the cells that carry a number, and every address and source of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cells: dict[tuple[str, ...], str] = {}
-        self.anchors: set[str] = set()
-        self.links: list[str] = []
-        self.key: tuple[str, ...] | None = None
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a cell's key, an id, or a link."""
-        found = dict(attrs)
-        if tag == "td":
-            names = ("data-dataset", "data-method", "data-label", "data-metric")
-            self.key = tuple(str(found[name]) for name in names) if "data-dataset" in found else None
-        if found.get("id"):
-            self.anchors.add(str(found["id"]))
-        self.links += [str(found[name]) for name in ("href", "src") if found.get(name)]
-        assert tag not in ("link", "iframe")
-        assert tag != "script" or not found
-
-    def handle_data(self, data: str) -> None:
-        """Append text to the cell that is open."""
-        if self.key is not None:
-            self.cells[self.key] = self.cells.get(self.key, "") + data + " "
-
-    def handle_endtag(self, tag: str) -> None:
-        """Close a cell."""
-        if tag == "td":
-            self.key = None
-
-
-def test_every_number_of_the_page_equals_the_csvs(study: tuple[list[PlannedRun], Path], tmp_path: Path) -> None:
+def test_every_number_of_the_page_equals_the_csvs(
+    study: tuple[list[PlannedRun], Path], tmp_path: Path, read_page: ReadPage
+) -> None:
     runs, published = study
     page = write_report(gather("toy", "Which?", runs, published), tmp_path / "report")
-    parser = Cells()
-    parser.feed(page.read_text())
+    shown, _, _ = read_page(page.read_text())
     with (tmp_path / "report" / "numbers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(parser.cells)
+    assert len(rows) == len(shown)
     for row in rows:
-        text = parser.cells[row["dataset"], row["method"], row["label"], row["metric"]]
+        text = shown[row["dataset"], row["method"], row["label"], row["metric"]]
         if not row["mean"]:
             assert text.startswith("missing")
             assert row["runs_done"] == "0"
@@ -217,7 +183,7 @@ def test_a_bold_number_is_shown_to_be_better_than_all_others(
     assert table["sentence"].tolist() == [c.sentence for c in claims]
 
 
-def test_the_suitability_of_a_dataset_by_hand(study: tuple[list[PlannedRun], Path]) -> None:
+def test_the_suitability_of_a_dataset_by_hand(study: tuple[list[PlannedRun], Path], tmp_path: Path) -> None:
     runs, published = study
     results = gather("toy", "Which?", runs, published)
     means = {n.method: n.seed_means for n in numbers(results) if (n.label, n.metric) == ("average", "dsc")}
@@ -225,67 +191,77 @@ def test_the_suitability_of_a_dataset_by_hand(study: tuple[list[PlannedRun], Pat
     between = statistics.stdev(statistics.mean(means[method]) for method in METHODS[:3])
     assert suitability_of(results, "toy", "dsc") == pytest.approx(between / within)
     assert math.isnan(suitability_of(gather("toy", "?", runs[::2], published), "toy", "dsc"))
+    page = write_report(results, tmp_path / "report")
+    for path in (page, page.parent / "tables.md"):
+        text = unescape(path.read_text()).replace("\\", "")
+        assert f"toy, DSC: the methods' means spread {between / within:.1f} times" in text
+
+
+def test_the_margin_decides_what_is_called_equivalent(study: tuple[list[PlannedRun], Path], tmp_path: Path) -> None:
+    runs, published = study
+    results = gather("toy", "Which?", runs, published)
+    for margin in (0.002, 0.9):
+        page = write_report(results, tmp_path / f"{margin}", margin)
+        table = read_table(page.parent / "claims.csv", ("dataset", "label", "metric", "first", "second", "sentence"))
+        assert set(table["margin"]) == {margin}
+        said = table["sentence"].str.contains("is within the margin")
+        assert said.tolist() == (table["equivalent_within"] < margin).tolist()
+        assert said.any() == (margin == 0.9)
 
 
 def test_the_page_needs_no_network_and_its_links_lead_somewhere(
-    study: tuple[list[PlannedRun], Path], tmp_path: Path
+    study: tuple[list[PlannedRun], Path], tmp_path: Path, read_page: ReadPage
 ) -> None:
     runs, published = study
     page = write_report(gather("toy", "Which?", runs, published), tmp_path / "report")
-    parser = Cells()
-    parser.feed(page.read_text())
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in parser.links)
-    assert {link[1:] for link in parser.links if link.startswith("#")} <= parser.anchors
-    assert sum(link.startswith("data:") for link in parser.links) == 1  # the only curve with values
     text = page.read_text()
+    _, anchors, links = read_page(text)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert {link[1:] for link in links if link.startswith("#")} <= anchors
+    assert sum(link.startswith("data:") for link in links) == 1  # the only curve with values
     assert 'name="viewport"' in text
     assert "1,234,567" in text
     assert "6 of 8 runs are done" in text
     assert "10 min" in text  # 100 batches of 2 s and of 4 s: ten minutes a run
+    cost = read_table(page.parent / "cost.csv", ("dataset", "method", "fold"))
+    assert cost["method"].tolist() == [method for method in METHODS[:3] for _ in (0, 1)]
+    assert set(cost["parameters"]) == {1234567}
+    assert cost["hours"].tolist() == pytest.approx([600 / 3600] * 6)
 
 
 def test_a_label_of_no_case_is_not_missing_and_overrides_are_named(
-    study: tuple[list[PlannedRun], Path], tmp_path: Path
+    study: tuple[list[PlannedRun], Path], tmp_path: Path, read_page: ReadPage
 ) -> None:
     runs, published = study
     rows = ("toy,unet,spleen,dsc,0.9000,", "toy,unetr,spleen,dsc,0.9000,", "toy,unet,average,f1,0.9000,")
     published.write_text("\n".join([PUBLISHED, *rows]))
     results = gather("toy", "Which?", runs, published, ["+smoke=true"])
     page = write_report(results, tmp_path / "report")
-    parser = Cells()
-    parser.feed(page.read_text())
-    cells = {method: parser.cells["toy", method, "spleen", "dsc"].split(" paper")[0].strip() for method in METHODS}
+    shown, _, _ = read_page(page.read_text())
+    cells = {method: shown["toy", method, "spleen", "dsc"].split(" paper")[0].strip() for method in METHODS}
     assert cells == {"unet": "no case", "umamba_bot": "no case", "umamba_enc": "no case", "unetr": "missing"}
-    assert parser.cells["toy", "unet", "average", "f1"].startswith("missing")  # it was not scored by F1
+    assert shown["toy", "unet", "average", "f1"].startswith("missing")  # it was not scored by F1
     for name in ("index.html", "tables.md", "tables.tex"):
         assert "Made with +smoke=true: small runs on phantoms" in (tmp_path / "report" / name).read_text()
 
 
-def browsed(page: Path, folder: Path) -> tuple[str, int]:
-    """Return a page as headless Chromium has it, and how many addresses the page itself asked for."""
-    log = folder / f"{page.stem}.json"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    offline = ["--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}"]
-    command = ["chromium", *options, *offline, "--dump-dom", page.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    return shown, log.read_text().count('"initiator":"null"')  # a file's; the browser's own are "not an origin"
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 def test_a_browser_shows_the_same_numbers_without_a_network(
-    study: tuple[list[PlannedRun], Path], tmp_path: Path
+    study: tuple[list[PlannedRun], Path], tmp_path: Path, read_page: ReadPage, browser: Browser
 ) -> None:
+    def browsed(page: Path) -> tuple[str, int]:
+        """Return a page as a browser has it, and how many addresses the page itself asked for."""
+        log = tmp_path / f"{page.stem}.json"
+        shown = browser(page.as_uri(), "--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}")
+        return shown, log.read_text().count('"initiator":"null"')  # a file's; the browser's own are "not an origin"
+
     runs, published = study
     page = write_report(gather("toy", "Which?", runs, published), tmp_path / "report")
-    shown, asked = browsed(page, tmp_path)
-    parsers = (Cells(), Cells())
-    for parser, text in zip(parsers, (shown, page.read_text()), strict=True):
-        parser.feed(text)
-    assert parsers[0].cells == parsers[1].cells
+    shown, asked = browsed(page)
+    assert read_page(shown)[0] == read_page(page.read_text())[0]
     assert asked == 0
     needy = tmp_path / "needy.html"
     needy.write_text('<img src="http://localhost:9/x.png">')
-    assert browsed(needy, tmp_path)[1] > 0
+    assert browsed(needy)[1] > 0
 
 
 def test_tables_in_markdown_and_latex_hold_the_same_numbers(
@@ -307,101 +283,3 @@ def test_nothing_measured_is_all_missing(tmp_path: Path) -> None:
     runs = [PlannedRun((), RunFolder(tmp_path / method), "toy", method, "all", 0, 2, 100, "x") for method in METHODS]
     page = write_report(gather("toy", "Which?", runs, tmp_path / "published.csv"), tmp_path / "report")
     assert page.read_text().count(">missing<") == 8  # two labels of four methods
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("RK", "right kidney"), ("Gall_bladder", "gallbladder"), ("Postcava", "IVC"), ("tumour", "tumour")],
-)
-def test_labels_get_the_papers_names(name: str, expected: str) -> None:
-    assert label_name(name) == expected
-
-
-LABELS = ("NA", "nan", "=1+1", "a|b", "<b>", "L", "l", "average", "50%_$", "caf\u00e9")
-DATASET, METHOD = '<i>&"x', "#m_1 {x}|\\input $\\frac$"
-
-
-def hostile_study(tmp_path: Path) -> list[PlannedRun]:
-    """Write two runs whose dataset, method, labels and cases have names that mean something to the report's formats."""
-    runs: list[PlannedRun] = []
-    for method, case in (("unet", "cafe\u0301"), (METHOD, "caf\u00e9")):
-        folder = RunFolder(tmp_path / "runs" / f"{len(runs)}")
-        folder.path.mkdir(parents=True)
-        scoring = {"protocol": "generic", "tolerance_mm": 1.5}
-        folder.status_file.write_text(json.dumps({"state": "finished", "max_epochs": 1, "scoring": scoring}))
-        folder.metrics.write_text("epoch,train/loss\n0,1.0\n")
-        rows = [(name, label, index / 10) for index, label in enumerate(LABELS) for name in ("001", "1e3", case)]
-        rows = [row for row in rows if row[:2] != ("001", "L")]
-        write_scores(folder.scores, pandas.DataFrame(rows, columns=["case", "label", "dsc"]))
-        runs.append(PlannedRun((), folder, DATASET, method, "all", 0, 1, 1, "x"))
-    return runs
-
-
-def test_any_name_stands_in_every_table_as_it_is(tmp_path: Path) -> None:
-    page = write_report(gather("<s>", "A & B?", hostile_study(tmp_path), None), tmp_path / "report")
-    parser = Cells()
-    parser.feed(page.read_text())
-    shown = ["average (label)" if label == "average" else label for label in LABELS]
-    for method in ("unet", METHOD):
-        for index, label in enumerate(shown):
-            counted = " (n=2)" if label == "L" else ""
-            text = parser.cells[DATASET, method, label, "dsc"]
-            assert "".join(text.split()) == f"{index / 10:.4f}±0.0000{counted}".replace(" ", "")
-        # One case lacks "L" (0.5), so its mean is over nine labels.
-        expected = ((4.5 - 0.5) / 9 + 2 * 0.45) / 3
-        assert parser.cells[DATASET, method, "average", "dsc"].startswith(f"{expected:.4f}")
-    links = [link for link in parser.links if link.startswith("#")]
-    assert {link[1:] for link in links} <= parser.anchors
-    assert not [link for link in links if set(link) & set(' <>&"|')]
-    table = read_table(tmp_path / "report" / "numbers.csv", ("dataset", "method", "label", "metric", "split", "rules"))
-    assert set(table["label"]) == {*shown, "average"}
-    assert set(table["dataset"]) == {DATASET}
-    assert set(table["method"]) == {"unet", METHOD}
-    assert set(table["split"]) == {"test"}
-    assert set(table["rules"]) == {"Protocol generic: NSD at 1.5 mm."}
-    for raw in ("<i>", "<b>", "<s>"):
-        assert raw not in page.read_text()
-    assert "NSD at 1.5 mm" in page.read_text()
-
-
-def test_a_case_has_one_spelling_in_all_runs(tmp_path: Path) -> None:
-    runs = hostile_study(tmp_path)
-    scores = gather("s", "", runs, None).scores
-    assert scores["case"].unique().tolist() == ["001", "1e3", "cafe\u0301"]
-    assert set(scores.groupby("case")["method"].nunique()) == {2}
-    rows = [(name, "a", 1.0) for name in ("caf\u00e9", "cafe\u0301")]  # one run has both: two cases
-    write_scores(runs[1].folder.scores, pandas.DataFrame(rows, columns=["case", "label", "dsc"]))
-    assert gather("s", "", runs, None).scores["case"].nunique() == 4
-
-
-def test_any_name_is_text_in_markdown_and_latex(tmp_path: Path) -> None:
-    write_report(gather("<s>", "A & B?", hostile_study(tmp_path), None), tmp_path / "report")
-    markdown, latex = ((tmp_path / "report" / name).read_text() for name in ("tables.md", "tables.tex"))
-    rows = [re.split(r"(?<!\\)\|", line) for line in markdown.splitlines() if line.startswith("| ")]
-    assert {len(row) for row in rows} == {6, 9}  # averages: three columns of one metric; labels: of two methods
-    assert r"a\|b" in markdown
-    assert "<b>" not in markdown
-    assert "test images" in markdown
-    assert r"\#m\_1 \{x\}\textbar{}\textbackslash{}input \$\textbackslash{}frac\$" in latex
-    assert r"50\%\_\$" in latex
-    body = [line for line in latex.splitlines() if line.endswith(r"\\") and not line.startswith("%")]
-    assert {line.count(" & ") for line in body} == {1, 2}
-
-
-def test_labels_that_differ_are_never_pooled() -> None:
-    assert label_names(["RK", "right kidney"]) == {"RK": "RK", "right kidney": "right kidney"}
-    assert label_names(["L", "l", "NA"]) == {"L": "L", "l": "l", "NA": "NA"}
-    assert label_names(["Tumour"], {"tumour"}) == {"Tumour": "tumour"}
-    assert label_names(["average", "average (label)"]) == {
-        "average": "average (label)",
-        "average (label)": "average (label) (label)",
-    }
-
-
-def test_runs_of_different_rules_are_said_to_differ(tmp_path: Path) -> None:
-    runs = hostile_study(tmp_path)
-    scoring = {"protocol": "abdomen", "tolerance_mm": 2.0}
-    runs[1].folder.set_status(scoring=scoring)
-    rules = gather("s", "", runs, None).rules(DATASET)
-    assert rules.startswith("These runs were scored by different rules: Protocol generic: NSD at 1.5 mm.")
-    assert rules.endswith("Protocol abdomen: NSD at 2 to 7 mm by label.")

@@ -91,7 +91,9 @@ def test_given_values_replace_those_of_the_papers_row(settings: TrainSettings, s
 
 
 def test_a_configuration_is_needed() -> None:
-    with pytest.raises(InvalidSettings, match=r"plan\.configuration=null: choose 2d, 3d_fullres or 3d_lowres"):
+    with pytest.raises(
+        InvalidSettings, match=r"plan\.configuration=null: choose 2d, 3d_fullres, 3d_lowres or 3d_cascade"
+    ):
         PlanSettings(configuration=None)
 
 
@@ -131,6 +133,12 @@ def test_damaged_statistics_are_computed_again(
             assert read_json(file) == before
         else:
             file.write_text(json.dumps(before))
+
+
+def test_levels_of_depth_need_numbered_instances(settings: TrainSettings) -> None:
+    dataset = replace(settings.dataset, instance_targets="depth")
+    with pytest.raises(UserError, match=r"instance_targets=depth: .*Dataset702_AbdomenMR holds no numbered instances"):
+        plan_of(replace(settings, dataset=dataset))
 
 
 def test_a_plan_needs_no_preprocessing(settings: TrainSettings, tmp_path: Path) -> None:

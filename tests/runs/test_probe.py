@@ -50,10 +50,10 @@ def test_a_hidden_cube_matters_where_the_function_looks() -> None:
 
     x = torch.randn(1, 1, 32, 16)
     found = probes.hide_cubes(looks_up, x, (3.0, 1.0), steps=11)
-    distances = sorted({each.distance for each in found if each.distance % 3 == 0 and each.distance >= 12})
-    assert distances[0] == 12  # 4 voxels of 3 mm: the nearest a cube of 4 voxels may be
-    changed = [each.distance for each in found if each.change > 0]
-    assert changed == [12.0, 15.0] or changed == [12.0, 18.0] or changed == [12.0]
+    # Along the first axis: 4 to 14 voxels of 3 mm. The centre shows row 12; it is within the cubes of 4 voxels whose
+    # centres are the rows 12 and 11.
+    assert {each.distance for each in found} >= {3.0 * step for step in range(4, 15)}
+    assert [each.distance for each in found if each.change > 0] == [12.0, 15.0]
     by_hand = float((x[0, 0, 12, 8] - x.mean()).abs() / x.std())
     assert max(each.change for each in found) == pytest.approx(by_hand, rel=1e-5)
 
@@ -157,7 +157,6 @@ def test_a_checkpoint_is_probed(
     for part in parts.values():
         radii = [part["radius_vox"][share] for share in ("50", "90", "99")]
         assert radii == sorted(radii)
-        assert radii == [part["radius_vox"][share] for share in ("50", "90", "99")]
         assert part["change_by_hiding"]
         assert (part["change_by_shuffling"] is not None) == layered
     assert parts["network"]["radius_mm"] == parts["network"]["radius_vox"]  # the spacing is 1 mm

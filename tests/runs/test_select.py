@@ -1,8 +1,10 @@
 """Selection by cross-validation: scores and post-processing by hand, and the whole command on untrained networks."""
 
 import json
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from umamba.io import UserError
+from umamba.cli.find_best import main
+from umamba.io import UserError, write_json
 from umamba.labels import LabelSet
 from umamba.networks import build_network
 from umamba.planning import Configuration, Plan, split_folds
@@ -75,7 +78,7 @@ def test_all_foreground_comes_first(tmp_path: Path) -> None:
     assert after == {"a": 1.0, "b": 1.0}
 
 
-def run_folder(root: Path, name: str, seed: int, folds: tuple[int, ...] = (0, 1)) -> Path:
+def run_folder(root: Path, name: str, seed: int, folds: tuple[int, ...] = (0, 1), trained: str = "3d_fullres") -> Path:
     """Write checkpoints of untrained networks in the folders of a run's folds."""
     configuration = Configuration(
         name="3d_fullres",
@@ -94,25 +97,29 @@ def run_folder(root: Path, name: str, seed: int, folds: tuple[int, ...] = (0, 1)
         residual_encoder=False,
     )
     order = (0, 1, 2)
-    plan = Plan("Dataset001_Test", "nnunet", order, order, (1.0,) * 3, (8.0,) * 3, (), {"3d_fullres": configuration})
+    planned = {"3d_fullres": configuration, "3d_lowres": replace(configuration, name="3d_lowres")}
+    plan = Plan("Dataset001_Test", "nnunet", order, order, (1.0,) * 3, (8.0,) * 3, (), planned)
+    channels = plan.configuration(trained).input_channels(1, LABELS)
     for fold in folds:
         torch.manual_seed(10 * seed + fold)
-        network = build_network("unet", configuration, 1, 3)
+        network = build_network("unet", configuration, channels, 3)
         record: dict[str, Any] = {
             "format": 1,
             "plan": plan.to_json(),
-            "configuration": "3d_fullres",
+            "configuration": trained,
             "architecture": {"name": "unet"},
             "labels": LABELS.to_json(),
             "channel_names": ["CT"],
             "file_ending": ".nii.gz",
             "recipe": {},
         }
-        path = root / name / "3d_fullres" / f"fold_{fold}" / "seed_0" / "checkpoints" / "last.ckpt"
+        run = root / name / trained / f"fold_{fold}" / "seed_0"
+        path = run / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
+        write_json(run / "run.json", {"state": "finished"})
         weights = {f"network.{key}": value for key, value in network.state_dict().items()}
         torch.save({"umamba": record, "state_dict": weights}, path)
-    return root / name / "3d_fullres"
+    return root / name / trained
 
 
 @pytest.fixture
@@ -165,6 +172,24 @@ def test_the_function_returns_what_it_found(raw: Path, tmp_path: Path, capsys: p
     assert capsys.readouterr() == ("", ""), "the command shows the outcome, the function nothing"
 
 
+def test_the_command_for_a_cascade_names_its_first_stage(
+    raw: Path, tmp_path: Path, messages: pytest.LogCaptureFixture
+) -> None:
+    first = run_folder(tmp_path / "runs", "one", 0, trained="3d_lowres")
+    second = run_folder(tmp_path / "runs", "one", 1, trained="3d_cascade_fullres")
+    main(FindBestSettings(candidates=(second,), raw_dataset=raw, output=tmp_path / "best", device="cpu"))
+    said = shlex.split(messages.text.split("python predict.py ")[1])
+    files = [f"{folder}/fold_{fold}/seed_0/checkpoints/last.ckpt" for folder in (second, first) for fold in (0, 1)]
+    assert said[:2] == [f"checkpoint=[{','.join(files[:2])}]", f"previous_checkpoint=[{','.join(files[2:])}]"]
+    best = json.loads((tmp_path / "best" / "best.json").read_text())
+    assert best["checkpoints"] + best["previous_checkpoints"] == files
+    (first / "fold_1/seed_0/run.json").write_text('{"state": "training"}')
+    again = FindBestSettings(candidates=(second,), raw_dataset=raw, output=tmp_path / "again", device="cpu")
+    with pytest.raises(UserError, match="fold 1 of the first stage is not trained"):
+        find_best(again)
+    assert not again.output.exists()
+
+
 def test_other_folds_are_named(raw: Path, tmp_path: Path) -> None:
     candidates = (run_folder(tmp_path / "runs", "one", 0), run_folder(tmp_path / "runs", "two", 1, folds=(0,)))
     settings = FindBestSettings(candidates=candidates, raw_dataset=raw, output=tmp_path / "best", device="cpu")
@@ -189,3 +214,9 @@ def test_a_random_split_beyond_the_folds_is_left_out(
     assert "fold 7 validates cases of other folds" in messages.text
     held_out = [case for fold in split_folds([f"case{index}" for index in range(6)])[:2] for case in fold["val"]]
     assert sorted(selection.best.segmentations) == sorted(held_out)
+
+
+def test_partly_labelled_cases_count_for_the_labels_that_they_carry(tmp_path: Path) -> None:
+    segmentations, truths = pairs(tmp_path)
+    scores = mean_dice(segmentations, truths, LABELS, lambda array: array, 1, {"x": ("b",)})
+    assert scores == pytest.approx({"a": 1.0, "b": 1.0})  # a of y alone

@@ -237,3 +237,12 @@ def test_every_architecture_passes_the_check(make_settings: Make, prepared: Prep
     configuration = replace(prepared.configuration, patch_size=(32, 32, 64))
     planned = replace(prepared, configuration=configuration)
     check_network(replace(make_settings(), architecture=read_architecture(name)), planned)
+
+
+def test_tiles_that_the_trained_network_would_refuse_are_refused_before_training(
+    make_settings: Make, prepared: PreparedDataset
+) -> None:
+    planned = replace(prepared, configuration=replace(prepared.configuration, patch_size=(32, 32, 64)))
+    settings = replace(make_settings("predict.tile_scale=2"), architecture=read_architecture("unetr"))
+    with pytest.raises(UserError, match=r"tile_scale=2: .*tied to its patch of 32 x 32 x 64 voxels"):
+        check_network(settings, planned)

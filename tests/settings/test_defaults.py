@@ -1,29 +1,16 @@
-"""The defaults of every record, written by hand: what configs/ held before the settings were typed.
+"""The defaults of training, written by hand: what configs/ held before the settings were typed.
 
 The one difference is meant: a recipe states its precision, and trainer.precision (null) overrides it.
 """
 
-import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from umamba.cli.compose import settings_of
-from umamba.settings import (
-    ConvertSettings,
-    DescribeSettings,
-    EvaluateSettings,
-    ExportSettings,
-    FindBestSettings,
-    PredictSettings,
-    PrepareSettings,
-    ReportSettings,
-    SlurmSettings,
-    TrainSettings,
-    VerifySettings,
-    plain,
-)
+from umamba.settings import DescribeSettings, PrepareSettings, TrainSettings
+
+Composed = Callable[..., dict[str, Any]]
 
 NNUNET_RECIPE: dict[str, Any] = {
     "name": "nnunet",
@@ -38,7 +25,7 @@ NNUNET_RECIPE: dict[str, Any] = {
         "eps": None,
         "amsgrad": None,
     },
-    "schedule": {"name": "poly", "exponent": 0.9, "minimum": 0.0},
+    "schedule": {"name": "poly", "exponent": 0.9, "minimum": 0.0, "warm_up": 0.02, "decay": 0.3},
     "loss": {
         "name": None,
         "dice_weight": 1.0,
@@ -46,6 +33,9 @@ NNUNET_RECIPE: dict[str, Any] = {
         "class_weights": None,
         "focal_gamma": 0.0,
         "tversky": None,
+        "exclusion_weight": 1.0,
+        "distillation_weight": 1.0,
+        "component_weight": 0.0,
     },
     "precision": "auto",
     "deep_supervision": True,
@@ -78,7 +68,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **NNUNET_RECIPE,
         "name": "unetr",
         "optimizer": {**ADAPTIVE, "name": "adamw", "weight_decay": 0.01},
-        "schedule": {"name": "poly", "exponent": 1.0, "minimum": 0.0},
+        "schedule": {"name": "poly", "exponent": 1.0, "minimum": 0.0, "warm_up": 0.02, "decay": 0.3},
         "precision": "32-true",
         "deep_supervision": False,
     },
@@ -86,7 +76,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **NNUNET_RECIPE,
         "name": "swinunetr",
         "optimizer": {**ADAPTIVE, "name": "adamw", "lr": 8e-4, "weight_decay": 0.01},
-        "schedule": {"name": "cosine", "exponent": 0.9, "minimum": 1.25e-3},
+        "schedule": {"name": "cosine", "exponent": 0.9, "minimum": 1.25e-3, "warm_up": 0.02, "decay": 0.3},
         "precision": "32-true",
         "deep_supervision": False,
     },
@@ -103,13 +93,24 @@ NNUNET_AUGMENTATION: dict[str, Any] = {
     "gamma_negated": {"p": 0.1, "exponent": [0.7, 1.5]},
     "gamma": {"p": 0.3, "exponent": [0.7, 1.5]},
     "mirror": {"p": 0.5, "axes": None},
+    "previous_stage": {
+        "p_shape": 0.4,
+        "p_removal": 0.2,
+        "p_label": 0.5,
+        "radius": [1.0, 8.0],
+        "removed_share": 0.15,
+    },
     "extra": [],
 }
 
 
 def without(*kinds: str) -> dict[str, Any]:
     """Return nnU-Net's augmentation with some kinds off."""
-    return {name: {**kind, "p": 0.0} if name in kinds else kind for name, kind in NNUNET_AUGMENTATION.items()}
+    off = {"previous_stage": {"p_shape": 0.0, "p_removal": 0.0}}
+    return {
+        name: {**kind, **off.get(name, {"p": 0.0})} if name in kinds else kind
+        for name, kind in NNUNET_AUGMENTATION.items()
+    }
 
 
 AUGMENTATIONS = {
@@ -196,10 +197,11 @@ PLAN: dict[str, Any] = {
 PLANS: dict[str, dict[str, Any]] = {
     "3d_fullres": PLAN,
     "3d_lowres": {**PLAN, "configuration": "3d_lowres"},
+    "3d_cascade_fullres": {**PLAN, "configuration": "3d_cascade_fullres"},
     "2d": {**PLAN, "configuration": "2d"},
 }
-PLANNERS = {name: {"rules": name, "gpu_memory_gb": None} for name in ("nnunet", "umamba")} | {
-    name: {"rules": name, "gpu_memory_gb": None} for name in ("resenc_m", "resenc_l", "resenc_xl")
+PLANNERS = {name: {"rules": name, "gpu_memory_gb": None, "measure": False} for name in ("nnunet", "umamba")} | {
+    name: {"rules": name, "gpu_memory_gb": None, "measure": False} for name in ("resenc_m", "resenc_l", "resenc_xl")
 }
 PHANTOM: dict[str, Any] = {
     "scene": "abdomen",
@@ -232,18 +234,24 @@ TRAIN: dict[str, Any] = {
         "licence": "synthetic, CC0",
         "tolerance_mm": 3.0,
         "protocol": "generic",
+        "instance_targets": "boundary",
         "phantom": PHANTOM,
     },
     "name": None,
     "fold": 0,
     "seed": 0,
     "restart": False,
+    "budget": None,
+    "finish_by": None,
     "pretrained": None,
+    "previous_stage": None,
+    "teacher": None,
     "smoke": False,
     "paths": PATHS,
     "planner": PLANNERS["nnunet"],
     "plan": PLAN,
     "architecture": ARCHITECTURES["umamba_bot"],
+    "heads": {"case": None, "weight": 1.0, "alone": False},
     "recipe": NNUNET_RECIPE,
     "augmentation": NNUNET_AUGMENTATION,
     "data": {
@@ -258,7 +266,15 @@ TRAIN: dict[str, Any] = {
     },
     "trainer": TRAINER,
     "logger": WANDB,
-    "predict": {"tile_step_size": 0.5, "tta": False, "engine": "auto", "validation": True, "checkpoint": "last"},
+    "predict": {
+        "tile_step_size": 0.5,
+        "tta": False,
+        "engine": "auto",
+        "tile_scale": 1,
+        "validation": True,
+        "checkpoint": "last",
+        "probabilities": False,
+    },
 }
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     (group, option, values)
@@ -298,37 +314,23 @@ DATASETS: dict[str, tuple[str, str, str, float, str | None]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_folders_of_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unset nnU-Net's variables, which are the defaults of the paths."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def composed(record: Any, *overrides: str) -> dict[str, Any]:
-    """Return the plain values that overrides compose to; they must fit into JSON."""
-    values: dict[str, Any] = plain(settings_of(record, overrides))
-    assert json.loads(json.dumps(values)) == values
-    return values
-
-
-def test_the_defaults_of_training() -> None:
+def test_the_defaults_of_training(composed: Composed) -> None:
     assert composed(TrainSettings, "dataset=phantom") == TRAIN
 
 
 @pytest.mark.parametrize(("group", "option", "values"), OPTIONS, ids=[f"{group}={name}" for group, name, _ in OPTIONS])
-def test_an_option_changes_its_group_alone(group: str, option: str, values: dict[str, Any]) -> None:
+def test_an_option_changes_its_group_alone(group: str, option: str, values: dict[str, Any], composed: Composed) -> None:
     assert composed(TrainSettings, "dataset=phantom", f"{group}={option}") == {**TRAIN, group: values}
 
 
 @pytest.mark.parametrize("option", ["paper", "paper_2d"])
-def test_the_plan_of_the_paper(option: str) -> None:
+def test_the_plan_of_the_paper(option: str, composed: Composed) -> None:
     plan = {**PLAN, "paper": True, "configuration": None if option == "paper" else "2d"}
     assert composed(TrainSettings, "dataset=amos", f"plan={option}")["plan"] == plan
 
 
 @pytest.mark.parametrize("option", DATASETS)
-def test_the_published_datasets(option: str) -> None:
+def test_the_published_datasets(option: str, composed: Composed) -> None:
     folder, licence, protocol, tolerance, archive = DATASETS[option]
     found = composed(TrainSettings, f"dataset={option}")
     source = found["dataset"].pop("source")
@@ -339,12 +341,13 @@ def test_the_published_datasets(option: str) -> None:
         "licence": licence,
         "tolerance_mm": tolerance,
         "protocol": protocol,
+        "instance_targets": "boundary",
         "phantom": {**PHANTOM, "archive": archive},
     }
     assert {**found, "dataset": None} == {**TRAIN, "dataset": None}
 
 
-def test_any_dataset_needs_its_root() -> None:
+def test_any_dataset_needs_its_root(composed: Composed) -> None:
     assert composed(TrainSettings, "dataset.root=there")["dataset"] == {
         "root": "there",
         "kind": "nnunet",
@@ -352,115 +355,13 @@ def test_any_dataset_needs_its_root() -> None:
         "licence": "",
         "tolerance_mm": 2.0,
         "protocol": "generic",
+        "instance_targets": "boundary",
         "phantom": PHANTOM,
     }
 
 
-def test_prepare_and_describe_add_keys_of_their_own() -> None:
+def test_prepare_and_describe_add_keys_of_their_own(composed: Composed) -> None:
     prepare = {"explain": False, "nnunet_plans": None, "preview": False}
     assert composed(PrepareSettings, "dataset=phantom") == {**TRAIN, **prepare}
     describe: dict[str, Any] = {"checkpoint": None, "num_classes": None, "trust": []}
     assert composed(DescribeSettings, "dataset=phantom") == {**TRAIN, **describe}
-
-
-def test_the_defaults_of_the_other_commands(tmp_path: Path) -> None:
-    here = str(tmp_path)
-    sliding = {"tile_step_size": 0.5, "tta": False}
-    assert composed(PredictSettings, f"checkpoint={here}", f"input={here}", "output=out") == {
-        **sliding,
-        "max_memory_gb": None,
-        "probabilities": False,
-        "instances": None,
-        "export": [],
-        "codes": None,
-        "overwrite": False,
-        "workers": 2,
-        "engine": "auto",
-        "device": "auto",
-        "trust": [],
-        "checkpoint": here,
-        "input": here,
-        "output": "out",
-        "previews": 8,
-        "post_processing": None,
-        "precision": "auto",
-        "reproducible": False,
-    }
-    assert composed(VerifySettings, f"predictions={here}") == {
-        "trust": [],
-        "predictions": here,
-        "checkpoint": None,
-        "input": None,
-        "device": "auto",
-        "engine": "auto",
-        "max_memory_gb": None,
-    }
-    assert composed(FindBestSettings, f"candidates=[{here}]", f"raw_dataset={here}", "output=out") == {
-        **sliding,
-        "engine": "auto",
-        "device": "auto",
-        "trust": [],
-        "candidates": [here],
-        "raw_dataset": here,
-        "output": "out",
-        "splits": None,
-        "pairs": True,
-        "checkpoint": "last",
-        "seed": 0,
-        "max_memory_gb": None,
-        "workers": 2,
-    }
-    assert composed(EvaluateSettings, f"predictions={here}", f"truth={here}", "output=out") == {
-        "predictions": here,
-        "truth": here,
-        "output": "out",
-        "protocol": "generic",
-        "strict_official": False,
-        "dataset_json": None,
-        "tolerance_mm": 2.0,
-        "iou_threshold": 0.5,
-        "count_edge_cells": False,
-        "images": None,
-        "margin": 0.01,
-        "workers": None,
-    }
-    assert composed(ReportSettings, "study=folds") == {
-        "study": "folds",
-        "output": None,
-        "overrides": [],
-        "margin": 0.01,
-        "pictures_mb": 3.0,
-        "paths": PATHS,
-    }
-    assert composed(ConvertSettings, "archive=flare", f"source={here}") == {
-        "archive": "flare",
-        "source": here,
-        "name": None,
-        "channels": [],
-        "label": None,
-        "labels": [],
-        "crop": False,
-        "videos": "separate",
-        "workers": None,
-        "paths": PATHS,
-    }
-    assert composed(ExportSettings, f"checkpoint={here}", "output=out") == {
-        "checkpoint": here,
-        "output": "out",
-        "format": "nnunet",
-        "fold": 0,
-        "post_processing": None,
-        "trust": [],
-    }
-    assert plain(SlurmSettings()) == {
-        "partition": None,
-        "prepare_partition": None,
-        "nodes": 1,
-        "gpus": 1,
-        "cpus": 13,
-        "memory_gb": 32,
-        "time_limit": "24:00:00",
-        "max_parallel": 8,
-        "warn_s": 120,
-        "extra": [],
-    }

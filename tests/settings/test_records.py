@@ -49,7 +49,7 @@ def records(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
 
 
 RECORDS = sorted(set(records()), key=lambda record: record.__name__)
-EXISTING = ("checkpoint", "images", "input", "predictions", "truth", "raw_dataset", "source")
+EXISTING = ("checkpoint", "images", "input", "labels", "predictions", "truth", "raw_dataset", "runs", "source")
 
 
 def example(record: type[Settings], folder: Path) -> Settings:
@@ -59,6 +59,7 @@ def example(record: type[Settings], folder: Path) -> Settings:
     own = record.__name__ == "CustomArchitectureSettings"
     values |= {"name": "mypackage:build" if own else "RandomBlur", "dataset": {"root": "there"}}
     required = ["name"] * own
+    required += ["checkpoint", "images", "labels"] * (record.__name__ == "CalibrateSettings")
     required += [each.name for each in fields(record) if each.default is MISSING and each.default_factory is MISSING]
     return parse(record, {name: values[name] for name in required})
 

@@ -13,6 +13,7 @@ from umamba.io import UserError
 from umamba.settings import (
     AfterTrainingSettings,
     AugmentationSettings,
+    CalibrateSettings,
     DatasetSettings,
     EvaluateSettings,
     InvalidSettings,
@@ -402,3 +403,12 @@ def test_records_are_frozen_and_changed_by_replace() -> None:
 )
 def test_what_a_key_takes_in_words(kind: Any, limits: Key, words: str) -> None:
     assert described(kind, limits) == words
+
+
+def test_a_path_without_a_file_is_the_only_fault(tmp_path: Path) -> None:
+    """A missing file used to count as not given, so that a second sentence asked for what was there."""
+    with pytest.raises(InvalidSettings) as caught:
+        parse(CalibrateSettings, {"candidates": [str(tmp_path / "no")], "raw_dataset": str(tmp_path), "output": "out"})
+    (problem,) = caught.value.problems
+    assert problem.startswith("candidates=")
+    assert "there is no such file or folder" in problem

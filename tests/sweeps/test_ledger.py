@@ -48,6 +48,13 @@ def test_a_live_run_is_running_with_epoch_and_time_left(tmp_path: Path) -> None:
     assert state.eta_s == 6 * 20 * 2.0  # six epochs of twenty batches of two seconds
 
 
+def test_the_time_left_of_a_budget_is_its_rest(tmp_path: Path) -> None:
+    status = {"state": "training", "max_epochs": 1000, "budget": {"seconds": 900.0}}
+    write(tmp_path, "run.json", json.dumps(status), age_s=300)
+    write(tmp_path, "metrics.csv", "epoch,time/iteration_s,time/used_s\n0,2.0,20\n1,2.0,35\n", age_s=30)
+    assert run_state(planned(tmp_path, 1000), NOW).eta_s == 865.0
+
+
 @pytest.mark.parametrize(
     ("age_s", "iteration_s", "expected"), [(500, 2, "running"), (700, 2, "failed"), (700, 30, "running")]
 )

@@ -29,7 +29,7 @@ class Store:
     """A store of one preprocessed case."""
 
     def load(self, case_id: str) -> Any:
-        return SimpleNamespace(image=IMAGE, label=TRUTH)
+        return SimpleNamespace(image=IMAGE, label=TRUTH, previous=None)
 
 
 class Shapes(nn.Module):
@@ -74,7 +74,9 @@ def make_model(dim: int, mirror_axes: tuple[int, ...] | None = None) -> Model:
 def validation(model: Model, settings: SlidingWindowSettings) -> CaseValidation:
     """Return the callback for a model."""
     store: Any = Store()
-    return CaseValidation(store, ["case"], model.configuration, LABELS, 1, settings, model.mirror_axes)
+    return CaseValidation(
+        store, ["case"], model.configuration, LABELS, 1, settings, model.mirror_axes, tile_scale=model.tile_scale
+    )
 
 
 def predicted(model: Model, settings: SlidingWindowSettings) -> np.ndarray:
@@ -95,6 +97,14 @@ def test_the_labels_are_the_predictors(dim: int, settings: SlidingWindowSettings
     labels = validation(model, settings).segment(model.network, torch.from_numpy(IMAGE), CPU, "32-true")
     np.testing.assert_array_equal(labels, predicted(model, settings))
     assert len(np.unique(labels)) == 3
+
+
+def test_tiles_of_several_patches_are_the_predictors() -> None:
+    model = replace(make_model(2), tile_scale=2)
+    shapes = Shapes(model.network)
+    labels = validation(model, SlidingWindowSettings()).segment(shapes, torch.from_numpy(IMAGE), CPU, "32-true")
+    np.testing.assert_array_equal(labels, predicted(model, SlidingWindowSettings()))
+    assert {shape[2:] for shape in shapes.seen} == {(32, 32)}
 
 
 def test_the_settings_of_prediction_reach_the_score() -> None:
@@ -122,3 +132,13 @@ def test_the_score_is_the_mean_dice_over_labels() -> None:
     labels, truth = predicted(model, settings), np.maximum(TRUTH[0], 0)
     expected = np.mean([dice(labels == value, truth == value) for value in (1, 2)])
     assert validation(model, settings).score(model.network, "case", CPU, "32-true") == pytest.approx(expected)
+
+
+def test_partly_labelled_cases_are_scored_by_what_they_carry(monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration: Any = SimpleNamespace(dim=3)
+    store: Any = Store()
+    predicted = np.where(TRUTH[0] == 1, 0, np.maximum(TRUTH[0], 0))
+    monkeypatch.setattr(CaseValidation, "segment", lambda *_: predicted)
+    for annotated, expected in ((None, 0.5), ({"x": ("b",)}, 1.0), ({"x": ("a",)}, 0.0)):
+        checked = CaseValidation(store, ["x"], configuration, LABELS, 1, SlidingWindowSettings(), annotated=annotated)
+        assert checked.score(nn.Identity(), "x", CPU, "32-true") == expected

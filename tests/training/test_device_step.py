@@ -18,10 +18,13 @@ from umamba.networks.blocks import CellMean3d, _CellMean
 from umamba.networks.conformance import small_configuration
 from umamba.records import RunFolder
 from umamba.runs import PreparedDataset
+from umamba.runs import fit as fit_module
 from umamba.runs.trainer import SEVERAL, build_trainer, check_deterministic
 from umamba.settings import InvalidSettings, LossSettings, TrainerSettings, TrainSettings
+from umamba.training import backward_graph as backward_graph_module
 from umamba.training import softmax_sums
-from umamba.training.backward_graph import backward_graph, freeze
+from umamba.training.backward_graph import BackwardGraph, backward_graph, freeze
+from umamba.training.component_loss import ComponentLoss
 from umamba.training.losses import DiceCrossEntropy, region_targets
 from umamba.training.module import SegmentationModule
 
@@ -44,7 +47,17 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("more", [(), ("recipe.loss.focal_gamma=2", "recipe.loss.class_weights=[1,2,1,1,1,1]")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        (
+            "recipe.loss.focal_gamma=2",
+            "recipe.loss.class_weights=[1,2,1,1,1,1]",
+            "recipe.loss.component_weight=1",
+        ),
+    ],
+)
 def test_a_step_never_waits_for_the_device(
     small_fit: Fit, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
@@ -179,6 +192,13 @@ def test_every_backbone_has_a_deterministic_gradient(architecture: str, dim: int
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.parametrize("mixer", ["mamba2", "mlstm", "convolution", "identity"])
+def test_every_mixer_has_a_deterministic_gradient(mixer: str) -> None:
+    for dim in (2, 3):
+        graph = backward_graph({"name": "umamba_enc", "mixer": mixer}, small_configuration(dim), 1, 3, True)
+        assert graph.nondeterministic == ()
+
+
 def test_operations_without_a_deterministic_gradient_are_refused(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,9 +209,42 @@ def test_operations_without_a_deterministic_gradient_are_refused(
     with pytest.raises(UserError, match=r"trainer\.deterministic=true: resenc_unet.*AvgPool3D.*deterministic=warn"):
         check_deterministic(settings, graph.nondeterministic)
     settings = make_settings("architecture=umamba_bot", "architecture.scan_backend=cuda")
-    with pytest.raises(UserError, match=r"scan_backend=cuda adds gradients in a changing order"):
+    with pytest.raises(UserError, match=r"scan_backend=cuda adds gradients in a changing order.*scan_backend=auto"):
         check_deterministic(settings, ())
+    with pytest.raises(UserError, match=r"AvgPool3D, and architecture\.scan_backend=cuda"):
+        check_deterministic(settings, ("AvgPool3D",))
     check_deterministic(make_settings("architecture=umamba_bot"), ())
+
+
+@pytest.mark.parametrize("labels", [PLAIN, IGNORE, REGIONS], ids=["plain", "ignore", "regions"])
+@pytest.mark.parametrize("focal_gamma", [0.0, 2.0])
+def test_the_loss_has_a_deterministic_gradient(labels: LabelSet, focal_gamma: float) -> None:
+    logits = torch.randn(1, 2 if labels.has_regions else 3, 4, 4, 4, requires_grad=True)
+    label = torch.randint(0, 3, (1, 1, 4, 4, 4))
+    loss = DiceCrossEntropy(labels, False, LossSettings(focal_gamma=focal_gamma))(logits, label)
+    operations, _ = backward_graph_module._walk([loss])
+    assert operations, "the loss has a gradient"
+    assert BackwardGraph(operations, ()).nondeterministic == ()
+
+
+@pytest.mark.parametrize("labels", [PLAIN, REGIONS], ids=["plain", "regions"])
+def test_the_loss_of_components_has_a_deterministic_gradient(labels: LabelSet) -> None:
+    logits = torch.randn(1, 2 if labels.has_regions else 3, 4, 4, 4, requires_grad=True)
+    batch = {"label": torch.randint(0, 3, (1, 1, 4, 4, 4)), "components": torch.ones(1, 2, 4, 4, 4, dtype=torch.int32)}
+    loss = ComponentLoss(labels, LossSettings(component_weight=1.0))(logits, {**batch, "component_count": 1})
+    operations, _ = backward_graph_module._walk([loss])
+    assert operations, "the loss has a gradient"
+    assert BackwardGraph(operations, ()).nondeterministic == ()
+
+
+def test_they_are_refused_before_preprocessing(
+    make_settings: Make, prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "trains_on_cuda", lambda settings: True)
+    monkeypatch.setattr(CellMean3d, "forward", torch.nn.AvgPool3d.forward)
+    fit_module.check_network(make_settings("architecture=resenc_unet", "trainer.deterministic=warn"), prepared)
+    with pytest.raises(UserError, match=r"trainer\.deterministic=true: resenc_unet"):
+        fit_module.check_network(make_settings("architecture=resenc_unet", "trainer.deterministic=true"), prepared)
 
 
 def test_parameters_without_gradient_are_known_before_training() -> None:
@@ -249,6 +302,39 @@ def test_cudnn_tries_its_algorithms_unless_results_must_repeat(
 def test_both_at_once_are_refused() -> None:
     with pytest.raises(InvalidSettings, match=r"trainer\.benchmark=true.*deterministic"):
         TrainerSettings(benchmark=True, deterministic=True)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("norm_is_known", [False, True])
+def test_gradients_are_clipped_as_pytorch_does(
+    algorithm: str, norm_is_known: bool, small_fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients of a step, clipped by the module, are those that PyTorch's own function clips."""
+    original, compared = SegmentationModule.configure_gradient_clipping, []
+
+    def watched(self: SegmentationModule, optimizer: Any, gradient_clip_val: float, **named: Any) -> None:
+        trained = [p for p in self.parameters() if p.grad is not None]
+
+        def gradients() -> list[Tensor]:
+            return [p.grad.clone() for p in trained if p.grad is not None]
+
+        before = gradients()
+        assert self.gradient_norm is not None
+        if not norm_is_known:
+            self.gradient_norm = None
+        original(self, optimizer, gradient_clip_val, **named)
+        after = gradients()
+        for p, gradient in zip(trained, before, strict=True):
+            p.grad = gradient.clone()
+        clip = torch.nn.utils.clip_grad_value_ if algorithm == "value" else torch.nn.utils.clip_grad_norm_
+        clip(trained, gradient_clip_val)
+        assert all(torch.equal(wanted, found) for wanted, found in zip(gradients(), after, strict=True))
+        compared.append(any(not torch.equal(p, q) for p, q in zip(before, after, strict=True)))
+
+    monkeypatch.setattr(SegmentationModule, "configure_gradient_clipping", watched)
+    own = ("recipe.gradient_clip_norm=1e-3", f"trainer.gradient_clip_algorithm={algorithm}")
+    small_fit("trainer.max_epochs=1", "trainer.limit_train_batches=2", *own)
+    assert compared == [True, True]
 
 
 def test_a_checkpoint_continues_with_the_optimizer_of_this_device(

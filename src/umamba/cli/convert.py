@@ -28,5 +28,6 @@ def main(settings: ConvertSettings) -> None:
         layout=Layout(settings.name, settings.channels, settings.label, settings.labels),
         crop=settings.crop,
         videos=settings.videos,
+        datasets=settings.datasets,
     )
     log.info("Converted: %s", folder.absolute())

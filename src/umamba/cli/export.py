@@ -26,7 +26,9 @@ def main(settings: ExportSettings) -> None:
         return
     from umamba.inference.nnunet_export import export_to_nnunet
 
-    folder = export_to_nnunet(settings.checkpoint, settings.output, settings.fold)
+    folder = export_to_nnunet(
+        settings.checkpoint, settings.output, settings.fold, segmentation_only=settings.segmentation_only
+    )
     log.info("Exported: %s", folder.absolute())
     log.info(
         "nnUNetv2_predict_from_modelfolder -m %s -f %s -i IMAGES -o SEGMENTATIONS",
@@ -57,7 +59,9 @@ def _onnx(settings: ExportSettings) -> None:
     from umamba.inference.postprocessing import PostProcessing
 
     steps = None if settings.post_processing is None else PostProcessing.read(settings.post_processing)
-    written = export_to_onnx(settings.checkpoint, settings.output, steps, settings.trust)
+    written = export_to_onnx(
+        settings.checkpoint, settings.output, steps, settings.trust, segmentation_only=settings.segmentation_only
+    )
     log.info("Exported: %s (%.3g MB, sha256 %s)", written.folder.absolute(), written.size / 1e6, written.sha256)
     log.info(
         "Checked with ONNX Runtime: logits of random tiles differ from PyTorch's by at most %.2g, where the largest is "

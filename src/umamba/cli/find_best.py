@@ -2,6 +2,8 @@
 
 import logging
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 
 from umamba.settings import FindBestSettings
 
@@ -25,7 +27,11 @@ def main(settings: FindBestSettings) -> None:
     steps = ", then of ".join(str(list(values)) for values in found.post_processing.steps)
     kept = f"keep the largest component of labels {steps}" if steps else "none improves the DSC"
     log.info("Post-processing: %s; DSC %.4f before, %.4f after", kept, found.best.mean, mean_score(found.scores))
-    paths = [str(path) for path in found.best.checkpoints]
-    listed = ",".join(quoted(path) if set(path) & set(",[]{}'\"") else path for path in paths)
-    given = [f"checkpoint=[{listed}]", f"post_processing={settings.output / 'post_processing.json'}"]
+
+    def listed(paths: Sequence[Path]) -> str:
+        return ",".join(quoted(text) if set(text) & set(",[]{}'\"") else text for text in map(str, paths))
+
+    given = [f"checkpoint=[{listed(found.best.checkpoints)}]"]
+    given += [f"previous_checkpoint=[{listed(found.best.previous)}]"] if found.best.previous else []
+    given += [f"post_processing={settings.output / 'post_processing.json'}"]
     log.info("To predict with it:\npython predict.py %s input=IMAGES output=DIR", shlex.join(given))

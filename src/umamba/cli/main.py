@@ -89,13 +89,31 @@ COMMANDS = {
             "convert archive=flare source=FOLDER                    # an unpacked download",
             "convert archive=msd source=Task04_Hippocampus",
             "convert archive=folders source=FOLDER name=Dataset500_Mine    # a folder for each patient",
+            "convert merge source=PATH/raw datasets=[Dataset001_A,Dataset002_B] name=Dataset700_Joined",
         ),
+        first="archive",
     ),
     "find-best": Command(
         "find_best",
         "Choose the best of several trained configurations by cross-validation, and its post-processing.",
         "FindBestSettings",
         ("find-best candidates=[runs/A/3d_fullres,runs/B/3d_fullres] raw_dataset=PATH/Dataset701_NAME output=DIR",),
+    ),
+    "audit": Command(
+        "audit",
+        "Rank the cases, parts and slices of a training set that are probably labelled wrongly, by cross-validation.",
+        "AuditSettings",
+        ("audit runs=runs/NAME/3d_fullres raw_dataset=PATH/Dataset701_NAME output=DIR",),
+    ),
+    "calibrate": Command(
+        "calibrate",
+        "Learn from scored cases how far to trust a segmentation; predict then gives each an expected DSC.",
+        "CalibrateSettings",
+        (
+            "calibrate candidates=[runs/A/3d_fullres] raw_dataset=PATH/Dataset701_NAME output=DIR    # held-out folds",
+            "calibrate checkpoint=[a.ckpt,b.ckpt] images=IMAGES labels=LABELS output=DIR",
+            "predict checkpoint=a.ckpt input=IMAGES output=DIR quality=DIR/quality.json",
+        ),
     ),
     "describe": Command(
         "describe",
@@ -134,11 +152,12 @@ COMMANDS = {
     ),
     "study": Command(
         "study",
-        "List the studies, show the state of each run of a study, or plan what a study can show.",
+        "List the studies, show the state of each run of a study, train them, or plan what a study can show.",
         None,
         (
             "study                                                 # all studies",
             "study table3_organs_3d",
+            "study run controls_nuclei                             # train what is left, one run after another",
             "study power table3_organs_3d power.cases=50 power.trainings=3    # before anything is trained",
         ),
     ),

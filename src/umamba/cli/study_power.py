@@ -11,9 +11,10 @@ from umamba.cli.compose import settings_of
 from umamba.cli.planned_runs import planned_runs
 from umamba.cli.share import share
 from umamba.cli.words import values_of
+from umamba.datasets import list_findings
 from umamba.evaluation.power import ALPHA, cases_needed, detectable_difference, trainings_needed
 from umamba.evaluation.spread import Spreads
-from umamba.io import UserError, supported_endings
+from umamba.io import UserError
 from umamba.io.escape import rich_text
 from umamba.reporting import Results, gather
 from umamba.reporting.compare import measured_spreads
@@ -28,7 +29,7 @@ _TRAININGS = (2, 3, 5, 10)
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a study of one dataset can see by one metric.
+    """What a study of one dataset can show by one metric.
 
     Attributes:
         title: the dataset and the metric.
@@ -70,7 +71,7 @@ def study_power(arguments: Sequence[str]) -> None:
 
 
 def outlooks(runs: Sequence[PlannedRun], wanted: PowerSettings, measured: Results | None) -> list[Outlook]:
-    """Return what a study can see for each dataset: by each measured metric, or by any with assumed spreads.
+    """Return what a study can show for each dataset: by each measured metric, or by any metric with assumed spreads.
 
     Args:
         runs: the runs of the study.
@@ -97,7 +98,7 @@ def outlooks(runs: Sequence[PlannedRun], wanted: PowerSettings, measured: Result
             if cases is None:
                 raise UserError(
                     f"{dataset}: the number of its test cases is not known, because {settings.dataset.root} has no "
-                    "imagesTs. Give power.cases=NUMBER."
+                    "test images with labels (imagesTs, labelsTs). Give power.cases=NUMBER."
                 )
             found.append(Outlook(dataset, source, assumed(wanted), cases, trainings, pairs * metrics))
             continue
@@ -124,24 +125,15 @@ def assumed(wanted: PowerSettings) -> Spreads:
 
 
 def cases_of(settings: TrainSettings) -> int | None:
-    """Return the number of test cases of a training's dataset; None if it has no folder of them.
+    """Return the number of test cases with a reference of a training's dataset; None if it has none.
 
     Args:
         settings: the settings of the training.
     """
     if settings.dataset.kind == "phantom":
-        return settings.dataset.phantom.num_test
-    folder = settings.dataset.root / "imagesTs"
-    if not folder.is_dir():
-        return None
-    endings = supported_endings()
-    names = {
-        path.name.removesuffix(ending).rsplit("_", 1)[0]
-        for path in folder.iterdir()
-        for ending in endings
-        if path.name.endswith(ending) and not path.name.startswith(".")
-    }
-    return len(names) or None
+        return settings.dataset.phantom.num_test or None
+    raw, _ = list_findings(settings.dataset.root)
+    return sum(case.label is not None for case in raw.test) or None if raw else None
 
 
 def outlook_table(outlook: Outlook, wanted: PowerSettings) -> Table:
@@ -167,7 +159,7 @@ def outlook_table(outlook: Outlook, wanted: PowerSettings) -> Table:
 
 
 def sentences(outlook: Outlook, wanted: PowerSettings) -> list[str]:
-    """Return what the study can see and what the wanted difference needs, in plain words.
+    """Return what the study can show and what the wanted difference needs, in plain words.
 
     Args:
         outlook: spreads, cases and trainings.
@@ -196,16 +188,28 @@ def sentences(outlook: Outlook, wanted: PowerSettings) -> list[str]:
         else None
     )
     many_trainings = trainings_needed(spreads, outlook.cases, wanted.difference, alpha, wanted.power)
-    by_cases = "no number of cases" if many_cases is None else f"{many_cases} cases"
-    by_trainings = (
-        f"no number of trainings with {outlook.cases} cases"
-        if many_trainings is None
-        else f"{many_trainings} trainings with {outlook.cases} cases"
-    )
-    told.append(
-        f"A difference of {wanted.difference:g} needs {by_cases} with {outlook.trainings} "
-        f"{'training' if outlook.trainings == 1 else 'trainings'}, or {by_trainings}."
-    )
+    trained = f"{outlook.trainings} {'training' if outlook.trainings == 1 else 'trainings'}"
+    difference = f"a difference of {wanted.difference:g}"
+    if many_cases is None and many_trainings is None:
+        told.append(
+            f"No number of cases with {trained} shows {difference}, and no number of trainings with {outlook.cases} "
+            "cases does."
+        )
+    elif many_cases is None:
+        told.append(
+            f"{difference.capitalize()} needs {many_trainings} trainings with {outlook.cases} cases. No number of "
+            f"cases with {trained} shows it."
+        )
+    elif many_trainings is None:
+        told.append(
+            f"{difference.capitalize()} needs {many_cases} cases with {trained}. No number of trainings with "
+            f"{outlook.cases} cases shows it."
+        )
+    else:
+        told.append(
+            f"{difference.capitalize()} needs {many_cases} cases with {trained}, or {many_trainings} trainings with "
+            f"{outlook.cases} cases."
+        )
     return told
 
 

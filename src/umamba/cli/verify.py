@@ -28,5 +28,5 @@ def main(settings: VerifySettings) -> int:
         wrong += not verdict.same
         reason = f": {verdict.reason}" if verdict.reason else ""
         log.info("%s  %s", "yes" if verdict.same else "no ", printable(f"{verdict.case_id}{reason}"))
-    log.info("%d of %d segmentations are what %s says.", total - wrong, total, "prediction.json")
+    log.info("%d of %d segmentations are confirmed.", total - wrong, total)
     return int(wrong > 0)

@@ -1,5 +1,6 @@
 """The archives and layouts that can be converted, and their converters."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from umamba.datasets.convert_abdomen import AMOS, FLARE
@@ -10,11 +11,12 @@ from umamba.datasets.convert_endovis import endovis
 from umamba.datasets.convert_msd import decathlon
 from umamba.datasets.convert_nuclei import nuclei
 from umamba.datasets.convert_patients import Layout, patient_folders, total_segmentator
+from umamba.datasets.merge import merge_datasets
 from umamba.datasets.missing_json import proposed_json
 from umamba.io import UserError, write_json
 
 ARCHIVES = ("flare", "amos", "endovis", "cell")  # those of the paper
-LAYOUTS = ("nuclei", "msd", "totalsegmentator", "bids", "folders")
+LAYOUTS = ("nuclei", "msd", "totalsegmentator", "bids", "folders", "merge")
 
 
 def converter_of(archive: str, *, crop: bool = False, videos: str = "separate") -> Converter:
@@ -43,10 +45,12 @@ def convert_archive(
     layout: Layout,
     crop: bool = False,
     videos: str = "separate",
+    datasets: Sequence[str] = (),
 ) -> Path:
     """Convert an archive, or any dataset in one of the layouts, to nnU-Net's raw layout.
 
-    With archive=folders, a folder that has imagesTr and labelsTr only gets its dataset.json.
+    With archive=folders, a folder that has imagesTr and labelsTr only gets its dataset.json. With archive=merge, raw
+    datasets are joined.
 
     Args:
         archive: one of `ARCHIVES` or `LAYOUTS`.
@@ -56,6 +60,7 @@ def convert_archive(
         layout: what the user says about a dataset that is not one of the public ones.
         crop: only for endovis, see `endovis`.
         videos: only for endovis, see `endovis`.
+        datasets: only for merge, see `merge_datasets`.
 
     Returns:
         The dataset's folder.
@@ -65,6 +70,10 @@ def convert_archive(
     """
     if not source.is_dir():
         raise UserError(f"source={source}: no such folder. Unpack the archive and pass its folder.")
+    if archive == "merge":
+        if layout.name is None:
+            raise UserError("name: give the new dataset a name, such as name=Dataset700_Joined.")
+        return merge_datasets(source, datasets, raw, layout.name, workers)
     if archive == "folders" and (source / "imagesTr").is_dir():
         path = source / "dataset.json"
         if path.exists():

@@ -14,6 +14,7 @@ from umamba.datasets.phantom_2d import CELL_CLASSES
 from umamba.io import UserError
 from umamba.io.decode import decode
 from umamba.io.image import NATURAL_ENDINGS
+from umamba.labels.instance_depth import depth_levels
 from umamba.labels.instance_maps import interior_and_boundary
 
 ENDINGS = (*NATURAL_ENDINGS, ".jpg", ".jpeg")
@@ -105,6 +106,19 @@ def read_classes(paths: tuple[Path, ...]) -> sitk.Image:
     """
     instances = sitk.GetArrayFromImage(read_instances(paths))
     return sitk.GetImageFromArray(interior_and_boundary(instances.astype(np.int64)))
+
+
+def read_depth(paths: tuple[Path, ...]) -> sitk.Image:
+    """Read numbered cells and convert them to levels of depth.
+
+    Args:
+        paths: one file.
+
+    Returns:
+        The classes, uint8; see `depth_levels`.
+    """
+    instances = sitk.GetArrayFromImage(read_instances(paths))
+    return sitk.GetImageFromArray(depth_levels(instances.astype(np.int64)))
 
 
 def read_instances(paths: tuple[Path, ...]) -> sitk.Image:

@@ -24,6 +24,7 @@ from umamba.io.voice import tracked
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 Split = Literal["Tr", "Ts"]
 # Organs 1 to 13 in the order of the paper's tables, which is FLARE22's order.
 ORGANS = (
@@ -110,10 +111,10 @@ def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path
         for case in cases:
             for kind in ("images", "labels", *(("instances",) if converter.read_instances else ())):
                 make_folder(target / f"{kind}{case.split}")
-        written = _in_threads(partial(_write_case, converter, target), cases, workers, "Converting")
+        written = in_threads(partial(_write_case, converter, target), cases, workers, "Converting")
         done = len(cases) - sum(written)
         log.info("%s: %d cases converted, %d were converted before.", converter.folder, sum(written), done)
-        digests = _in_threads(
+        digests = in_threads(
             lambda case: content_digest(image_path(converter, target, case)), cases, workers, "Comparing"
         )
         for remark in check_content(dict(zip(cases, digests, strict=True))):
@@ -261,9 +262,15 @@ def _channels(converter: Converter, case: SourceCase) -> list[sitk.Image]:
     return channels
 
 
-def _in_threads(
-    function: Callable[[SourceCase], Result], cases: Sequence[SourceCase], workers: int, title: str
-) -> list[Result]:
+def in_threads(function: Callable[[Item], Result], cases: Sequence[Item], workers: int, title: str) -> list[Result]:
+    """Return function(case) for each case, in their order.
+
+    Args:
+        function: called in threads.
+        cases: the cases.
+        workers: threads.
+        title: text of the progress bar, which appears if messages are shown.
+    """
     with ThreadPoolExecutor(max(1, workers)) as pool:
         return list(tracked(pool.map(function, cases), title, len(cases)))
 

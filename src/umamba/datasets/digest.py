@@ -9,12 +9,13 @@ from umamba.datasets.nnunet_raw import RawDataset, relative
 from umamba.io import UserError, file_digest, read_json, write_json
 from umamba.io.documents import OWN_BYTES
 from umamba.io.tiff_spacing import spacing_file
+from umamba.labels.annotated import FILE
 
 
 def dataset_digest(dataset: RawDataset, cache: Path | None, update: bool = True) -> str:
     """Return the hash of dataset.json, of all training images and labels, and of their paths in the dataset.
 
-    CASE.json, which states the spacing of a TIFF volume, counts as a part of it.
+    CASE.json, which states the spacing of a TIFF volume, counts as a part of it, and so does annotated_labels.csv.
 
     Args:
         dataset: the dataset.
@@ -30,6 +31,8 @@ def dataset_digest(dataset: RawDataset, cache: Path | None, update: bool = True)
         StorageError: the cache cannot be written.
     """
     paths = [dataset.root / "dataset.json"]
+    if (dataset.root / FILE).exists():
+        paths.append(dataset.root / FILE)
     for case in dataset.training:
         paths += [*case.images, *([] if case.label is None else [case.label])]
     paths += sorted({beside for beside in map(spacing_file, paths) if beside is not None})

@@ -5,7 +5,7 @@ image and label, number of channels), and further mistakes that would silently h
 not positive, skewed axes, fractional or empty labels, files that cannot be decoded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from umamba.io import (
 )
 from umamba.io.nifti import header_warnings
 from umamba.labels import LabelSet
+from umamba.labels.annotated import values_of
 
 # Origins further apart than this cause a warning. The rounding of float32 headers is smaller.
 _ORIGIN_TOLERANCE_MM = 1e-2
@@ -83,7 +84,8 @@ def inspect_case(dataset: RawDataset, case: RawCase) -> Inspection:
         _report_header(case.label, report)
         if parts:
             _check_same_grid(case.label, label.geometry, parts[0][0], parts[0][1].geometry, report)
-        _check_label_values(case.label, label.array, dataset.labels, report)
+        carried = dataset.annotated.get(case.case_id, dataset.labels.names)
+        _check_label_values(case.label, label.array, dataset.labels, carried, report)
     return Inspection(tuple(findings), image, label, orientation)
 
 
@@ -144,7 +146,9 @@ def _check_same_grid(path: Path, geometry: Geometry, first_path: Path, first: Ge
     return True
 
 
-def _check_label_values(path: Path, array: np.ndarray, labels: LabelSet, report: Report) -> None:
+def _check_label_values(
+    path: Path, array: np.ndarray, labels: LabelSet, carried: Sequence[str], report: Report
+) -> None:
     found = np.unique(array)
     if np.issubdtype(array.dtype, np.floating):
         fractional = [value for value in found if value != np.round(value)]
@@ -158,5 +162,9 @@ def _check_label_values(path: Path, array: np.ndarray, labels: LabelSet, report:
         shown = ", ".join(map(str, unexpected[:5])) + (", ..." if len(unexpected) > 5 else "")
         declared = ", ".join(map(str, labels.all_values))
         report(path, "error", f"holds {shown}, not declared in dataset.json ({declared}). Correct one of the two.")
+    elif values - values_of(labels, carried):
+        other = ", ".join(map(str, sorted(values - values_of(labels, carried))[:5]))
+        message = f"holds {other}, a label that annotated_labels does not name for this case. Correct one of the two."
+        report(path, "error", message)
     elif values <= {0, labels.ignore}:
         report(path, "warning", "the label map is empty (background only).")

@@ -1,6 +1,6 @@
 """Label maps whose values a network cannot use as they are: values with gaps become 1, 2, ..., masks become one map."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,6 +68,28 @@ def renumbered(path: Path, values: Sequence[int]) -> sitk.Image:
     table = np.zeros(max(array.max(initial=0), *values, 0) + 1, dtype=np.uint8 if len(values) < 256 else np.uint16)
     for number, value in enumerate(values, start=1):
         table[value] = number
+    return _like(table[array], image)
+
+
+def mapped(path: Path, values: Mapping[int, int]) -> sitk.Image:
+    """Read a label map and replace its values.
+
+    Args:
+        path: the file.
+        values: the new value of each value that the file may hold.
+
+    Returns:
+        The label map, uint8 or uint16, with the geometry of the file.
+
+    Raises:
+        UserError: see `label_array`; or the file holds another value.
+    """
+    array, image = label_array(path)
+    unknown = sorted(set(np.unique(array).tolist()) - set(values))
+    if unknown:
+        raise UserError(f"{path}: holds {unknown[0]}, which its dataset.json does not declare. Correct one of the two.")
+    table = np.zeros(max(values) + 1, dtype=np.uint8 if max(values.values()) < 256 else np.uint16)
+    table[list(values)] = list(values.values())
     return _like(table[array], image)
 
 

@@ -5,6 +5,7 @@
     NAME/labelsTr/CASE.nii.gz
     NAME/imagesTs, NAME/labelsTs          optional
     NAME/groups.csv                       optional: case,group for each training case
+    NAME/annotated_labels.csv             optional: case,label for each label of a partly labelled case
 
 Instead, dataset.json may list the training cases: {"dataset": {CASE: {"images": [...], "label": ...}}}, with paths
 relative to the dataset's folder.
@@ -33,6 +34,7 @@ from umamba.datasets.missing_json import remedy
 from umamba.io import UserError, read_json, wrong_name
 from umamba.io.tiff_spacing import TIFF_ENDINGS
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, read_annotated
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class RawDataset:
         num_training: `numTraining` of dataset.json, or the number of training cases if it is not given.
         reader: `REORIENTING_READER` if dataset.json asks for it: images and labels are turned to RAS. Otherwise None.
         groups: training case -> its group, such as its patient; see `umamba.datasets.groups`.
+        annotated: labels of each case that does not carry all; see `umamba.labels.annotated`.
     """
 
     name: str
@@ -83,6 +86,7 @@ class RawDataset:
     num_training: int
     reader: str | None = None
     groups: Mapping[str, str] = field(default_factory=dict, hash=False)
+    annotated: Annotated = field(default_factory=dict, hash=False)
 
 
 def read_dataset(root: Path) -> RawDataset:
@@ -155,8 +159,10 @@ def list_findings(root: Path) -> tuple[RawDataset | None, list[Finding]]:
     ]
     num_training = declared_training(declared, len(training), findings)
     groups = read_groups(root, declared, known, findings)
+    annotated, mistakes = read_annotated(root, declared, labels, known | {case.case_id for case in test})
+    findings += [json_finding(mistake) for mistake in mistakes]
     dataset = RawDataset(
-        root.name, root, channel_names, labels, file_ending, training, test, num_training, reader, groups
+        root.name, root, channel_names, labels, file_ending, training, test, num_training, reader, groups, annotated
     )
     return dataset, findings
 

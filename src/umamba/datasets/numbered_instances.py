@@ -4,8 +4,8 @@
     NAME/instancesTr/CASE_label.tiff      numbered instances, 0 is background: tif(f) or png
     NAME/imagesTs, NAME/instancesTs       optional
 
-The result is a dataset in nnU-Net's raw layout with the labels background, interior and boundary. It keeps the
-instances for the scores.
+The result is a dataset in nnU-Net's raw layout with the labels background, interior and boundary, or with levels of
+depth. It keeps the instances for the scores.
 """
 
 import shutil
@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from umamba.datasets.convert_cell import CELL, ENDINGS, label_file
+from umamba.datasets.convert_cell import CELL, ENDINGS, label_file, read_depth
 from umamba.datasets.convert_common import SourceCase, Split, convert
 from umamba.io import UserError, exclusive, read_json, write_json
 from umamba.io.documents import OWN_BYTES
+from umamba.labels.instance_depth import DEPTH_CLASSES
 
 SPLITS: tuple[Split, ...] = ("Tr", "Ts")
 
@@ -30,21 +31,23 @@ def holds_instances(root: Path) -> bool:
     return (root / "instancesTr").is_dir() and not (root / "dataset.json").exists()
 
 
-def classes_of_instances(root: Path, folder: Path, workers: int) -> Path:
+def classes_of_instances(root: Path, folder: Path, workers: int, targets: str = "boundary") -> Path:
     """Convert a folder of numbered instances, unless that is done and the folder has not changed since.
 
     Args:
         root: the folder of numbered instances.
         folder: where converted datasets are written.
         workers: threads.
+        targets: boundary (the classes interior and boundary), or depth (levels of depth, see `instance_depth`).
 
     Returns:
-        The converted dataset, folder/<name of root>.
+        The converted dataset, folder/<name of root>, or folder/<name of root>Depth.
 
     Raises:
         UserError: there is no training picture, a picture has no instances, or a file cannot be read.
     """
-    target = folder / root.name
+    name = root.name + ("Depth" if targets == "depth" else "")
+    target = folder / name
     listing = {
         path.relative_to(root).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns]
         for split in SPLITS
@@ -54,11 +57,13 @@ def classes_of_instances(root: Path, folder: Path, workers: int) -> Path:
     made_from = target / "made_from.json"
     if _read(made_from) == listing:
         return target
-    with exclusive(folder / f".{root.name}.made.lock", f"the classes of {root.name}"):
+    with exclusive(folder / f".{name}.made.lock", f"the classes of {name}"):
         if _read(made_from) == listing:
             return target
         shutil.rmtree(target, ignore_errors=True)
-        converter = replace(CELL, folder=root.name, published=None, source=str(root), licence="", find=find_instances)
+        converter = replace(CELL, folder=name, published=None, source=str(root), licence="", find=find_instances)
+        if targets == "depth":
+            converter = replace(converter, labels=DEPTH_CLASSES, read_label=read_depth)
         convert(converter, root, folder, workers)
         write_json(made_from, listing)
     return target

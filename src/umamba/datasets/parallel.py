@@ -34,7 +34,11 @@ _ENVIRONMENT = {
 
 
 def over_cases(
-    function: Callable[[RawCase], Result], cases: Sequence[RawCase], workers: int, title: str
+    function: Callable[[RawCase], Result],
+    cases: Sequence[RawCase],
+    workers: int,
+    title: str,
+    key: str = "data.prepare_workers",
 ) -> list[Result]:
     """Return function(case) for each case, in the order of the cases.
 
@@ -43,13 +47,14 @@ def over_cases(
         cases: the cases.
         workers: worker processes; 0 or 1 calls the function in this process.
         title: text of the progress bar, which appears if messages are shown.
+        key: the key of `workers`, for the message.
 
     Raises:
         UserError: a worker process was killed.
     """
     if workers <= 1 or len(cases) <= 1:
         return [function(case) for case in tracked(cases, title, len(cases))]
-    with _pool(min(workers, len(cases)), function) as pool:
+    with _pool(min(workers, len(cases)), function, key) as pool:
         futures = [pool.submit(function, case) for case in cases]
         try:
             for future in tracked(as_completed(futures), title, len(futures)):
@@ -61,7 +66,7 @@ def over_cases(
 
 
 @contextmanager
-def _pool(workers: int, function: Callable[..., object]) -> Iterator[ProcessPoolExecutor]:
+def _pool(workers: int, function: Callable[..., object], key: str) -> Iterator[ProcessPoolExecutor]:
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     try:
@@ -69,7 +74,7 @@ def _pool(workers: int, function: Callable[..., object]) -> Iterator[ProcessPool
             yield pool
     except BrokenProcessPool as error:
         raise UserError(
-            "data.prepare_workers: a worker process was killed, most likely because the memory was full. "
+            f"{key}: a worker process was killed, most likely because the memory was full. "
             f"Use fewer than {workers} workers."
         ) from error
     finally:

@@ -1,9 +1,12 @@
 """Which differences between methods are shown: one verdict and one plain sentence for each pair.
 
-A claim says that a method is better than another one on other cases and after other trainings. It survives if the
-two-sided t test of the paired difference, with the error of `spread`, is below 5 % after Holm's correction over its
-family, and the bootstrap interval of the mean difference excludes 0, too. The family is everything that one table
-compares. A single training of each method shows nothing of methods, because the spread over trainings is not known.
+A claim says that a method is better than another one on other cases and after other trainings. It survives if
+
+- the p value of the two-sided t test of the paired difference, with the error of `spread`, is below 5 % after Holm's
+  correction over the family, which is everything that one table compares,
+- the bootstrap interval of the mean difference excludes 0, and
+- there are at least six cases and two trainings of each method, because fewer do not show how much cases or trainings
+  differ.
 """
 
 import math
@@ -17,10 +20,11 @@ from scipy.special import stdtr, stdtrit
 
 from umamba.evaluation.equivalence import equivalent_within
 from umamba.evaluation.power import ALPHA, detectable
+from umamba.evaluation.score import TITLES
 from umamba.evaluation.spread import Spreads, uncertainty
 from umamba.evaluation.statistics import holm, mean_interval
 
-FEWEST_CASES = 6  # of fewer cases nothing is claimed, because the distribution of their differences is unknown
+FEWEST_CASES = 6  # with fewer cases nothing is claimed, because they do not show how much cases differ
 COLUMNS = (
     *("dataset", "label", "metric", "first", "second", "cases", "cases_left_out", "trainings_first"),
     *("trainings_second", "difference", "ci_low", "ci_high", "bootstrap_low", "bootstrap_high", "correlation"),
@@ -60,7 +64,7 @@ class Claim:
         error: standard error of the difference over cases and, with several trainings, trainings.
         freedom: degrees of freedom of the error.
         spreads: standard deviations over cases and over trainings.
-        detectable: the difference that is seen with a probability of 80 % with these cases and this spread, at the
+        detectable: the difference that is detected with a probability of 80 % with these cases and this spread, at the
             strictest step of Holm's correction.
     """
 
@@ -202,7 +206,7 @@ def sentence_of(claim: Claim) -> str:
     Args:
         claim: a claim with its verdict.
     """
-    name = claim.metric.removesuffix(_DISTANCE).replace("_", " ").upper()
+    name = TITLES.get(claim.metric, claim.metric.replace("_", " ").upper()).removesuffix(" (mm)")
     unit = f"{name} mm" if claim.metric.endswith(_DISTANCE) else name
     common = f"{claim.n_cases} cases, {claim.seeds[0]} and {claim.seeds[1]} trainings"
     if claim.left_out:
@@ -222,18 +226,25 @@ def sentence_of(claim: Claim) -> str:
         f"{_short(abs(claim.mean_difference))} {unit} ({interval}; probability of a false claim "
         f"{_percent(claim.p_false)}; {common})"
     )
-    unseen = f"with {claim.n_cases} cases%s a difference below {_short(claim.detectable)} could not be seen"
+    unseen = f"a difference below {_short(claim.detectable)} could not be seen"
     if min(claim.seeds) < 2:
-        judged_so = seen if claim.p_holm < ALPHA else f"{unseen % ''} even between these two networks ({common})"
+        judged_so = (
+            seen
+            if claim.p_holm < ALPHA
+            else f"with {claim.n_cases} cases {unseen} even between these two networks ({common})"
+        )
         return f"Not shown of the methods, because one training does not show how much trainings differ: {judged_so}."
     small = f"the difference of {claim.a} and {claim.b} is within the margin of {_short(claim.margin)} {unit}"
     if claim.survives:
         return f"Shown: {seen}.{' It is small: ' + small + '.' if claim.equivalent else ''}"
     if claim.p_holm < ALPHA:
-        return f"Not shown: a few cases decide, because the bootstrap interval over cases holds 0 ({seen})."
+        return f"Not shown: a few cases decide, because the bootstrap interval over cases contains 0 ({seen})."
     if claim.equivalent:
         return f"Equivalent: {small} (shown within {_short(claim.equivalent_within)}; {common})."
-    return f"Not shown: {unseen % ' and this seed spread'} ({claim.a} - {claim.b}: {interval}; {common})."
+    return (
+        f"Not shown: with {claim.n_cases} cases and this seed spread {unseen} ({claim.a} - {claim.b}: {interval}; "
+        f"{common})."
+    )
 
 
 def _short(value: float) -> str:

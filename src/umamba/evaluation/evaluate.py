@@ -1,47 +1,37 @@
-"""Scores of folders of segmentations: tables, comparisons of methods, and pictures."""
+"""Score folders of segmentations, and write the tables and pictures of each method and the comparison of methods."""
 
 import logging
 import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas
-from rich.table import Table
 
-from umamba.evaluation.claims import claims_table, compare, judged
+from umamba.evaluation.comparison import compare_methods, comparison_sentences, comparison_table
 from umamba.evaluation.equivalence import MARGIN
+from umamba.evaluation.froc_table import write_froc
+from umamba.evaluation.official_tables import official_tables
 from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.rules import Rules
 from umamba.evaluation.score import TITLES, metrics_of, score_pairs, worst_median_best
-from umamba.evaluation.statistics import summarize, with_case_means
+from umamba.evaluation.statistics import summarize
 from umamba.evaluation.terminal_table import score_table
 from umamba.io import UserError, below, oriented_like, read_image, read_json, read_label, supported_endings
-from umamba.io.escape import rich_text
 from umamba.io.tabular import write_table
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, annotated_beside
+from umamba.labels.instance_depth import level_count
 from umamba.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 
 _NAMES = ["label", "metric"]
-_DIGITS = 4  # decimals in the official scripts' tables
 _CELL_SUFFIX = "_label"
 _FIRST_CHANNEL = "_0000"
-_CELL_COLUMNS = {
-    "true_cells": "true_num",
-    "predicted_cells": "pred_num",
-    "found_cells": "correct_num(TP)",
-    "missed_cells": "missed_num(FN)",
-    "wrong_cells": "wrong_num(FP)",
-    "precision": "precision",
-    "recall": "recall",
-    "dsc": "dice",
-    "f1": "F1",
-}
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class Evaluation:
     """The outcome of an evaluation.
 
     Attributes:
-        scores: one table for each method: case, label, metrics.
+        scores: one table for each method: case, label, metrics; empty if only classes were scored.
         comparison: what is shown of each pair of methods, None with a single method.
         problems: what is wrong with the cases that were not scored; the others are.
     """
@@ -60,7 +50,7 @@ class Evaluation:
 
 
 def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation:
-    """Score folders of segmentations; see `evaluate_folders` for the files it writes.
+    """Score folders of segmentations; see `evaluate_folders` and `evaluate_classes` for the files it writes.
 
     Args:
         settings: folders, protocol and options.
@@ -70,16 +60,21 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation
         UserError: a folder is absent or empty, or no case can be scored.
     """
     with shown(progress):
+        if settings.truth.suffix == ".csv":
+            return Evaluation({}, None, tuple(evaluate_classes(settings.methods, settings.truth, settings.output)))
+        labels = label_names(settings.truth, settings.dataset_json, settings.protocol)
         rules = Rules(
-            label_names(settings.truth, settings.dataset_json, settings.protocol),
+            labels,
             settings.protocol,
             settings.tolerance_mm,
             details=True,
             strict_official=settings.strict_official,
             iou_threshold=settings.iou_threshold,
             count_edge_cells=settings.count_edge_cells,
+            annotated=_annotated(settings, labels),
+            objects=settings.objects,
         )
-        return evaluate_folders(
+        found = evaluate_folders(
             settings.methods,
             settings.truth,
             settings.output,
@@ -89,6 +84,34 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation
             trainings=settings.trainings,
             margin=settings.margin,
         )
+        if settings.classes is None:
+            return found
+        return replace(
+            found, problems=(*found.problems, *evaluate_classes(settings.methods, settings.classes, settings.output))
+        )
+
+
+def evaluate_classes(predictions: Mapping[str, Path], truth: Path, output: Path) -> list[str]:
+    """Score the classes.csv of each folder; write classes.csv and classes.png into `output`, or a folder a method.
+
+    Args:
+        predictions: method's name -> folder of its predictions.
+        truth: table of the true classes.
+        output: folder of the results.
+
+    Returns:
+        What is wrong with the tables that could not be scored.
+    """
+    from umamba.evaluation.classification import class_table, write_class_scores
+
+    problems = []
+    for method, folder in predictions.items():
+        target = (below(output, method) if len(predictions) > 1 else output) / "classes.csv"
+        try:
+            log.info(class_table(write_class_scores([folder / "classes.csv"], truth, target), f"{method}: classes"))
+        except UserError as error:
+            problems.append(str(error))
+    return problems
 
 
 def evaluate_folders(
@@ -110,6 +133,7 @@ def evaluate_folders(
             rows of the NSD also have its tolerance.
         boxplots.png: the scores of all labels.
         volumes.png: with generic rules and details.
+        froc.csv: with objects and generic rules, if there are probabilities beside all predictions.
         overlays/: if images are given.
         The official scripts' tables: with strict_official.
     With several folders, each has its own folder in `output`. comparison.csv holds what is shown of each pair of
@@ -142,6 +166,8 @@ def evaluate_folders(
             raise UserError("No case could be scored:\n" + "\n".join(problems))
         scores[method] = table
         _write_tables(table, pairs, rules, targets[method])
+        if rules.objects and rules.protocol == "generic":
+            problems += write_froc(pairs, rules.labels, targets[method] / "froc.csv")
         log.info(score_table(table, method, rules.sentence, expected=len(pairs) + len(missing)))
         if images is not None:
             try:
@@ -224,7 +250,8 @@ def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelS
 
     Args:
         truth: folder of references; without `dataset_json` the dataset.json beside this folder is read.
-        dataset_json: the dataset.json that declares the labels; the protocols abdomen and cell do not need it.
+        dataset_json: the dataset.json that declares the labels; the protocol abdomen does not need it, and cell only
+            for levels of depth.
         protocol: see `Rules`.
 
     Raises:
@@ -233,9 +260,12 @@ def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelS
     if protocol == "abdomen":
         names = tuple(name for name, _ in ABDOMEN_ORGANS)
         return LabelSet(names, tuple((value,) for value in range(1, len(names) + 1)))
-    if protocol == "cell":
-        return LabelSet(("interior", "boundary"), ((1,), (2,)))
     path = dataset_json or truth.parent / "dataset.json"
+    if protocol == "cell":
+        declared = label_names(truth, path, "generic") if path.is_file() else None
+        if declared is not None and level_count(declared):
+            return declared
+        return LabelSet(("interior", "boundary"), ((1,), (2,)))
     if not path.is_file():
         raise UserError(f"{path}: there is no such file, so the labels have no names. Give dataset_json=PATH.")
     content = read_json(path)
@@ -245,6 +275,17 @@ def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelS
         return LabelSet.from_json(content["labels"], content.get("regions_class_order"))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _annotated(settings: EvaluateSettings, labels: LabelSet) -> Annotated:
+    """Return the labels that dataset.json declares for partly labelled references, under the names in `labels`."""
+    path = settings.dataset_json or settings.truth.parent / "dataset.json"
+    if settings.protocol == "cell" or not path.is_file():
+        return {}
+    declared = label_names(settings.truth, settings.dataset_json, "generic")
+    renamed = dict(zip(declared.names, labels.names, strict=False))
+    found = annotated_beside(path, declared, _files(settings.truth, "truth"))
+    return {case: tuple(renamed[name] for name in names if name in renamed) for case, names in found.items()}
 
 
 def draw_overlays(
@@ -273,110 +314,6 @@ def draw_overlays(
         prediction, truth = (oriented_like(read_label(file), image.geometry).array[0] for file in pairs[case])
         target = folder / f"{rank}_{case}.png"
         write_overlay(case_figure(image, truth, prediction, labels, scores, case), target)
-
-
-def compare_methods(
-    scores: Mapping[str, pandas.DataFrame], methods: Mapping[str, str], metrics: Sequence[str], margin: float = MARGIN
-) -> pandas.DataFrame:
-    """Compare every pair of methods for each label and metric.
-
-    A family of Holm's correction is the mean over labels by all metrics, or all labels by one metric.
-
-    Args:
-        scores: training -> table with the columns case, label and metrics.
-        methods: training -> its method.
-        metrics: the metrics to compare.
-        margin: the largest difference that does not matter.
-
-    Returns:
-        The columns of `claims_table` without the dataset, a row for each label, metric and pair.
-    """
-    complete = {name: with_case_means(table, metrics) for name, table in scores.items()}
-    labels = list(dict.fromkeys(label for table in complete.values() for label in table["label"]))
-    *single, summary = labels  # the means over labels are the last rows, or there is one label
-    found = []
-    for family in [*([(label, metric) for label in single] for metric in metrics), [(summary, m) for m in metrics]]:
-        compared = []
-        for label, metric in family:
-            rows = {
-                name: table[table["label"] == label].set_index("case")[metric].rename(name)
-                for name, table in complete.items()
-            }
-            grouped = {
-                method: pandas.DataFrame([rows[name] for name in rows if methods[name] == method])
-                for method in dict.fromkeys(methods[name] for name in rows)
-            }
-            compared += compare(grouped, metric, margin, label=label)
-        found += judged(compared)
-    return claims_table(found).drop(columns="dataset")
-
-
-def comparison_table(comparison: pandas.DataFrame) -> Table:
-    """Return the printable table of differences: of the means over labels, or of a single label."""
-    table = Table(title="Differences between methods: 95 % interval, probability that the better mean is not better")
-    for column in ("metric", "methods", "cases", "difference", "interval", "P(false)"):
-        table.add_column(column)
-    for _, row in _over_labels(comparison).iterrows():
-        known = not pandas.isna(row["ci_low"])
-        interval = f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}" if known else "few cases"
-        p_false = f"{row['p_false']:.3g}" if known else "few cases"
-        methods, difference = rich_text(f"{row['first']} - {row['second']}"), f"{row['difference']:+.4f}"
-        table.add_row(TITLES[row["metric"]], methods, str(row["cases"]), difference, interval, p_false)
-    return table
-
-
-def comparison_sentences(comparison: pandas.DataFrame) -> list[str]:
-    """Return what is shown of each pair of methods: over the means of all labels, or the scores of a single label."""
-    return [
-        f"{TITLES[row['metric']]}, {row['first']} and {row['second']}: {row['sentence']}"
-        for _, row in _over_labels(comparison).iterrows()
-    ]
-
-
-def _over_labels(comparison: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the rows of the means of all labels, if there are any, which are the last ones."""
-    return comparison[comparison["label"] == comparison["label"].iloc[-1]]
-
-
-def official_tables(
-    scores: pandas.DataFrame, pairs: Mapping[str, tuple[Path, Path]], rules: Rules
-) -> dict[str, pandas.DataFrame]:
-    """Return the tables that the official scripts write: one row for each case, four decimals.
-
-    Args:
-        scores: columns case, label and metrics.
-        pairs: files (prediction, reference) of each case.
-        rules: the protocol decides the tables.
-
-    Returns:
-        File name -> table.
-
-    Raises:
-        UserError: the generic protocol has no official script.
-    """
-    names = {case: prediction.name for case, (prediction, _) in pairs.items()}
-    rounded = scores.round(_DIGITS)
-    match rules.protocol:
-        case "abdomen":
-            tables = {}
-            for metric in ("dsc", "nsd"):
-                wide = rounded.pivot(index="case", columns="label", values=metric)[list(rules.labels.names)]
-                wide.columns = [f"{label}_{metric.upper()}" for label in wide.columns]
-                tables[f"{metric.upper()}.csv"] = wide
-        case "endoscopy":
-            means = scores.groupby("case")[["dsc", "nsd"]].mean().round(_DIGITS)
-            tables = {f"{m.upper()}.csv": means[[m]].rename(columns={m: m.upper()}) for m in ("dsc", "nsd")}
-        case "cell":
-            wide = rounded.set_index("case")[list(_CELL_COLUMNS)].rename(columns=_CELL_COLUMNS)
-            tables = {f"cells-{rules.iou_threshold}.csv": wide}
-        case _:
-            raise UserError(
-                "strict_official=true: the generic protocol has no official script. Give strict_official=false."
-            )
-    column = "names" if rules.protocol == "cell" else "Name"
-    return {
-        name: table.rename(index=names).rename_axis(column).sort_index().reset_index() for name, table in tables.items()
-    }
 
 
 def _draw_scores(

@@ -14,6 +14,8 @@ from skimage.segmentation import relabel_sequential
 
 from umamba.evaluation.objects import match_objects
 from umamba.evaluation.overlap import dice
+from umamba.labels import LabelSet
+from umamba.labels.instance_depth import instances_of_depth, level_count
 
 INTERIOR = 1
 _RIM = 2  # pixels; cells that touch the rim of this width are not counted
@@ -31,7 +33,7 @@ class CellScores:
         hits: true cells that match a predicted cell.
         misses: true cells that match none.
         wrong: predicted cells that match none.
-        dsc: DSC of the predicted interior and all true cells, including cells at the edge.
+        dsc: DSC of all predicted and all true cells, including cells at the edge; of interiors, if these are the cells.
     """
 
     true: int
@@ -71,12 +73,27 @@ class CellScores:
         }
 
 
+def predicted_cells(prediction: np.ndarray, labels: LabelSet | None) -> np.ndarray:
+    """Return the numbered cells of an image of classes, as they are scored.
+
+    Args:
+        prediction: classes (Y, X) or (Z, Y, X).
+        labels: levels of depth, of which a watershed makes cells; of other labels or None, the parts of class 1 are the
+            cells.
+    """
+    levels = 0 if labels is None else level_count(labels)
+    if levels:
+        return instances_of_depth(prediction, levels)
+    return connected_components(prediction == INTERIOR, connectivity=prediction.ndim)
+
+
 def score_cells(
     prediction: np.ndarray,
     truth: np.ndarray,
     iou_threshold: float = 0.5,
     count_edge_cells: bool = False,
     strict_official: bool = False,
+    labels: LabelSet | None = None,
 ) -> CellScores:
     """Score an image of classes against a reference of numbered cells.
 
@@ -84,19 +101,19 @@ def score_cells(
     not counted.
 
     Args:
-        prediction: classes (Y, X); class 1 is the cells' interior.
+        prediction: classes (Y, X), see `predicted_cells`.
         truth: numbered cells (Y, X), 0 elsewhere.
         iou_threshold: two cells match from this IoU on.
         count_edge_cells: also count cells that touch the two outermost pixels of the image.
         strict_official: like the script, count no misses if no cell was predicted; otherwise all true cells count as
             missed.
+        labels: of the classes; None: class 1 is the cells' interior.
 
     Raises:
         ValueError: count_edge_cells for an image that is scored in tiles; the script fails there, too.
     """
-    interior = prediction == INTERIOR
-    dsc = dice(interior, truth > 0)
-    found = connected_components(interior, connectivity=2)
+    found = predicted_cells(prediction, labels)
+    dsc = dice(found > 0, truth > 0)
     if truth.size >= _LARGE and count_edge_cells:
         raise ValueError(
             "cells at the edge cannot be counted in images with 25 million pixels or more, which are scored in tiles; "

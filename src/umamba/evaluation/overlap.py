@@ -3,6 +3,8 @@
 A label that is in neither map has no score (NaN) and does not enter means, as in nnU-Net's evaluation.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -48,3 +50,19 @@ def label_boxes(*maps: np.ndarray) -> dict[int, BoundingBox]:
 def common_box(boxes: list[BoundingBox]) -> BoundingBox:
     """Return the smallest box that contains all boxes."""
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
+
+
+def grown_box(box: Sequence[slice], shape: Sequence[int], by: int) -> BoundingBox:
+    """Return a box with a margin, within the array.
+
+    Args:
+        box: the box.
+        shape: of the array.
+        by: the margin in voxels.
+
+    >>> grown_box((slice(2, 4), slice(5, 6)), (9, 6), 3)
+    (slice(0, 7, None), slice(2, 6, None))
+    """
+    return tuple(
+        slice(max(0, part.start - by), min(length, part.stop + by)) for part, length in zip(box, shape, strict=True)
+    )

@@ -130,9 +130,9 @@ def case_figure(
     """
     cells = "f1" in scores.columns
     if cells:
-        from skimage.measure import label as connected_components
+        from umamba.evaluation.instances import predicted_cells
 
-        prediction = connected_components(prediction == 1, connectivity=prediction.ndim)  # as they are scored
+        prediction = predicted_cells(prediction, labels)
     return overlay_figure(
         image.array,
         truth,

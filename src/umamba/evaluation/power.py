@@ -1,13 +1,11 @@
-"""What a comparison of two methods can see: smallest detectable difference, and the cases and trainings it needs.
+"""What a comparison of two methods can show: the smallest detectable difference, and the cases and trainings it needs.
 
-It uses the rule by which `claims` decides (a two-sided t test with the error of `spread`), so that plan and verdict
-agree.
+The test is that of `claims` (two-sided t test with the error of `spread`), so that plan and verdict agree.
 """
 
 import math
 from collections.abc import Callable
 
-import numpy as np
 from scipy.special import nctdtr, nctdtrinc, stdtrit
 
 from umamba.evaluation.spread import Spreads, error_of
@@ -19,13 +17,13 @@ _MOST_TRAININGS = 1000
 
 
 def detectable(error: float, freedom: float, alpha: float = ALPHA, power: float = POWER) -> float:
-    """Return the difference that a two-sided t test sees with the wanted probability.
+    """Return the difference that a two-sided t test detects with the wanted probability.
 
     Args:
         error: standard error of the difference.
         freedom: its degrees of freedom.
         alpha: level of the test.
-        power: probability of seeing the difference.
+        power: probability of detecting the difference.
     """
     if error == 0:
         return 0.0
@@ -33,7 +31,7 @@ def detectable(error: float, freedom: float, alpha: float = ALPHA, power: float 
 
 
 def power_of(difference: float, error: float, freedom: float, alpha: float = ALPHA) -> float:
-    """Return the probability that a two-sided t test sees a difference, in its right direction.
+    """Return the probability that a two-sided t test detects a difference, in its right direction.
 
     Args:
         difference: the true difference.
@@ -47,7 +45,7 @@ def power_of(difference: float, error: float, freedom: float, alpha: float = ALP
 
 
 def expected_error(spreads: Spreads, cases: int, trainings: int) -> tuple[float, float]:
-    """Return the standard error of a difference, and its degrees of freedom, that a study is going to have.
+    """Return the standard error of a difference that a study will have, and its degrees of freedom.
 
     Args:
         spreads: standard deviations; a NaN counts as 0.
@@ -63,7 +61,7 @@ def expected_error(spreads: Spreads, cases: int, trainings: int) -> tuple[float,
 def detectable_difference(
     spreads: Spreads, cases: int, trainings: int, alpha: float = ALPHA, power: float = POWER
 ) -> float:
-    """Return the difference between two methods that a study sees with the wanted probability.
+    """Return the difference between two methods that a study detects with the wanted probability.
 
     It is infinite for one training of each method, because that shows nothing of the methods, or for one case.
 
@@ -72,7 +70,7 @@ def detectable_difference(
         cases: number of test cases.
         trainings: number of trainings of each method.
         alpha: level of the test; divide it by the number of comparisons for Holm's first step.
-        power: probability of seeing the difference.
+        power: probability of detecting the difference.
     """
     if cases < 2 or trainings < 2:
         return math.inf
@@ -87,15 +85,11 @@ def cases_needed(
     Args:
         spreads: standard deviations.
         trainings: number of trainings of each method.
-        difference: the difference to be seen.
+        difference: the difference to be detected.
         alpha: level of the test.
-        power: probability of seeing the difference.
+        power: probability of detecting the difference.
     """
-
-    def enough(cases: int) -> bool:
-        return detectable_difference(spreads, cases, trainings, alpha, power) <= difference
-
-    return _first(enough, _MOST_CASES)
+    return _first(lambda cases: detectable_difference(spreads, cases, trainings, alpha, power), difference, _MOST_CASES)
 
 
 def trainings_needed(
@@ -106,29 +100,28 @@ def trainings_needed(
     Args:
         spreads: standard deviations.
         cases: number of test cases.
-        difference: the difference to be seen.
+        difference: the difference to be detected.
         alpha: level of the test.
-        power: probability of seeing the difference.
+        power: probability of detecting the difference.
     """
-
-    def enough(trainings: int) -> bool:
-        return detectable_difference(spreads, cases, trainings, alpha, power) <= difference
-
-    return _first(enough, _MOST_TRAININGS)
+    return _first(
+        lambda trainings: detectable_difference(spreads, cases, trainings, alpha, power), difference, _MOST_TRAININGS
+    )
 
 
-def _first(enough: Callable[[int], bool], most: int) -> int | None:
-    """Return the smallest number from 2 to most that is enough, sought in steps of 5 % and then one by one.
+def _first(smallest: Callable[[int], float], difference: float, most: int) -> int | None:
+    """Return the first number from 2 to most whose smallest detectable difference is not above a difference.
 
-    More need not be enough again: where few trainings decide, more cases leave fewer degrees of freedom.
+    It is sought in steps of 5 % and then one by one. A larger number need not be enough again, because with few
+    trainings more cases can leave fewer degrees of freedom.
     """
     before, number = 1, 2
-    while not enough(number):
+    while not smallest(number) <= difference:  # NaN is not enough, too
         if number == most:
             return None
         before, number = number, min(most, max(number + 1, number * 21 // 20))
-    return next(smaller for smaller in range(before + 1, number + 1) if enough(smaller))
+    return next(fewer for fewer in range(before + 1, number + 1) if smallest(fewer) <= difference)
 
 
 def _square(value: float) -> float:
-    return 0.0 if np.isnan(value) else value**2
+    return 0.0 if math.isnan(value) else value**2

@@ -64,17 +64,13 @@ def plot_hidden(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path)
     """Draw the change of the output over the distance of a hidden cube into a PNG.
 
     Args:
-        curves: name -> pairs of distance in mm and change in standard deviations of the output.
+        curves: name -> pairs of distance in mm and change in standard deviations of the output, in order of distance.
         path: the file, written atomically.
     """
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     for name, curve in curves.items():
-        by_distance: dict[float, list[float]] = {}
-        for distance, change in curve:
-            by_distance.setdefault(distance, []).append(change)
-        places = sorted(by_distance)
-        axes.plot(places, [np.mean(by_distance[each]) for each in places], ".-", label=mathtext(name))
+        axes.plot([distance for distance, _ in curve], [change for _, change in curve], ".-", label=mathtext(name))
     axes.set_xlabel("distance of the hidden cube from the centre (mm)")
     axes.set_ylabel("change at the centre\n(standard deviations of the output)")
     axes.set_ylim(bottom=0)

@@ -2,11 +2,12 @@
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from umamba.evaluation.protocols import ABDOMEN_ORGANS, ENDOSCOPY_TOLERANCE_PX
 from umamba.io import UserError
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated
 from umamba.settings.dataset import Protocol
 
 PROTOCOLS: tuple[Protocol, ...] = typing.get_args(Protocol)
@@ -24,6 +25,9 @@ class Rules:
         strict_official: reproduce the official scripts including their errors; see `protocols` and `instances`.
         iou_threshold: cell: two cells match from this IoU on.
         count_edge_cells: cell: also count cells at the edge of the image.
+        annotated: labels that the references of partly labelled cases carry; their other labels have no score (NaN).
+        objects: also compute panoptic quality, average precision and (generic) lesion-wise scores of the connected
+            parts of each label, or of the cells.
 
     Raises:
         UserError: an unknown protocol, or labels that do not fit the protocol abdomen.
@@ -39,6 +43,8 @@ class Rules:
     strict_official: bool = False
     iou_threshold: float = 0.5
     count_edge_cells: bool = False
+    annotated: Annotated = field(default_factory=dict, hash=False)
+    objects: bool = False
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:

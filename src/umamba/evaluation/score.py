@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
@@ -19,10 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+from skimage.measure import label as connected_components
 
+from umamba.evaluation.detection import DETECTED, detection_scores
 from umamba.evaluation.instances import score_cells
 from umamba.evaluation.objects import match_parts
 from umamba.evaluation.overlap import BoundingBox, common_box, dice, label_boxes
+from umamba.evaluation.panoptic import panoptic_scores
 from umamba.evaluation.protocols import ENDOSCOPY_TOLERANCE_PX, endoscopy_classes, score_abdomen
 from umamba.evaluation.rules import Rules
 from umamba.evaluation.surface import surface_dice, surface_distances
@@ -31,15 +35,18 @@ from umamba.io.resources import available_cpus
 from umamba.io.tabular import write_table
 from umamba.io.voice import tracked
 from umamba.labels import LabelSet
+from umamba.labels.instance_maps import WATERSHED, grouped_instances
 
 WITH_MISSES = "hd95_with_misses_mm"
 TITLES = {
     **{"dsc": "DSC", "nsd": "NSD", "f1": "F1", "precision": "precision", "recall": "recall", "hd95_mm": "HD95 (mm)"},
     WITH_MISSES: "HD95 with misses (mm)",
+    **{"pq": "PQ", "ap_mean": "AP", "object_f1": "object F1", "object_dsc": "object DSC"},
 }
+# The metrics that methods are compared by, the most important first.
+_COMPARED = ("f1", "dsc", "nsd", "hd95_mm", WITH_MISSES, "pq", "ap_mean", "object_f1", "object_dsc")
 CELLS = "cells"  # stands in the column "label" of the cells' scores
 _CASES_PER_PROCESS = 8  # scoring fewer cases takes less time than the imports of a new process
-_DETECTED = 0.1  # a connected part is detected from this IoU on
 
 Scores = dict[str, dict[str, float]]  # label -> metric -> value
 
@@ -53,14 +60,15 @@ def score_case(
         prediction: integers (Z, Y, X).
         truth: integers (Z, Y, X) of the reference.
         spacing: (Z, Y, X) in mm; for a 2D image Z is the thickness of the slab (see `surface`).
-        rules: labels, tolerance_mm and details are read.
+        rules: labels, tolerance_mm, details and objects are read.
 
     Returns:
         {name: {"dsc": ..., "nsd": ...}} in the order of the label set; NaN where neither map has the label. With
         details also hd95_mm (NaN unless both maps have the label); hd95_with_misses_mm, which is the image's diagonal
         in mm if only one map has the label; volume_ml, true_volume_ml and volume_error (predicted / true - 1);
         true_parts and predicted_parts, the numbers of connected parts; and detected_parts, the number of their pairs
-        with an IoU of at least 0.1.
+        with an IoU of at least 0.1. With objects also the scores of `panoptic_scores` and `detection_scores` of the
+        connected parts.
 
     Raises:
         ValueError: the shapes differ.
@@ -83,6 +91,10 @@ def score_case(
             scores[name] = _details(*masks, spacing, tolerance, diagonal_mm)
         else:
             scores[name] = _overlaps(*masks, spacing, tolerance)
+        if rules.objects:
+            found_parts, true_parts = (connected_components(mask, connectivity=mask.ndim) for mask in masks)
+            panoptic = panoptic_scores(true_parts, found_parts).to_metrics()
+            scores[name] |= {**panoptic, **detection_scores(true_parts, found_parts)}
     return scores
 
 
@@ -106,7 +118,7 @@ def _details(
     worst_mm = diagonal_mm if in_one else math.nan
     voxel_ml = math.prod(spacing) / 1000
     volume, true_volume = (np.count_nonzero(mask) * voxel_ml for mask in (prediction, truth))
-    parts = match_parts(prediction, truth, _DETECTED)
+    parts = match_parts(prediction, truth, DETECTED)
     return {
         "dsc": dice(prediction, truth),
         "nsd": (0.0 if in_one else math.nan) if distances is None else distances.dice(tolerance),
@@ -153,10 +165,12 @@ def score_arrays(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[fl
             each = zip(rules.labels.names, rules.labels.values, strict=True)
             return {name: scores[name] if counted & set(values) else unscored for name, values in each}
         case "cell":
-            cells = score_cells(
-                prediction[0], truth[0], rules.iou_threshold, rules.count_edge_cells, rules.strict_official
-            )
-            return {CELLS: cells.to_metrics()}
+            asked = rules.iou_threshold, rules.count_edge_cells, rules.strict_official
+            metrics = score_cells(prediction[0], truth[0], *asked, rules.labels).to_metrics()
+            if rules.objects:  # of whole cells, as the reference has them
+                whole = grouped_instances(prediction[0], rules.labels, WATERSHED)
+                metrics |= panoptic_scores(truth[0], whole).to_metrics()
+            return {CELLS: metrics}
         case _:
             return score_case(prediction, truth, spacing, rules)
 
@@ -244,12 +258,12 @@ def score_pairs(
     """
     scores: dict[str, Scores] = {}
     problems: list[str] = []
-    score = partial(score_files, rules=rules)
+    score = partial(score_files, rules=replace(rules, annotated={}))  # each process gets a copy
     processes = workers or min(available_cpus(), len(pairs) // _CASES_PER_PROCESS)
 
     def keep(case: str, get: Callable[[], Scores]) -> None:
         try:
-            scores[case] = get()
+            scores[case] = _carried(get(), rules.annotated.get(case))
         except UserError as error:
             problems.append(str(error))
         except BrokenProcessPool:
@@ -269,6 +283,13 @@ def score_pairs(
         {"case": case, "label": name, **metrics} for case in pairs for name, metrics in scores.get(case, {}).items()
     ]
     return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=["case", "label"]), sorted(problems)
+
+
+def _carried(scores: Scores, names: Sequence[str] | None) -> Scores:
+    """Return the scores of a case without those of labels that its reference does not carry; None: it carries all."""
+    if names is None:
+        return scores
+    return {label: metrics if label in names else dict.fromkeys(metrics, math.nan) for label, metrics in scores.items()}
 
 
 def _context() -> BaseContext:
@@ -316,7 +337,7 @@ def score_folder(
 
 def metrics_of(scores: pandas.DataFrame) -> list[str]:
     """Return the metrics of a table of scores that methods are compared by, the most important first."""
-    return [metric for metric in ("f1", "dsc", "nsd", "hd95_mm", WITH_MISSES) if metric in scores.columns]
+    return [metric for metric in _COMPARED if metric in scores.columns]
 
 
 def worst_median_best(scores: pandas.DataFrame) -> dict[str, str]:

@@ -50,8 +50,8 @@ def uncertainty(a: np.ndarray, b: np.ndarray) -> Uncertainty:
     """Return the standard error of mean(a) - mean(b) over cases and trainings.
 
     With one training of each method it is the error of the paired t test, standard deviation of the differences /
-    sqrt(cases), which knows nothing of other trainings. If one method has several trainings, the other is taken to
-    spread as much.
+    sqrt(cases), which does not include the spread over trainings. If one method has several trainings, the other is
+    taken to spread as much.
 
     Args:
         a: scores (trainings, cases) without NaN, at least two cases.

@@ -245,7 +245,7 @@ def mean_probabilities(slabs: Sequence[Slab], box: VoxelBox, labels: LabelSet, s
 
 
 def refuse_not_finite(sums: list[Tensor]) -> None:
-    """Look at the sums of logits, all at once because a GPU must be waited for, and empty the list.
+    """Look at the sums of logits, all at once because each look waits for the GPU, and empty the list.
 
     Args:
         sums: scalars; finite logits are far too small for their sums to overflow.

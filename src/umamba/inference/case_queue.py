@@ -1,16 +1,21 @@
 """Many cases: read ahead of the networks and written behind them; a case that fails does not stop the others."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
 from umamba.datasets import RawCase
+from umamba.inference.agreement import Agreement, CaseSigns, further_views
 from umamba.inference.canvas import Canvas
+from umamba.inference.case_classes import Probabilities, classify
 from umamba.inference.digests import image_digest
 from umamba.inference.exports import check_image_exports, write_exports
-from umamba.inference.likeness import Unlike, refuse_flat_image, unlike_training
+from umamba.inference.likeness import Unlike, distances, refuse_flat_image, unlike_training
 from umamba.inference.manifest import Manifest
 from umamba.inference.memory import MemoryLimit
 from umamba.inference.model import Model
@@ -21,14 +26,39 @@ from umamba.inference.probabilities import ProbabilitiesFile
 from umamba.inference.problems import Problems
 from umamba.inference.progress import CaseProgress
 from umamba.inference.volumes import volume_rows
-from umamba.io import Geometry, read_image, turned, voxel_count, write_segmentation
+from umamba.io import (
+    Geometry,
+    Image,
+    UserError,
+    read_image,
+    read_label,
+    storage_errors,
+    turned,
+    voxel_count,
+    write_json,
+    write_segmentation,
+)
 from umamba.io.orientation import AS_STORED
 from umamba.labels.codes import LabelCode
-from umamba.labels.instance_maps import numbered_instances
+from umamba.labels.instance_maps import grouped_instances
 from umamba.settings import PredictionSettings
 
-# An image, how it differs from those of training, and its hash.
-Read = tuple[PreparedImage, list[str], str]
+
+@dataclass(frozen=True)
+class Read:
+    """An image that was read.
+
+    Attributes:
+        prepared: the image as the networks see it.
+        differences: how it differs from those of training, in sentences.
+        digest: its hash.
+        distances: how far it is from those of training; empty: not wanted.
+    """
+
+    prepared: PreparedImage
+    differences: Sequence[str]
+    digest: str
+    distances: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -45,6 +75,7 @@ class CaseQueue:
         codes: the coded name of each label, for the forms in DICOM.
         manifest: receives an entry for each case before its segmentation is written.
         orientations: of the images so far, see `warn_of_orientation`.
+        classes: receives the probabilities of the classes of each case, if the networks have a classification head.
     """
 
     models: Sequence[Model]
@@ -56,6 +87,7 @@ class CaseQueue:
     codes: Sequence[LabelCode]
     manifest: Manifest
     orientations: set[str] = field(default_factory=set)
+    classes: dict[str, Probabilities] = field(default_factory=dict)
 
     def run(self, cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> dict[str, list[dict[str, str]]]:
         """Segment the cases. Whatever ends a case is one of `problems`, and the others are segmented.
@@ -117,10 +149,27 @@ class CaseQueue:
             from umamba.inference.dicom_results import check_dicom_exports  # pydicom takes a while to load
 
             check_dicom_exports(self.settings.export, case.images)
-        prepared = prepare_image(image, self.models, case.case_id)
+        prepared = prepare_image(image, self.models, case.case_id, self._previous(case.case_id))
         turn = prepared.placement.turn
         seen = image if turn == AS_STORED else turned(image, turn)
-        return prepared, unlike_training(seen, prepared.placement.crop, self.models[0]), image_digest(image)
+        crop, model = prepared.placement.crop, self.models[0]
+        far: dict[str, float] = {}
+        if self.settings.agreement:
+            prepared = replace(prepared, further=further_views(prepared.views, self.settings.tile_step_size))
+            far = distances(seen, crop, model)
+        return Read(prepared, unlike_training(seen, crop, model), image_digest(image), far)
+
+    def _previous(self, case_id: str) -> Image | None:
+        """Return the segmentation by the previous stage of a cascade; None: no network needs one."""
+        folder = self.settings.previous_stage
+        if folder is None:
+            return None
+        path = folder / f"{case_id}{self.models[0].file_ending}"
+        if not path.exists():
+            raise UserError(
+                f"{path}: the segmentation by the previous stage is missing. Predict the image with it first."
+            )
+        return read_label(path)
 
     def _segment(
         self,
@@ -132,19 +181,28 @@ class CaseQueue:
         unlike: Unlike,
     ) -> "Future[list[dict[str, str]]]":
         """Wait for the image and run the networks; return the future of resampling and writing."""
-        prepared, differences, image = read()
-        unlike.add(case.case_id, differences)
+        found = read()
+        prepared, image = found.prepared, found.digest
+        unlike.add(case.case_id, found.differences)
         labels, placement, geometry = self.models[0].labels, prepared.placement, prepared.geometry
         warn_of_orientation(case.case_id, geometry, self.models, self.orientations)
+        if self.models[0].heads is not None:
+            self.classes[case.case_id] = classify(prepared, self.models, self.settings.tta)
         with ExitStack() as stack:
             probabilities = None
             if files.probabilities is not None:
                 probabilities = ProbabilitiesFile(files.probabilities, (labels.num_classes, *placement.shape))
                 stack.callback(probabilities.discard)
             canvas = Canvas(placement, labels, None if probabilities is None else probabilities.array)
-            rest = paint(prepared, canvas, self.settings, self.limit, progress.tiles)
+            agreement = None
+            if files.agreement is not None:
+                views = len(prepared.views) + len(prepared.further)
+                agreement = Agreement(labels, len(prepared.views), views)
+            rest = paint(prepared, canvas, self.settings, self.limit, progress.tiles, agreement)
             stack = stack.pop_all()  # from here on the writing thread removes the temporary file
-        future = writers.submit(self._write, case, image, files, canvas, geometry, rest, probabilities, stack)
+        sign = None if agreement is None else partial(self._write_signs, agreement, found.distances, found.differences)
+        del found, prepared  # the image is not needed any more
+        future = writers.submit(self._write, case, image, files, canvas, geometry, rest, probabilities, sign, stack)
         future.add_done_callback(lambda done: stack.close())  # also if it was cancelled before it began
         return future
 
@@ -157,6 +215,7 @@ class CaseQueue:
         geometry: Geometry,
         rest: Callable[[], None],
         probabilities: ProbabilitiesFile | None,
+        write_signs: Callable[[Path], None] | None,
         stack: ExitStack,
     ) -> list[dict[str, str]]:
         """Resample, decide and write; return the rows of the volumes. `image` is its hash."""
@@ -168,17 +227,29 @@ class CaseQueue:
             segmentation = self.post_processing.apply(canvas.segmentation)
             numbered = None
             if files.instances is not None and self.settings.instances is not None:
-                numbered = numbered_instances(segmentation, self.settings.instances)
+                numbered = grouped_instances(segmentation, labels, self.settings.instances)
                 write_segmentation(files.instances, numbered, geometry)
             write_exports(files.exports, segmentation, numbered, geometry, labels, case.images)
             if wants_dicom(self.settings.export):
-                from umamba.inference.dicom_results import Maker, write_dicom_exports
+                from umamba.inference.dicom_objects import Maker
+                from umamba.inference.dicom_results import write_dicom_exports
 
                 maker = Maker.of(self.models)
                 write_dicom_exports(files.exports, segmentation, labels, self.codes, case.images, maker)
+            if write_signs is not None and files.agreement is not None:
+                write_signs(files.agreement)
             self.manifest.note(case.case_id, case.images, image, segmentation)
             write_segmentation(files.segmentation, segmentation, geometry)
         return volume_rows(case.case_id, segmentation, geometry, labels)
+
+    def _write_signs(
+        self, agreement: Agreement, far: Mapping[str, float], differences: Sequence[str], path: Path
+    ) -> None:
+        """Write the signs of how far to trust a segmentation, after the logits of all views were counted."""
+        views: Literal["networks", "one network"] = "networks" if len(self.models) > 1 else "one network"
+        found = CaseSigns(views, len(self.models), agreement.signs(), far, tuple(differences))
+        with storage_errors(path):
+            write_json(path, found.to_json())
 
 
 def _read_ahead(

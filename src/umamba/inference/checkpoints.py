@@ -8,6 +8,7 @@ from pathlib import Path
 from umamba.io import UserError
 from umamba.records.official import FILE_NAME
 from umamba.records.run_folder import LAST, RunFolder
+from umamba.records.zoo import zoo_weights
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
     one experiment. A results folder of nnU-Net or U-Mamba stands for the checkpoint_final.pth of all its folds.
 
     Args:
-        paths: files and folders.
+        paths: files and folders; zoo:NAME stands for the checkpoints of a trained network.
 
     Returns:
         Files, in the order of the paths and their folds.
@@ -33,7 +34,7 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
     """
     found = []
     for path in map(Path, paths):
-        own = _in_folder(path) if path.is_dir() else [path]
+        own = _in_folder(path) if path.is_dir() else zoo_weights(path)
         if len(own) > 1:
             log.info(
                 "%s: the mean of %d networks, %s", path, len(own), ", ".join(_run_name(path, file) for file in own)
@@ -90,4 +91,6 @@ def _told(checkpoint: Path) -> Path:
 
 def _run_name(folder: Path, checkpoint: Path) -> str:
     run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    return run.relative_to(folder).as_posix() if run != folder else run.name
+    if folder in run.parents:
+        return run.relative_to(folder).as_posix()
+    return run.name if run == folder else checkpoint.name

@@ -1,4 +1,4 @@
-"""What keeps a GPU busy: copies that nobody waits for, and painting beside the next image. On a CPU nothing changes."""
+"""Copies to and from a GPU that do not stop the CPU, and work on a second stream of a GPU. On a CPU nothing changes."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which a GPU is the current one, because kernels that are no PyTorch operations ask for it.
+    """Return the context in which a GPU is the current one, because kernels other than PyTorch's run on that one.
 
     Args:
         device: of the tensors; for other devices than GPUs the context does nothing.
@@ -29,7 +29,7 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor
     try:
-        with on_device(device):  # another GPU would be woken up otherwise
+        with on_device(device):  # otherwise PyTorch would begin to use the first GPU, too
             return tensor.pin_memory()
     except RuntimeError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

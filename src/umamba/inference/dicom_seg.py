@@ -13,15 +13,14 @@ from highdicom.sr.coding import CodedConcept
 from pydicom.dataset import Dataset
 from skimage.color import rgb2lab
 
-from umamba.inference.dicom_results import (
-    CHARACTERS,
+from umamba.inference.dicom_objects import (
     MANUFACTURER,
     MODEL_NAME,
     Maker,
     Segment,
     Source,
     code_item,
-    new_uid,
+    highdicom_arguments,
     schemes,
 )
 from umamba.io import UserError
@@ -68,18 +67,8 @@ def segmentation_object(
                 pixel_array=pixels,
                 segmentation_type="LABELMAP" if as_map else "BINARY",
                 segment_descriptions=[_description(segment, maker) for segment in segments],
-                series_instance_uid=new_uid(),
-                series_number=source.number,
-                sop_instance_uid=new_uid(),
-                instance_number=1,
-                manufacturer=MANUFACTURER,
-                manufacturer_model_name=MODEL_NAME,
-                software_versions=maker.version,
-                device_serial_number=maker.weights[:64],
                 content_description=source.description,
                 content_label="SEGMENTATION",
-                series_description=source.description,
-                specific_character_set=CHARACTERS,
                 coding_schemes=[
                     CodingSchemeIdentificationItem(
                         scheme["designator"], name=scheme["name"], responsible_organization=scheme["organization"]
@@ -87,6 +76,7 @@ def segmentation_object(
                     for scheme in schemes(segments)
                 ]
                 or None,
+                **highdicom_arguments(source, maker),
             )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(

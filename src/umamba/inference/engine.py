@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from umamba.inference.engine_cache import Kept, cache_folder, kind_of, weights_of
+from umamba.inference.digests import weights_digest
+from umamba.inference.engine_cache import Kept, cache_folder, kind_of
 from umamba.inference.model import Model, refuse_openvino
 from umamba.io import UserError
 from umamba.io.resources import available_cpus
@@ -105,7 +106,7 @@ def _settled(model: Model, wanted: str) -> Settled:
         refuse_openvino(model.device)
     folder, threads = cache_folder(), min(torch.get_num_threads(), available_cpus())
     kind = kind_of(model, threads)
-    times, agreed = Kept(folder, kind), Kept(folder, f"{kind}-{weights_of(model.network)}")
+    times, agreed = Kept(folder, kind), Kept(folder, f"{kind}-{weights_digest(model.network.state_dict())}")
     known = times.read() if auto else {}
 
     def by_torch(reason: str, level: int = logging.INFO, *, keep: bool = auto) -> Settled:
@@ -161,7 +162,7 @@ def example_tiles(model: Model) -> Tensor:
         (tiles_per_pass, C, *window) float32, of mean 0 and standard deviation near 1.
     """
     generator = torch.Generator().manual_seed(0)
-    shape = (model.tiles_per_pass, model.num_channels, *model.window)
+    shape = (model.tiles_per_pass, model.input_channels, *model.window)
     coarse = torch.randn((*shape[:2], *(-(-size // 16) for size in model.window)), generator=generator)
     tiles = functional.interpolate(coarse, size=model.window, mode="trilinear", align_corners=False)
     tiles += 0.5 * torch.randn(shape, generator=generator)

@@ -7,16 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from threading import Barrier
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from umamba.inference.device_work import fetch, on_device, pinned
 from umamba.inference.precision import autocast
+from umamba.io import UserError
 from umamba.planning import Configuration
 
 if TYPE_CHECKING:
+    from umamba.inference.model import Model
     from umamba.inference.openvino_network import OpenVinoNetwork
 
 Forward = Callable[[Tensor], Tensor]
@@ -27,19 +29,49 @@ UNCHANGED: Axes = (0, 1, 2)
 HOST_PASSES = 2  # of a GPU at a time, where the sums over tiles are on the CPU: one computes, one is added
 
 
-def tile_window(configuration: Configuration, transpose_backward: Axes = UNCHANGED) -> tuple[int, int, int]:
+def tile_window(
+    configuration: Configuration, transpose_backward: Axes = UNCHANGED, scale: int = 1
+) -> tuple[int, int, int]:
     """Return the size of a tile.
 
     Args:
         configuration: the plan's configuration.
         transpose_backward: the plan's transposition from the network's axes to those of the tiles.
+        scale: edge of a tile in patches of training.
 
     Returns:
         Voxels along the axes of the tiles; 1 across the slices of a 2D network.
     """
-    patch = (1,) * (3 - configuration.dim) + tuple(configuration.patch_size)
+    patch = (1,) * (3 - configuration.dim) + tuple(scale * edge for edge in configuration.patch_size)
     z, y, x = (patch[axis] for axis in transpose_backward)
     return z, y, x
+
+
+def full_resolution(output: Any) -> Tensor:
+    """Return the logits at full resolution of what a network returned.
+
+    Args:
+        output: logits, or a list of logits with the full resolution first.
+    """
+    logits: Tensor = output[0] if isinstance(output, list | tuple) else output
+    return logits
+
+
+def refuse_scale(network: nn.Module, scale: int) -> None:
+    """Refuse tiles of several patches for a network whose weights are tied to its patch.
+
+    Args:
+        network: any network.
+        scale: edge of a tile in patches of training.
+
+    Raises:
+        UserError: the network takes its own patch only.
+    """
+    patch = getattr(network, "fixed_patch_size", None)
+    if scale != 1 and patch is not None:
+        size = " x ".join(map(str, patch))
+        raise UserError(f"tile_scale={scale}: the weights of this network are tied to its patch of {size} voxels. Give "
+                        "tile_scale=1.")  # fmt: skip
 
 
 def tile_forward(
@@ -69,14 +101,43 @@ def tile_forward(
     """
     to_network, to_tiles = _turns(configuration, transpose_forward, transpose_backward)
 
-    def full_resolution(tiles: Tensor) -> Tensor:
-        output = network(tiles)
-        logits: Tensor = output[0] if isinstance(output, list | tuple) else output
-        return logits
+    def logits_of(tiles: Tensor) -> Tensor:
+        return full_resolution(network(tiles))
 
     def forward(tiles: Tensor) -> Tensor:
         with torch.inference_mode(), on_device(device), _deterministic_cudnn(), autocast(device, precision):
-            return to_tiles(_mean_of_flips(at_once(full_resolution), to_network(tiles, device), flipped_axes))
+            return to_tiles(_mean_of_flips(at_once(logits_of), to_network(tiles, device), flipped_axes))
+
+    return forward
+
+
+def pooled_forward(model: "Model", tta: bool) -> Forward:
+    """Return the function that computes the logits of a classification head for tiles by PyTorch, without gradients.
+
+    Args:
+        model: a network with a head.
+        tta: average over all flips of the patch axes that training mirrored.
+
+    Returns:
+        A function from tiles (B, C, *window) to the logits of all tasks side by side, (B, classes) float32.
+    """
+    to_network, _ = _turns(model.configuration, model.plan.transpose_forward, model.plan.transpose_backward)
+    network: Any = model.network
+    head = model.case_head
+    assert head is not None
+    dims = [axis + 2 for axis in model.flipped_axes(tta)]
+    flips = [flip for number in range(len(dims) + 1) for flip in itertools.combinations(dims, number)]
+
+    def forward(tiles: Tensor) -> Tensor:
+        with (
+            torch.inference_mode(),
+            on_device(model.device),
+            _deterministic_cudnn(),
+            autocast(model.device, model.precision),
+        ):
+            given = to_network(tiles, model.device)
+            found = [torch.cat(head(network.bottleneck(given.flip(flip) if flip else given)), dim=1) for flip in flips]
+            return torch.stack(found).mean(0)
 
     return forward
 
@@ -141,6 +202,22 @@ def fetched(start: Start) -> Start:
     return lambda tiles: fetch(start(tiles)())
 
 
+def mirrored(start: Start, axis: int) -> Start:
+    """Return passes over mirrored tiles, whose logits are mirrored back.
+
+    Args:
+        start: the passes.
+        axis: of the file, 0 to 2.
+    """
+    dims = (axis + 2,)
+
+    def begin(tiles: Tensor) -> Callable[[], Tensor]:
+        wait = start(tiles.flip(dims))
+        return lambda: wait().flip(dims)
+
+    return begin
+
+
 def by_single_threads(forward: Forward, threads: int) -> Start:
     """Return a forward pass in the form of `Start`; each pass is computed by one thread, several passes at a time.
 
@@ -161,7 +238,7 @@ def by_single_threads(forward: Forward, threads: int) -> Start:
 
 def _compute_alone() -> None:
     torch.set_num_threads(1)
-    torch.get_num_threads()  # the first question in a thread sets the number that any thread has set last
+    torch.get_num_threads()  # this first call in a thread fixes its number, which other threads could change before
 
 
 def _turns(

@@ -5,6 +5,7 @@ extent. The plan holds the median spacing and size of the training images and th
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -65,6 +66,33 @@ def unlike_training(image: Image, crop: VoxelBox, model: Model) -> list[str]:
     return list(_differences(image, crop, model.plan, model.configuration))
 
 
+def distances(image: Image, crop: VoxelBox, model: Model) -> dict[str, float]:
+    """Return how far an image is from the images that a network was trained on, 0 where it is as their median.
+
+    Args:
+        image: the image as read.
+        crop: its part without the zeros around it.
+        model: the network.
+
+    Returns:
+        spacing and field_of_view: the largest absolute natural logarithm, over the axes that the network sees, of the
+        image's over the median of training. intensities: the largest over the channels, of the width of the image's
+        range (percentiles 0.5 to 99.5) over that of training's foreground; 0 where the plan does not know it.
+    """
+    found = {}
+    for name, own, usual in _sizes_seen(image, crop, model.plan, model.configuration):
+        ratios = [math.log(a / b) for a, b in zip(own, usual, strict=True) if a > 0 and b > 0]
+        found[name] = max(map(abs, ratios), default=0.0)
+    widths = [0.0]
+    for channel, intensity in zip(image.array, model.plan.intensity, strict=False):
+        sample = _sample(channel[crop])
+        width = intensity.percentile_99_5 - intensity.percentile_00_5
+        if sample.size and width > 0:
+            low, high = np.percentile(sample, (0.5, 99.5))
+            widths.append(abs(math.log(max(float(high - low), 1e-8) / width)))
+    return {**found, "intensities": max(widths)}
+
+
 class Unlike:
     """Warns of images that are unlike those of training: of the first ones at once, of the others by their number."""
 
@@ -98,15 +126,10 @@ class Unlike:
 
 
 def _differences(image: Image, crop: VoxelBox, plan: Plan, configuration: Configuration) -> Iterator[str]:
-    first = 3 - configuration.dim
-    axes = plan.transpose_forward[first:]
-    spacing, usual = [image.geometry.spacing[axis] for axis in axes], plan.median_spacing[first:]
-    if _far(spacing, usual):
-        yield f"spacing {_sizes(spacing)} mm, the median of training is {_sizes(usual)} mm"
-    extent = [(crop[axis].stop - crop[axis].start) * image.geometry.spacing[axis] for axis in axes]
-    trained = [length * width for length, width in zip(plan.median_shape[first:], usual, strict=True)]
-    if _far(extent, trained):
-        yield f"field of view {_sizes(extent)} mm, the median of training is {_sizes(trained)} mm"
+    for name, own, usual in _sizes_seen(image, crop, plan, configuration):
+        if _far(own, usual):
+            words = name.replace("_", " ")
+            yield f"{words} {_sizes(own)} mm, the median of training is {_sizes(usual)} mm"
     for number, (channel, scheme, intensity) in enumerate(
         zip(image.array, configuration.normalization, plan.intensity, strict=False)
     ):
@@ -116,11 +139,28 @@ def _differences(image: Image, crop: VoxelBox, plan: Plan, configuration: Config
             yield f"{where}intensities {reason}"
 
 
-def _unlike_intensities(channel: np.ndarray, scheme: str, trained: Intensity) -> str | None:
-    """Return how a channel's intensities (Z, Y, X) differ from the foreground of training; None: they do not."""
+def _sizes_seen(
+    image: Image, crop: VoxelBox, plan: Plan, configuration: Configuration
+) -> Iterator[tuple[str, list[float], list[float]]]:
+    """Yield spacing and field of view along the axes that the network sees, those of the image and of training, mm."""
+    first = 3 - configuration.dim
+    axes = plan.transpose_forward[first:]
+    spacing, usual = [image.geometry.spacing[axis] for axis in axes], list(plan.median_spacing[first:])
+    yield "spacing", spacing, usual
+    extent = [(crop[axis].stop - crop[axis].start) * image.geometry.spacing[axis] for axis in axes]
+    yield "field_of_view", extent, [n * width for n, width in zip(plan.median_shape[first:], usual, strict=True)]
+
+
+def _sample(channel: np.ndarray) -> np.ndarray:
+    """Return some intensities of a channel (Z, Y, X) without zeros, which are mostly background."""
     z, y, x = (max(1, length // _SAMPLES) for length in channel.shape)
     sample = channel[::z, ::y, ::x].astype(np.float64)
-    sample = sample[sample != 0]  # zeros are mostly background
+    return sample[sample != 0]
+
+
+def _unlike_intensities(channel: np.ndarray, scheme: str, trained: Intensity) -> str | None:
+    """Return how a channel's intensities (Z, Y, X) differ from the foreground of training; None: they do not."""
+    sample = _sample(channel)
     if not sample.size:
         return None
     low, high = (float(value) for value in np.percentile(sample, (0.5, 99.5)))
@@ -130,8 +170,12 @@ def _unlike_intensities(channel: np.ndarray, scheme: str, trained: Intensity) ->
     found = f"{low:.4g} to {high:.4g} (percentiles 0.5 and 99.5), training's foreground {usual_low:.4g} to "
     found += f"{usual_high:.4g}"
     if scheme == _Z_SCORE:
-        ratio = (high - low) / width
-        return f"{found}: other units?" if ratio > _WIDTH or ratio < 1 / _WIDTH else None
+        width_ratio, level = (high - low) / width, float(np.median(sample))
+        # Where the training images themselves have several units, their range is that of the largest ones, and only the
+        # median tells that most are smaller.
+        level_ratio = level / trained.median if level > 0 and trained.median > 0 else width_ratio
+        other = all(ratio > _WIDTH or ratio < 1 / _WIDTH for ratio in (width_ratio, level_ratio))
+        return f"{found}: other units?" if other else None
     if scheme == _CT and usual_low < 0 <= first:
         return f"{found}: no value is below 0, so these are probably not Hounsfield units"
     covered = max(0.0, min(last, usual_high) - max(first, usual_low)) / width

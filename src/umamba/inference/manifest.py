@@ -3,7 +3,7 @@
 A setup holds everything but the image on which labels depend, and is named by its own hash, so that a changed setting
 does not go unnoticed. An entry of a case names its setup. While cases are segmented, their entries are appended to a
 journal, each before the segmentation gets its name; at the end they move into prediction.json. Hashes find what was
-changed by accident; who wants to deceive can write them anew.
+changed by accident; they do not stop somebody who wants to deceive, because anybody can compute them again.
 """
 
 import json
@@ -103,6 +103,7 @@ def network_entry(model: Model) -> dict[str, Any]:
         "precision": model.precision,
         "device": model.device.type,
         "reproducible": model.reproducible,
+        "tile_scale": model.tile_scale,
     }
 
 

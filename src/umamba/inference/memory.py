@@ -80,14 +80,13 @@ def measure_limit(max_memory_gb: float | None, models: Sequence[Model], tta: boo
     for model in models:
         _run_passes(model, tta)
     if all(model.compiled is not None for model in models):
-        before = (
-            resident_bytes()
-        )  # OpenVINO keeps the memory of a pass for the next one, so that it counts here already
+        # OpenVINO keeps the memory of a pass for the next one, so that it is resident already.
+        before = resident_bytes()
     return MemoryLimit(max_memory_gb * 2**30, max(0, peak_resident_bytes() - before))
 
 
 def _run_passes(model: Model, tta: bool) -> None:
-    tiles = torch.zeros((model.tiles_per_pass, model.num_channels, *model.window))
+    tiles = torch.zeros((model.tiles_per_pass, model.input_channels, *model.window))
     start = model.start(tta)
     for wait in [start(tiles) for _ in range(model.in_flight(tta))]:
         wait()

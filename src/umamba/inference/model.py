@@ -12,12 +12,23 @@ import torch
 from torch import nn
 
 from umamba.inference.digests import weights_digest
-from umamba.inference.forward import Forward, Start, at_once, by_single_threads, tile_forward, tile_start, tile_window
+from umamba.inference.forward import (
+    Forward,
+    Start,
+    at_once,
+    by_single_threads,
+    refuse_scale,
+    tile_forward,
+    tile_start,
+    tile_window,
+)
 from umamba.inference.precision import choose_precision
 from umamba.io import UserError, file_digest
 from umamba.labels import LabelSet
+from umamba.labels.case_classes import CaseHeads
 from umamba.networks import build_network
 from umamba.networks.budget import stored_numbers, weight_budget
+from umamba.networks.heads import CaseHead, build_case_head
 from umamba.planning import Configuration, Plan
 from umamba.records import read_checkpoint
 from umamba.records.checkpoint import Checkpoint
@@ -74,12 +85,16 @@ class Model:
         engine: what computes the network: torch, openvino (on the CPU), or auto, see `umamba.inference.engine`.
         reproducible: give the same bits for any number of threads and any memory: float32 by PyTorch on the CPU, each
             tile by one thread.
+        tile_scale: edge of a tile in patches of training.
         reload: builds the network again; None: `network` is kept.
+        heads: what the network answers about a whole case; None: it segments only.
+        case_head: the classification head that answers; None: there is none.
         compiled: the network in OpenVINO, which then computes it instead of PyTorch; None: PyTorch computes it.
         torch_is_faster: whether engine=auto has chosen PyTorch.
 
     Raises:
-        UserError: the precision or the engine is none of these, or the engine cannot compute on the device.
+        UserError: the precision or the engine is none of these, the engine cannot compute on the device, or the weights
+            are tied to the patch and tile_scale is not 1.
     """
 
     network: nn.Module
@@ -96,7 +111,10 @@ class Model:
     mirror_axes: tuple[int, ...] | None = None
     engine: str = "auto"
     reproducible: bool = False
+    tile_scale: int = 1
     reload: Callable[[], nn.Module] | None = None
+    heads: CaseHeads | None = None
+    case_head: CaseHead | None = None
     compiled: "OpenVinoNetwork | None" = field(default=None, init=False)
     torch_is_faster: bool = field(default=False, init=False)
 
@@ -109,6 +127,7 @@ class Model:
                 raise UserError(wrong_choice(name, value, choices))
         if self.reproducible:
             self._settle_reproducible()
+        refuse_scale(self.network, self.tile_scale)
         if self.engine == "openvino":
             refuse_openvino(self.device)
         if self.precision == "auto":
@@ -132,6 +151,8 @@ class Model:
         if getattr(self.network, "deep_supervision", False):
             self.network.deep_supervision = False  # type: ignore[assignment]
         self.network.to(self.device).eval()
+        if self.case_head is not None:
+            self.case_head.to(self.device).eval()
 
     @classmethod
     def from_checkpoint(
@@ -142,6 +163,7 @@ class Model:
         trust: str | Sequence[str] = (),
         engine: str = "auto",
         reproducible: bool = False,
+        tile_scale: int = 1,
     ) -> "Model":
         """Build the network of a checkpoint; nothing else is needed.
 
@@ -152,6 +174,7 @@ class Model:
             trust: packages whose functions may build the network, if it is none of this project's.
             engine: auto, torch or openvino.
             reproducible: see `Model`.
+            tile_scale: see `Model`.
 
         Raises:
             UserError: the file is no such checkpoint, its weights do not fit the network that it names, or that network
@@ -159,8 +182,9 @@ class Model:
         """
         checkpoint = read_checkpoint(path, trust)
         record, identity = checkpoint.record, file_digest(checkpoint.path)
+        network = _trained_network(checkpoint)
         return cls(
-            _trained_network(checkpoint),
+            network,
             record.plan,
             record.configuration,
             record.labels,
@@ -174,13 +198,22 @@ class Model:
             mirror_axes=record.mirror_axes,
             engine=engine,
             reproducible=reproducible,
-            reload=partial(_read_again, path, trust, identity),
+            tile_scale=tile_scale,
+            # A head needs the network in PyTorch, whatever engine segments.
+            reload=None if record.heads is not None else partial(_read_again, path, trust, identity),
+            heads=record.heads,
+            case_head=_trained_head(checkpoint, network),
         )
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's input: those of an image and, in a cascade, of the previous stage's labels."""
+        return self.configuration.input_channels(self.num_channels, self.labels)
 
     @property
     def window(self) -> tuple[int, int, int]:
         """Voxels of a tile along the axes of the file; 1 across the slices of a 2D network."""
-        return tile_window(self.configuration, self.plan.transpose_backward)
+        return tile_window(self.configuration, self.plan.transpose_backward, self.tile_scale)
 
     @property
     def sums_dtype(self) -> torch.dtype:
@@ -197,8 +230,9 @@ class Model:
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
-        """Shape of the network's input in one pass, (B, C, *patch)."""
-        return (self.tiles_per_pass, self.num_channels, *self.configuration.patch_size)
+        """Shape of the network's input in one pass, (B, C, *tile)."""
+        edges = [self.tile_scale * edge for edge in self.configuration.patch_size]
+        return (self.tiles_per_pass, self.input_channels, *edges)
 
     def torch_forward(self, tta: bool, precision: str = "") -> Forward:
         """Return PyTorch's function from tiles to logits, both along the axes of the file.
@@ -217,7 +251,7 @@ class Model:
             precision or self.precision,
             transpose_forward=self.plan.transpose_forward,
             transpose_backward=self.plan.transpose_backward,
-            flipped_axes=self._flipped_axes(tta),
+            flipped_axes=self.flipped_axes(tta),
         )
 
     def start(self, tta: bool) -> Start:
@@ -250,7 +284,7 @@ class Model:
             in_flight=compiled.requests,
             transpose_forward=self.plan.transpose_forward,
             transpose_backward=self.plan.transpose_backward,
-            flipped_axes=self._flipped_axes(tta),
+            flipped_axes=self.flipped_axes(tta),
         )
 
     def in_flight(self, tta: bool) -> int:
@@ -282,7 +316,12 @@ class Model:
             self.network = self.reload()
             self._prepare_network()
 
-    def _flipped_axes(self, tta: bool) -> tuple[int, ...]:
+    def flipped_axes(self, tta: bool) -> tuple[int, ...]:
+        """Return the patch axes along which test-time augmentation flips.
+
+        Args:
+            tta: whether it does.
+        """
         if not tta:
             return ()
         return tuple(range(self.configuration.dim)) if self.mirror_axes is None else self.mirror_axes
@@ -321,7 +360,7 @@ def _trained_network(checkpoint: Checkpoint) -> nn.Module:
             network = build_network(
                 record.architecture,
                 record.configuration,
-                record.num_channels,
+                record.input_channels,
                 record.labels.num_classes,
                 deep_supervision=record.deep_supervision,
             )
@@ -335,6 +374,22 @@ def _trained_network(checkpoint: Checkpoint) -> nn.Module:
             f"Another version of this project wrote it, or a trainer that changes the network. {str(error)[:2000]}"
         ) from None
     return network
+
+
+def _trained_head(checkpoint: Checkpoint, network: nn.Module) -> CaseHead | None:
+    """Build the classification head of a checkpoint with its weights; None: it has none."""
+    record = checkpoint.record
+    if record.heads is None:
+        return None
+    head = build_case_head(network, record.architecture.name, record.heads.sizes)
+    try:
+        head.load_state_dict(checkpoint.head_weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"{checkpoint.path}: the weights of its classification head do not fit its record. The file was changed. "
+            f"{str(error)[:500]}"
+        ) from None
+    return head
 
 
 def _read_again(path: Path, trust: str | Sequence[str], identity: str) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from umamba.inference.exported_heads import refuse_heads
 from umamba.io import UserError, atomic_path, below, read_json, write_json
 from umamba.networks import to_official_state_dict
 from umamba.planning import to_nnunet_plans
@@ -23,22 +24,25 @@ _TRAINER = "nnUNetTrainer"
 _RESIDUAL = {"unet": False, "resenc_unet": True}  # architectures of nnU-Net -> whether their encoder is residual
 
 
-def export_to_nnunet(checkpoint: Path, output: Path, fold: int | str = 0) -> Path:
+def export_to_nnunet(checkpoint: Path, output: Path, fold: int | str = 0, *, segmentation_only: bool = False) -> Path:
     """Write a run's U-Net as nnU-Net's trainer would have written it.
 
     Args:
         checkpoint: a run's checkpoint.
         output: folder of nnU-Net's results.
         fold: number of the fold, or "all", in nnU-Net's folder; it may hold other folds of the same plan already.
+        segmentation_only: leave out a classification head, which nnU-Net does not have.
 
     Returns:
         The folder that holds plans.json.
 
     Raises:
-        UserError: the architecture is none of nnU-Net's, the fold exists already, or the folder has another plan.
+        UserError: the architecture is none of nnU-Net's, the network has a classification head, the fold exists
+            already, or the folder has another plan.
     """
     read = read_checkpoint(checkpoint, trust=None)
     record, name = read.record, read.record.architecture.name
+    refuse_heads(checkpoint, record, segmentation_only)
     if name not in _RESIDUAL:
         raise UserError(
             f"{checkpoint}: is a network of architecture {name}; nnU-Net itself has {' and '.join(_RESIDUAL)} only. "
@@ -76,10 +80,10 @@ def export_to_nnunet(checkpoint: Path, output: Path, fold: int | str = 0) -> Pat
 
 def _plans(record: CheckpointRecord, residual: bool) -> dict[str, Any]:
     """Return nnU-Net's plans with the network that was trained, even where it is not the one that was planned."""
-    configurations = {
-        key: replace(entry, residual_encoder=residual) if key == record.configuration_name else entry
-        for key, entry in record.plan.configurations.items()
-    }
+    trained = replace(record.configuration, residual_encoder=residual)
+    configurations = dict(record.plan.configurations)
+    if trained != record.configuration or record.configuration_name in configurations:
+        configurations[record.configuration_name] = trained
     written = to_nnunet_plans(replace(record.plan, configurations=configurations), record.file_ending)
     return dict(json.loads(json.dumps(written)))
 

@@ -20,7 +20,7 @@ class Value:
 
     Attributes:
         name: in the graph.
-        shape: all sizes are fixed; () of a value inside the pieces of an operation whose shape nothing asks for.
+        shape: all sizes are fixed; () of a value inside the pieces of an operation whose shape is not used.
     """
 
     name: str

@@ -2,7 +2,8 @@
 
 model.onnx        the network for one tile, float32
 model.json        what happens before and after it (docs/exporting.md)
-predict_onnx.py   the script that does both, with numpy, scipy and ONNX Runtime
+umamba_onnx.py    all of these steps, with numpy, scipy and ONNX Runtime
+predict_onnx.py   a script that segments NIfTI files with it
 """
 
 import hashlib
@@ -16,19 +17,22 @@ import numpy as np
 import torch
 
 import umamba
+from umamba.inference.exported_heads import refuse_heads
+from umamba.inference.forward import full_resolution
 from umamba.inference.model import Model
 from umamba.inference.onnx_package import require_onnx
 from umamba.inference.onnx_standalone import DESCRIPTION_FILE, FORMAT, MODEL_FILE, VERSION, Description
 from umamba.inference.postprocessing import PostProcessing
+from umamba.inference.tiling import SIGMA
 from umamba.io import UserError, atomic_directory, file_digest, write_json
 from umamba.records import read_checkpoint
 from umamba.records.checkpoint import CheckpointRecord
+from umamba.settings import SlidingWindowSettings
 
 SCRIPT_FILE = "predict_onnx.py"
 # Files of this folder that travel with the model -> their names there.
 _TRAVELLING = {"onnx_standalone.py": "umamba_onnx.py", "onnx_script.py": SCRIPT_FILE}
 TOLERANCE = 1e-3  # between the logits, as a fraction of the largest one where that is above 1
-_SIGMA, _STEP = 1 / 8, 0.5  # of `tiling`
 _TILES = 2  # random tiles that are compared
 
 
@@ -54,7 +58,12 @@ class OnnxExport:
 
 
 def export_to_onnx(
-    checkpoint: Path, output: Path, post_processing: PostProcessing | None = None, trust: str | Sequence[str] = ()
+    checkpoint: Path,
+    output: Path,
+    post_processing: PostProcessing | None = None,
+    trust: str | Sequence[str] = (),
+    *,
+    segmentation_only: bool = False,
 ) -> OnnxExport:
     """Write a network as ONNX, compare its logits with PyTorch's, and describe what happens before and after it.
 
@@ -65,10 +74,11 @@ def export_to_onnx(
         output: the new folder; an empty one is replaced.
         post_processing: what the description tells to do with each segmentation; None: nothing.
         trust: packages whose functions may build the network, if it is none of this project's.
+        segmentation_only: leave out a classification head.
 
     Raises:
-        UserError: onnx or onnxruntime is not installed, the checkpoint cannot be read, the output exists already, the
-            network has operations that cannot be written, or the logits differ.
+        UserError: onnx or onnxruntime is not installed, the checkpoint cannot be read or has a classification head, the
+            output exists already, the network has operations that cannot be written, or the logits differ.
     """
     require_onnx()
     from umamba.inference.onnx_builder import UnexportableError
@@ -79,11 +89,17 @@ def export_to_onnx(
         raise UserError(f"{output}: exists already. Delete it, or give another output.")
     read = read_checkpoint(checkpoint, trust)
     record = read.record
+    if record.configuration.previous_stage is not None:
+        raise UserError(
+            f"{checkpoint}: is the second stage of a cascade, whose input needs the segmentation of the first, "
+            f"{record.configuration.previous_stage}. Export that one, or predict with umamba predict."
+        )
+    refuse_heads(checkpoint, record, segmentation_only)
     model = Model.from_checkpoint(checkpoint, torch.device("cpu"), "32-true", trust, "torch")
     shape = (1, model.num_channels, *model.configuration.patch_size)
     tiles = np.random.default_rng(0).standard_normal((_TILES, *shape)).astype(np.float32)
     with torch.inference_mode():
-        expected = np.stack([_logits(model.network(torch.from_numpy(tile))) for tile in tiles])
+        expected = np.stack([full_resolution(model.network(torch.from_numpy(tile))).numpy() for tile in tiles])
     try:
         proto = onnx_model(model.network, shape, umamba.__version__)
     except UnexportableError as error:
@@ -112,13 +128,6 @@ def export_to_onnx(
             (folder / name).write_bytes(Path(__file__).with_name(source).read_bytes())
         Description.read(folder / DESCRIPTION_FILE)  # what is written can be read
     return OnnxExport(output, digest, len(content), difference, largest, equal)
-
-
-def _logits(output: Any) -> np.ndarray:
-    """Return a network's logits at full resolution."""
-    logits = output[0] if isinstance(output, list | tuple) else output
-    array: np.ndarray = logits.numpy()
-    return array
 
 
 def describe(
@@ -162,8 +171,8 @@ def describe(
         },
         "tiling": {
             "patch_size": list(configuration.patch_size),
-            "tile_step_size": _STEP,
-            "sigma": _SIGMA,
+            "tile_step_size": SlidingWindowSettings().tile_step_size,
+            "sigma": SIGMA,
             "mirror_axes": list(mirrored),
         },
         "decision": {

@@ -14,6 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from umamba.inference.forward import full_resolution
 from umamba.inference.onnx_builder import Builder, UnexportableError, Value
 from umamba.inference.onnx_operations import OPERATIONS
 from umamba.networks.mamba import Mamba
@@ -42,7 +43,7 @@ def onnx_model(network: nn.Module, tile_shape: Sequence[int], producer_version: 
         An `onnx.ModelProto` that onnx.checker accepts, with the input `INPUT` and the output `OUTPUT`.
 
     Raises:
-        UnexportableError: PyTorch cannot trace the network, or it has operations that this module does not know.
+        UnexportableError: PyTorch cannot trace the network, or it has operations that this module does not support.
     """
     blocks = [module for module in network.modules() if isinstance(module, Mamba)]
     for block in blocks:
@@ -70,7 +71,7 @@ def onnx_model(network: nn.Module, tile_shape: Sequence[int], producer_version: 
     with torch.no_grad():
         (logits,) = _run(program.graph_module, given, builder, unknown)
     if unknown:
-        raise UnexportableError(f"it has operations that the export does not know: {', '.join(sorted(unknown))}")
+        raise UnexportableError(f"it has operations that the export does not support: {', '.join(sorted(unknown))}")
     builder.add("Identity", [logits], logits.shape, name=OUTPUT)
     if builder.constant_bytes > _MOST_BYTES:
         raise UnexportableError(f"its weights take {builder.constant_bytes / 1e9:.3g} GB, an ONNX file holds 2 GB")
@@ -102,9 +103,7 @@ class _FullResolution(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Map tiles (B, C, *patch) to the logits at full resolution."""
-        output = self.network(tiles)
-        logits: Tensor = output[0] if isinstance(output, list | tuple) else output
-        return logits
+        return full_resolution(self.network(tiles))
 
 
 def _run(module: torch.fx.GraphModule, given: Mapping[str, Any], builder: Builder, unknown: set[str]) -> Sequence[Any]:

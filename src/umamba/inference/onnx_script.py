@@ -4,8 +4,8 @@
     pip install numpy scipy onnxruntime nibabel
     python predict_onnx.py CASE_0000.nii.gz CASE_0001.nii.gz --output SEGMENTATION.nii.gz
 
-A file of each channel, in the order of the channels in model.json. `umamba export format=onnx` writes this script
-beside umamba_onnx.py, which does the work and is imported by the functions, because it is there only.
+Give a file of each channel, in the order of the channels in model.json. `umamba export format=onnx` writes this script
+beside umamba_onnx.py, which does the work. Only the functions import it, because this name exists in that folder only.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Segment an image with a network that was exported to ONNX; it needs numpy, scipy and onnxruntime, not PyTorch.
 
-`umamba export format=onnx` writes this file as umamba_onnx.py beside model.onnx and model.json:
+`umamba export format=onnx` writes this file as umamba_onnx.py beside model.onnx and model.json. It is longer than other
+modules and imports none of them, because it is copied alone to machines without this project:
 
     labels = Segmenter(Path("FOLDER")).segment(array, spacing)  # (C, Z, Y, X) and mm along (Z, Y, X)
 

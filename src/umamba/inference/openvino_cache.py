@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from umamba.inference.engine_cache import is_ours, weights_of
+from umamba.inference.digests import weights_digest
+from umamba.inference.engine_cache import is_ours
 from umamba.inference.openvino_runtime import openvino as ov
 from umamba.io import StorageError, UserError, atomic_directory, file_digest, make_folder, read_json, write_json
 
@@ -33,7 +34,7 @@ def entry_name(network: nn.Module, shape: Sequence[int]) -> str | None:
     """Return the name of the entry of a network: a hash of its weights, options and code, of the shape and versions.
 
     Args:
-        network: the network, on the CPU.
+        network: the network.
         shape: (B, C, *patch).
 
     Returns:
@@ -56,7 +57,7 @@ def entry_name(network: nn.Module, shape: Sequence[int]) -> str | None:
                 sources.update(_source(base))
     for path in sorted(sources):
         digest.update(path.read_bytes())
-    digest.update(weights_of(network).encode())
+    digest.update(weights_digest(network.state_dict()).encode())
     return _PREFIX + digest.hexdigest()
 
 

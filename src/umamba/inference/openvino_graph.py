@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from umamba.inference.forward import full_resolution
 from umamba.inference.openvino_runtime import openvino as ov
 from umamba.networks.depth_two import DepthTwoConv3d
 from umamba.networks.mamba import MambaLayer
@@ -134,9 +135,7 @@ class _Exportable(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Map tiles (B, C, *patch) to the logits at full resolution."""
-        output = self.network(tiles)
-        logits: Tensor = output[0] if isinstance(output, list | tuple) else output
-        return logits
+        return full_resolution(self.network(tiles))
 
 
 def _converted(program: torch.export.ExportedProgram, mamba: type[ov.Op]) -> ov.Model:

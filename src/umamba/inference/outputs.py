@@ -1,7 +1,7 @@
 """The files that a prediction writes: their names, which are defined only here, and whether a case has all of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ FORMS = {
 }
 # Forms that belong to the patient and study of a series in DICOM.
 DICOM_FORMS = ("dicom_seg", "dicom_labelmap", "rtstruct", "secondary_capture")
-_PREVIEWS = "previews"
+_PREVIEWS, _AGREEMENT = "previews", "agreement"
+CLASSES = "classes.csv"  # in a folder of predictions
 # What `prediction.json` says beside: it may change with the machine that continues a folder, or from case to case.
 MACHINE_KEYS = ("engine", "precision", "checkpoints", "setups", "cases")
 
@@ -45,18 +46,21 @@ class CaseFiles:
         probabilities: npz file; None: not wanted.
         instances: numbered instances; None: not wanted.
         exports: form of `export` -> its file.
+        agreement: the signs of how far to trust the segmentation; None: not wanted.
     """
 
     segmentation: Path
     probabilities: Path | None
     instances: Path | None
     exports: tuple[tuple[str, Path], ...] = ()
+    agreement: Path | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files in the order in which they are written, the segmentation last."""
         exports = [path for _, path in self.exports]
-        return tuple(path for path in (self.probabilities, self.instances, *exports, self.segmentation) if path)
+        all_ = (self.probabilities, self.instances, *exports, self.agreement, self.segmentation)
+        return tuple(path for path in all_ if path)
 
     def complete(self) -> bool:
         """Return whether all wanted files exist."""
@@ -97,7 +101,8 @@ class Outputs:
             case_id: name of the case.
             settings: which files are wanted.
         """
-        return self._case(case_id, settings.probabilities, settings.instances is not None, settings.export)
+        found = self._case(case_id, settings.probabilities, settings.instances is not None, settings.export)
+        return replace(found, agreement=self.agreement(case_id)) if settings.agreement else found
 
     def remove(self, case_id: str) -> None:
         """Delete all files of a case.
@@ -105,7 +110,8 @@ class Outputs:
         Args:
             case_id: name of the case.
         """
-        for path in (*self._case(case_id, True, True, tuple(FORMS)).paths, self.preview(case_id)):
+        further = (self.preview(case_id), self.agreement(case_id))
+        for path in (*self._case(case_id, True, True, tuple(FORMS)).paths, *further):
             path.unlink(missing_ok=True)
 
     def _case(self, case_id: str, probabilities: bool, instances: bool, forms: Sequence[str]) -> CaseFiles:
@@ -124,6 +130,14 @@ class Outputs:
             case_id: name of the case.
         """
         return self._beside(case_id if self.only is None else self.only, _PREVIEWS, ".png")
+
+    def agreement(self, case_id: str) -> Path:
+        """Return the signs of how far to trust the segmentation of a case, see `CaseSigns`.
+
+        Args:
+            case_id: name of the case.
+        """
+        return self._beside(case_id if self.only is None else self.only, _AGREEMENT, ".json")
 
     def _beside(self, name: str, form: str, ending: str) -> Path:
         """Return a further file of a case; a folder holds those of one form, so that they are no cases."""
@@ -155,6 +169,21 @@ class Outputs:
         return self._common("volumes.csv")
 
     @property
+    def quality(self) -> Path:
+        """The table of what is expected of the segmentations."""
+        return self._common("quality.csv")
+
+    @property
+    def quality_page(self) -> Path:
+        """The page of what is expected of the segmentations."""
+        return self._common("quality.html")
+
+    @property
+    def classes(self) -> Path:
+        """The table of the classes of whole images."""
+        return self._common(CLASSES)
+
+    @property
     def itksnap_labels(self) -> Path:
         """Names and colours of the labels for ITK-SNAP."""
         return self._common("labels_itksnap.txt")
@@ -163,6 +192,12 @@ class Outputs:
     def slicer_labels(self) -> Path:
         """Names and colours of the labels for 3D Slicer."""
         return self._common("labels_slicer.ctbl")
+
+    @property
+    def common(self) -> tuple[Path, ...]:
+        """The files that belong to all cases, and are replaced with overwrite=true."""
+        tables = (self.volumes, self.classes, self.quality, self.quality_page)
+        return (self.record, *tables, self.itksnap_labels, self.slicer_labels)
 
     @property
     def tracebacks(self) -> Path:
@@ -176,10 +211,10 @@ class Outputs:
             files: of all cases.
         """
         if self.only is not None:
-            for path in (*(path for own in files for path in own.paths), self.volumes):
+            for path in (*(path for own in files for path in own.paths), self.volumes, self.classes):
                 remove_stale(path.parent, path.name)
             return
-        for folder in (self.folder, *(self.folder / form for form in (*FORMS, _PREVIEWS))):
+        for folder in (self.folder, *(self.folder / form for form in (*FORMS, _PREVIEWS, _AGREEMENT))):
             remove_stale(folder)
 
     def _recorded(self) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from umamba.datasets import RawCase
 from umamba.inference.canvas import Canvas
+from umamba.inference.case_classes import Probabilities, classify, classify_cases, named
 from umamba.inference.case_queue import CaseQueue
 from umamba.inference.cases import find_cases
 from umamba.inference.checkpoints import find_checkpoints
@@ -29,14 +30,16 @@ from umamba.inference.memory import measure_limit
 from umamba.inference.model import Model, choose_device
 from umamba.inference.outputs import Outputs
 from umamba.inference.postprocessing import PostProcessing
-from umamba.inference.prepared_image import paint, prepare_image, warn_of_orientation
+from umamba.inference.prepared_image import check_previous, paint, prepare_image, warn_of_orientation
 from umamba.inference.problems import Problems
 from umamba.inference.volumes import write_volumes
 from umamba.io import Image, UserError, exclusive, storage_errors
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
+from umamba.labels.case_classes import CaseHeads
 from umamba.labels.codes import label_codes
-from umamba.labels.instance_maps import BOUNDARY, INTERIOR
+from umamba.labels.instance_depth import level_count
+from umamba.labels.instance_maps import BOUNDARY, COMPONENTS, INTERIOR
 from umamba.settings import PredictionSettings
 
 log = logging.getLogger(__name__)
@@ -57,7 +60,7 @@ class Predictor:
         post_processing: applied to every segmentation.
 
     Raises:
-        UserError: the networks differ in labels or number of channels.
+        UserError: the networks differ in labels, number of channels or classes of whole cases.
 
     A trained network is read by `Predictor.from_checkpoint("last.ckpt")`. This one is not trained:
 
@@ -81,11 +84,11 @@ class Predictor:
     def __post_init__(self) -> None:
         first = self.models[0]
         for other in self.models[1:]:
-            for name in ("labels", "num_channels"):
+            for name in ("labels", "num_channels", "heads"):
                 if getattr(other, name) != getattr(first, name):
                     raise UserError(
                         f"checkpoint: the networks differ in {name}, {getattr(first, name)} and "
-                        f"{getattr(other, name)}. Train those of an ensemble for the same labels and channels."
+                        f"{getattr(other, name)}. Train those of an ensemble for the same labels, channels and classes."
                     )
 
     @classmethod
@@ -98,6 +101,7 @@ class Predictor:
         trust: str | Sequence[str] = (),
         engine: str = "auto",
         reproducible: bool = False,
+        tile_scale: int = 1,
     ) -> "Predictor":
         """Build the network of a checkpoint, or those of several; nothing else is needed.
 
@@ -112,6 +116,7 @@ class Predictor:
             engine: what computes the networks: torch; openvino (on the CPU); auto: torch on a GPU, the faster one on a
                 CPU (see `umamba.inference.engine`).
             reproducible: the same bits for any number of threads and any memory, on the CPU (see `Model`).
+            tile_scale: edge of a tile in patches of training (see `Model`).
 
         Raises:
             UserError: a file is no such checkpoint, or its weights do not fit the network that it names, or that
@@ -123,13 +128,24 @@ class Predictor:
             raise UserError("checkpoint: none is given. Give one, or several as checkpoint=[a.ckpt,b.ckpt].")
         chosen = choose_device("cpu" if (engine == "openvino" or reproducible) and device == "auto" else device)
         files = find_checkpoints([Path(path) for path in paths])
-        models = tuple(Model.from_checkpoint(path, chosen, precision, trust, engine, reproducible) for path in files)
+        options = chosen, precision, trust, engine, reproducible, tile_scale
+        models = tuple(Model.from_checkpoint(path, *options) for path in files)
         return cls(models, post_processing or PostProcessing())
 
     @property
     def labels(self) -> LabelSet:
         """The label set."""
         return self.models[0].labels
+
+    @property
+    def heads(self) -> CaseHeads | None:
+        """What the networks answer about a whole case; None: they segment only."""
+        return self.models[0].heads
+
+    @property
+    def classifies_only(self) -> bool:
+        """Whether the networks were trained for classes alone, so that they segment nothing."""
+        return self.heads is not None and self.heads.alone
 
     @property
     def num_channels(self) -> int:
@@ -141,12 +157,15 @@ class Predictor:
         """Ending of the segmentations that are written."""
         return self.models[0].file_ending
 
-    def predict_image(self, image: Image, settings: PredictionSettings = DEFAULTS) -> np.ndarray:
+    def predict_image(
+        self, image: Image, settings: PredictionSettings = DEFAULTS, previous: Image | None = None
+    ) -> np.ndarray:
         """Segment one image in memory.
 
         Args:
             image: the image, (C, Z, Y, X) with its spacing in mm.
             settings: tile_step_size, tta and max_memory_gb; the others concern files and are not used here.
+            previous: for cascades: the segmentation by the first stage (1, Z, Y, X) on the grid of the image.
 
         Returns:
             The label map (Z, Y, X) on the image's own grid, in the smallest unsigned integer type.
@@ -154,14 +173,35 @@ class Predictor:
         Raises:
             UserError: the image does not fit the network, the memory does not suffice, or logits are not finite.
         """
+        if self.classifies_only:
+            raise UserError("checkpoint: was trained for classes alone (heads.alone=true). Use classify_image instead.")
         refuse_flat_image(image, self.models)
         settle_engines(self.models)
         limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
-        prepared = prepare_image(image, self.models)
+        prepared = prepare_image(image, self.models, previous=previous)
         warn_of_orientation("The image", prepared.geometry, self.models, set())
         canvas = Canvas(prepared.placement, self.labels)
         paint(prepared, canvas, settings, limit, lambda done, total: None)()
         return self.post_processing.apply(canvas.segmentation)
+
+    def classify_image(self, image: Image, settings: PredictionSettings = DEFAULTS) -> dict[str, dict[str, float]]:
+        """Classify one image in memory.
+
+        Args:
+            image: the image, (C, Z, Y, X) with its spacing in mm.
+            settings: tta is read.
+
+        Returns:
+            Task -> class -> probability.
+
+        Raises:
+            UserError: the networks have no classification head, or the image does not fit them.
+        """
+        if self.heads is None:
+            raise UserError("checkpoint: has no classification head. Train one with heads.case=FILE.csv.")
+        refuse_flat_image(image, self.models)
+        prepared = prepare_image(image, self.models)
+        return named(self.heads.tasks, classify(prepared, self.models, settings.tta))
 
     def predict(
         self,
@@ -172,6 +212,8 @@ class Predictor:
         progress: bool = True,
     ) -> list[Path]:
         """Segment a file, a DICOM series or all images of a folder into output/NAME<file_ending>.
+
+        Networks with a classification head also write classes.csv; those trained for classes alone write nothing else.
 
         Args:
             input: an image, or a folder of images; `list_cases` says how files make a case.
@@ -233,6 +275,13 @@ class Predictor:
     ) -> list[Path]:
         """Segment cases; `unusable` are further cases that cannot be read, each with its reason."""
         self._check_instances(settings.instances)
+        check_previous(self.models, "" if settings.previous_stage is None else "previous_stage")
+        segments = settings.export or settings.probabilities or settings.instances or settings.agreement
+        if self.classifies_only and segments:
+            raise UserError(
+                "export, probabilities, instances, agreement, quality: the network was trained for classes alone "
+                "(heads.alone=true) and segments nothing. Leave them away."
+            )
         check_exports(settings.export, self.models)
         codes = label_codes(self.labels, settings.codes)
         files = [outputs.case(case.case_id, settings) for case in cases]
@@ -253,13 +302,14 @@ class Predictor:
                 record = self._record(settings)
                 before = None if settings.overwrite else outputs.earlier(record, files)
                 missing = [number for number, own in enumerate(files) if settings.overwrite or not own.complete()]
+                missing = [] if self.classifies_only else missing
             if missing:
                 settle_engines(self.models, begun_engine(before, outputs.record, self.models))
             with storage_errors(folder):
                 if settings.overwrite:
                     for case in cases:
                         outputs.remove(case.case_id)
-                    for path in (outputs.record, outputs.volumes, outputs.itksnap_labels, outputs.slicer_labels):
+                    for path in outputs.common:
                         path.unlink(missing_ok=True)
                 manifest = Manifest(outputs, before)
                 if missing or before is None:
@@ -268,22 +318,32 @@ class Predictor:
                     outputs.claim(record | self._sources() | manifest.content())
                     outputs.journal.unlink(missing_ok=True)  # its entries stand in the record now
                 outputs.tracebacks.unlink(missing_ok=True)
+            if self.classifies_only:
+                classify_cases(cases, self.models, outputs.classes, {}, problems, settings.tta)
+                if problems.reasons:
+                    raise problems.error(len(cases) + len(unusable), folder)
+                return []
             write_label_files(outputs.itksnap_labels, outputs.slicer_labels, self.labels)
             if len(missing) < len(cases):
                 log.info(
                     "%d of %d segmentations were there already, in %s", len(cases) - len(missing), len(cases), folder
                 )
             volumes: dict[str, list[dict[str, str]]] = {}
+            classes: dict[str, Probabilities] = {}
             if missing:
                 limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
                 queue = CaseQueue(
                     self.models, self.post_processing, settings, limit, progress, problems, codes, manifest
                 )
                 volumes = queue.run([cases[number] for number in missing], [files[number] for number in missing])
+                classes = queue.classes
                 with storage_errors(folder):
                     outputs.claim(record | self._sources() | manifest.content())
                     outputs.journal.unlink(missing_ok=True)
             segmentations = [(case.case_id, own.segmentation) for case, own in zip(cases, files, strict=True)]
+            if self.heads is not None:
+                segmented = [case for case, own in zip(cases, files, strict=True) if own.segmentation.exists()]
+                classify_cases(segmented, self.models, outputs.classes, classes, problems, settings.tta)
             write_volumes(outputs.volumes, segmentations, volumes, self.labels, problems)
         if problems.reasons:
             raise problems.error(len(cases) + len(unusable), folder)
@@ -293,10 +353,17 @@ class Predictor:
         if method is None:
             return
         names = ", ".join(self.labels.names)
+        if level_count(self.labels):
+            if method == COMPONENTS:
+                raise UserError(
+                    f"instances={method}: is for interior and boundary, but this network has {names}. Give "
+                    "instances=watershed."
+                )
+            return
         if self.labels.values != ((INTERIOR,), (BOUNDARY,)) or not _BOUNDARY_NAME.search(self.labels.names[1]):
             raise UserError(
                 f"instances={method}: is for cells, and needs a network of two labels, {INTERIOR} the interior and "
-                f"{BOUNDARY} the boundary, named so; this one has {names}. Leave instances away."
+                f"{BOUNDARY} the boundary, named so, or of levels of depth; this one has {names}. Leave instances away."
             )
 
     def _sources(self) -> dict[str, Any]:
@@ -317,6 +384,10 @@ class Predictor:
             record["post_processing"] = [list(step) for step in self.post_processing.steps]
         if settings.instances is not None:
             record["instances"] = settings.instances
+        if settings.previous_stage is not None:
+            record["previous_stage"] = os.path.abspath(settings.previous_stage)
+        if any(model.tile_scale != 1 for model in self.models):
+            record["tile_scale"] = [model.tile_scale for model in self.models]
         if any(model.reproducible for model in self.models):
             record["reproducible"] = True
         return record

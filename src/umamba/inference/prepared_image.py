@@ -5,14 +5,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 
-from umamba.inference.canvas import Canvas, Placement, grid_maps
+from umamba.inference.agreement import Agreement
+from umamba.inference.canvas import Canvas, Placement, Slab, grid_maps
 from umamba.inference.device_work import aside, pinned
 from umamba.inference.memory import MemoryLimit, place_sums
 from umamba.inference.model import Model
+from umamba.inference.resize import VoxelBox
 from umamba.inference.slabs import SlabLayout, View, count_tiles, give_slabs
 from umamba.io import Geometry, Image, UserError, orientation_of
+from umamba.labels.masks import one_hot
 from umamba.preprocessing import preprocess_case
 from umamba.settings import SlidingWindowSettings
 
@@ -27,25 +31,32 @@ class PreparedImage:
         views: the image on the grid of each network.
         placement: of the crop in the image.
         geometry: of the image.
+        further: views that do not decide, but whose agreement with the others is measured.
     """
 
     views: tuple[View, ...]
     placement: Placement
     geometry: Geometry
+    further: tuple[View, ...] = ()
 
 
-def prepare_image(image: Image, models: Sequence[Model], name: str = "") -> PreparedImage:
+def prepare_image(
+    image: Image, models: Sequence[Model], name: str = "", previous: Image | None = None
+) -> PreparedImage:
     """Preprocess an image for each network; networks of the same plan share the result.
 
     Args:
         image: the image, (C, Z, Y, X).
         models: the networks.
         name: of the image, for warnings.
+        previous: the segmentation by the previous stage (1, Z, Y, X) on the grid of the image, which cascades need.
 
     Raises:
-        UserError: the image has another number of channels than the networks were trained with, cannot be normalised
-            or turned, or the networks' plans read images differently.
+        UserError: a cascade lacks the segmentation of the previous stage, or it has another shape or other labels; the
+            image has another number of channels than the networks were trained with, cannot be normalised or turned, or
+            the networks' plans read images differently.
     """
+    check_previous(models, "" if previous is None else "previous")
     expected = models[0].num_channels
     if len(image.array) != expected:
         raise UserError(
@@ -65,13 +76,39 @@ def prepare_image(image: Image, models: Sequence[Model], name: str = "") -> Prep
         if same is not None:
             views.append(replace(same, model=model))
             continue
-        data, _, properties = preprocess_case(image, None, model.plan, model.configuration, model.labels, name)
+        # As nnU-Net does, the segmentation is cropped and resampled as the label of a training case.
+        label = None if model.configuration.previous_stage is None else previous
+        data, found, properties = preprocess_case(image, label, model.plan, model.configuration, model.labels, name)
+        if found is not None:
+            data = np.concatenate([data, one_hot(found[0], model.labels)])
         held = pinned(torch.from_numpy(data), model.device)
         grid = held.permute(0, *(axis + 1 for axis in model.plan.transpose_backward))
         placement = Placement.of(properties, model.plan)
         maps = grid_maps(grid.shape[1:], placement, properties.seen_geometry.spacing, model.plan, model.configuration)
         views.append(View(model, grid, maps))
     return PreparedImage(tuple(views), placement, image.geometry)
+
+
+def check_previous(models: Sequence[Model], given: str) -> None:
+    """Refuse a cascade without its first stage, and a first stage without a cascade.
+
+    Args:
+        models: the networks.
+        given: the key that gives the first stage; empty: none is given.
+
+    Raises:
+        UserError: the networks and the key do not fit.
+    """
+    first = next((each for model in models if (each := model.configuration.previous_stage) is not None), None)
+    if first is None and given:
+        raise UserError(
+            f"{given}: none of the networks of checkpoint is the second stage of a cascade. Leave {given} away."
+        )
+    if first is not None and not given:
+        raise UserError(
+            f"the network is the second stage of a cascade, and needs the segmentation of the image by {first}: "
+            "give previous_checkpoint=... (the checkpoints of that configuration) or previous_stage=FOLDER."
+        )
 
 
 def warn_of_orientation(name: str, geometry: Geometry, models: Sequence[Model], seen: set[str]) -> None:
@@ -113,6 +150,7 @@ def paint(
     settings: SlidingWindowSettings,
     limit: MemoryLimit,
     progress: Callable[[int, int], None],
+    agreement: Agreement | None = None,
 ) -> Callable[[], None]:
     """Run the networks over an image and paint its labels.
 
@@ -122,6 +160,7 @@ def paint(
         settings: the layout of the tiles and test-time augmentation.
         limit: of the memory.
         progress: called with the number of finished tiles and that of all tiles of the image.
+        agreement: receives the logits of all views, too; None: it is not measured.
 
     Returns:
         A function that does the rest of the work. Where the image is not cut into slabs this is the painting itself, so
@@ -130,7 +169,8 @@ def paint(
     Raises:
         UserError: the memory does not suffice, or logits are not finite.
     """
-    shape, views = prepared.placement.crop_shape, prepared.views
+    shape, deciding = prepared.placement.crop_shape, len(prepared.views)
+    views = prepared.views if agreement is None else (*prepared.views, *prepared.further)
     sums_on, layout = place_sums(views, shape, limit.left(canvas.segmentation.size))
     if sums_on.type != "cpu":
         images = {id(view.image): view.image for view in views}  # networks of one plan share an image
@@ -143,10 +183,15 @@ def paint(
         done += tiles
         progress(done, total)
 
+    def add(box: VoxelBox, slabs: Sequence[Slab]) -> None:
+        canvas.add(box, slabs[:deciding])
+        if agreement is not None:
+            agreement.add(box, slabs)
+
     slabs = give_slabs(views, shape, layout, settings, sums_on=sums_on, advance=advance)
     if layout == SlabLayout(1, shape[0]):
-        return aside(sums_on, partial(canvas.add, *next(slabs)))
+        return aside(sums_on, partial(add, *next(slabs)))
     for box, slab in slabs:
-        canvas.add(box, slab)
+        add(box, slab)
         del slab  # give_slabs needs its memory for the next one
     return lambda: None

@@ -6,12 +6,16 @@ compressed when it is complete.
 
 import math
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from umamba.io import atomic_path, partial_path, storage_errors
+from umamba.io import UserError, atomic_path, partial_path, storage_errors
+
+_ENTRY = "probabilities.npy"
+_REMEDY = "Delete it, or predict the case again with probabilities."
 
 
 class ProbabilitiesFile:
@@ -60,8 +64,42 @@ class ProbabilitiesFile:
             atomic_path(self._path) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         ):
-            archive.write(self._raw, "probabilities.npy")
+            archive.write(self._raw, _ENTRY)
 
     def discard(self) -> None:
         """Delete the uncompressed file."""
         self._raw.unlink(missing_ok=True)
+
+
+def read_probabilities(path: Path, shape: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield the probabilities of one class after the other, so that only those of one are in memory.
+
+    Args:
+        path: an npz file of this project or of nnU-Net.
+        shape: (num_classes, Z, Y, X) that it must have.
+
+    Yields:
+        Floating-point numbers (Z, Y, X).
+
+    Raises:
+        UserError: the file cannot be read, has another shape, or holds other numbers than probabilities.
+    """
+    wanted = tuple(shape)
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(_ENTRY) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            found, by_columns, dtype = read(stream)
+            if found != wanted or by_columns or dtype.kind != "f":
+                raise ValueError(f"it holds {dtype} of the shape {found}, not probabilities of the shape {wanted}")
+            size = dtype.itemsize * math.prod(wanted[1:])
+            for _ in range(wanted[0]):
+                content = stream.read(size)
+                if len(content) < size:
+                    raise ValueError("its end is missing")
+                values = np.frombuffer(content, dtype).reshape(wanted[1:])
+                if not (values.min() >= 0 and values.max() <= 1):  # also if a value is NaN
+                    raise ValueError("it holds values that are not from 0 to 1")
+                yield values
+    except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read as probabilities ({error}). {_REMEDY}") from error

@@ -1,7 +1,7 @@
 """RT Structure Set: closed contours of each label on the planes of the slices, in mm of the patient (PS3.3 A.19).
 
 Contours run along the edges of pixels, so that their area is that of the pixels. A hole is joined to its outer contour
-by a keyhole, a line that is walked in both directions (PS3.3 C.8.8.6.3), which every program reads.
+by a keyhole, a line that the contour follows there and back (PS3.3 C.8.8.6.3), because every program reads that.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from umamba.inference.dicom_results import (
+from umamba.inference.dicom_objects import (
     CHARACTERS,
     MANUFACTURER,
     MODEL_NAME,
@@ -19,6 +19,7 @@ from umamba.inference.dicom_results import (
     Segment,
     Source,
     code_item,
+    image_reference,
     new_uid,
     now,
     schemes,
@@ -97,7 +98,7 @@ def rings(mask: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _joined(ring: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Join a hole to a ring at the nearest two of their points; the line between them is walked there and back."""
+    """Join a hole to a ring at the nearest two of their points, by a line that the contour follows there and back."""
     distances = np.linalg.norm(ring[:, None] - hole[None], axis=2)
     at, to = np.unravel_index(int(distances.argmin()), distances.shape)
     return np.concatenate([ring[: at + 1], np.roll(hole, -to, axis=0), hole[to : to + 1], ring[at:]])
@@ -105,26 +106,17 @@ def _joined(ring: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 def _contour(plane: Plane, ring: np.ndarray) -> Dataset:
     contour = Dataset()
-    contour.ContourImageSequence = [_image(plane)]
+    contour.ContourImageSequence = [image_reference(plane)]
     contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(ring)
     contour.ContourData = [f"{value:.4f}" for value in plane.points_xyz(ring).ravel().tolist()]
     return contour
-
-
-def _image(plane: Plane) -> Dataset:
-    """Return the reference to a slice."""
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = plane.header.SOPClassUID, plane.header.SOPInstanceUID
-    if int(plane.header.get("NumberOfFrames") or 1) > 1:
-        item.ReferencedFrameNumber = plane.frame.index + 1
-    return item
 
 
 def _reference(source: Source, frame_of_reference: str) -> Dataset:
     """Return the reference to the frame of reference, the study, the series and all of its slices."""
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = source.first.SeriesInstanceUID
-    series.ContourImageSequence = [_image(plane) for plane in source.planes]
+    series.ContourImageSequence = [image_reference(plane) for plane in source.planes]
     study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = _STUDY_CLASS, source.first.StudyInstanceUID
     study.RTReferencedSeriesSequence = [series]
     frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = frame_of_reference, [study]
@@ -147,7 +139,7 @@ def _empty(source: Source, maker: Maker) -> FileDataset:
     made.SeriesDescription, made.OperatorsName = source.description, ""
     made.InstanceNumber = 1
     made.Manufacturer, made.ManufacturerModelName = MANUFACTURER, MODEL_NAME
-    made.SoftwareVersions, made.DeviceSerialNumber = maker.version, maker.weights[:64]
+    made.SoftwareVersions, made.DeviceSerialNumber = maker.version, maker.weights
     made.StructureSetLabel, made.StructureSetName = "SEGMENTATION", source.description
     date, time = now()
     made.StructureSetDate, made.StructureSetTime = date, time

@@ -10,14 +10,7 @@ import numpy as np
 from highdicom.sc import SCImage
 from pydicom.dataset import Dataset
 
-from umamba.inference.dicom_results import (
-    CHARACTERS,
-    MANUFACTURER,
-    MODEL_NAME,
-    Maker,
-    Source,
-    new_uid,
-)
+from umamba.inference.dicom_objects import Maker, Source, highdicom_arguments, image_reference
 from umamba.inference.exports import draw_outlines
 from umamba.io import UserError, read_image
 from umamba.labels import LabelSet
@@ -44,7 +37,7 @@ def picture(
     shown = chosen_slices(segmentation)
     image = read_image(images, time_is_channels=True).array
     drawn = montage([draw_outlines(image[:, z], segmentation[z], None, labels) for z in shown])
-    axes = source.planes[0].frame.axes_xyz
+    letters = [direction_letters(axis) for axis in source.planes[0].frame.axes_xyz[:2]]
     repeated: dict[str, Any] = {name: source.first.get(keyword) or None for keyword, name in _ARGUMENTS.items()}
     try:
         with warnings.catch_warnings():
@@ -55,17 +48,8 @@ def picture(
                 bits_allocated=8,
                 coordinate_system="PATIENT",
                 study_instance_uid=source.first.StudyInstanceUID,
-                series_instance_uid=new_uid(),
-                series_number=source.number,
-                sop_instance_uid=new_uid(),
-                instance_number=1,
-                manufacturer=MANUFACTURER,
-                patient_orientation=(direction_letters(axes[0]), direction_letters(axes[1])),
-                manufacturer_model_name=MODEL_NAME,
-                software_versions=maker.version,
-                device_serial_number=maker.weights[:64],
-                series_description=source.description,
-                specific_character_set=CHARACTERS,
+                patient_orientation=(letters[0][0], letters[1][0]),  # highdicom takes one letter an axis
+                **highdicom_arguments(source, maker),
                 **repeated,
             )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -73,9 +57,9 @@ def picture(
             f"{source.first.get('SeriesInstanceUID')}: the series lacks what a secondary capture must repeat "
             f"({str(error).splitlines()[0].rstrip('.')}). Leave secondary_capture out of export."
         ) from None
-    made.BurnedInAnnotation = "NO"
+    made.PatientOrientation, made.BurnedInAnnotation = letters, "NO"
     made.DerivationDescription = "Slices with outlines of automatic labels, which nobody has reviewed"
-    made.SourceImageSequence = [_reference(source.planes[z].header) for z in dict.fromkeys(shown)]
+    made.SourceImageSequence = [image_reference(source.planes[z]) for z in dict.fromkeys(shown)]
     return made
 
 
@@ -137,9 +121,3 @@ def direction_letters(axis_xyz: np.ndarray) -> str:
     return "".join(
         "LPH"[index] if axis_xyz[index] > 0 else "RAF"[index] for index in order if abs(axis_xyz[index]) > 0.1
     )
-
-
-def _reference(header: Dataset) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    return item

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from umamba.inference.canvas import Slab
-from umamba.inference.forward import HOST_PASSES, Start, fetched
+from umamba.inference.forward import HOST_PASSES, Start, fetched, mirrored
 from umamba.inference.model import Model
 from umamba.inference.resize import AxisMaps, VoxelBox
 from umamba.inference.tiling import LogitRows, Tile, tiles_along
@@ -29,12 +29,16 @@ class View:
         image: (C, Z, Y, X) on the network's grid, axes of the file; on the CPU.
         maps: from that grid to the crop of the image.
         on_device: the image on the network's device; None: it is on the CPU only.
+        flip: axis of the file along which each tile is mirrored; None: none. Such a view has no test-time augmentation.
+        tile_step_size: that of this view, which has no test-time augmentation; None: that of the settings.
     """
 
     model: Model
     image: Tensor
     maps: AxisMaps
     on_device: Tensor | None = None
+    flip: int | None = None
+    tile_step_size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,13 +140,13 @@ def give_slabs(
         yield from _slabs_of_strip(
             [
                 LogitRows(
-                    _passes(view.model, settings.tta, sums_on),
+                    _passes(view, settings.tta, sums_on),
                     view.image,
                     view.model.window,
                     num_classes=view.model.labels.num_classes,
                     columns=own,
                     capacity=_capacity(view, crop_shape, layout.rows),
-                    tile_step_size=settings.tile_step_size,
+                    tile_step_size=view.tile_step_size or settings.tile_step_size,
                     tiles_per_pass=view.model.tiles_per_pass,
                     in_flight=HOST_PASSES if _crosses(view.model, sums_on) else view.model.in_flight(settings.tta),
                     advance=advance,
@@ -158,9 +162,12 @@ def give_slabs(
         )
 
 
-def _passes(model: Model, tta: bool, sums_on: torch.device) -> Start:
-    start = model.start(tta)
-    return fetched(start) if _crosses(model, sums_on) else start
+def _passes(view: View, tta: bool, sums_on: torch.device) -> Start:
+    further = view.flip is not None or view.tile_step_size is not None
+    start = view.model.start(tta and not further)
+    if view.flip is not None:
+        start = mirrored(start, view.flip)
+    return fetched(start) if _crosses(view.model, sums_on) else start
 
 
 def _crosses(model: Model, sums_on: torch.device) -> bool:
@@ -196,7 +203,7 @@ def count_tiles(views: Sequence[View], crop_shape: Sequence[int], layout: SlabLa
     total = 0
     for view in views:
         planes, rows, across = (
-            tiles_along(length, size, tile_step_size)
+            tiles_along(length, size, view.tile_step_size or tile_step_size)
             for length, size in zip(view.image.shape[1:], view.model.window, strict=True)
         )
         planes = _used(planes, [view.maps[0].needed(extent) for extent in ranges(crop_shape[0], layout.rows)])

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from umamba.inference.forward import HOST_PASSES, Forward, Start, at_once, fetched
 
+SIGMA = 1 / 8  # of the Gaussian weights as a fraction of the patch
 # Sums in half precision of so many values are worth the second that their compiled addition takes to load.
 _COMPILED_FROM = 1 << 25
 # Logits of a blank pass that are kept for further blank passes, at most so many bytes.
@@ -29,6 +30,9 @@ Place = Sequence["Tile"]  # a tile along each axis
 def tile_starts(length: int, patch: int, tile_step_size: float) -> list[int]:
     """Return the first voxel of each tile of one axis: evenly spread, from 0 to `length - patch`.
 
+    A step has at least one voxel, because equal tiles have equal logits. So a 2D network, whose tiles have one slice,
+    computes each slice once, as in nnU-Net.
+
     Args:
         length: voxels of the image, at least `patch`.
         patch: voxels of a tile.
@@ -36,8 +40,10 @@ def tile_starts(length: int, patch: int, tile_step_size: float) -> list[int]:
 
     >>> tile_starts(length=21, patch=10, tile_step_size=0.5)
     [0, 4, 7, 11]
+    >>> tile_starts(length=3, patch=1, tile_step_size=0.5)
+    [0, 1, 2]
     """
-    steps = math.ceil((length - patch) / (patch * tile_step_size))
+    steps = math.ceil((length - patch) / max(1, patch * tile_step_size))
     return [round((length - patch) / steps * index) for index in range(steps + 1)] if steps else [0]
 
 
@@ -54,7 +60,7 @@ def gaussian_weights(length: int) -> Tensor:
     tensor([3.3546e-04, 1.3534e-01, 1.0000e+00, 1.3534e-01], dtype=torch.float64)
     """
     position = torch.arange(length, dtype=torch.float64) - length // 2
-    return torch.exp(-0.5 * (position / (length / 8)) ** 2)
+    return torch.exp(-0.5 * (position / (length * SIGMA)) ** 2)
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ class LogitRows:
         Args:
             start: begins the computation of tiles (B, C, *window), and returns the function that waits for their logits
                 (B, num_classes, *window).
-            image: (C, Z, Y, X) float32, on the CPU, where a blank pass is known without asking a GPU.
+            image: (C, Z, Y, X) float32, on the CPU, where a blank pass is found without waiting for a GPU.
             window: voxels of a tile along each axis.
             num_classes: outputs of the network.
             columns: part of the second axis that is wanted; tiles beside it are left out.
@@ -209,12 +215,12 @@ class LogitRows:
         value = self._corner(batch[0], last=False)
         if torch.equal(value, self._corner(batch[-1], last=True)):
             spread = value[:, None, None, None]
-            if all(bool((_cut(self._image, place) == spread).all()) for place in batch):
+            if all(bool((cut(self._image, place) == spread).all()) for place in batch):
                 return lambda: self._blank_logits(batch, value)
         return self._start(self._tiles(batch))
 
     def _tiles(self, batch: Sequence[Place]) -> Tensor:
-        return torch.stack([_cut(self._source, place) for place in batch])
+        return torch.stack([cut(self._source, place) for place in batch])
 
     def _corner(self, place: Place, last: bool) -> Tensor:
         """Return the first or the last voxel of a tile (C,)."""
@@ -259,8 +265,16 @@ class LogitRows:
         self._advance(len(batch))
 
 
-def _cut(image: Tensor, place: Place) -> Tensor:
-    """Return an image under a tile (C, *window), with zeros beyond its border."""
+def cut(image: Tensor, place: Place) -> Tensor:
+    """Return an image under a tile, with zeros beyond its border.
+
+    Args:
+        image: (C, Z, Y, X).
+        place: the tile along each axis.
+
+    Returns:
+        (C, *window).
+    """
     inside, padding = [], []
     for tile, length in zip(place, image.shape[1:], strict=True):
         start, stop = max(tile.start, 0), min(tile.stop, length)

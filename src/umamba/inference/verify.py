@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from umamba.datasets import RawCase
 from umamba.inference.cases import find_cases
@@ -24,6 +25,7 @@ from umamba.inference.predictor import Predictor
 from umamba.io import Image, UserError, geometry_difference, read_image, read_json, read_label, supported_endings
 from umamba.io.documents import OWN_BYTES
 from umamba.settings import InvalidSettings, PredictionSettings, VerifySettings
+from umamba.settings.prediction import MOST_TILE_SCALE
 
 _FIXED = ("engine", "precision", "device", "reproducible")  # of a network's entry: what computes it
 
@@ -117,9 +119,7 @@ def _setup(manifest: Manifest, entry: CaseEntry) -> Mapping[str, Any]:
 
 def _predictor(setup: Mapping[str, Any], checkpoints: Sequence[Path], settings: VerifySettings) -> Predictor:
     """Build the networks, computed by the recorded engines in the recorded precisions."""
-    files = find_checkpoints([Path(path) for path in checkpoints])
-    listed = setup.get("networks")
-    entries = [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
+    files, entries = find_checkpoints([Path(path) for path in checkpoints]), _networks(setup)
     if len(files) != len(entries):
         raise _Differs(f"{len(entries)} networks made it, and checkpoint names {len(files)}")
     models = tuple(
@@ -130,10 +130,31 @@ def _predictor(setup: Mapping[str, Any], checkpoints: Sequence[Path], settings: 
             trust=settings.trust,
             engine=str(entry.get("engine")) if settings.engine == "auto" else settings.engine,
             reproducible=entry.get("reproducible") is True,
+            tile_scale=_tile_scale(entry),
         )
         for path, entry in zip(files, entries, strict=True)
     )
+    if any(model.configuration.previous_stage is not None for model in models):
+        raise UserError(
+            "the network is the second stage of a cascade, whose segmentations depend on files of the first. Verify "
+            "those of the first stage."
+        )
     return Predictor(models, PostProcessing(_steps(setup.get("post_processing"))))
+
+
+def _networks(setup: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what the setup says of each network."""
+    found = setup.get("networks")
+    if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
+        raise _Differs("prediction.json holds no usable settings")
+    return found
+
+
+def _tile_scale(entry: Mapping[str, Any]) -> int:
+    scale = entry.get("tile_scale", 1)  # versions before this setting had tiles of one patch
+    if type(scale) is not int or not 1 <= scale <= MOST_TILE_SCALE:
+        raise _Differs("prediction.json holds no usable settings")
+    return scale
 
 
 def _steps(found: Any) -> tuple[tuple[int, ...], ...]:
@@ -144,7 +165,7 @@ def _steps(found: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def _compare_networks(setup: Mapping[str, Any], predictor: Predictor) -> None:
-    for number, (model, entry) in enumerate(zip(predictor.models, setup["networks"], strict=True), start=1):
+    for number, (model, entry) in enumerate(zip(predictor.models, _networks(setup), strict=True), start=1):
         found = network_entry(model)
         for name, what in (("weights", "weights"), ("plan", "plan or labels")):
             if found[name] != entry.get(name):
@@ -222,11 +243,14 @@ def _compare_geometry(written: Image, image: Image) -> None:
 def _remarks(setup: Mapping[str, Any], predictor: Predictor) -> list[str]:
     """Return what differs from the recorded circumstances without being part of the result."""
     remarks = []
-    for model, entry in zip(predictor.models, setup["networks"], strict=True):
+    for model, entry in zip(predictor.models, _networks(setup), strict=True):
         found = network_entry(model)
         remarks += [
             f"{name} {entry.get(name)} then, {found[name]} now" for name in _FIXED if found[name] != entry.get(name)
         ]
+    threads = torch.get_num_threads()
+    if setup.get("threads") != threads and not all(model.reproducible for model in predictor.models):
+        remarks.append(f"threads {setup.get('threads')} then, {threads} now")
     now = code_now()
     code = setup.get("code")
     then: Mapping[str, Any] = code if isinstance(code, Mapping) else {}

@@ -267,6 +267,8 @@ def _remove(path: Path) -> None:
 def write_json(path: Path, obj: Any) -> None:
     """Write a value as indented JSON, atomically; floats are written so that they are read back exactly.
 
+    Bytes of a file name that are no UTF-8 are lone surrogates in Python, which are written as JSON's escapes.
+
     Args:
         path: the file to write.
         obj: a value that the `json` module can write.
@@ -276,7 +278,7 @@ def write_json(path: Path, obj: Any) -> None:
     """
     text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def remove_stale(folder: Path, target: str | None = None) -> None:

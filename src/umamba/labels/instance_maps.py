@@ -5,8 +5,11 @@ SciPy and scikit-image are loaded on first use, because they take a while to loa
 
 import numpy as np
 
+from umamba.labels.instance_depth import instances_of_depth, level_count
+from umamba.labels.label_set import LabelSet
+
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
-COMPONENTS = "components"
+COMPONENTS, WATERSHED = "components", "watershed"
 
 
 def interior_and_boundary(instances: np.ndarray) -> np.ndarray:
@@ -38,6 +41,21 @@ def interior_and_boundary(instances: np.ndarray) -> np.ndarray:
     inside[0] = True
     classes[~inside[instances]] = INTERIOR
     return classes
+
+
+def grouped_instances(classes: np.ndarray, labels: LabelSet, method: str) -> np.ndarray:
+    """Convert the classes of a network to numbered instances.
+
+    Args:
+        classes: (Y, X) or (Z, Y, X), the classes of `labels`.
+        labels: levels of depth, whose method is always the watershed; or interior and boundary.
+        method: see `numbered_instances`.
+
+    Returns:
+        Instances int32 in the shape of `classes`, numbered from 1 on; 0 is background.
+    """
+    levels = level_count(labels)
+    return instances_of_depth(classes, levels) if levels else numbered_instances(classes, method)
 
 
 def numbered_instances(classes: np.ndarray, method: str) -> np.ndarray:

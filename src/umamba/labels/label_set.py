@@ -48,6 +48,11 @@ class LabelSet:
         return tuple(sorted(declared if self.ignore is None else declared | {self.ignore}))
 
     @property
+    def foreground(self) -> tuple[int, ...]:
+        """All declared values but 0 and the ignore label, in ascending order; a region's are counted one by one."""
+        return tuple(value for value in self.all_values if value not in (0, self.ignore))
+
+    @property
     def num_entries(self) -> int:
         """Number of entries of `labels` in dataset.json, including background and ignore.
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from umamba.labels.label_set import LabelSet
+
 
 def mask_of(segmentation: np.ndarray, values: Sequence[int]) -> np.ndarray:
     """Return where a label map has one of some values.
@@ -71,3 +73,19 @@ def _at(below: np.ndarray, place: float) -> float:
     """Return the number at a place among sorted integers, between two of them their linear mean."""
     before, after = (int(np.searchsorted(below, each, side="right")) for each in (np.floor(place), np.ceil(place)))
     return float(before + (after - before) * (place - np.floor(place)))
+
+
+def one_hot(labels: np.ndarray, label_set: LabelSet) -> np.ndarray:
+    """Return the channels that the labels of the previous stage add to the input of a cascade's network.
+
+    Args:
+        labels: (Z, Y, X); -1 and values that are not declared are in no channel.
+        label_set: the label set.
+
+    Returns:
+        (number of `label_set.foreground`, Z, Y, X) float32 of 0 and 1.
+
+    >>> one_hot(np.array([[[-1, 0, 1, 2]]]), LabelSet(("liver", "spleen"), ((1,), (2,)))).tolist()
+    [[[[0.0, 0.0, 1.0, 0.0]]], [[[0.0, 0.0, 0.0, 1.0]]]]
+    """
+    return np.stack([labels == value for value in label_set.foreground]).astype(np.float32)

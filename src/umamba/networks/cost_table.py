@@ -5,7 +5,7 @@ from rich.table import Table
 
 from umamba.networks.build import Architecture
 from umamba.networks.cost import NetworkCost, StageCost, build_without_data
-from umamba.networks.umamba import block_counts, mamba_stages
+from umamba.networks.umamba import block_counts, has_full_resolution_skip, mamba_stages
 from umamba.planning import Configuration
 from umamba.settings import (
     SwinUNETRSettings,
@@ -105,7 +105,7 @@ def _umamba(settings: UMambaBotSettings | UMambaEncSettings, configuration: Conf
         f"Here: {'a residual' if settings.residual else 'no residual'}.",
     ]
     if configuration.dim == 2:
-        taken = settings.full_resolution_skip == "always"
+        taken = has_full_resolution_skip(settings, configuration)
         found.append(
             f"skip at full resolution: paper, drawn; code, left out in 2D. Here: {'taken' if taken else 'left out'}."
         )

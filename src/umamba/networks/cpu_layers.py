@@ -4,7 +4,8 @@ Names, parameters and initial weights are those of PyTorch's layers. The results
 without Numba, and while a network is compiled, exported or traced, which should see PyTorch's operators only. On a GPU
 norm, sum and LeakyReLU are one operator as well (fused_norm_triton.py); its result differs from PyTorch's by rounding.
 The CPU differs where oneDNN is slow: a convolution of one input channel gets a second channel of zeros; a kernel of one
-voxel and a transposed convolution are matrix products; norm, sum and LeakyReLU are one operator (fused_norm.py).
+voxel and a transposed convolution are matrix products; norm, sum and LeakyReLU are one operator (fused_norm.py). Copies
+of weights, and of maps that are upsampled and joined, are made in one pass (one_pass.py).
 """
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from umamba.networks.depth_two import DepthTwoConv3d
 from umamba.networks.fused_norm import channels_last, compiled, norm_activation
 from umamba.networks.fused_norm_gpu import fused_on_gpu
+from umamba.networks.one_pass import HalfWeight, JoinedCells
 
 LARGEST_HALF = torch.finfo(torch.float16).max
 
@@ -31,11 +33,13 @@ def arranged(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16, memory_format=channels_last(x.ndim - 2))
 
 
-def joined(x: Tensor, skip: Tensor) -> Tensor:
-    """Return the channels of x, then those of a skip, as one feature map."""
-    if on_fast_path(x):
-        x, skip = arranged(x), arranged(skip)
-    return torch.cat((x, skip), dim=1)
+def saturated(x: Tensor) -> Tensor:
+    """Clamp float16 infinities to +-65504; return other dtypes unchanged.
+
+    Convolutions and sums without a norm overflow float16, and a norm of infinities is NaN from then on (docs/nan.md).
+    Finite values do not change.
+    """
+    return x.clamp(-LARGEST_HALF, LARGEST_HALF) if x.dtype == torch.float16 else x
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,19 +60,19 @@ def _convolved(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     padding = layer.padding
     if x.ndim == 5 and x.shape[2] == 2 and padding[0] == 1:  # see depth_two.py
         x, padding = arranged(F.pad(x, (0, 0, 0, 0, 1, 1))), (0, *padding[1:])
-    return convolution(x, weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
+    half: Tensor = HalfWeight.apply(weight)
+    return convolution(x, half, layer.bias, layer.stride, padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
 
 
-def _upsampled(layer: nn.ConvTranspose2d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
+def _upsampled(layer: nn.ConvTranspose2d | nn.ConvTranspose3d, x: Tensor, skip: Tensor | None) -> Tensor:
     """Return the transposed convolution whose kernel equals its stride: a matrix product, then a rearrangement."""
-    x, dim = arranged(x), x.ndim - 2
+    x = arranged(x)
     weight = layer.weight.movedim(1, -1)  # (inputs, *kernel, outputs)
     assert layer.bias is not None
     bias = layer.bias.repeat(weight[0, ..., 0].numel())
     cells = F.linear(x.movedim(1, -1), weight.flatten(1).t(), bias).unflatten(-1, weight.shape[1:])
-    axes = [axis for k in range(dim) for axis in (1 + k, 1 + dim + k)]
-    sizes = [length * step for length, step in zip(x.shape[2:], layer.stride, strict=True)]
-    return cells.permute(0, *axes, -1).reshape(len(x), *sizes, -1).movedim(-1, 1)
+    found: Tensor = JoinedCells.apply(cells, None if skip is None else arranged(skip))
+    return found
 
 
 class ChannelsLastConv2d(nn.Conv2d):
@@ -90,26 +94,21 @@ class ChannelsLastConv3d(DepthTwoConv3d):
 class ChannelsLastTransposed2d(nn.ConvTranspose2d):
     """A transposed 2D convolution whose kernel equals its stride; see the module's first lines."""
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Map (B, C, Y, X) to the same output as `nn.ConvTranspose2d`."""
-        return _upsampled(self, input) if on_fast_path(input) else super().forward(input, output_size)
+    def forward(self, input: Tensor, output_size: list[int] | None = None, skip: Tensor | None = None) -> Tensor:
+        """Map (B, C, Y, X) to the output of `nn.ConvTranspose2d`, followed by the channels of a skip."""
+        if on_fast_path(input):
+            return _upsampled(self, input, skip)
+        return _joined(saturated(super().forward(input, output_size)), skip)
 
 
 class ChannelsLastTransposed3d(nn.ConvTranspose3d):
     """A transposed 3D convolution whose kernel equals its stride; see the module's first lines."""
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Map (B, C, Z, Y, X) to the same output as `nn.ConvTranspose3d`."""
-        return _upsampled(self, input) if on_fast_path(input) else super().forward(input, output_size)
-
-
-def saturated(x: Tensor) -> Tensor:
-    """Clamp float16 infinities to +-65504; return other dtypes unchanged.
-
-    Convolutions and sums without a norm overflow float16, and a norm of infinities is NaN from then on (docs/nan.md).
-    Finite values do not change.
-    """
-    return x.clamp(-LARGEST_HALF, LARGEST_HALF) if x.dtype == torch.float16 else x
+    def forward(self, input: Tensor, output_size: list[int] | None = None, skip: Tensor | None = None) -> Tensor:
+        """Map (B, C, Z, Y, X) to the output of `nn.ConvTranspose3d`, followed by the channels of a skip."""
+        if on_fast_path(input):
+            return _upsampled(self, input, skip)
+        return _joined(saturated(super().forward(input, output_size)), skip)
 
 
 def _normalised(
@@ -143,3 +142,25 @@ class NormActivation3d(nn.InstanceNorm3d):
     def forward(self, input: Tensor, residual: Tensor | None = None, slope: float = 1.0) -> Tensor:
         """Map (B, C, Z, Y, X) to LeakyReLU(InstanceNorm(input) + residual); a slope of 1 leaves LeakyReLU out."""
         return _normalised(self, input, residual, slope)
+
+
+def upsampled(layer: nn.Module, x: Tensor, skip: Tensor | None) -> Tensor:
+    """Return the channels of an upsampled map, then those of a skip, as one feature map.
+
+    Args:
+        layer: upsamples.
+        x: (B, C, *S).
+        skip: (B, K, *T), T being the size of the upsampled map; None: there is none.
+    """
+    if isinstance(layer, ChannelsLastTransposed2d | ChannelsLastTransposed3d):
+        found: Tensor = layer(x, skip=skip)
+        return found
+    return _joined(saturated(layer(x)), skip)
+
+
+def _joined(x: Tensor, skip: Tensor | None) -> Tensor:
+    if skip is None:
+        return x
+    if on_fast_path(x):
+        x, skip = arranged(x), arranged(skip)
+    return torch.cat((x, skip), dim=1)

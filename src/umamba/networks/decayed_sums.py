@@ -72,16 +72,20 @@ def segment_sums(x: Tensor) -> Tensor:
     return running_sum(columns, -2).masked_fill(~below, float("-inf"))
 
 
-def running_sum(x: Tensor, dim: int, always: bool = False) -> Tensor:
-    """Return the sum of each entry and all before it, in deterministic mode, too, for which CUDA has no cumsum.
+def running_sum(x: Tensor, dim: int) -> Tensor:
+    """Return the sum of each entry and all before it, also in deterministic mode, where PyTorch has no cumsum on CUDA.
 
     Args:
         x: (..., K) or (..., K, M).
         dim: -1 or -2.
-        always: add by doubling strides, which deterministic mode does on CUDA, everywhere.
     """
-    if not (always or (x.is_cuda and torch.are_deterministic_algorithms_enabled())):
+    if x.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
         return x.cumsum(dim)
+    return sum_by_doubling(x, dim)
+
+
+def sum_by_doubling(x: Tensor, dim: int) -> Tensor:
+    """Return `running_sum` by sums of neighbours, of sums of two, of four and so on."""
     stride = 1
     while stride < x.shape[dim]:
         before = x.narrow(dim, 0, x.shape[dim] - stride)

@@ -30,6 +30,29 @@ def channels_last(dim: int) -> torch.memory_format:
     return torch.channels_last if dim == 2 else torch.channels_last_3d
 
 
+def register_gradient(forward: Any, backward: Callable[..., tuple[Tensor, ...]]) -> None:
+    """Let an operator of norm, sum and LeakyReLU have a gradient.
+
+    Args:
+        forward: the operator: x, residual or None, weight, bias, slope, eps -> y, mean, 1 / standard deviation.
+        backward: the gradient of y, x, y, residual, weight, mean, 1 / standard deviation, slope -> the gradients of x,
+            residual, weight and bias. y is None without LeakyReLU, which alone needs it; of the residual only layout
+            and dtype matter, and without one its gradient is empty.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, residual, weight, _, ctx.slope, _ = inputs
+        ctx.likeness = None if residual is None else residual.new_empty(0)
+        ctx.save_for_backward(x, None if ctx.slope == 1 else output[0], weight, output[1], output[2])
+
+    def differentiate(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_rstd: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, weight, mean, rstd = ctx.saved_tensors
+        to_x, to_residual, to_weight, to_bias = backward(grad, x, y, ctx.likeness, weight, mean, rstd, ctx.slope)
+        return to_x, None if ctx.likeness is None else to_residual, to_weight, to_bias, None, None
+
+    forward.register_autograd(differentiate, setup_context=save)
+
+
 def norm_activation(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, slope: float, eps: float
 ) -> Tensor:
@@ -79,14 +102,21 @@ def _(x, residual, weight, bias, slope, eps):  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("umamba::norm_activation_cpu_backward", mutates_args=(), device_types="cpu")
 def _norm_activation_backward(
-    grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, slope: float, residual: bool
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from umamba.networks.fused_norm_kernels import differentiate, gradient_sums
 
     x, grad = _arranged(x), _arranged(grad)
     grad_x = torch.empty_like(x)
-    grad_residual = torch.empty_like(x) if residual else x.new_empty(0)
-    g, rows, out, edge = _rows(grad), _rows(x), _rows(y), np.float32(slope)
+    grad_residual = torch.empty_like(x) if residual is not None else x.new_empty(0)
+    g, rows, out, edge = _rows(grad), _rows(x), _rows(x if y is None else y), np.float32(slope)
     centre, inverse = mean.numpy(), rstd.numpy().astype(np.float64)
     block, parts = _parts(rows, 2)
     in_blocks(
@@ -99,7 +129,7 @@ def _norm_activation_backward(
     b = -a * inverse * product / voxels
     c = -a * total / voxels - b * centre
     a, b, c = (each.astype(np.float32) for each in (a, b, c))
-    to_x, to_residual = _rows(grad_x), _rows(grad_residual) if residual else rows[:, :0]
+    to_x, to_residual = _rows(grad_x), rows[:, :0] if residual is None else _rows(grad_residual)
     in_blocks(
         lambda first, stop: differentiate(g, rows, out, a, b, c, edge, block, first, stop, to_x, to_residual),
         len(parts),
@@ -110,27 +140,13 @@ def _norm_activation_backward(
 
 
 @_norm_activation_backward.register_fake
-def _(grad, x, y, weight, mean, rstd, slope, residual):  # type: ignore[no-untyped-def]
+def _(grad, x, y, residual, weight, mean, rstd, slope):  # type: ignore[no-untyped-def]
     like = torch.empty_like(x, memory_format=channels_last(x.ndim - 2))
-    by_residual = torch.empty_like(like) if residual else x.new_empty(0)
+    by_residual = x.new_empty(0) if residual is None else torch.empty_like(like)
     return like, by_residual, torch.empty_like(weight), torch.empty_like(weight)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, residual, weight, _, ctx.slope, _ = inputs
-    ctx.residual = residual is not None
-    ctx.save_for_backward(x, output[0], weight, output[1], output[2])
-
-
-def _differentiate(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_rstd: Tensor) -> tuple[Tensor | None, ...]:
-    x, y, weight, mean, rstd = ctx.saved_tensors
-    to_x, to_residual, to_weight, to_bias = _norm_activation_backward(
-        grad, x, y, weight, mean, rstd, ctx.slope, ctx.residual
-    )
-    return to_x, to_residual if ctx.residual else None, to_weight, to_bias, None, None
-
-
-_norm_activation.register_autograd(_differentiate, setup_context=_save)
+register_gradient(_norm_activation, _norm_activation_backward)
 
 
 def _arranged(x: Tensor) -> Tensor:

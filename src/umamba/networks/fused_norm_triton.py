@@ -6,13 +6,11 @@ LeVeque (1979), so that nothing cancels. The division depends on the shape alone
 atomic additions; results therefore repeat bit for bit.
 """
 
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
 
-from umamba.networks.fused_norm import channels_last
+from umamba.networks.fused_norm import channels_last, register_gradient
 from umamba.networks.fused_norm_triton_kernels import differentiate, gradient_sums, merge, normalise, statistics
 
 _TILE = 2048  # elements of a map that a program holds
@@ -81,10 +79,6 @@ def _norm_activation_backward(
     rstd: Tensor,
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, residual, weight and bias; y is not needed without LeakyReLU.
-
-    Of the residual only layout and dtype matter; without one its gradient is empty.
-    """
     last = _is_last(x)
     x, grad = _arranged(x, last), _arranged(grad, last)
     call = _Call(x, last)
@@ -111,21 +105,7 @@ def _(grad, x, y, residual, weight, mean, rstd, slope):  # type: ignore[no-untyp
     return _empty_like(x), by_residual, torch.empty_like(weight), torch.empty_like(weight)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, residual, weight, _, ctx.slope, _ = inputs
-    ctx.likeness = None if residual is None else residual.new_empty(0)
-    ctx.save_for_backward(x, None if ctx.slope == 1 else output[0], weight, output[1], output[2])
-
-
-def _differentiate(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_rstd: Tensor) -> tuple[Tensor | None, ...]:
-    x, y, weight, mean, rstd = ctx.saved_tensors
-    to_x, to_residual, to_weight, to_bias = _norm_activation_backward(
-        grad, x, y, ctx.likeness, weight, mean, rstd, ctx.slope
-    )
-    return to_x, None if ctx.likeness is None else to_residual, to_weight, to_bias, None, None
-
-
-_norm_activation.register_autograd(_differentiate, setup_context=_save)
+register_gradient(_norm_activation, _norm_activation_backward)
 
 
 class _Call:

@@ -52,13 +52,10 @@ class Mamba(nn.Module):
         self._initialise_step_sizes()
 
     def _initialise_step_sizes(self) -> None:
-        """Draw dt_proj.bias so that its softplus, the step size, is log-uniform between _DT_MIN and _DT_MAX."""
         bound = self.dt_rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
-        low, high = math.log(_DT_MIN), math.log(_DT_MAX)
-        steps = torch.exp(torch.rand(self.dt_proj.out_features) * (high - low) + low).clamp(min=_DT_FLOOR)
         with torch.no_grad():
-            self.dt_proj.bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
+            self.dt_proj.bias.copy_(initial_step_biases(self.dt_proj.out_features))
 
     def forward(self, tokens_BLC: Tensor) -> Tensor:
         """Map tokens (B, L, d_model) to (B, L, d_model)."""
@@ -103,6 +100,13 @@ class Mamba(nn.Module):
         from umamba.networks.scan import triton_layer
 
         return triton_layer.mix(xz, *weights, A, self.D)
+
+
+def initial_step_biases(count: int) -> Tensor:
+    """Draw biases whose softplus, the initial step sizes, are log-uniform between _DT_MIN and _DT_MAX."""
+    low, high = math.log(_DT_MIN), math.log(_DT_MAX)
+    steps = torch.exp(torch.rand(count) * (high - low) + low).clamp(min=_DT_FLOOR)
+    return steps + torch.log(-torch.expm1(-steps))  # the inverse of softplus
 
 
 class MambaLayer(nn.Module):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umamba.networks.decayed_sums import CHUNK, decayed_sums
+from umamba.networks.mamba import initial_step_biases
 from umamba.networks.scan import without_autocast
 
-_DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial step sizes
 _A_MIN, _A_MAX = 1.0, 16.0  # initial decay rates
 
 
@@ -40,9 +40,7 @@ class Mamba2(nn.Module):
         mixed = self.inner + 2 * d_state
         self.in_proj = nn.Linear(d_model, self.inner + mixed + self.heads, bias=False)
         self.conv1d = nn.Conv1d(mixed, mixed, d_conv, padding=d_conv - 1, groups=mixed)
-        low, high = math.log(_DT_MIN), math.log(_DT_MAX)
-        steps = torch.exp(torch.rand(self.heads) * (high - low) + low).clamp(min=_DT_FLOOR)
-        self.dt_bias = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
+        self.dt_bias = nn.Parameter(initial_step_biases(self.heads))
         self.A_log = nn.Parameter((torch.rand(self.heads) * (_A_MAX - _A_MIN) + _A_MIN).log())
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = nn.RMSNorm(self.inner, eps=1e-5)

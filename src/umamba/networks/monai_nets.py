@@ -6,6 +6,7 @@ the logits are cropped back, so that the plan's patch size stays unchanged. Para
 
 import inspect
 import math
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,12 +35,14 @@ class _Padded(nn.Module):
 
     Attributes:
         multiple: each axis of MONAI's input must be a multiple of this.
+        bottleneck_channels: channels of `bottleneck`.
         fixed_patch_size: the only size of the spatial axes that fits the weights; None: every size does.
     """
 
     supports_deep_supervision = False
     deep_supervision = False
     multiple: int
+    bottleneck_channels: int
     fixed_patch_size: tuple[int, ...] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,6 +51,37 @@ class _Padded(nn.Module):
         Raises:
             UserError: S does not fit the weights.
         """
+        padded, crop = self._pad(x)
+        return super().forward(padded)[crop]
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Map images (B, C, *S) to the deepest features (B, C', *S'), or tokens (B, C', L); errors as `forward`."""
+        return self._encoded(self._pad(x)[0])
+
+    def segment_with_bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward` returns, and the deepest features of the same pass; errors as `forward`."""
+        found: list[Any] = []
+        hook = self._deepest().register_forward_hook(lambda module, inputs, output: found.append(output))
+        try:
+            logits = self(x)
+        finally:
+            hook.remove()
+        return logits, self._features(found[-1])
+
+    def _deepest(self) -> nn.Module:
+        """Return the module whose output holds the deepest features."""
+        raise NotImplementedError
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        """Map padded images to the deepest features."""
+        raise NotImplementedError
+
+    def _features(self, output: Any) -> Tensor:
+        """Return the deepest features in the output of `_deepest`."""
+        return typing.cast(Tensor, output)
+
+    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+        """Return images padded to MONAI's size, and the part of the logits that belongs to the images."""
         size = tuple(x.shape[2:])
         if self.fixed_patch_size is not None and size != self.fixed_patch_size:
             raise UserError(
@@ -56,9 +90,8 @@ class _Padded(nn.Module):
             )
         missing = [inner - axis for inner, axis in zip(round_up(size, self.multiple), size, strict=True)]
         padding = [side for total in reversed(missing) for side in (total // 2, total - total // 2)]
-        logits = super().forward(F.pad(x, padding))
         crop = tuple(slice(total // 2, total // 2 + axis) for total, axis in zip(missing, size, strict=True))
-        return logits[(..., *crop)]
+        return F.pad(x, padding), (..., *crop)
 
 
 def round_up(size: Sequence[int], multiple: int) -> tuple[int, ...]:
@@ -69,13 +102,35 @@ def round_up(size: Sequence[int], multiple: int) -> tuple[int, ...]:
 class PaddedSegResNet(_Padded, SegResNet):
     """SegResNet for images of any size."""
 
+    def _deepest(self) -> nn.Module:
+        return self.down_layers[-1]
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        return self.encode(x)[0]
+
 
 class PaddedUNETR(_Padded, UNETR):
     """UNETR for images of one size, which may be any."""
 
+    def _deepest(self) -> nn.Module:
+        return self.vit
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        return self._features(self.vit(x))
+
+    def _features(self, output: Any) -> Tensor:
+        tokens_BLC: Tensor = output[0]
+        return tokens_BLC.transpose(1, 2)
+
 
 class PaddedSwinUNETR(_Padded, SwinUNETR):
     """SwinUNETR for images of any size."""
+
+    def _deepest(self) -> nn.Module:
+        return self.encoder10
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        return typing.cast(Tensor, self.encoder10(self.swinViT(x, self.normalize)[-1]))
 
 
 def build_segresnet(
@@ -98,6 +153,7 @@ def build_segresnet(
         blocks_up=settings.blocks_up,
     )
     network.multiple = 2 ** len(settings.blocks_up)
+    network.bottleneck_channels = settings.init_filters * 2 ** (len(settings.blocks_down) - 1)
     return network
 
 
@@ -126,6 +182,7 @@ def build_unetr(settings: UNETRSettings, configuration: Configuration, in_channe
         qkv_bias=False,
     )
     network.multiple = 16
+    network.bottleneck_channels = settings.hidden_size
     network.fixed_patch_size = tuple(configuration.patch_size)
     for block in network.vit.blocks:
         if hasattr(block, "norm_cross_attn"):  # MONAI > 1.3 has weights for cross-attention here; UNETR never uses them
@@ -197,4 +254,5 @@ def build_swinunetr(
         **extra,
     )
     network.multiple = 32
+    network.bottleneck_channels = 16 * settings.feature_size
     return network

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from umamba.networks.build import Architecture
-from umamba.networks.umamba import block_counts, mamba_stages
+from umamba.networks.umamba import block_counts, has_full_resolution_skip, mamba_stages
 from umamba.planning import Configuration
 from umamba.settings import (
     ArchitectureSettings,
@@ -73,13 +73,16 @@ def _reach(
     mixers = _mixer_radii(settings, configuration)
     deepest = configuration.num_stages - 1
     pooled = isinstance(settings, ResEncUNetSettings)  # its skips are averages over a stride
+    with_first_skip = not isinstance(settings, UMambaBotSettings | UMambaEncSettings) or has_full_resolution_skip(
+        settings, configuration
+    )
     farthest = 0
     for voxel in range(math.prod(strides)):
         needed: list[Interval | None] = []  # at the output of each encoder stage, from full resolution
         x: Interval = (voxel // strides[0], voxel // strides[0])
         for stage in range(deepest):
             x = _widened(x, decoder[deepest - 1 - stage] * radii[stage])
-            needed.append(x if stage or _has_full_resolution_skip(settings, configuration) else None)
+            needed.append(x if stage or with_first_skip else None)
             step = strides[stage + 1]
             x = (x[0] // step, x[1] // step)
         for stage in range(deepest, -1, -1):
@@ -108,9 +111,3 @@ def _mixer_radii(settings: ArchitectureSettings, configuration: Configuration) -
     for stage in with_mixer:
         radii[stage] = settings.mixer_kernel // 2
     return radii
-
-
-def _has_full_resolution_skip(settings: ArchitectureSettings, configuration: Configuration) -> bool:
-    if not isinstance(settings, UMambaBotSettings | UMambaEncSettings):
-        return True
-    return configuration.dim == 3 or settings.full_resolution_skip == "always"

@@ -186,6 +186,11 @@ def block_counts(blocks: str, configuration: Configuration) -> tuple[tuple[int, 
     return encoder, decoder
 
 
+def has_full_resolution_skip(options: UMambaSettings, configuration: Configuration) -> bool:
+    """Return whether the decoder stage at full resolution has a skip, which the released 2D code leaves out."""
+    return options.full_resolution_skip == "always" or configuration.dim == 3
+
+
 def _build_encoder(
     options: UMambaSettings, configuration: Configuration, in_channels: int, layers: list[nn.Module] | None
 ) -> Encoder:
@@ -221,5 +226,5 @@ def _build_decoder(options: UMambaSettings, configuration: Configuration, num_cl
         stage=stage,
         upsampling=NearestUpsample if options.decoder_upsampling == "nearest" else transposed_upsample,
         upsampling_name="upsample_layers",
-        full_resolution_skip=options.full_resolution_skip == "always" or configuration.dim == 3,
+        full_resolution_skip=has_full_resolution_skip(options, configuration),
     )

@@ -20,7 +20,7 @@ from umamba.networks.blocks import (
     saturated,
     transposed_upsample,
 )
-from umamba.networks.cpu_layers import arranged, joined, on_fast_path
+from umamba.networks.cpu_layers import arranged, on_fast_path, upsampled
 from umamba.planning import Configuration
 from umamba.settings import ResEncUNetSettings, UNetSettings
 
@@ -93,8 +93,7 @@ class Decoder(nn.Module):
         assert isinstance(upsampling, nn.ModuleList)
         logits = []
         for index, (up, stage, head) in enumerate(zip(upsampling, self.stages, self.seg_layers, strict=True)):
-            x = saturated(up(x))
-            x = stage(joined(x, below[index]) if self.skips[index] else x)
+            x = stage(upsampled(up, x, below[index] if self.skips[index] else None))
             if every_stage or index == len(self.stages) - 1:
                 logits.append(saturated(head(x)))
         return logits[::-1]
@@ -113,6 +112,7 @@ class UNet(nn.Module):
         deep_supervision: settable. True: return the logits of all decoder stages. False: return one tensor.
         supports_deep_supervision: always True.
         fixed_patch_size: the only size of the spatial axes that fits the weights; None: every divisible size does.
+        bottleneck_channels: channels of `bottleneck`.
     """
 
     supports_deep_supervision = True
@@ -123,6 +123,7 @@ class UNet(nn.Module):
         self.decoder = decoder
         self.divisor = tuple(math.prod(axis) for axis in zip(*configuration.strides, strict=True))
         self.fixed_patch_size = tuple(configuration.patch_size) if fixed_size else None
+        self.bottleneck_channels = configuration.features_per_stage[-1]
         self.deep_supervision = True
 
     def encode(self, x: Tensor) -> list[Tensor]:
@@ -138,6 +139,18 @@ class UNet(nn.Module):
         self.check_size(tuple(x.shape[2:]))
         logits = self.decoder(self.encode(x), self.deep_supervision)
         return logits if self.deep_supervision else logits[0]
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Map images (B, C, *S) to the feature map of the last encoder stage; errors as `forward`."""
+        self.check_size(tuple(x.shape[2:]))
+        return self.encode(x)[-1]
+
+    def segment_with_bottleneck(self, x: Tensor) -> tuple[Tensor | list[Tensor], Tensor]:
+        """Return what `forward` returns, and the feature map of the last encoder stage; errors as `forward`."""
+        self.check_size(tuple(x.shape[2:]))
+        features = self.encode(x)
+        logits = self.decoder(features, self.deep_supervision)
+        return (logits if self.deep_supervision else logits[0]), features[-1]
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """Raise UserError if the network cannot take images of this size (spatial axes, voxels)."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torchio as tio
 
+from umamba.labels import LabelSet
 from umamba.patches.extra import CropPatch, Surroundings, extra_transforms
 from umamba.patches.intensity import (
     AddNoise,
@@ -15,6 +16,7 @@ from umamba.patches.intensity import (
     ScaleBrightness,
     ScaleContrast,
 )
+from umamba.patches.previous_stage import AddPreviousStage
 from umamba.patches.sampling import as_3d
 from umamba.patches.spatial import MirrorPatch, RotateScaleCrop, rotation_matrix
 from umamba.settings import AugmentationSettings
@@ -151,6 +153,7 @@ def training_transforms(
     patch_size: Sequence[int],
     use_mask_for_norm: Sequence[bool],
     spacing: Sequence[float] | None = None,
+    cascade: LabelSet | None = None,
 ) -> tio.Compose:
     """Return the chain of transforms for training patches; kinds with probability 0 are left out.
 
@@ -160,6 +163,7 @@ def training_transforms(
         use_mask_for_norm: for each channel, whether it was normalised inside the nonzero mask only; such channels are
             set to zero outside the mask.
         spacing: mm for each axis of the patch, which extra transforms need; None: 1 mm.
+        cascade: the labels of the previous stage, which are the second channel of the label map; None: no cascade.
 
     Raises:
         UserError: mirroring is asked for along an axis that the patch does not have, or TorchIO refuses an argument of
@@ -198,9 +202,16 @@ def training_transforms(
     if any(around.after):
         chain.append(CropPatch(patch))
     chain.append(ClearOutside([channel for channel, masked in enumerate(use_mask_for_norm) if masked]))
+    if cascade is not None:
+        chain.append(AddPreviousStage(cascade, kinds.previous_stage))
     return tio.Compose(chain, copy=False)
 
 
-def validation_transforms() -> tio.Compose:
-    """Return the chain for validation patches: label -1 becomes background, and nothing is augmented."""
-    return tio.Compose([ClearOutside(())], copy=False)
+def validation_transforms(cascade: LabelSet | None = None) -> tio.Compose:
+    """Return the chain for validation patches: label -1 becomes background, and nothing is augmented.
+
+    Args:
+        cascade: the labels of the previous stage; None: no cascade.
+    """
+    added = [] if cascade is None else [AddPreviousStage(cascade)]
+    return tio.Compose([ClearOutside(()), *added], copy=False)

@@ -18,6 +18,7 @@ import torchio as tio
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, annotated_mask
 from umamba.patches.augmentation import read_margin, read_size, training_transforms, validation_transforms
 from umamba.patches.dataset import PatchDataset, PatchSampler, keep_batch
 from umamba.patches.sampling import as_3d
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_COMPONENTS = "the components of labels (recipe.loss.component_weight) are found"
+_PREVIOUS = "the labels of the previous stage are augmented"
 _MOST_LISTED = 10  # missing cases that a message names
 WAITING = 0.1  # above this share of a step, waiting for data is the bottleneck
 
@@ -37,6 +40,8 @@ WAITING = 0.1  # above this share of a step, waiting for data is the bottleneck
 class PatchDataModule(lightning.LightningDataModule):
     """Feeds batches {"image": float32 (B, C, *patch), "label": int64 (B, 1, *patch), "case_id": list of str}.
 
+    If some of the cases are partly labelled, batches also have "annotated": bool (B, labels without background) on the
+    CPU, which says what the label map of each patch carries.
     The loaders yield int16 labels because these are transferred faster; they become int64 on the network's device.
 
     Args:
@@ -54,10 +59,13 @@ class PatchDataModule(lightning.LightningDataModule):
         num_workers: processes that make training patches; half as many make validation patches. 0: none.
         oversample_foreground: share of a batch that must contain foreground, 0 to 1.
         prefetch_factor: batches that each of these processes makes ahead.
+        annotated: labels of the partly labelled cases; None: all cases carry all labels.
+        component_regions: batches also hold "components" int32 (B, K, *patch), see `umamba.labels.component_regions`;
+            augmentation.device=auto is then cpu.
 
     Raises:
         UserError: a list of cases is empty or names a case that the store does not have, or mirroring is asked for
-            along an axis that the patch does not have.
+            along an axis that the patch does not have, or the patches of a cascade shall be augmented on a GPU.
     """
 
     def __init__(
@@ -76,11 +84,22 @@ class PatchDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
         oversample_foreground: float = RecipeSettings.oversample_foreground,
         prefetch_factor: int = DataSettings.prefetch_factor,
+        annotated: Annotated | None = None,
+        component_regions: bool = False,
     ) -> None:
         super().__init__()
         _check_cases(store, "training", train_cases, iterations)
         _check_cases(store, "validation", val_cases, val_iterations)
+        used = {*train_cases, *val_cases}
+        self.labels = labels
+        self.annotated = {case_id: names for case_id, names in (annotated or {}).items() if case_id in used}
         patch_size, spacing = tuple(configuration.patch_size), configuration.spacing
+        cascade = None if configuration.previous_stage is None else labels
+        if cascade is not None and augmentation.device == "gpu":
+            raise UserError(
+                f"augmentation.device=gpu: the labels of the previous stage ({configuration.previous_stage}) are "
+                "augmented on the CPU. Give cpu."
+            )
         dataset = partial(
             PatchDataset,
             store,
@@ -90,10 +109,13 @@ class PatchDataModule(lightning.LightningDataModule):
             batch_size=configuration.batch_size if batch_size is None else batch_size,
             oversample_foreground=oversample_foreground,
             seed=seed,
+            added_channels=0 if cascade is None else len(cascade.foreground),
+            annotated=self.annotated,
+            component_spacing=(1.0,) * (3 - len(patch_size)) + tuple(spacing) if component_regions else None,
         )
         self.train_patches = dataset(
             case_ids=train_cases,
-            transforms=training_transforms(augmentation, patch_size, configuration.use_mask_for_norm, spacing),
+            transforms=training_transforms(augmentation, patch_size, configuration.use_mask_for_norm, spacing, cascade),
             read_size=read_size(augmentation, patch_size),
             margin=read_margin(augmentation, patch_size, spacing),
             iterations=iterations,
@@ -102,7 +124,7 @@ class PatchDataModule(lightning.LightningDataModule):
         )
         self.val_patches = dataset(
             case_ids=val_cases,
-            transforms=validation_transforms(),
+            transforms=validation_transforms(cascade),
             read_size=as_3d(patch_size),
             iterations=val_iterations,
             stream="val",
@@ -111,11 +133,15 @@ class PatchDataModule(lightning.LightningDataModule):
         self.prefetch_factor = prefetch_factor
         self.transfer_s = 0.0
         self.synchronize_transfer = True
-        self.automatic = augmentation.device == "auto" and not augmentation.extra
+        self.automatic = (
+            augmentation.device == "auto" and not augmentation.extra and not component_regions and cascade is None
+        )
         self.chosen: str | None = None  # by augmentation.device=auto
         self.deferred_from: int | None = None  # the epoch from which on the network's device augments, if it was chosen
-        if augmentation.device == "auto" and augmentation.extra:
-            log.info("augmentation.device=auto: cpu, because TorchIO's transforms (augmentation.extra) run there.")
+        if augmentation.device == "auto" and not self.automatic:
+            reason = _COMPONENTS if component_regions else _PREVIOUS
+            reason = "TorchIO's transforms (augmentation.extra) run" if augmentation.extra else reason
+            log.info("augmentation.device=auto: cpu, because %s there.", reason)
 
     def train_dataloader(self) -> tio.SubjectsLoader:
         """Return the loader of this rank's training patches; `sampler.set_epoch` chooses the epoch."""
@@ -138,13 +164,16 @@ class PatchDataModule(lightning.LightningDataModule):
         return moved
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Convert the labels to int64, and augment training batches here if augmentation.device=gpu.
+        """Convert the labels to int64, say what they carry, and augment here if augmentation.device=gpu.
 
         The time counts as transfer.
         """
         start = time.perf_counter()
         patches = self.train_patches.transform_batch(batch) if "drawn" in batch else batch
         patches["label"] = patches["label"].long()
+        if self.annotated:
+            carried = annotated_mask(self.labels, self.annotated, patches["case_id"])
+            patches["annotated"] = torch.from_numpy(carried)
         self.transfer_s += self._seconds_since(start, patches["image"].device)
         return patches
 

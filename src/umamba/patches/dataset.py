@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated
+from umamba.labels.component_regions import component_regions
 from umamba.patches.case_cache import CaseCache
 from umamba.patches.draws import draw_all
 from umamba.patches.intensity import ClearOutside
 from umamba.patches.on_device import transform_regions
 from umamba.patches.patch import Patch, apply_all
-from umamba.patches.sampling import draw_start, draw_voxel, is_forced, read_region
+from umamba.patches.previous_stage import AddPreviousStage
+from umamba.patches.sampling import carriers, draw_start, draw_voxel, inside_of, is_forced, read_region
 from umamba.patches.seeding import generator_of, kept_torch, seed_torch
 from umamba.patches.slots import BatchLayout, SlotBatch, SlotPool, new_batch
 from umamba.patches.spatial import IMAGES, RotateScaleCrop
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from umamba.preprocessing import CaseStore, StoredCase
 
 _SLOTS_IN_USE = 2  # batches of a worker that the main process may hold beside those that are made ahead
+_SMALL_BYTES = 2**22  # a small case takes no more memory than this,
+_ALL_SMALL_BYTES = 2**29  # and small cases take no more than this in all worker processes of a loader
 _NEVER = 2**62  # no patch has this number
 
 
@@ -50,6 +55,11 @@ class PatchDataset(Dataset[tio.Subject]):
         deferred: draw for the transforms, but do not apply them, and read whole regions; `transform_batch` applies them
             later. `defer_from` can choose this later, too.
         margin: voxels (Z, Y, X) at each side beyond `read_size` that extra transforms may need.
+        added_channels: channels that the transforms add to the image: those of the previous stage of a cascade.
+        annotated: labels of the partly labelled cases. If there are any, a patch that must contain foreground draws a
+            label first and then one of the cases that carry it, so that no label is rare because few cases carry it.
+        component_spacing: (Z, Y, X) in mm; if given, a batch also holds the regions of the labels' components, for
+            which the transforms must not be deferred. None: it does not.
     """
 
     def __init__(
@@ -69,18 +79,28 @@ class PatchDataset(Dataset[tio.Subject]):
         stream: str,
         deferred: bool = False,
         margin: Sequence[int] = (0, 0, 0),
+        added_channels: int = 0,
+        annotated: Annotated | None = None,
+        component_spacing: Sequence[float] | None = None,
     ) -> None:
-        self.cases = CaseCache(store)
         self.case_ids = tuple(case_ids)
+        self.cases = CaseCache(store, small_bytes=self._small_bytes(1))
         self.labels = labels
+        self.carriers = list(carriers(labels, annotated, case_ids).items()) if annotated else []
         self.transforms = transforms
         self.spatial = next((step for step in transforms.transforms if isinstance(step, RotateScaleCrop)), None)
         # Whether the patch depends on torch's generator.
-        self.draws = any(not isinstance(step, ClearOutside) for step in transforms.transforms)
+        self.draws = any(
+            not isinstance(step, ClearOutside) and not (isinstance(step, AddPreviousStage) and step.spoilt is None)
+            for step in transforms.transforms
+        )
+        # Whether rotation and scaling get the region as it was read: zero, and -1, outside the image.
+        self.spatial_is_first = self.spatial is not None and transforms.transforms[0] is self.spatial
         self.read_size = tuple(read_size)
         self.largest_size = tuple(size + 2 * edge for size, edge in zip(read_size, margin, strict=True))
         self.patch_size = tuple(patch_size)
         self.dim = dim
+        self.added_channels = added_channels
         self.batch_size = batch_size
         self.iterations = iterations
         self.oversample_foreground = oversample_foreground
@@ -88,6 +108,7 @@ class PatchDataset(Dataset[tio.Subject]):
         self.stream = stream
         self.deferred_from = torch.tensor([0 if deferred else _NEVER])  # the workers see changes in shared memory
         self.may_defer = deferred  # whether slots of shared memory must have room for regions
+        self.component_spacing = component_spacing
         self.current_numbers: Tensor | None = None
         self.slots: SlotPool | None = None
 
@@ -110,7 +131,9 @@ class PatchDataset(Dataset[tio.Subject]):
 
         Returns:
             "image" float32 (B, C, *patch), "label" int16 (B, 1, *patch) and "case_id". With `deferred` the regions of
-            size `read_size` instead of patches, what was "drawn" for each, and the "noise" of those that have it.
+            size `read_size` instead of patches, what was "drawn" for each, and the "noise" of those that have it. With
+            `component_spacing` also "components" int32 (B, K, *patch), see `component_regions`, and "component_count",
+            the highest number in them, which the loss would otherwise have to wait for.
         """
         worker = get_worker_info()
         layout = self.batch_layout(len(numbers), self.is_deferred(numbers[0]))
@@ -125,8 +148,12 @@ class PatchDataset(Dataset[tio.Subject]):
                     made = patch.get_image(name).data
                     if made.data_ptr() != target.data_ptr():
                         target.copy_(made)
+                if self.component_spacing is not None:
+                    batch["components"][position] = self._regions(patch)
                 patches.append(patch)
         batch["case_id"] = [patch["case_id"] for patch in patches]
+        if self.component_spacing is not None:
+            batch["component_count"] = int(batch["components"].max())
         if "drawn" in patches[0]:
             batch["drawn"] = [patch["drawn"] for patch in patches]
             batch["noise"] = [noise for patch in patches for noise in patch["noise"]]
@@ -147,9 +174,9 @@ class PatchDataset(Dataset[tio.Subject]):
     def region_of(self, number: int) -> tuple["StoredCase", tuple[int, ...]]:
         """Return the case of a patch and the first voxel (Z, Y, X) of its region of size `read_size`."""
         generator = generator_of(*self._key(number), "place")
-        case = self.cases.load(self._draw_case(generator))
-        forced = is_forced(number % len(self) % self.batch_size, self.batch_size, self.oversample_foreground)
-        voxel = draw_voxel(case.foreground, self.labels, forced, generator)
+        case_id, wanted = self._draw_case(generator, number)
+        case = self.cases.load(case_id)
+        voxel = draw_voxel(case.foreground, self.labels, self._is_forced(number), generator, wanted)
         return case, draw_start(case.image.shape[1:], self.read_size, self.patch_size, voxel, generator)
 
     def transform_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,6 +212,7 @@ class PatchDataset(Dataset[tio.Subject]):
             UserError: the machine does not have enough shared memory.
         """
         self.current_numbers = self.slots = None
+        self.cases.small_bytes = self._small_bytes(max(1, num_workers))
         if num_workers:
             self.current_numbers = torch.full((num_workers, 2), -1, dtype=torch.int64).share_memory_()
             self.deferred_from.share_memory_()
@@ -196,11 +224,14 @@ class PatchDataset(Dataset[tio.Subject]):
         """Return shape and type of each tensor of a batch of patches, or of regions with `deferred`."""
         size = self.read_size if deferred else self.patch_size
         shape = size if self.dim == 3 else size[1:]
-        channels = self.cases.load(self.case_ids[0]).image.shape[0]
-        return {
+        channels = self.cases.load(self.case_ids[0]).image.shape[0] + self.added_channels
+        layout = {
             "image": ((batch_size, channels, *shape), torch.float32),
             "label": ((batch_size, 1, *shape), torch.int16),
         }
+        if self.component_spacing is not None:
+            layout["components"] = ((batch_size, len(self.labels.names), *shape), torch.int32)
+        return layout
 
     def case_in_work(self, pid: int) -> str | None:
         """Return the case from which a worker makes a patch, or made one when it died.
@@ -213,7 +244,7 @@ class PatchDataset(Dataset[tio.Subject]):
         """
         for worker_pid, number in [] if self.current_numbers is None else self.current_numbers.tolist():
             if worker_pid == pid:
-                return self._draw_case(generator_of(*self._key(number), "place"))
+                return self._draw_case(generator_of(*self._key(number), "place"), number)[0]
         return None
 
     def _key(self, number: int) -> tuple[int, str, int, int]:
@@ -221,8 +252,19 @@ class PatchDataset(Dataset[tio.Subject]):
         epoch, index = divmod(number, len(self))
         return self.seed, self.stream, epoch, index
 
-    def _draw_case(self, generator: Any) -> str:
-        return self.case_ids[generator.integers(len(self.case_ids))]
+    def _is_forced(self, number: int) -> bool:
+        return is_forced(number % len(self) % self.batch_size, self.batch_size, self.oversample_foreground)
+
+    def _draw_case(self, generator: Any, number: int) -> tuple[str, int | None]:
+        """Return the case of a patch, and the class that it must contain if that was drawn first."""
+        if not self.carriers or not self._is_forced(number):
+            return self.case_ids[generator.integers(len(self.case_ids))], None
+        wanted, cases = self.carriers[generator.integers(len(self.carriers))]
+        return cases[generator.integers(len(cases))], wanted
+
+    def _small_bytes(self, processes: int) -> int:
+        """Return up to which size a case is small, so that there is memory for all cases if all are small."""
+        return min(_SMALL_BYTES, _ALL_SMALL_BYTES // (processes * max(1, len(self.case_ids))))
 
     def _make(self, number: int, targets: Sequence[Tensor] | None) -> Patch:
         """Return a patch, or its region with `deferred`; what is read may be in the target tensors."""
@@ -238,23 +280,46 @@ class PatchDataset(Dataset[tio.Subject]):
             patch["drawn"], patch["noise"] = draw_all(self.transforms.transforms, matrix, shape)
             return patch
         if self.spatial is None:
-            return apply_all(self.transforms.transforms, self._read(number, targets, self.largest_size))
+            return self._apply(self._read(number, targets, self.largest_size))
         # Only the region that the rotation needs is read.
         patch = self._read(number, targets, self.spatial.source_size(matrix, self.largest_size))
         patch["matrix"] = matrix
-        return apply_all(self.transforms.transforms, patch)
+        return self._apply(patch)
+
+    def _apply(self, patch: Patch) -> Patch:
+        """Apply the transforms; draw only if one of them draws."""
+        if self.draws:
+            return apply_all(self.transforms.transforms, patch)
+        steps: Sequence[Any] = self.transforms.transforms
+        for step in steps:
+            patch = step.apply_transform(patch)
+        return patch
+
+    def _regions(self, patch: Patch) -> Tensor:
+        """Return the regions (K, *patch) of the components in a patch."""
+        assert self.component_spacing is not None
+        label = patch.get_image("label").data[0].numpy()
+        regions = torch.from_numpy(component_regions(label, self.labels, self.component_spacing))
+        return regions if self.dim == 3 else regions.squeeze(1)
 
     def _read(self, number: int, targets: Sequence[Tensor] | None, size: Sequence[int]) -> Patch:
         """Read the central part of a patch's region, into the target tensors if they have its size."""
         case, first = self.region_of(number)
         start = [low + (whole - part) // 2 for low, whole, part in zip(first, self.read_size, size, strict=True)]
-        fits = targets is not None and tuple(targets[0].shape[1:]) == tuple(size)
+        # The image of a cascade gets more channels later, so that its patch is copied into the targets.
+        fits = targets is not None and not self.added_channels and tuple(targets[0].shape[1:]) == tuple(size)
         into_image, into_label = (
             (target.numpy() for target in targets) if targets is not None and fits else (None, None)
         )
         image = torch.from_numpy(read_region(case.image, start, size, 0, into_image))
         label = torch.from_numpy(read_region(case.label, start, size, OUTSIDE, into_label))
-        return Patch(image, label, case_id=case.case_id)
+        if case.previous is not None:
+            previous = torch.from_numpy(read_region(case.previous, start, size, OUTSIDE))
+            label = torch.cat([label, previous])
+        patch = Patch(image, label, case_id=case.case_id)
+        if self.spatial_is_first:
+            patch["inside"] = inside_of(case.image.shape[1:], start, size)
+        return patch
 
 
 class PatchSampler(DistributedSampler[int]):

@@ -1,7 +1,7 @@
 """What is drawn for a patch that another device augments: the same draws in the same order as for a patch of a worker.
 
 The worker that reads the region draws everything, the noise included, so that the patch does not depend on the device
-and the device is never waited for.
+and the CPU never waits for the device.
 """
 
 from collections.abc import Sequence

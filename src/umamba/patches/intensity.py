@@ -309,5 +309,5 @@ class ClearOutside(tio.Transform):
             outside = label[0] == OUTSIDE
             for channel in self.channels:
                 subject.get_image("image").data[channel].masked_fill_(outside, 0.0)
-        label.clamp_(min=0)  # -1 is the only negative label
+        label.clamp_(min=0)  # -1 is the only negative label, also of a previous stage
         return subject

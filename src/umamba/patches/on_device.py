@@ -1,6 +1,6 @@
 """The transforms of a batch of regions at once, on the device where the batch is, from what the workers drew.
 
-All numbers go to the device in one copy, and nothing asks the device for a value, so that the CPU never waits for it.
+All numbers go to the device in one copy, and no value is read back from it, so the CPU never waits for it.
 Labels are those of `warp` voxel for voxel, because positions and votes are computed in the same order and precision;
 images agree within 1e-5 of their range, because sums over a patch are made in another order.
 """

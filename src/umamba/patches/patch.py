@@ -64,6 +64,10 @@ class Patch:
     def __setitem__(self, name: str, value: Any) -> None:
         self.facts[name] = value
 
+    def get(self, name: str) -> Any:
+        """Return a fact; None if there is none of this name."""
+        return self.facts.get(name)
+
     def __contains__(self, name: str) -> bool:
         return name in self.facts
 

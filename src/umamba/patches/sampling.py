@@ -6,10 +6,12 @@ All regions have three axes (Z, Y, X) and are measured in voxels; a 2D patch has
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 
 from umamba.io import UserError
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, annotated_mask
 from umamba.preprocessing.foreground import LABELLED
 
 
@@ -38,8 +40,35 @@ def is_forced(position: int, batch_size: int, oversample_foreground: float) -> b
     return position >= round(batch_size * (1 - oversample_foreground))
 
 
+def carriers(labels: LabelSet, annotated: Annotated, case_ids: Sequence[str]) -> dict[int, tuple[str, ...]]:
+    """Return the cases that carry each label, for labels that any case carries.
+
+    Args:
+        labels: the label set.
+        annotated: labels of the partly labelled cases.
+        case_ids: the cases.
+
+    Returns:
+        Key of the label in the stored foreground -> cases.
+
+    >>> carriers(LabelSet(("liver", "spleen"), ((1,), (2,))), {"a": ("spleen",)}, ["a", "b"])
+    {1: ('b',), 2: ('a', 'b')}
+    """
+    carried = annotated_mask(labels, annotated, case_ids)
+    keys = range(len(labels.names)) if labels.has_regions else [value for (value,) in labels.values]
+    found = {
+        key: tuple(case_id for case_id, carries in zip(case_ids, carried[:, position], strict=True) if carries)
+        for position, key in enumerate(keys)
+    }
+    return {key: cases for key, cases in found.items() if cases}
+
+
 def draw_voxel(
-    foreground: Mapping[int, np.ndarray], labels: LabelSet, forced: bool, generator: np.random.Generator
+    foreground: Mapping[int, np.ndarray],
+    labels: LabelSet,
+    forced: bool,
+    generator: np.random.Generator,
+    wanted: int | None = None,
 ) -> np.ndarray | None:
     """Draw the voxel (3,) on which a patch is centred; None means that the patch is placed at random.
 
@@ -51,6 +80,7 @@ def draw_voxel(
         labels: the label set; only its ignore label matters here.
         forced: whether the patch must contain foreground.
         generator: source of the draws.
+        wanted: the class of a forced patch, if the case contains it; None: it is drawn.
 
     Raises:
         UserError: there is an ignore label, but the case stores no labelled voxels.
@@ -62,7 +92,9 @@ def draw_voxel(
     chosen = None
     if forced:
         present = sorted(key for key, voxels in foreground.items() if key != LABELLED and len(voxels))
-        if present:
+        if wanted is not None and wanted in present:
+            chosen = foreground[wanted]
+        elif present:
             chosen = foreground[present[generator.integers(len(present))]]
     if chosen is None and labels.ignore is not None:
         if LABELLED not in foreground:
@@ -123,27 +155,58 @@ def read_region(
     [[[[0.0, 1.0, 1.0]]]]
     """
     region = np.empty((array.shape[0], *size), array.dtype) if into is None else into
+    if isinstance(array, np.ndarray):
+        z, y, x = start
+        _place(array, z, y, x, region, outside)
+        return region
     low = [max(0, first) for first in start]
     high = [min(extent, first + length) for extent, first, length in zip(array.shape[1:], start, size, strict=True)]
-    if all(b - a == length for a, b, length in zip(low, high, size, strict=True)):
-        _copy(array, low, high, region)
-        return region
-    if not all(a < b for a, b in zip(low, high, strict=True)):
-        region.fill(outside)
-        return region
-    inside = np.empty((array.shape[0], *(b - a for a, b in zip(low, high, strict=True))), array.dtype)
-    _copy(array, low, high, inside)
-    place = [slice(None), *(slice(a - f, b - f) for a, b, f in zip(low, high, start, strict=True))]
-    region[tuple(place)] = inside
-    for axis, own in enumerate(place[1:], start=1):  # only what is outside, because filling all takes as long again
-        region[(*place[:axis], slice(0, own.start))] = outside
-        region[(*place[:axis], slice(own.stop, None))] = outside
+    lengths = [max(0, b - a) for a, b in zip(low, high, strict=True)]
+    complete = lengths == list(size)  # then a blosc2 array decodes straight into the region
+    inside = region if complete else np.empty((array.shape[0], *lengths), array.dtype)
+    if all(lengths):
+        array.get_slice_numpy(inside, ([0, *low], [array.shape[0], *high]))
+    if not complete:
+        z, y, x = (first - a for first, a in zip(start, low, strict=True))
+        _place(inside, z, y, x, region, outside)
     return region
 
 
-def _copy(array: Any, low: Sequence[int], high: Sequence[int], into: np.ndarray) -> None:
-    """Copy the voxels from `low` up to but excluding `high` into a contiguous array."""
-    if hasattr(array, "get_slice_numpy"):  # a blosc2 array decodes straight into the target
-        array.get_slice_numpy(into, ([0, *low], [array.shape[0], *high]))
-    else:
-        into[:] = array[(slice(None), *map(slice, low, high))]
+def inside_of(
+    shape: Sequence[int], start: Sequence[int], size: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return which part of a region lies inside the image: its first voxel (3,), and the one after its last (3,).
+
+    Args:
+        shape: size (Z, Y, X) of the image.
+        start: first voxel of the region; it may be negative.
+        size: size of the region.
+
+    >>> inside_of((4, 9, 9), (-2, 3, 8), (8, 4, 4))
+    ((2, 0, 0), (6, 4, 1))
+    """
+    low = tuple(min(max(0, -first), length) for first, length in zip(start, size, strict=True))
+    high = (min(max(0, extent - first), length) for extent, first, length in zip(shape, start, size, strict=True))
+    return low, tuple(high)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _place(source, first_z, first_y, first_x, into, outside):  # type: ignore[no-untyped-def]
+    """Fill a region (C, Z, Y, X) that starts at a voxel of the source; write `outside` where there is no source."""
+    channels, depth, height, width = source.shape
+    slices, rows, columns = into.shape[1:]
+    begin = min(max(0, -first_x), columns)
+    end = max(begin, min(columns, width - first_x))
+    for channel in range(channels):
+        for slice_ in range(slices):
+            z = first_z + slice_
+            for row in range(rows):
+                y, target = first_y + row, into[channel, slice_, row]
+                if 0 <= z < depth and 0 <= y < height and begin < end:
+                    target[:begin] = outside
+                    own, row_of_source = target[begin:end], source[channel, z, y, first_x + begin : first_x + end]
+                    for column in range(len(own)):
+                        own[column] = row_of_source[column]
+                    target[end:] = outside
+                else:
+                    target[:] = outside

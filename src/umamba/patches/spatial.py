@@ -25,7 +25,8 @@ class RotateScaleCrop(tio.SpatialTransform):
     """Rotate and scale `image` and `label` of a subject, and crop them to the patch.
 
     Draw the rotation first (`draw_matrix`), read only the region it needs (`source_size`), and pass the drawn matrix as
-    the subject's `matrix`. A subject without `matrix` has its rotation drawn here.
+    the subject's `matrix`. A subject without `matrix` has its rotation drawn here. A subject may say with `inside`
+    which part of it lies inside the image (see `sampling.inside_of`); the rest is not interpolated.
 
     Args:
         patch_size: (Z, Y, X), size of the result, voxels.
@@ -49,9 +50,10 @@ class RotateScaleCrop(tio.SpatialTransform):
         self.patch_size = tuple(patch_size)
         self.axes = 2 if in_plane else 3
         self.max_degrees = max_degrees
-        self.rotation = rotation
         self.scaling = scaling
         self.around = np.array(around)
+        self.chances = torch.tensor([rotation.p, scaling.p])
+        self.cropped_size = tuple((np.array(patch_size) + 2 * self.around).tolist())
 
     def apply_transform(self, subject: AnySubject) -> AnySubject:
         """Return the subject at the size of the patch; without rotation and scaling it is cropped to the centre."""
@@ -60,7 +62,8 @@ class RotateScaleCrop(tio.SpatialTransform):
         if matrix is None:
             patches = [crop_centre(each.data, self.patch_size) for each in (image, label)]
         else:
-            resampled = resample_patch(image.data.numpy(), label.data.numpy(), matrix, self.patch_size)
+            inside: Any = subject.get("inside")
+            resampled = resample_patch(image.data.numpy(), label.data.numpy(), matrix, self.patch_size, inside)
             patches = [torch.from_numpy(array) for array in resampled]
         image.set_data(patches[0])
         label.set_data(patches[1])
@@ -73,9 +76,9 @@ class RotateScaleCrop(tio.SpatialTransform):
             matrix: what `draw_matrix` returned.
             largest: size (Z, Y, X) of the region that any matrix may need; the result is not larger.
         """
-        size = np.array(self.patch_size)
         if matrix is None:
-            return tuple((size + 2 * self.around).tolist())
+            return self.cropped_size
+        size = np.array(self.patch_size)
         reach = np.abs(matrix) @ (size[-self.axes :] - 1)  # distance between the outermost sampled points
         size[-self.axes :] = np.ceil(reach) + 3  # room for the cells that these points fall into
         size += 2 * self.around
@@ -88,7 +91,7 @@ class RotateScaleCrop(tio.SpatialTransform):
         Returns:
             n = 3, or 2 for patches that move in-plane; None: neither rotation nor scaling was drawn.
         """
-        rotate, scale = (torch.rand(2) < torch.tensor([self.rotation.p, self.scaling.p])).tolist()
+        rotate, scale = (torch.rand(2) < self.chances).tolist()
         if not rotate and not scale:
             return None
         matrix = np.eye(self.axes)

@@ -101,6 +101,12 @@ def check_plan_fits(plan: "Plan") -> None:
                 f"configurations.{name}.normalization: has {len(configuration.normalization)} entries, but the plan "
                 f"has intensities of {len(plan.intensity)} channels."
             )
+        before = configuration.previous_stage
+        if before is not None and (before not in plan.configurations or plan.configurations[before].previous_stage):
+            raise UserError(
+                f"configurations.{name}.previous_stage={shown(before)}: must be another configuration of the plan, "
+                "which needs no previous stage itself."
+            )
         sizes = [mm / step for mm, step in zip(extent[-configuration.dim :], configuration.spacing, strict=True)]
         if max(sizes) > _MOST_VOXELS:
             raise UserError(

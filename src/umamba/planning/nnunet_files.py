@@ -8,12 +8,21 @@ from typing import Any
 from umamba.datasets import READERS, REORIENTING_READER
 from umamba.io import UserError, read_json
 from umamba.planning.fingerprint import read_intensities
-from umamba.planning.plan import Configuration, Plan, entries_of, parse_record, read_configuration, read_plan
+from umamba.planning.plan import (
+    CASCADE,
+    FULLRES,
+    LOWRES,
+    Configuration,
+    Plan,
+    entries_of,
+    parse_record,
+    read_configuration,
+    read_plan,
+)
 from umamba.settings import key
 from umamba.settings.validate import read_record
 from umamba.settings.wording import shown
 
-_CASCADE = "3d_cascade_fullres"
 _RESAMPLE = "resample_data_or_seg_to_shape"
 _NETWORKS = "dynamic_network_architectures.architectures.unet."
 _CLASSES = {"PlainConvUNet": False, "ResidualEncoderUNet": True}  # network class: whether its encoder is residual
@@ -27,7 +36,7 @@ _PLANNERS = {
 
 
 def read_nnunet_plans(path: Path) -> Plan:
-    """Read an nnU-Net plans file. Its cascade configuration is not read.
+    """Read an nnU-Net plans file.
 
     Args:
         path: the JSON file.
@@ -83,9 +92,11 @@ def to_nnunet_plans(plan: Plan, file_ending: str = ".nii.gz") -> dict[str, Any]:
     """
     planner, name = _PLANNERS.get(plan.rules, _PLANNERS["nnunet"])
     configurations = {key: _write_configuration(entry, name) for key, entry in plan.configurations.items()}
-    if "3d_lowres" in configurations:
-        configurations["3d_lowres"]["next_stage"] = _CASCADE
-        configurations[_CASCADE] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    if CASCADE in plan.names:
+        before = plan.configuration(CASCADE).previous_stage
+        configurations[str(before)]["next_stage"] = CASCADE
+        own = configurations.get(CASCADE, {"inherits_from": FULLRES})
+        configurations[CASCADE] = {**own, "previous_stage": before}
     return {
         "dataset_name": plan.dataset_name,
         "plans_name": name,
@@ -162,6 +173,9 @@ def _read_plan(obj: Mapping[str, Any]) -> Plan:
     entries = entries_of(obj["configurations"], "configurations")
     for name, entry in entries.items():
         entries_of(entry, f"configurations.{shown(name)}")
+    # A cascade whose first stage is not planned cannot be trained or predicted, and is left out.
+    usable = [name for name, entry in entries.items() if entry.get("previous_stage") in (None, *entries)]
+    configurations = {name: _read_configuration(name, _inherited(name, entries)) for name in usable}
     return read_plan(
         {
             "dataset_name": obj["dataset_name"],
@@ -172,13 +186,18 @@ def _read_plan(obj: Mapping[str, Any]) -> Plan:
             "median_shape": obj["original_median_shape_after_transp"],
             "intensity": read_intensities(obj["foreground_intensity_properties_per_channel"]),
             "configurations": {
-                name: _read_configuration(name, _inherited(name, entries))
-                for name, entry in entries.items()
-                if "previous_stage" not in entry
+                name: found for name, found in configurations.items() if found != _derived(name, configurations)
             },
             "reader": REORIENTING_READER if obj.get("image_reader_writer") == REORIENTING_READER else None,
         }
     )
+
+
+def _derived(name: str, configurations: Mapping[str, Configuration]) -> Configuration | None:
+    """Return what a plan without an entry for the cascade has in its place; None for other configurations."""
+    if name != CASCADE or not {LOWRES, FULLRES} <= configurations.keys():
+        return None
+    return replace(configurations[FULLRES], name=CASCADE, previous_stage=LOWRES)
 
 
 def _inherited(name: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -233,6 +252,7 @@ def _read_configuration(name: str, entry: Mapping[str, Any]) -> Configuration:
             "use_mask_for_norm": entry["use_mask_for_norm"],
             **values,
             "residual_encoder": residual,
+            "previous_stage": entry.get("previous_stage"),
         },
         section,
     )

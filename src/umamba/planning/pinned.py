@@ -8,7 +8,7 @@ from umamba.planning.normalization import SCHEMES
 from umamba.planning.plan import Configuration
 from umamba.planning.topology import Topology
 
-NAMES = ("2d", "3d_fullres", "3d_lowres")
+NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 PINNABLE = (
     "spacing",
     "patch_size",

@@ -5,11 +5,12 @@ The content follows nnU-Net's plans file. Axes are transposed so that the axis o
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Final, TypeVar
 
 from umamba.datasets import REORIENTING_READER
 from umamba.io import UserError
+from umamba.labels import LabelSet
 from umamba.planning.consistency import check_configuration_fits, check_plan_fits
 from umamba.settings import key
 from umamba.settings.validate import read_record
@@ -20,6 +21,10 @@ Parsed = TypeVar("Parsed")
 MOST_VOXELS = 1_000_000  # along an axis of an image
 MOST_MM = 1e6
 LEAST_MM = 1e-6  # a nanometre
+CASCADE: Final = "3d_cascade_fullres"  # full resolution again, with the labels of LOWRES as further channels
+LOWRES: Final = "3d_lowres"
+FULLRES: Final = "3d_fullres"
+FORCED = f"train one before: plan.configuration={LOWRES} plan.spacing=[Z,Y,X] has it for any dataset"
 _INTENSITY = 1e30  # float32 holds its square roots, products and differences
 
 
@@ -51,7 +56,7 @@ class Configuration:
     """One way to train on a dataset: a resolution, a patch size and the shape of a network. Axes are plan axes.
 
     Attributes:
-        name: "2d", "3d_fullres" or "3d_lowres".
+        name: "2d", "3d_fullres", "3d_lowres" or "3d_cascade_fullres".
         spacing: target spacing in mm, one entry per axis of the patch.
         median_shape: median image size at that spacing in voxels; an entry may end in .5.
         patch_size: in voxels.
@@ -65,6 +70,7 @@ class Configuration:
         encoder_blocks: convolutions, or residual blocks, of each encoder stage.
         decoder_blocks: convolutions of each decoder stage; there is one stage fewer than in the encoder.
         residual_encoder: whether the encoder was planned with residual blocks.
+        previous_stage: the configuration whose labels are further channels of the network's input; None: no cascade.
     """
 
     name: str
@@ -81,6 +87,7 @@ class Configuration:
     encoder_blocks: tuple[int, ...] = key(low=1, high=64)
     decoder_blocks: tuple[int, ...] = key(low=1, high=64)
     residual_encoder: bool = key()
+    previous_stage: str | None = None
 
     @property
     def dim(self) -> int:
@@ -92,9 +99,21 @@ class Configuration:
         """Number of encoder stages, including the bottleneck."""
         return len(self.strides)
 
+    def input_channels(self, image_channels: int, labels: LabelSet) -> int:
+        """Return the channels of the network's input: those of the image and, in a cascade, one for each label value.
+
+        Args:
+            image_channels: channels of an image.
+            labels: the label set; regions do not count, but the values that they are made of.
+        """
+        return image_channels + (0 if self.previous_stage is None else len(labels.foreground))
+
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return _as_json(asdict(self))
+        """Return the fields as JSON-able values; `previous_stage` only where there is one."""
+        content: dict[str, Any] = _as_json(asdict(self))
+        if self.previous_stage is None:
+            del content["previous_stage"]
+        return content
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> "Configuration":
@@ -121,7 +140,8 @@ class Plan:
         median_spacing: median spacing of the training cases in mm, plan axes.
         median_shape: median size of the cropped training cases at their own spacing in voxels, plan axes.
         intensity: foreground intensities of each channel.
-        configurations: the configurations by name.
+        configurations: the configurations by name. That of the cascade is only among them where it is not 3d_fullres
+            with the labels of 3d_lowres (see `configuration`).
         decisions: the planner's decisions with the numbers behind them, in order. They are not compared or stored.
         reader: nnU-Net's name of the reader where it changes the images: `REORIENTING_READER`, which turns them to RAS;
             None for all others.
@@ -144,18 +164,30 @@ class Plan:
     def configuration(self, name: str) -> Configuration:
         """Return a configuration by name.
 
+        A plan with 3d_lowres also has 3d_cascade_fullres, which is 3d_fullres if the plan says nothing else (nnU-Net:
+        `inherits_from`).
+
         Args:
             name: its name.
 
         Raises:
             UserError: the plan has no configuration of that name.
         """
-        if name not in self.configurations:
-            raise UserError(
-                f"plan.configuration={name}: the plan of {self.dataset_name} has no such configuration. "
-                f"Choose one of {', '.join(self.configurations)}."
-            )
-        return self.configurations[name]
+        if name in self.configurations:
+            return self.configurations[name]
+        if name in self.names:
+            return replace(self.configurations[FULLRES], name=CASCADE, previous_stage=LOWRES)
+        without = f", because it has no {LOWRES} ({FORCED})" if name == CASCADE else ""
+        raise UserError(
+            f"plan.configuration={name}: the plan of {self.dataset_name} has no such configuration{without}. "
+            f"Choose one of {', '.join(self.names)}."
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all configurations."""
+        own = tuple(self.configurations)
+        return (*own, CASCADE) if CASCADE not in own and {LOWRES, FULLRES} <= set(own) else own
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan, without its decisions and orientations, as JSON-able values."""

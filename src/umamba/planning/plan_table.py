@@ -18,10 +18,12 @@ def plan_table(plan: Plan, trained: str | None = None) -> Table:
     """
     table = Table(title=rich_text(f"Plan of {plan.dataset_name} by the rules {plan.rules}"), title_justify="left")
     table.add_column("")
-    for name in plan.configurations:
+    # A cascade that only repeats 3d_fullres is shown if it is trained.
+    names = [name for name in plan.names if name in plan.configurations or name == trained]
+    for name in names:
         chosen = name == trained
         table.add_column(rich_text(f"{name} (trained)" if chosen else name), style="bold" if chosen else "")
-    rows = [_rows(configuration) for configuration in plan.configurations.values()]
+    rows = [_rows(plan.configuration(name)) for name in names]
     for label in rows[0]:
         table.add_row(label, *(column[label] for column in rows))
     order = " ".join("zyx"[axis] for axis in plan.transpose_forward)

@@ -14,7 +14,7 @@ from umamba.planning.fingerprint import Fingerprint
 from umamba.planning.geometry import DatasetGeometry, dataset_geometry, median_shape_at
 from umamba.planning.normalization import normalization_of, uses_mask
 from umamba.planning.pinned import check_configuration, check_names, check_patch, pinned_spacing
-from umamba.planning.plan import Configuration, Plan, axis3, stages
+from umamba.planning.plan import CASCADE, FORCED, FULLRES, LOWRES, Configuration, Plan, axis3, stages
 from umamba.planning.rules import (
     LOWRES_BELOW,
     LOWRES_MIN_RATIO,
@@ -117,9 +117,10 @@ def plan_dataset(
         _add_volumetric(dataset, geometry, configurations, pinned, decisions)
     absent = set(pinned) - set(configurations)
     if absent:
+        why = f", because it has no {LOWRES} ({FORCED})" if CASCADE in absent else ""
         raise UserError(
-            f"plan.configuration={absent.pop()}: the plan of {dataset_name} has no such configuration, so its values "
-            f"cannot be pinned. Choose one of {', '.join(configurations)}."
+            f"plan.configuration={absent.pop()}: the plan of {dataset_name} has no such configuration{why}, so its "
+            f"values cannot be pinned. Choose one of {', '.join(configurations)}."
         )
     return Plan(
         dataset_name,
@@ -141,8 +142,8 @@ def _add_volumetric(
     pinned: Mapping[str, Mapping[str, Any]],
     decisions: list[str],
 ) -> None:
-    """Add 3d_fullres and, if its patch covers too little of an image, 3d_lowres."""
-    own = pinned.get("3d_fullres", {})
+    """Add 3d_fullres and, if its patch covers too little of an image, 3d_lowres; the cascade if values are pinned."""
+    own = pinned.get(FULLRES, {})
     spacing = pinned_spacing(own, geometry.target_spacing)
     shape = median_shape_at(dataset.fingerprint, geometry, spacing)
     voxels = math.prod(shape) * dataset.num_training
@@ -151,8 +152,17 @@ def _add_volumetric(
     if low is not None and "batch_dice" not in own:
         full = replace(full, batch_dice=True)
     configurations["3d_fullres"] = full
-    if low is not None:
-        configurations["3d_lowres"] = low
+    if low is None:
+        return
+    configurations[LOWRES] = low
+    decisions.append(f"{CASCADE}: as {FULLRES}, with the labels that {LOWRES} finds as further input channels")
+    if CASCADE in pinned:
+        later = pinned[CASCADE]
+        spacing = pinned_spacing(later, geometry.target_spacing)
+        shape = median_shape_at(dataset.fingerprint, geometry, spacing)
+        voxels = math.prod(shape) * dataset.num_training
+        second = _derive(dataset, CASCADE, spacing, shape, voxels, True, later, decisions)
+        configurations[CASCADE] = replace(second, previous_stage=LOWRES)
 
 
 def _derive_lowres(
@@ -272,6 +282,7 @@ def _derive(
         f"{name}: normalisation {listed(normalization)}, inside the nonzero mask {listed(masks)} "
         f"(the crop leaves {relative:.3g} of the voxels)"
     )
+    layers = shape_of(topology)
     configuration = Configuration(
         name=name,
         spacing=tuple(float(mm) for mm in spacing),
@@ -283,8 +294,10 @@ def _derive(
         use_mask_for_norm=masks,
         strides=topology.strides,
         kernel_sizes=topology.kernel_sizes,
+        features_per_stage=layers["features_per_stage"],
+        encoder_blocks=layers["encoder_blocks"],
+        decoder_blocks=layers["decoder_blocks"],
         residual_encoder=rules.residual_encoder,
-        **shape_of(topology),
     )
     check_configuration(configuration, len(dataset.channel_names))
     return configuration

@@ -43,6 +43,7 @@ from umamba.io.documents import OWN_BYTES
 from umamba.labels import LabelSet
 from umamba.labels.view import letters_of
 from umamba.planning import Configuration, Plan
+from umamba.planning.plan import FULLRES
 from umamba.preprocessing.case import CaseProperties, preprocess_case
 from umamba.preprocessing.foreground import foreground_voxels
 from umamba.settings.validate import read_record
@@ -67,6 +68,8 @@ class StoredCase:
         label: (1, Z, Y, X) int16; slicing it reads voxels from disk. Background outside the nonzero mask is -1.
         foreground: voxel indices (n, 3) int32 of each class, see `foreground_voxels`.
         properties: the facts needed to undo the preprocessing.
+        previous: (1, Z, Y, X) int16 labels of the previous stage of a cascade, on the grid of the image; slicing it
+            reads voxels from disk. None: no cascade.
     """
 
     case_id: str
@@ -74,6 +77,7 @@ class StoredCase:
     label: Any
     foreground: dict[int, np.ndarray]
     properties: CaseProperties
+    previous: Any | None = None
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,13 @@ class CaseStore:
     Attributes:
         path: folder of the store.
         case_ids: sorted names of the cases.
+        previous: folder of the labels of the previous stage of a cascade, see `umamba.preprocessing.previous`; None: no
+            cascade.
     """
 
     path: Path
     case_ids: tuple[str, ...]
+    previous: Path | None = None
 
     @property
     def plan(self) -> Plan:
@@ -113,18 +120,20 @@ class CaseStore:
             UserError: the files of the case are missing or damaged.
         """
         try:
-            image, label = (_open(_file(self.path, case_id, what)) for what in ("image", "label"))
+            image, label = (open_array(case_file(self.path, case_id, what)) for what in ("image", "label"))
             meta = image.schunk.vlmeta
             voxels = {
                 int(key): np.frombuffer(value, np.int32).reshape(-1, 3) for key, value in meta["foreground"].items()
             }
             properties = CaseProperties.from_json(json.loads(meta["properties"]))
+            previous = None if self.previous is None else open_array(case_file(self.previous, case_id, "previous"))
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            folders = " and ".join(str(folder) for folder in (self.path, self.previous) if folder is not None)
             raise UserError(
-                f"{self.path}: the prepared files of {case_id} cannot be read ({error}). Delete that folder, and "
+                f"{folders}: the prepared files of {case_id} cannot be read ({error}). Delete what is there, and "
                 "prepare the dataset again."
             ) from error
-        return StoredCase(case_id, image, label, voxels, properties)
+        return StoredCase(case_id, image, label, voxels, properties, previous)
 
     def letters(self, case_id: str) -> tuple[str, str, str] | None:
         """Return the anatomical directions in which a case's stored axes grow; None for a two-dimensional image.
@@ -167,6 +176,8 @@ def prepare_store(
         StorageError: the disk cannot be written; the cases that are complete are kept.
     """
     configuration = plan.configuration(configuration_name)
+    # A cascade that only inherits 3d_fullres has the same voxels, and shares its folder.
+    configuration_name = configuration_name if configuration_name in plan.configurations else FULLRES
     folder = root / dataset.name / f"{configuration_name}_{store_key(digest, plan, configuration, dataset.labels)}"
     store = CaseStore(folder, tuple(sorted(case.case_id for case in dataset.training)))
     if _is_whole(store) and not (check and _damaged(store, workers)):
@@ -184,7 +195,7 @@ def prepare_store(
         missing = [
             case
             for case in dataset.training
-            if case.case_id in damaged or not _file(folder, case.case_id, "image").exists()
+            if case.case_id in damaged or not case_file(folder, case.case_id, "image").exists()
         ]
         prepare = partial(_prepare_case, folder=folder, plan=plan, configuration=configuration, labels=dataset.labels)
         title = f"Preprocessing {dataset.name} for {configuration_name}"
@@ -247,7 +258,7 @@ def _is_whole(store: CaseStore) -> bool:
 
 
 def _files(store: CaseStore) -> list[Path]:
-    return [_file(store.path, case_id, what) for case_id in store.case_ids for what in ("image", "label")]
+    return [case_file(store.path, case_id, what) for case_id in store.case_ids for what in ("image", "label")]
 
 
 def _checksums(store: CaseStore, workers: int) -> dict[str, int | None]:
@@ -332,18 +343,32 @@ def _prepare_case(
     assert label is not None
     voxels = {str(key): found.tobytes() for key, found in foreground_voxels(label, labels).items()}
     flat = configuration.dim == 2
-    _write(_file(folder, case.case_id, "label"), label, flat)
+    write_array(case_file(folder, case.case_id, "label"), label, flat)
     meta = {"foreground": voxels, "properties": json.dumps(properties.to_json())}
-    _write(_file(folder, case.case_id, "image"), image, flat, meta)  # written last, because it marks a finished case
+    # Written last, because it marks a finished case.
+    write_array(case_file(folder, case.case_id, "image"), image, flat, meta)
     return None
 
 
-def _open(path: Path) -> Any:
+def open_array(path: Path) -> Any:
+    """Open an array that `write_array` wrote; slicing it reads voxels from disk.
+
+    Args:
+        path: the file.
+    """
     # Use one thread, because a forked process does not inherit blosc2's threads and would wait for them forever.
     return blosc2.open(str(path), mmap_mode="r", dparams=blosc2.DParams(nthreads=1))
 
 
-def _write(path: Path, array: np.ndarray, flat: bool, meta: dict[str, Any] | None = None) -> None:
+def write_array(path: Path, array: np.ndarray, flat: bool, meta: dict[str, Any] | None = None) -> None:
+    """Write an array to a file that single patches can be read from.
+
+    Args:
+        path: the file, which becomes visible when it is complete.
+        array: (C, Z, Y, X).
+        flat: whether the training reads slices (a 2D configuration).
+        meta: further values in the file.
+    """
     chunks, blocks = chunk_shapes(array.shape, flat)
     with atomic_path(path) as temporary:
         written = blosc2.asarray(
@@ -381,5 +406,12 @@ def chunk_shapes(shape: Sequence[int], flat: bool) -> tuple[tuple[int, ...], tup
     return (shape[0], *chunks), (shape[0], *blocks)
 
 
-def _file(folder: Path, case_id: str, what: str) -> Path:
+def case_file(folder: Path, case_id: str, what: str) -> Path:
+    """Return the file of a case.
+
+    Args:
+        folder: that it is in.
+        case_id: the case.
+        what: image, label or previous.
+    """
     return folder / f"{case_id}.{what}.b2nd"

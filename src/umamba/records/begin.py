@@ -23,11 +23,22 @@ from umamba.records.identity import (
 )
 from umamba.records.repair import damaged_scores, repair_config, repair_metrics
 from umamba.records.run_folder import RunFolder
-from umamba.settings import TrainSettings, plain
+from umamba.settings import HeadsSettings, TrainSettings, plain
 
 log = logging.getLogger(__name__)
 # Values of run.json that belong to a run that never saved a checkpoint, and must not pass to another one.
-_OF_A_RUN = ("found_lr", "precision", "wandb_id", "continuations", "ended_after", "scoring", "identity", "provenance")
+_OF_A_RUN = (
+    "found_lr",
+    "precision",
+    "budget",
+    "forecast",
+    "wandb_id",
+    "continuations",
+    "ended_after",
+    "scoring",
+    "identity",
+    "provenance",
+)
 # Keys of config.yaml that say nothing about a run.
 _OF_A_COMMAND = ("restart", "explain", "nnunet_plans", "preview")
 
@@ -134,6 +145,7 @@ def _changes(folder: RunFolder, asked: Mapping[str, Any]) -> list[str]:
     first = read_config(folder.config)
     if first is None:
         return ["config.yaml cannot be read"]
+    first = {"heads": plain(HeadsSettings()), **first}  # versions before the group wrote none
     first = {name: value for name, value in first.items() if name not in _OF_A_COMMAND}
     return differences("", first, json.loads(json.dumps(asked)))
 

@@ -19,6 +19,7 @@ from umamba.io import UserError
 from umamba.io.checksums import read_checked
 from umamba.io.documents import check_values
 from umamba.labels import LabelSet
+from umamba.labels.case_classes import CaseHeads
 from umamba.networks import official_state_dict
 from umamba.planning import Configuration, Plan
 from umamba.planning.plan import read_orientations
@@ -30,6 +31,7 @@ from umamba.settings.wording import shown
 
 FORMAT = 1
 NETWORK = "network."  # prefix of the network's weights in a LightningModule
+CASE_HEAD = "case_head."  # prefix of the weights of its classification head
 _KEY = "umamba"  # entry of a checkpoint that holds its record
 _REQUIRED = ("plan", "configuration", "architecture", "labels", "channel_names", "file_ending", "recipe")
 _ACCEPTED = (
@@ -55,6 +57,7 @@ class CheckpointRecord:
         provenance: versions, machine and revision.
         fingerprint_hash: hash of the dataset's content, None if another program trained the network.
         ema_patch_dice: smoothed patch Dice so far, None before the first.
+        heads: what the network answers about a whole case; None: it segments only.
     """
 
     plan: Plan
@@ -69,6 +72,7 @@ class CheckpointRecord:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     fingerprint_hash: str | None = None
     ema_patch_dice: float | None = None
+    heads: CaseHeads | None = None
 
     @property
     def configuration(self) -> Configuration:
@@ -79,6 +83,11 @@ class CheckpointRecord:
     def num_channels(self) -> int:
         """Channels of an image."""
         return len(self.channel_names)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's input: those of an image and, in a cascade, of the previous stage's labels."""
+        return self.configuration.input_channels(self.num_channels, self.labels)
 
     @property
     def deep_supervision(self) -> bool:
@@ -96,6 +105,7 @@ class CheckpointRecord:
             "mirror_axes": self.mirror_axes,
             "provenance": dict(self.provenance),
             "scores": {"ema_patch_dice": self.ema_patch_dice},
+            **({} if self.heads is None else {"heads": self.heads.to_json()}),
         }
         return dict(json.loads(json.dumps(content)))
 
@@ -132,7 +142,7 @@ class CheckpointRecord:
         found = read_record(
             cls,
             {
-                **content,
+                **{name: value for name, value in content.items() if name != "heads"},
                 "plan": replace(
                     Plan.from_json(content["plan"]), orientations=read_orientations(content.get("orientations", ()))
                 ),
@@ -142,6 +152,7 @@ class CheckpointRecord:
                 "recipe": parse(RecipeSettings, content["recipe"] or {}),
                 "provenance": content.get("provenance") or {},
                 "ema_patch_dice": _patch_dice(content.get("scores") or {}),
+                **_heads(content),
             },
         )
         found.check_fits()
@@ -184,6 +195,11 @@ def _architecture(values: Any) -> ArchitectureSettings:
     return read_architecture(values)
 
 
+def _heads(content: Mapping[str, Any]) -> dict[str, CaseHeads]:
+    """Return the entry `heads` of a record that has one."""
+    return {} if content.get("heads") is None else {"heads": CaseHeads.from_json(content["heads"])}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The content of a checkpoint.
@@ -192,11 +208,13 @@ class Checkpoint:
         path: the file.
         record: how the weights are used.
         weights: of the network, on the CPU.
+        head_weights: of the classification head; empty: there is none.
     """
 
     path: Path
     record: CheckpointRecord
     weights: Mapping[str, Tensor]
+    head_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path, trust: str | Sequence[str] | None = ()) -> Checkpoint:
@@ -227,7 +245,8 @@ def read_checkpoint(path: Path, trust: str | Sequence[str] | None = ()) -> Check
             f"must not choose which code runs, so nothing was imported. If you trust the package {package} that is "
             f"installed here, add trust={package}."
         )
-    return Checkpoint(path, record, network_weights(tensors_of(path, content["state_dict"])))
+    tensors = tensors_of(path, content["state_dict"])
+    return Checkpoint(path, record, network_weights(tensors), case_head_weights(tensors))
 
 
 def _record(path: Path, content: Mapping[str, Any]) -> CheckpointRecord:
@@ -248,6 +267,35 @@ def network_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state_dict: of the module, where the names of the network's weights begin with `NETWORK`.
     """
     return {name.removeprefix(NETWORK): value for name, value in state_dict.items() if name.startswith(NETWORK)}
+
+
+def case_head_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the classification head out of the state of a LightningModule; empty: there is none.
+
+    Args:
+        state_dict: of the module, where the names of the head's weights begin with `CASE_HEAD`.
+    """
+    return {name.removeprefix(CASE_HEAD): value for name, value in state_dict.items() if name.startswith(CASE_HEAD)}
+
+
+def read_case_head(path: Path) -> tuple[CaseHeads, dict[str, Tensor]] | None:
+    """Return the classification head of a checkpoint and its weights; None: it has no head.
+
+    Args:
+        path: a checkpoint that `read_weights` reads.
+
+    Raises:
+        UserError: the record of the head is damaged.
+    """
+    content = load_safely(find_checkpoint(path))
+    record = content.get(_KEY)
+    if not isinstance(record, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        return None
+    try:
+        heads = _heads(record).get("heads")
+    except UserError as error:
+        raise UserError(f"{path}: {error} {_ACCEPTED}") from None
+    return None if heads is None else (heads, case_head_weights(tensors_of(path, content["state_dict"])))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], LabelSet | None]:

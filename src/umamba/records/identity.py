@@ -23,6 +23,7 @@ from umamba.settings import (
     plain,
     read_architecture,
 )
+from umamba.settings.duration import duration_seconds
 from umamba.settings.training import AfterTrainingSettings
 
 # Further arguments of Lightning's Trainer that do not change what is learnt. Any other one counts.
@@ -42,8 +43,10 @@ _KEYS = {
     "precision": "trainer.precision (or recipe.precision)",
     "batches_per_epoch": "training batches of an epoch (data.iterations_per_epoch, trainer.limit_train_batches)",
     "batches_per_step": "whole batches of a step (trainer.ddp_batch=multiply, trainer.devices)",
+    "budget": "time budget (budget in seconds, or finish_by)",
     "split": "cases of the fold (splits_final.json, groups)",
     "fingerprint_hash": "content of the dataset",
+    "teacher": "teacher (content of that checkpoint)",
 }
 
 
@@ -74,7 +77,13 @@ def learnt_settings(settings: TrainSettings, processes: int = 1) -> dict[str, An
             "callbacks": [plain(entry) for entry in trainer.callbacks if entry.get("name") not in _ONLOOKERS],
             **plain(further),
         },
+        **({"budget": _budget(settings)} if settings.timed else {}),
     }
+
+
+def _budget(settings: TrainSettings) -> str | float | None:
+    """Return the seconds of the time budget, or the text that says when it ends."""
+    return duration_seconds(settings.budget) if settings.budget is not None else settings.finish_by
 
 
 def early_stopping(settings: TrainSettings) -> list[dict[str, Any]]:
@@ -128,14 +137,14 @@ def former_settings(config: Path, settings: TrainSettings) -> TrainSettings | No
 def identity_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a line `key: was ..., is ...` for each value of two identities that differs.
 
-    Options that are newer than the former identity have their defaults in it. Parts that it does not hold at all are
-    not compared.
+    Options that are newer than the former identity have their defaults in it, and the teacher is none. Other parts that
+    it does not hold at all are not compared.
 
     Args:
         before: the identity in run.json.
         now: the identity of the present command.
     """
-    former, present = _comparable(before), _comparable(now)
+    former, present = {"teacher": None, **_comparable(before)}, _comparable(now)
     lines = []
     for name, value in present.items():
         if name in former:
@@ -191,7 +200,7 @@ def differences(name: str, before: Any, now: Any) -> list[str]:
 
 def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity without what may vary, and with the defaults of options that it does not know."""
-    found = dict(identity)
+    found = {"budget": None, "heads": None, **identity}
     if found.get("architecture"):
         found["architecture"] = _without(plain(read_architecture(found["architecture"])), "scan_backend")
     records: tuple[tuple[str, type[Settings], tuple[str, ...]], ...] = (

@@ -19,6 +19,7 @@ from umamba.io import UserError, read_json
 from umamba.io.documents import check_values
 from umamba.networks import official_architecture, official_state_dict
 from umamba.planning import foreign_settings, parse_nnunet_plans
+from umamba.records.zoo import zoo_weights
 from umamba.settings.wording import shown
 
 FILE_NAME = "checkpoint_final.pth"
@@ -61,14 +62,21 @@ def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint file of a path.
 
     Args:
-        path: the file itself, or a results or fold folder of nnU-Net or U-Mamba that holds a single one.
+        path: the file itself, the name zoo:NAME of a trained network, or a results or fold folder of nnU-Net or
+            U-Mamba that holds a single one.
 
     Raises:
         UserError: the folder holds no checkpoint_final.pth, or those of several folds.
     """
     path = Path(path)
     if not path.is_dir():
-        return path
+        files = zoo_weights(path)
+        if len(files) > 1:
+            raise UserError(
+                f"{path}: is the mean of {len(files)} networks, and this needs one. Give one of their files, such as "
+                f"{files[0]}."
+            )
+        return files[0]
     if (path / FILE_NAME).is_file():
         return path / FILE_NAME
     found = sorted(path.glob(f"fold_*/{FILE_NAME}"))
@@ -117,11 +125,6 @@ def from_official(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any
     dataset = _beside(results / "dataset.json", arguments.get("dataset_json"), path)
     name = shown(arguments.get("configuration"))
     plan = parse_nnunet_plans(plans, f"plan of {path}")
-    if name not in plan.configurations and name in plans["configurations"]:
-        raise UserError(
-            f"{path}: configuration {name} is the second network of a cascade, which needs the first one's "
-            "segmentations as input. Cascades cannot be predicted here; give a checkpoint of another configuration."
-        )
     plan.configuration(name)
     foreign = foreign_settings(plans, name)
     if foreign:

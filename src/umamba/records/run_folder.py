@@ -5,6 +5,7 @@ The path follows from the settings of the run and never from the time, so that t
     runs/<experiment>/<configuration>/fold_<k>/seed_<s>/
         config.yaml plan.json run.json metrics.csv progress.png checkpoints/ panels/
         validation/ validation.csv (of the fold) predictions/ scores.csv overlays/ (of the test images)
+        with a classification head: validation_classes.csv scores_classes.csv and a plot beside each
 
 `run.json` holds the state of the run. The same command reads it and continues, or stops if the run is finished (see
 `records.begin` for what is the same).
@@ -49,6 +50,8 @@ class _Status:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     found_lr: float | None = key(None, above=0)
     precision: str | None = None
+    budget: Mapping[str, Any] | None = None
+    forecast: Mapping[str, Any] | None = None
     wandb_id: str | None = None
     mlflow_id: str | None = None
     parameters: int | None = key(None, low=0)
@@ -153,14 +156,34 @@ class RunFolder:
         return self.path.parent.parent / f"cross_validation_{self.path.name}.csv"
 
     @property
+    def cross_validation_classes(self) -> Path:
+        """The scores of the classes of all folds together, beside the folders of the folds."""
+        return self.path.parent.parent / f"cross_validation_classes_{self.path.name}.csv"
+
+    @property
     def predictions(self) -> Path:
         """The segmentations of the test images."""
         return self.path / "predictions"
 
     @property
+    def previous_stage(self) -> Path:
+        """The segmentations by the first stage of a cascade, of the validation cases and the test images."""
+        return self.path / "previous_stage"
+
+    @property
     def scores(self) -> Path:
         """The scores of the test images."""
         return self.path / "scores.csv"
+
+    @property
+    def validation_classes(self) -> Path:
+        """The scores of the classes of the fold's validation cases."""
+        return self.path / "validation_classes.csv"
+
+    @property
+    def classes(self) -> Path:
+        """The scores of the classes of the test images."""
+        return self.path / "scores_classes.csv"
 
     @property
     def overlays(self) -> Path:

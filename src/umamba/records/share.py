@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from umamba.io import UserError, atomic_path
-from umamba.records.checkpoint import NETWORK, Checkpoint, read_checkpoint, store_record
+from umamba.records.checkpoint import CASE_HEAD, NETWORK, Checkpoint, read_checkpoint, store_record
 from umamba.records.torch_file import write_torch
 
 _PLAIN = re.compile(r"[\w.+-]{1,60}")  # a version, a revision, the name of a trainer
@@ -23,7 +23,7 @@ _PATH = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|file:")
 _FINE_TUNED = "another checkpoint"
 
 
-def share_checkpoint(checkpoint: Path, output: Path) -> Path:
+def share_checkpoint(checkpoint: Path, output: Path, half: bool = False) -> Path:
     """Write a checkpoint that predicts the same and can be fine-tuned, but holds weights and record only.
 
     Kept are weights, plan, labels, architecture, recipe, versions and revision. Left out are optimiser, loops,
@@ -33,6 +33,7 @@ def share_checkpoint(checkpoint: Path, output: Path) -> Path:
     Args:
         checkpoint: of a run, of nnU-Net or of U-Mamba.
         output: the new file.
+        half: store weights as float16: half the size, and other bits of the weights.
 
     Returns:
         `output`.
@@ -44,7 +45,7 @@ def share_checkpoint(checkpoint: Path, output: Path) -> Path:
     read, output = read_checkpoint(checkpoint, trust=None), Path(output)
     if output.exists():
         raise UserError(f"{output}: exists already. Delete it, or give another output.")
-    content = _content(read)
+    content = _content(read, half)
     for name, text in _texts("", content["umamba"]):
         if _PATH.match(text):
             raise UserError(
@@ -56,7 +57,7 @@ def share_checkpoint(checkpoint: Path, output: Path) -> Path:
     return output
 
 
-def _content(read: Checkpoint) -> dict[str, Any]:
+def _content(read: Checkpoint, half: bool) -> dict[str, Any]:
     """Return the content of the new file; each tensor is a copy, because torch.save writes all that a view hides."""
     record = replace(
         read.record,
@@ -64,9 +65,12 @@ def _content(read: Checkpoint) -> dict[str, Any]:
         provenance=_provenance(read.record.provenance),
     )
     weights = {
-        NETWORK + name: value.detach().clone(memory_format=torch.contiguous_format)
-        for name, value in read.weights.items()
+        prefix + name: value.detach().clone(memory_format=torch.contiguous_format)
+        for prefix, tensors in ((NETWORK, read.weights), (CASE_HEAD, read.head_weights))
+        for name, value in tensors.items()
     }
+    if half:
+        weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     content: dict[str, Any] = {"state_dict": weights}
     store_record(content, record)
     # The pickle of equal texts depends on whether they are one object; JSON makes all of them anew.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas
 
 from umamba.io.escape import html
-from umamba.reporting.gallery import CasePicture
+from umamba.reporting.gallery import CasePicture, Drawing
 from umamba.reporting.names import method_name, metric_name
 from umamba.reporting.results import Results
 
@@ -58,13 +58,9 @@ def _table(wide: pandas.DataFrame, metric: str, ids: Mapping[str, str], methods:
         names = f'<th scope="row">{html(case)}</th><td class="name">{html(method_name(method))}</td>'
         cells = "".join(f"<td>{'' if math.isnan(value) else f'{value:.4f}'}</td>" for value in values)
         groups[case].append(f"<tr>{names}<td>{fold}</td><td>{seed}</td>{cells}</tr>")
-
-    def identity(case: str) -> str:
-        return f' id="{ids[case]}"'
-
+    named = {case: f' id="{ids[case]}"' if first else "" for case in groups}
     bodies = "".join(
-        f'<tbody data-of="{ids[case]}" data-case="{html(case)}"{identity(case) if first else ""}>'
-        f"{''.join(lines)}</tbody>"
+        f'<tbody data-of="{ids[case]}" data-case="{html(case)}"{named[case]}>{"".join(lines)}</tbody>'
         for case, lines in groups.items()
         if lines or first
     )
@@ -88,19 +84,29 @@ def case_figure(picture: CasePicture, ids: Mapping[str, str]) -> str:
         if picture.rank
         else f"Mean {metric_name(picture.metric)}"
     )
+    return (
+        f'<figure data-of="{ids[picture.case]}"><h4>{html(picture.case)}</h4>'
+        f"{panels_of(picture.drawing, picture.case)}"
+        f"<figcaption>{html(rank)} over methods and labels: {picture.score:.3f}. Shown: {html(picture.drawing.place)}."
+        "</figcaption></figure>"
+    )
+
+
+def panels_of(drawing: Drawing, case: str) -> str:
+    """Return pictures beside each other, and the key of their labels.
+
+    Args:
+        drawing: the pictures.
+        case: the case, for readers who cannot see them.
+    """
     panels = "".join(
         f"<div><p>{html(panel.title)}</p>"
-        f'<img alt="{html(f"{picture.case}: {panel.title}")}" '
+        f'<img alt="{html(f"{case}: {panel.title}")}" '
         f'src="data:image/webp;base64,{base64.b64encode(panel.webp).decode()}"></div>'
-        for panel in picture.panels
+        for panel in drawing.panels
     )
     key = "".join(
         f'<li><b style="background:rgb({red},{green},{blue})"></b>{html(name)}</li>'
-        for name, (red, green, blue) in picture.legend
+        for name, (red, green, blue) in drawing.legend
     )
-    return (
-        f'<figure data-of="{ids[picture.case]}"><h4>{html(picture.case)}</h4>'
-        f'<div class="panels">{panels}</div><ul class="key">{key}</ul>'
-        f"<figcaption>{html(rank)} over methods and labels: {picture.score:.3f}. Shown: {html(picture.place)}."
-        "</figcaption></figure>"
-    )
+    return f'<div class="panels">{panels}</div><ul class="key">{key}</ul>'

@@ -15,7 +15,7 @@ from umamba.evaluation.claims import Claim, compare, judged
 from umamba.evaluation.equivalence import MARGIN
 from umamba.evaluation.spread import Spreads, suitability
 from umamba.reporting.names import dataset_name, metric_name
-from umamba.reporting.results import AVERAGE, METRICS, Published, Results
+from umamba.reporting.results import AVERAGE, METRICS, TEST, Published, Results
 
 __all__ = [
     "REFERENCE",
@@ -51,6 +51,7 @@ class Number:
         done: number of finished runs.
         planned: number of all runs.
         rules: sentence on the rules of the scores; empty if they are not recorded.
+        images: which images were scored.
     """
 
     dataset: str
@@ -67,6 +68,7 @@ class Number:
     done: int
     planned: int
     rules: str = ""
+    images: str = TEST
     significant: bool = False
     best: bool = False
 
@@ -110,9 +112,7 @@ def claims_of(results: Results, margin: float = MARGIN) -> list[Claim]:
         for family in families:
             compared = []
             for label, metric in family:
-                samples = {method: _sample(own, method, label, metric) for method in methods}
-                tables = {method: sample.unstack("case") for method, sample in samples.items() if len(sample)}
-                compared += compare(tables, metric, margin, dataset, label)
+                compared += compare(by_method(own, methods, label, metric), metric, margin, dataset, label)
             found += judged(compared)
     return found
 
@@ -158,14 +158,11 @@ def measured_spreads(results: Results, dataset: str) -> dict[str, tuple[Spreads,
     Returns:
         Metric -> spreads and cases; empty if no pair shows them.
     """
+    own = results.scores[results.scores["dataset"] == dataset]
     found = {}
-    known = [
-        claim
-        for claim in claims_of(results)
-        if (claim.dataset, claim.label) == (dataset, AVERAGE) and min(claim.seeds) > 1 and claim.n_cases > 1
-    ]
     for metric in METRICS:
-        pairs = [claim for claim in known if claim.metric == metric]
+        compared = compare(by_method(own, results.methods(dataset), AVERAGE, metric), metric, math.nan)
+        pairs = [claim for claim in compared if min(claim.seeds) > 1 and claim.n_cases > 1]
         if pairs:
             mean = [
                 math.sqrt(sum(value**2 for value in column) / len(pairs))
@@ -205,6 +202,7 @@ def _of_dataset(results: Results, dataset: str, claims: Sequence[Claim]) -> list
                         done=sum(state.state == "done" for state in runs),
                         planned=len(runs),
                         rules=rules,
+                        images=results.images,
                         significant=against is not None and against.survives and label not in absent,
                         best=_is_best(method, row) and label not in absent,
                     )
@@ -216,6 +214,22 @@ def _is_best(method: str, row: Sequence[Claim]) -> bool:
     """Return whether a method is shown to be better than every other one of a row."""
     own = [claim for claim in row if method in (claim.a, claim.b)]
     return bool(own) and all(claim.survives and claim.better == method for claim in own)
+
+
+def by_method(own: pandas.DataFrame, methods: Sequence[str], label: str, metric: str) -> dict[str, pandas.DataFrame]:
+    """Return the scores of each method that has any.
+
+    Args:
+        own: the scores of a dataset, as in `Results.scores`.
+        methods: the methods.
+        label: name of the label, or "average".
+        metric: name of the score.
+
+    Returns:
+        Method -> table with a row for each training and a column for each case.
+    """
+    samples = {method: _sample(own, method, label, metric) for method in methods}
+    return {method: sample.unstack("case") for method, sample in samples.items() if len(sample)}
 
 
 def _sample(own: pandas.DataFrame, method: str, label: str, metric: str) -> pandas.Series:

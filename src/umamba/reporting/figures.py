@@ -64,9 +64,9 @@ def learning_curves(results: Results, dataset: str) -> Curves | None:
     methods = results.methods(dataset)
     lines: list[tuple[str, str, str]] = []
     curves: list[pandas.DataFrame] = []
-    for state in states:
+    for index, state in enumerate(states):
         run = state.run
-        number = sum(other.run.method == run.method for other in states[: len(curves)])
+        number = sum(other.run.method == run.method for other in states[:index])
         name = f"{method_name(run.method)}, fold {run.fold}, seed {run.seed}"
         lines.append((name, _COLOURS[methods.index(run.method) % len(_COLOURS)], _DASHES[number % len(_DASHES)]))
         curves.append(results.curves[run.folder])

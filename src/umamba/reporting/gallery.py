@@ -5,6 +5,7 @@ radiological convention and with the patient's directions at their edges; for an
 """
 
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,26 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """Pictures of one image with several label maps.
+
+    Attributes:
+        place: the slices and the window of the grey values, in words.
+        panels: the image, and one for each label map.
+        legend: name and RGB colour of each label that is drawn.
+    """
+
+    place: str
+    panels: tuple[Panel, ...]
+    legend: tuple[tuple[str, tuple[int, int, int]], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all panels in the page, where base64 makes four characters of three bytes."""
+        return sum(4 * math.ceil(len(panel.webp) / 3) for panel in self.panels)
+
+
+@dataclass(frozen=True)
 class CasePicture:
     """The pictures of one case.
 
@@ -79,23 +100,14 @@ class CasePicture:
         rank: lowest, median or highest; empty for other cases.
         score: mean score over methods and labels.
         metric: name of this score.
-        place: the slices and the window of the grey values, in words.
-        panels: the image, the reference and each method's segmentation.
-        legend: name and RGB colour of each label that is drawn.
+        drawing: the image, the reference and each method's segmentation.
     """
 
     case: str
     rank: str
     score: float
     metric: str
-    place: str
-    panels: tuple[Panel, ...]
-    legend: tuple[tuple[str, tuple[int, int, int]], ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all panels."""
-        return sum(len(panel.webp) for panel in self.panels)
+    drawing: Drawing
 
 
 def gallery(results: Results, dataset: str, most_bytes: float) -> list[CasePicture]:
@@ -129,7 +141,7 @@ def gallery(results: Results, dataset: str, most_bytes: float) -> list[CasePictu
         if case not in known:
             continue
         drawn = picture(known[case], raw, ordered, rank, float(means.iloc[position]), metric)
-        size += drawn.size
+        size += drawn.drawing.size
         if size > most_bytes:
             break
         found.append(drawn)
@@ -171,26 +183,39 @@ def picture(
         metric: name of this score.
     """
     image = read_image(case.images)
-    view = View.of(letters_of(image.geometry))
-    volumes: dict[str, np.ndarray] = {}
-    if case.label is not None:
-        volumes["reference"] = _turned(read_label(case.label), image, view)
+    maps = {} if case.label is None else {"reference": read_label(case.label)}
     for method, folder in folders.items():
         path = folder.predictions / f"{case.case_id}{raw.file_ending}"
         if path.exists():
-            volumes[method_name(method)] = _turned(read_label(path), image, view)
-    background, segmented = view.turn(image.array), np.zeros(view.turn(image.array).shape[1:], dtype=bool)
+            maps[method_name(method)] = read_label(path)
+    return CasePicture(case.case_id, rank, score, metric, draw_case(image, maps, raw.labels))
+
+
+def draw_case(image: Image, maps: Mapping[str, Image], labels: LabelSet, focus: np.ndarray | None = None) -> Drawing:
+    """Draw an image and label maps of it.
+
+    Args:
+        image: the image.
+        maps: title -> label map; those of another shape are left out.
+        labels: the label set.
+        focus: booleans (Z, Y, X) of the image; the slices with most of it are drawn. None: those with most labelled
+            voxels of the first label map.
+    """
+    view = View.of(letters_of(image.geometry))
+    background = view.turn(image.array)
+    segmented = np.zeros(background.shape[1:], dtype=bool)
+    volumes = {title: _turned(own, image, view) for title, own in maps.items()}
     volumes = {title: volume for title, volume in volumes.items() if volume.shape == segmented.shape}
     if volumes:  # the reference, or the first method if there is none
-        values = [value for own in raw.labels.values for value in own]
+        values = [value for own in labels.values for value in own]
         segmented = mask_of(next(iter(volumes.values())), values)
     grey, window = scaled(background, segmented=segmented)
-    planes = planes_of(view, segmented, image.geometry.spacing)
+    planes = planes_of(view, segmented if focus is None else view.turn(focus), image.geometry.spacing)
     drawn: set[int] = set()
-    panels = [Panel("image", _panel(planes, grey, None, raw.labels, drawn))]
-    panels += [Panel(title, _panel(planes, grey, volume, raw.labels, drawn)) for title, volume in volumes.items()]
+    panels = [Panel("image", _panel(planes, grey, None, labels, drawn))]
+    panels += [Panel(title, _panel(planes, grey, volume, labels, drawn)) for title, volume in volumes.items()]
     place = ", ".join([*(plane.name for plane in planes if plane.name), window])
-    return CasePicture(case.case_id, rank, score, metric, place, tuple(panels), _legend(raw.labels, drawn))
+    return Drawing(place, tuple(panels), _legend(labels, drawn))
 
 
 def _turned(label: Image, image: Image, view: View) -> np.ndarray:

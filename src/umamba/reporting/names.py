@@ -1,6 +1,6 @@
-"""Names that a reader of a report knows, for the short names of datasets, networks and scores in its files.
+"""Names of datasets, networks and scores in a report: those of the paper's tables.
 
-The paper's tables name them so. Tables as CSV keep the short names, so that programs find the same keys everywhere.
+Tables as CSV keep the short names, so that programs find the same keys everywhere.
 """
 
 from dataclasses import replace
@@ -29,6 +29,7 @@ METHODS = {
 }
 # What a variant puts in the place of the Mamba layers (architecture.mixer).
 VARIANTS = {"identity": "no Mamba", "mamba2": "Mamba-2", "mlstm": "mLSTM", "convolution": "convolution"}
+TIMED = "equal_time"  # ends the name of a run with as many iterations as take the time of the plain U-Net
 UNET_NOTE = "nnU-Net stands for nnU-Net's plain U-Net, trained by this program."
 
 
@@ -52,12 +53,17 @@ def method_name(method: str) -> str:
 
     >>> method_name("umamba_bot"), method_name("umamba_bot_identity"), method_name("mine")
     ('U-Mamba_Bot', 'U-Mamba_Bot (no Mamba)', 'mine')
+    >>> method_name("umamba_bot_mamba2_equal_time"), method_name("umamba_enc_equal_time"), method_name("unet_float32")
+    ('U-Mamba_Bot (Mamba-2, equal time)', 'U-Mamba_Enc (equal time)', 'nnU-Net (float32)')
     """
     known = next((name for name in METHODS if method == name or method.startswith(f"{name}_")), None)
     if known is None:
         return method
     variant = method.removeprefix(known).removeprefix("_")
-    return f"{METHODS[known]} ({VARIANTS.get(variant, variant)})" if variant else METHODS[known]
+    plain = variant.removesuffix(TIMED).removesuffix("_")
+    words = [VARIANTS.get(plain, plain.replace("_", " "))] if plain else []
+    words += ["equal time"] if variant.endswith(TIMED) else []
+    return f"{METHODS[known]} ({', '.join(words)})" if words else METHODS[known]
 
 
 def metric_name(metric: str) -> str:

@@ -1,29 +1,32 @@
-"""Write the report as one HTML file with its styles, pictures and script; it loads nothing, and reads whole without it.
+"""Write the report as one HTML file that holds its styles, pictures and script, and loads nothing else.
 
-The script (page.js) only adds the panel that shows a case when its point in a plot is clicked.
+The script (page.js) only adds the panel that shows a case when its point in a plot is clicked. Without the script the
+page shows all numbers, too.
 """
 
 import base64
-import hashlib
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
-from umamba.io import atomic_path, provenance
 from umamba.io.escape import anchor, html
 from umamba.reporting.case_rows import case_figure, case_ids, case_tables
 from umamba.reporting.claims_section import claims_section
 from umamba.reporting.compare import Claim, Number, suitability_sentences
 from umamba.reporting.cost import Cost
+from umamba.reporting.document import made_with, write_document
 from umamba.reporting.figures import Curves, learning_curves
 from umamba.reporting.gallery import gallery
 from umamba.reporting.names import UNET_NOTE, dataset_name, method_name, metric_name
-from umamba.reporting.results import AVERAGE, SPLIT, Results
+from umamba.reporting.results import AVERAGE, HELD_OUT, Results
 from umamba.reporting.score_plot import score_plot
 from umamba.reporting.text_tables import BOLD, NumberTable, counted, difference, ours, tables, theirs
 from umamba.sweeps.ledger import duration
+
+# Lengths of the strokes and gaps of a line in the key of the learning curves, in pixels.
+_DASHES = {"solid": "none", "dashed": "8 3", "dotted": "3 3", "dashdot": "8 3 3 3"}
 
 
 def write_page(
@@ -58,21 +61,10 @@ def write_page(
         *(_dataset(results, dataset, found, claims, most_bytes) for dataset in results.datasets),
         _runs(results),
         _cost(cost),
-        f"</main><footer>{_made_with()}</footer>",
+        f"</main><footer>{made_with()}</footer>",
     ]
-    style, script = (files("umamba.reporting").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    # With this policy a browser loads nothing from elsewhere and runs no script but this one.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{html(results.name)}</title><style>{style}</style></head><body>{''.join(body)}"
-        f"<script>{script}</script></body></html>\n"
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    script = files("umamba.reporting").joinpath("page.js").read_text("utf-8")
+    write_document(path, results.name, "".join(body), script)
 
 
 def _dataset(
@@ -116,10 +108,17 @@ def _explanation(results: Results, dataset: str, own: Sequence[Number]) -> str:
         else ""
     )
     return (
-        f'<p class="note">Scores of the {SPLIT} images. {html(rules)} Mean ± standard deviation over cases.{paper} '
-        "n: number of cases that have this score, where other scores have more. No case: the label is in no reference "
-        f"and no prediction. {html(BOLD)}{unet}</p>"
+        f'<p class="note">Scores of the {html(_images(results))}. {html(rules)} Mean ± standard deviation over cases.'
+        f"{paper} n: number of cases that have this score, where other scores have more. No case: the label is in no "
+        f"reference and no prediction. {html(BOLD)}{unet}</p>"
     )
+
+
+def _images(results: Results) -> str:
+    """Name the images that were scored."""
+    if results.images == HELD_OUT:
+        return "test images and of the validation cases, which no training of the fold saw"
+    return f"{results.images} images"
 
 
 def _table(table: NumberTable, own: Sequence[Number], results: Results) -> str:
@@ -179,8 +178,8 @@ def _curves(curves: Curves | None) -> str:
         for title, png in curves.plots
     )
     key = "".join(
-        f'<li><i style="border-top-color:{colour};border-top-style:{"dashed" if dashes != "solid" else dashes}"></i>'
-        f"{html(name)}</li>"
+        f'<li><svg width="26" height="8" aria-hidden="true"><line x2="26" y1="4" y2="4" stroke="{colour}" '
+        f'stroke-width="3" stroke-dasharray="{_DASHES[dashes]}"/></svg>{html(name)}</li>'
         for name, colour, dashes in curves.lines
     )
     return f'<h3>Learning curves</h3><div class="curves">{plots}</div><ul class="key">{key}</ul>'
@@ -223,10 +222,3 @@ def _plain(names: Sequence[str], rows: str) -> str:
 
 def _run_name(dataset: str, method: str) -> str:
     return f"{dataset_name(dataset)}, {method_name(method)}"
-
-
-def _made_with() -> str:
-    facts = provenance()
-    git = facts["git"]
-    revision = "" if git is None else f", revision {git['revision'][:12]}{' with changes' if git['dirty'] else ''}"
-    return f'<p class="note">Made with umamba {html(str(facts["umamba"]))}{revision}, Python {facts["python"]}.</p>'

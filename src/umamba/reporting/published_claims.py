@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 
 from umamba.evaluation.claims import false_claim_probability
 from umamba.evaluation.power import ALPHA
+from umamba.reporting.names import dataset_name, method_name, metric_name
 from umamba.reporting.results import AVERAGE, Published
 
 CORRELATIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -27,8 +28,8 @@ COLUMNS = (
     "r_needed",
 )
 _CLOSEST = (
-    " The table has for each organ and metric the better U-Mamba over the closest of the networks that it exceeds; a "
-    "network that exceeds both is not in it."
+    " For each organ and metric the table has one claim: that of the better U-Mamba over the closest of the networks "
+    "that it exceeds. A network that exceeds both U-Mambas is not in the table."
 )
 _SHOWN = (0.3, 0.5, 0.7, 0.9)
 Numbers = Mapping[tuple[str, str, str, str], Published]
@@ -61,32 +62,17 @@ def published_claims(printed: Numbers, averages: Numbers) -> pandas.DataFrame:
                     for correlation in CORRELATIONS
                 ]
                 needed = _correlation_needed(difference, sd, sd_other, cases)
-                rows.append(
-                    (
-                        dataset,
-                        label,
-                        metric,
-                        method,
-                        key[1],
-                        difference,
-                        cases,
-                        sd,
-                        sd_other,
-                        source,
-                        *probabilities,
-                        needed,
-                    )
-                )
+                names = (dataset, label, metric, method, key[1])
+                rows.append((*names, difference, cases, sd, sd_other, source, *probabilities, needed))
     return pandas.DataFrame(rows, columns=list(COLUMNS))
 
 
-def summary(claims: pandas.DataFrame, printed: Numbers, names: Mapping[str, str]) -> str:
+def summary(claims: pandas.DataFrame, printed: Numbers) -> str:
     """Return the claims as Markdown: how many have P(false) below 5 %, and a row for each claim or each organ.
 
     Args:
         claims: the table of `published_claims`, not empty.
         printed: the numbers of the table.
-        names: dataset or method -> the name that a reader knows.
     """
     parts = []
     for (dataset, cases), own in claims.groupby(["dataset", "cases"], sort=False):
@@ -96,9 +82,9 @@ def summary(claims: pandas.DataFrame, printed: Numbers, names: Mapping[str, str]
         spread = "" if organs else _spread(str(dataset), int(cases), printed)
         unit = "videos" if (dataset, cases) == ("endovis", 10) else "test cases"
         parts += [
-            f"## {names.get(str(dataset), dataset)}, {cases} {unit}",
+            f"## {dataset_name(str(dataset))}, {cases} {unit}",
             f"Of {len(own)} claims, P(false) is below 5 % for {counts}." + (_CLOSEST if organs else spread),
-            _table(rows, names),
+            _table(rows),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -110,13 +96,13 @@ def _spread(dataset: str, cases: int, printed: Numbers) -> str:
         row = [value for key, value in printed.items() if (key[0], *key[2:]) == (dataset, AVERAGE, metric)]
         variances = [value.sd**2 / cases for value in row if value.sd is not None]
         ratio = float(np.std([value.mean for value in row], ddof=1)) / math.sqrt(sum(variances) / len(variances))
-        told.append(f"{ratio:.1f} ({metric.upper()})")
+        told.append(f"{ratio:.1f} ({metric_name(metric)})")
     return (
         f" The {len(row)} means spread {' and '.join(told)} times as much as the standard error of one mean over cases."
     )
 
 
-def _table(rows: pandas.DataFrame, names: Mapping[str, str]) -> str:
+def _table(rows: pandas.DataFrame) -> str:
     head = ["label", "metric", "claim", "difference", *(f"r = {r}" for r in _SHOWN), "r needed"]
     lines = [head, ["---"] * len(head)]
     for row in rows.to_dict("records"):
@@ -124,8 +110,8 @@ def _table(rows: pandas.DataFrame, names: Mapping[str, str]) -> str:
         lines.append(
             [
                 row["label"],
-                row["metric"].upper(),
-                f"{names.get(row['method'], row['method'])} over {names.get(row['other'], row['other'])}",
+                metric_name(row["metric"]),
+                f"{method_name(row['method'])} over {method_name(row['other'])}",
                 f"{row['difference']:.4f}",
                 *(_percent(row[f"p_false_r{r}"]) for r in _SHOWN),
                 "none" if math.isnan(needed) else "any" if needed <= -1 else f"{needed:.2f}",

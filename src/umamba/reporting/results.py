@@ -28,7 +28,10 @@ _COLUMNS = "Columns: dataset,method,label,metric,mean,sd."
 METRICS = ("dsc", "nsd", "f1")
 AVERAGE = "average"
 SCORE_COLUMNS = ("dataset", "method", "fold", "seed", "case", "label", "metric", "value")
-SPLIT = "test"  # a report is of the test images
+# Which images a report is of: the test images, or these and the validation cases of the fold.
+TEST = "test"
+HELD_OUT = "held-out"
+VALIDATION = " (validation)"  # ends the name of a validation case
 # Names of the organs in Tables 5 to 7, and other names that datasets use.
 _ORGANS = (
     *("liver", "right kidney", "spleen", "pancreas", "aorta", "IVC", "RAG", "LAG", "gallbladder", "esophagus"),
@@ -74,6 +77,7 @@ class Results:
         curves: run folder -> metrics.csv, for runs that have one.
         published: (dataset, method, label, metric) -> the paper's number.
         overrides: overrides of every run in addition to those of the study.
+        images: which images were scored: test or held-out.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Results:
     curves: Mapping[RunFolder, pandas.DataFrame]
     published: Mapping[tuple[str, str, str, str], Published]
     overrides: tuple[str, ...] = ()
+    images: str = TEST
 
     @property
     def datasets(self) -> list[str]:
@@ -187,7 +192,12 @@ class Results:
 
 
 def gather(
-    name: str, question: str, runs: Sequence[PlannedRun], published: Path | None, overrides: Sequence[str] = ()
+    name: str,
+    question: str,
+    runs: Sequence[PlannedRun],
+    published: Path | None,
+    overrides: Sequence[str] = (),
+    images: str = TEST,
 ) -> Results:
     """Read the results of a study from its run folders.
 
@@ -197,6 +207,7 @@ def gather(
         runs: its runs.
         published: its published.csv; None if it has none.
         overrides: overrides of every run in addition to those of the study.
+        images: test, or held-out: also the validation cases of each run's fold.
 
     Raises:
         UserError: published.csv or a run's scores have an unexpected form.
@@ -206,7 +217,7 @@ def gather(
     rows: list[tuple[Any, ...]] = []
     for state in states:
         if state.state == "done":
-            rows += run_scores(state.run, {key[2] for key in printed})
+            rows += run_scores(state.run, {key[2] for key in printed}, images)
     files = {state.run.folder: state.run.folder.metrics for state in states}
     curves = {folder: curve for folder, path in files.items() if (curve := _curve(path)) is not None}
     return Results(
@@ -217,20 +228,26 @@ def gather(
         curves={folder: curve for folder, curve in curves.items() if len(curve)},
         published=printed,
         overrides=tuple(overrides),
+        images=images,
     )
 
 
-def run_scores(run: PlannedRun, printed: Collection[str] = ()) -> list[tuple[Any, ...]]:
+def run_scores(run: PlannedRun, printed: Collection[str] = (), images: str = TEST) -> list[tuple[Any, ...]]:
     """Read the scores of a run.
 
     Args:
         run: the run.
         printed: labels of published numbers.
+        images: test, or held-out: also the validation cases of the fold, whose names then end with (validation).
 
     Returns:
         Rows (SCORE_COLUMNS); none if the run has no scores.csv, for example because its test images have no labels.
     """
     table = read_scores(run.folder.scores)
+    if images == HELD_OUT:
+        validation = read_scores(run.folder.validation_scores)
+        validation["case"] = validation["case"].astype(str) + VALIDATION
+        table = pandas.concat([part for part in (table, validation) if len(part)] or [table], ignore_index=True)
     labels = label_names(table["label"].unique(), printed)
     rows: list[tuple[Any, ...]] = []
     for values in table.to_dict("records"):

@@ -92,7 +92,7 @@ def _box(values: np.ndarray, middle: int, ends: tuple[float, float]) -> str:
     left, right, centre, *tips = (_percent(float(value), *ends) for value in (first, third, median, *whiskers))
     width = f"{100 * (third - first) / (ends[1] - ends[0]):.2f}%"
     lines: list[tuple[str, str, float, float]] = [(tips[0], left, middle, middle), (right, tips[1], middle, middle)]
-    lines += [(x, x, middle - _HALF, middle + _HALF) for x in (centre,)]
+    lines.append((centre, centre, middle - _HALF, middle + _HALF))
     lines += [(x, x, middle - _HALF / 2, middle + _HALF / 2) for x in tips]
     drawn = "".join(f'<line x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"/>' for x1, x2, y1, y2 in lines)
     return (

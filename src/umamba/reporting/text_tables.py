@@ -13,7 +13,7 @@ from umamba.io import escape
 from umamba.io.tabular import write_table
 from umamba.reporting.compare import REFERENCE, Claim, Number
 from umamba.reporting.names import claim_words, dataset_name, method_name
-from umamba.reporting.results import AVERAGE, SPLIT
+from umamba.reporting.results import AVERAGE
 
 CSV_COLUMNS = (
     *("dataset", "method", "label", "metric", "mean", "sd", "cases", "published_mean", "published_sd", "difference"),
@@ -42,7 +42,7 @@ def write_csv(path: Path, found: Sequence[Number]) -> None:
         rows.append(
             (
                 *(number.dataset, number.method, number.label, number.metric, number.mean, number.sd, number.cases),
-                *(*paper, number.difference, number.p_value, number.done, number.planned, SPLIT, number.rules),
+                *(*paper, number.difference, number.p_value, number.done, number.planned, number.images, number.rules),
             )
         )
     write_table(path, pandas.DataFrame(rows, columns=list(CSV_COLUMNS)))
@@ -130,7 +130,10 @@ def tables(found: Sequence[Number]) -> list[NumberTable]:
         averages = [[n for n in own if n.label == AVERAGE and n.method == method] for method in methods]
         made.append(
             NumberTable(
-                f"{dataset_name(dataset)}, {SPLIT} images: averages", [*map(method_name, methods)], averages, True
+                f"{dataset_name(dataset)}, {own[0].images} images: averages",
+                [*map(method_name, methods)],
+                averages,
+                True,
             )
         )
         labels = [label for label in dict.fromkeys(number.label for number in own) if label != AVERAGE]
@@ -138,7 +141,7 @@ def tables(found: Sequence[Number]) -> list[NumberTable]:
             rows = [[n for n in own if n.label == label and n.metric == metric] for label in labels]
             kept = [(label, row) for label, row in zip(labels, rows, strict=True) if row]
             if kept:
-                title = f"{dataset_name(dataset)}, {SPLIT} images: {metric.upper()} by label"
+                title = f"{dataset_name(dataset)}, {own[0].images} images: {metric.upper()} by label"
                 made.append(NumberTable(title, [k[0] for k in kept], [k[1] for k in kept], False))
     return made
 

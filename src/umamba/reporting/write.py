@@ -9,8 +9,10 @@ from umamba.evaluation.equivalence import MARGIN
 from umamba.io import atomic_path
 from umamba.io.tabular import write_table
 from umamba.reporting.compare import claims_of, numbers, suitability_sentences
+from umamba.reporting.complement import complement
 from umamba.reporting.cost import Cost, costs
 from umamba.reporting.page import write_page
+from umamba.reporting.records import write_curves, write_records
 from umamba.reporting.results import Results
 from umamba.reporting.text_tables import latex, markdown, write_claims, write_csv
 
@@ -19,7 +21,8 @@ def write_report(results: Results, folder: Path, margin: float = MARGIN, picture
     """Write the report of a study.
 
     numbers.csv holds the numbers of the tables, claims.csv those of the comparisons, scores.csv each score of each
-    case and training, and cost.csv the cost of each training.
+    case and training, cost.csv the cost of each training, complement.csv how methods complement each other, curves.csv
+    the learning curves, and runs.json how each run was started and with which versions.
 
     Args:
         results: the results of the study.
@@ -37,6 +40,9 @@ def write_report(results: Results, folder: Path, margin: float = MARGIN, picture
     write_table(folder / "scores.csv", results.scores)
     columns = [field.name for field in fields(Cost)]
     write_table(folder / "cost.csv", pandas.DataFrame([asdict(entry) for entry in cost], columns=columns))
+    write_table(folder / "complement.csv", complement(results))
+    write_curves(folder / "curves.csv", results)
+    write_records(folder / "runs.json", results)
     suited = [sentence for dataset in results.datasets for sentence in suitability_sentences(results, dataset)]
     texts = {
         "tables.md": markdown(found, results.remark, claims, suited),

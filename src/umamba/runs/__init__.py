@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from umamba.runs.calibration import Calibrated, calibrate
+    from umamba.runs.label_audit import Audit, audit
     from umamba.runs.prediction import predict
     from umamba.runs.preparation import PlannedDataset, PreparedDataset, plan_of, prepare, preprocess
     from umamba.runs.select import Selection, find_best
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from umamba.runs.whole_run import RunResult, run, train
 
 _MODULES = {
+    "calibration": ("Calibrated", "calibrate"),
+    "label_audit": ("Audit", "audit"),
     "prediction": ("predict",),
     "preparation": ("PlannedDataset", "PreparedDataset", "plan_of", "prepare", "preprocess"),
     "select": ("Selection", "find_best"),
@@ -22,10 +26,14 @@ _MODULES = {
     "whole_run": ("RunResult", "run", "train"),
 }
 __all__ = [
+    "Audit",
+    "Calibrated",
     "PlannedDataset",
     "PreparedDataset",
     "RunResult",
     "Selection",
+    "audit",
+    "calibrate",
     "find_best",
     "plan_of",
     "predict",

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,22 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from umamba.io import UserError, provenance
+from umamba.inference.forward import refuse_scale
+from umamba.io import UserError, file_digest, provenance
 from umamba.io.resources import memory_bytes
+from umamba.labels.case_classes import UNKNOWN
 from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
+from umamba.networks.heads import build_case_head
 from umamba.patches.extra import check_on_patch
 from umamba.planning import Configuration, fold_cases
-from umamba.records import CheckpointRecord, RunFolder
+from umamba.records import CheckpointRecord, RunFolder, find_checkpoint
+from umamba.records.checkpoint import read_checkpoint
 from umamba.records.identity import learnt_settings
+from umamba.runs.case_heads import case_classes, case_heads, heads_identity, warn_of_classes
+from umamba.runs.first_stage import first_stage
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
+from umamba.runs.time_budget import budget_plan, end_of_training, report_forecast, spent
 from umamba.runs.trainer import (
     build_datamodule,
     build_trainer,
@@ -31,15 +39,18 @@ from umamba.runs.trainer import (
     trains_without_search,
 )
 from umamba.settings import TrainSettings
+from umamba.settings.training import Fold
 from umamba.training.activation_checkpointing import checkpoint_stages
+from umamba.training.added_class import read_teacher, start_from_teacher
 from umamba.training.backward_graph import BackwardGraph, backward_graph, freeze
+from umamba.training.budget import BudgetSchedule
 from umamba.training.checkpoints import newest_readable
 from umamba.training.freed_memory import freed_memory_kept
 from umamba.training.learning_rate import found_learning_rate
-from umamba.training.losses import build_loss
+from umamba.training.losses import NOT_PARTIAL, build_loss
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged
-from umamba.training.pretrained import load_pretrained
+from umamba.training.pretrained import load_pretrained, load_pretrained_head
 from umamba.training.step_times import StepTimes
 from umamba.training.workers import explain_worker_error
 
@@ -63,11 +74,18 @@ def checkpoint_record(settings: TrainSettings, planned: PlannedDataset) -> Check
         channel_names=tuple(planned.dataset.channel_names),
         file_ending=planned.dataset.file_ending,
         recipe=settings.recipe,
-        pretrained=None if settings.pretrained is None else str(settings.pretrained),
+        pretrained=next((str(path) for path in (settings.pretrained, settings.teacher) if path is not None), None),
         mirror_axes=settings.augmentation.mirrored_axes(planned.configuration.dim),
-        provenance=provenance(),
+        provenance=provenance() | _first_stage_of(settings),
         fingerprint_hash=planned.digest,
+        heads=case_heads(settings, planned),
     )
+
+
+def _first_stage_of(settings: TrainSettings) -> dict[str, str]:
+    """Return where the first stage of a cascade is, for those who predict with the second; empty for other runs."""
+    stage = first_stage(settings)
+    return {} if stage is None else {"previous_stage": str(stage.folder.absolute())}
 
 
 def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: CheckpointRecord) -> dict[str, Any]:
@@ -79,10 +97,29 @@ def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: Che
         record: the record of its checkpoints: architecture, plan, labels and dataset.
     """
     train_cases, val_cases = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
-    names = "\n".join([*sorted(train_cases), "", *sorted(val_cases)])
-    digest = hashlib.blake2b(names.encode(), digest_size=4).hexdigest()
-    split = f"{len(train_cases)} to train, {len(val_cases)} to validate ({digest})"
-    return {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split}
+    heads = heads_identity(settings, record.heads, {*train_cases, *val_cases})
+    split = split_name(settings, prepared, settings.fold)
+    own = {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split, **heads}
+    if prepared.store.previous is not None:
+        own["previous_stage"] = prepared.store.previous.name
+    if settings.teacher is None:
+        return {**own, "teacher": None}
+    return {**own, "pretrained": None, "teacher": file_digest(find_checkpoint(settings.teacher))}  # wherever it lies
+
+
+def split_name(settings: TrainSettings, planned: PlannedDataset, fold: Fold) -> str:
+    """Return a text that differs between splits into training and validation cases.
+
+    Args:
+        settings: `paths.preprocessed` (which may hold a splits file) is read.
+        planned: the dataset.
+        fold: number of the fold, or all.
+    """
+    names = [case.case_id for case in planned.dataset.training]
+    train_cases, val_cases = fold_cases(names, fold, splits_file(settings, planned))
+    text = "\n".join([*sorted(train_cases), "", *sorted(val_cases)])
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return f"{len(train_cases)} to train, {len(val_cases)} to validate ({digest})"
 
 
 def step_flops(record: CheckpointRecord) -> float:
@@ -91,7 +128,7 @@ def step_flops(record: CheckpointRecord) -> float:
     Args:
         record: architecture, plan, channels and labels.
     """
-    cost = network_cost(record.architecture, record.configuration, record.num_channels, record.labels.num_classes)
+    cost = network_cost(record.architecture, record.configuration, record.input_channels, record.labels.num_classes)
     return 3.0 * cost.flops * record.configuration.batch_size
 
 
@@ -104,10 +141,14 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
 
     Raises:
         UserError: the architecture cannot be built at this plan, or not be trained deterministically on this device;
-            the loss does not fit the labels, or a transform of TorchIO does not fit the patch.
+            the loss does not fit the labels, a transform of TorchIO not the patch, or predict.tile_scale not the
+            network; the classes of `heads.case` cannot be used, or the architecture cannot have a head.
     """
+    heads = case_heads(settings, planned)
     classes = planned.labels.num_classes
-    network = build_without_data(settings.architecture, planned.configuration, planned.num_channels, classes)
+    network = build_without_data(settings.architecture, planned.configuration, planned.input_channels, classes)
+    if heads is not None:
+        build_case_head(network, settings.architecture.name, heads.sizes)
     needed = 4 * sum(parameter.numel() for parameter in network.parameters())
     if needed > memory_bytes():
         raise UserError(
@@ -115,39 +156,77 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
             f"{memory_bytes() / 2**30:.3g} GiB of memory here. Check the plan and the architecture group."
         )
     if settings.trainer.deterministic is True and trains_on_cuda(settings):
-        graph = _graph(settings, planned.configuration, planned.num_channels, classes)
+        graph = _graph(settings, planned.configuration, planned.input_channels, classes)
         check_deterministic(settings, graph.nondeterministic)
+    if planned.dataset.annotated and settings.recipe.loss.name is not None:
+        raise UserError(f"recipe.loss.name={settings.recipe.loss.name}: {NOT_PARTIAL}")
+    if planned.dataset.annotated and settings.recipe.loss.component_weight:
+        raise UserError(
+            f"recipe.loss.component_weight={settings.recipe.loss.component_weight:g}: is for cases that carry all "
+            f"labels, and some of {planned.dataset.name} do not (annotated_labels). Leave the component loss away."
+        )
+    refuse_scale(network, settings.predict.tile_scale)
     build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
     if settings.augmentation.extra:
         check_on_patch(settings.augmentation, planned.configuration.patch_size, planned.configuration.spacing)
 
 
 def _graph(settings: TrainSettings, configuration: Configuration, channels: int, classes: int) -> BackwardGraph:
-    return backward_graph(settings.architecture, configuration, channels, classes, settings.recipe.deep_supervision)
+    return backward_graph(
+        settings.architecture,
+        configuration,
+        channels,
+        classes,
+        settings.recipe.deep_supervision,
+        encoder_only=settings.heads.alone,
+    )
 
 
 def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
-    """Refuse a fold that the dataset does not have, before any preprocessing.
+    """Refuse a fold that the dataset does not have, or whose cases cannot teach all labels, before any preprocessing.
 
     Args:
         settings: the settings of the run.
         planned: the dataset with its plan.
 
     Raises:
-        UserError: there is no such fold, or too few cases to split.
+        UserError: there is no such fold, or too few cases to split; a label is carried by none of the training cases
+            and unknown to the teacher, or the teacher has nothing to teach.
     """
-    fold_cases(
+    train_cases, _ = fold_cases(
         [case.case_id for case in planned.dataset.training],
         settings.fold,
         splits_file(settings, planned),
         planned.dataset.groups,
     )
+    labels = planned.labels
+    carried = [planned.dataset.annotated.get(case_id, labels.names) for case_id in train_cases]
+    teacher = settings.teacher
+    known = () if teacher is None else read_checkpoint(teacher, trust=None).record.labels.names
+    lost = [name for name in labels.names if name not in known and not any(name in names for names in carried)]
+    if lost:
+        raise UserError(
+            f"annotated_labels: no training case of fold {settings.fold} carries {', '.join(lost)}, so that nothing "
+            "teaches it. Take it out of labels, or give teacher=CHECKPOINT of a network that knows it."
+        )
+    taught = [name for name in labels.names if name in known and not all(name in names for names in carried)]
+    if teacher is not None and not taught:
+        raise UserError(
+            f"teacher={teacher}: knows {', '.join(known)}, and the training cases carry all of these, so that it would "
+            "teach nothing. Name the labels of each case in annotated_labels, or give pretrained=... instead."
+        )
 
 
 def fit(
-    settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, record: CheckpointRecord
+    settings: TrainSettings,
+    prepared: PreparedDataset,
+    folder: RunFolder,
+    record: CheckpointRecord,
+    ends: float | None = None,
 ) -> list[Logger]:
-    """Train up to trainer.max_epochs, from the last completed epoch if there is one; return the run's loggers.
+    """Train up to trainer.max_epochs or the end of the time budget, and return the run's loggers.
+
+    Training continues after the last completed epoch if there is one.
 
     If gradients stay non-finite, the run goes back to its last checkpoint and continues in float32 from then on.
 
@@ -156,14 +235,16 @@ def fit(
         prepared: the dataset, its plan and its preprocessed cases.
         folder: the run folder, in which training writes checkpoints, metrics, pictures and run.json.
         record: the content of each checkpoint beside the weights, from `checkpoint_record`.
+        ends: when training ends with finish_by, in seconds since 1970; None: the next such time.
 
     Raises:
         UserError: an unusable setting, a dead patch worker, a full disk, or divergence (float32, or WORLD_SIZE is set).
     """
+    ends = end_of_training(settings) if ends is None else ends
     while True:
         try:
             with expected_warnings():
-                return attempt(settings, prepared, folder, record)
+                return attempt(settings, prepared, folder, record, ends)
         except Diverged as error:
             if folder.status().get("precision") == FULL_PRECISION or FULL_PRECISION in str(error):
                 raise UserError(
@@ -178,7 +259,11 @@ def fit(
 
 
 def attempt(
-    settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, record: CheckpointRecord
+    settings: TrainSettings,
+    prepared: PreparedDataset,
+    folder: RunFolder,
+    record: CheckpointRecord,
+    ends: float | None = None,
 ) -> list[Logger]:
     """Train once, with the arguments and result of `fit`; raise `Diverged` if gradients stay non-finite."""
     train_cases, val_cases = fold_cases(
@@ -186,21 +271,31 @@ def attempt(
     )
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     held_out = set(val_cases).isdisjoint(train_cases)
-    module = SegmentationModule(record, held_out)
+    known = case_classes(settings, record.heads)
+    warn_of_classes(settings, record.heads, train_cases)
+    if settings.heads.alone:
+        train_cases = [case for case in train_cases if max(known.get(case, (UNKNOWN,))) >= 0]
+    taught = None if settings.teacher is None else read_teacher(settings.teacher, record)
+    teacher = None if taught is None else taught[0]
+    module = SegmentationModule(record, held_out, teacher, known, settings.heads.weight)
     trainer = build_trainer(settings, prepared, folder, val_cases if held_out else [])
     if trains_without_search(trainer):
-        graph = _graph(settings, record.configuration, record.num_channels, record.labels.num_classes)
+        graph = _graph(settings, record.configuration, record.input_channels, record.labels.num_classes)
         freeze(module.network, graph.idle)
-    datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
-    trainer.callbacks.append(StepTimes(datamodule))  # type: ignore[attr-defined]
     resume = newest_readable(folder)
     if resume:
-        log.info("Continuing %s after epoch %d of %d.", folder.path, resume[1], settings.trainer.max_epochs)
+        whole = "" if settings.timed else f" of {settings.trainer.max_epochs}"
+        log.info("Continuing %s after epoch %d%s.", folder.path, resume[1], whole)
     else:
         log.info("New run: %s", folder.path)
         if settings.pretrained is not None:
             log.info(_load_pretrained(settings.pretrained, module, record))
-    parameters = sum(p.numel() for p in module.network.parameters())
+            if module.case_head is not None and record.heads is not None:
+                log.info(load_pretrained_head(settings.pretrained, module.case_head, record.heads))
+        if taught is not None:
+            log.info(start_from_teacher(module.network, taught[1].weights, _builder(record), taught[0]))
+    parts = [module.network, *([] if module.case_head is None else [module.case_head])]
+    parameters = sum(p.numel() for part in parts for p in part.parameters())
     if is_first_process():
         folder.set_status(parameters=parameters, step_flops=step_flops(record))
     log.info(
@@ -213,15 +308,24 @@ def attempt(
         trainer.strategy.root_device,
     )
     if settings.trainer.find_lr:
+        datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
         module.learning_rate = found_learning_rate(folder, module, datamodule, trainer)
         log.info("Learning rate %.3g, found by trying: %s", module.learning_rate, folder.learning_rate_search)
     if settings.trainer.activation_checkpointing:
         log.info("Activation checkpointing: %d stages keep their inputs only.", checkpoint_stages(module.network))
     if settings.trainer.compile:
         module.network.compile(dynamic=False)  # patches have one size; symbolic sizes make Inductor fail
+    timed = settings.timed
+    if timed:
+        cases, continued = (train_cases, val_cases), resume is not None
+        budget = budget_plan(settings, prepared, folder, module, trainer, cases, continued=continued, ends=ends)
+        trainer.callbacks.insert(0, BudgetSchedule(budget))  # type: ignore[attr-defined]
+        settings = spent(settings, budget)
+    datamodule = build_datamodule(settings, prepared, trainer, train_cases, val_cases)
+    trainer.callbacks.append(StepTimes(datamodule))  # type: ignore[attr-defined]
     status = folder.status()
     if resume and status.get("ended_after") == resume[1] and status.get("max_epochs") == settings.trainer.max_epochs:
-        log.info("Training ended after epoch %d, as trainer.max_time or the early stopping says.", resume[1])
+        log.info("Training ended after epoch %d, as the time limit or the early stopping says.", resume[1])
         return trainer.loggers
     try:
         with freed_memory_kept(trainer.strategy.root_device.type == "cpu"):
@@ -235,14 +339,22 @@ def attempt(
         raise UserError(explained) from error
     if not folder.last.exists():
         raise UserError(f"Training ended without a checkpoint. The same command begins again: {folder.path}")
+    if timed:
+        report_forecast(folder)
     return trainer.loggers
 
 
 def _load_pretrained(path: Path, module: SegmentationModule, record: CheckpointRecord) -> str:
-    def build(classes: int) -> torch.nn.Module:
-        return build_network(record.architecture, record.configuration, record.num_channels, classes)
+    return load_pretrained(path, module.network, _builder(record), record.labels)
 
-    return load_pretrained(path, module.network, build, record.labels)
+
+def _builder(record: CheckpointRecord) -> Callable[[int], torch.nn.Module]:
+    """Return a function that builds the run's network for a number of classes."""
+
+    def build(classes: int) -> torch.nn.Module:
+        return build_network(record.architecture, record.configuration, record.input_channels, classes)
+
+    return build
 
 
 def splits_file(settings: TrainSettings, planned: PlannedDataset) -> Path | None:

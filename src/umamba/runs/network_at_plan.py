@@ -22,7 +22,7 @@ class NetworkAtPlan:
     Attributes:
         architecture: the backbone and its options.
         configuration: the plan's configuration.
-        in_channels: image channels.
+        in_channels: channels of the network's input.
         num_classes: channels of the network's logits.
         origin: a text that names the source of the plan and the assumptions.
     """
@@ -51,8 +51,12 @@ def network_at_plan(settings: DescribeSettings) -> NetworkAtPlan:
         return _of_checkpoint(settings.checkpoint, settings.trust)
     root = settings.dataset.root
     if settings.dataset.kind == "phantom" or root.is_dir():
+        if settings.planner.measure:
+            from umamba.runs.measured_plan import with_measured_plan  # it imports all of the training
+
+            settings = with_measured_plan(settings)
         workers = settings.data.prepare_workers or available_cpus()
-        dataset = listed_dataset(locate_dataset(settings.dataset, workers), workers)
+        dataset = listed_dataset(locate_dataset(settings.dataset, settings.paths.preprocessed, workers), workers)
         fingerprint, _ = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
         origin = f"dataset {dataset.root}"
     elif settings.plan.from_file:
@@ -74,7 +78,7 @@ def network_at_plan(settings: DescribeSettings) -> NetworkAtPlan:
     return NetworkAtPlan(
         settings.architecture,
         plan.configuration(name),
-        len(dataset.channel_names),
+        plan.configuration(name).input_channels(len(dataset.channel_names), dataset.labels),
         dataset.labels.num_classes,
         origin,
     )
@@ -83,7 +87,11 @@ def network_at_plan(settings: DescribeSettings) -> NetworkAtPlan:
 def _of_checkpoint(path: Path, trust: str | Sequence[str]) -> NetworkAtPlan:
     record = read_checkpoint(path, trust).record
     return NetworkAtPlan(
-        record.architecture, record.configuration, record.num_channels, record.labels.num_classes, f"checkpoint {path}"
+        record.architecture,
+        record.configuration,
+        record.input_channels,
+        record.labels.num_classes,
+        f"checkpoint {path}",
     )
 
 
@@ -93,7 +101,11 @@ def _of_plans_file(settings: DescribeSettings) -> NetworkAtPlan:
     if settings.num_classes is None:
         raise UserError("num_classes: give the number of labels, background included; the dataset is not there.")
     configuration = read_nnunet_plans(path).configuration(str(settings.plan.configuration))
-    channels = len(configuration.normalization)
+    # Without the dataset the values of its labels are not known; regions apart, they are the classes but background.
+    labels = LabelSet(
+        tuple(map(str, range(1, settings.num_classes))), tuple((n,) for n in range(1, settings.num_classes))
+    )
+    channels = configuration.input_channels(len(configuration.normalization), labels)
     return NetworkAtPlan(settings.architecture, configuration, channels, settings.num_classes, f"plans file {path}")
 
 

@@ -4,23 +4,33 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from umamba.datasets import RawCase
 from umamba.inference import PostProcessing, Predictor
 from umamba.inference.cases import find_cases
+from umamba.inference.first_stage import segment_first
 from umamba.inference.outputs import Outputs
+from umamba.inference.prepared_image import check_previous
 from umamba.inference.problems import UnsegmentedCases
 from umamba.io import Image, StorageError, read_image, read_label, storage_errors
 from umamba.io.lazy import load_beside
 from umamba.io.voice import showing, tracked
+from umamba.records.zoo import zoo_sample
 from umamba.settings import PredictSettings
+
+if TYPE_CHECKING:
+    from umamba.evaluation.quality import Calibration
 
 log = logging.getLogger(__name__)
 
+PREVIOUS_STAGE = "previous_stage"  # folder of the first stage's segmentations in the output
+
 
 def predict(settings: PredictSettings) -> list[Path]:
-    """Segment images and draw previews.
+    """Segment images, draw previews and, with `quality`, say how far to trust each segmentation.
 
     Args:
         settings: the checkpoints, the images, and how they are segmented.
@@ -29,9 +39,11 @@ def predict(settings: PredictSettings) -> list[Path]:
         The segmentations of all cases in the order of their names, those of earlier calls included.
 
     Raises:
-        UserError: a checkpoint cannot be used, or some images could not be segmented; the others are, and are drawn.
+        UserError: a checkpoint or the calibration cannot be used, or some images could not be segmented; the others
+            are, and are drawn.
         StorageError: the output cannot be written.
     """
+    settings = replace(settings, input=zoo_sample(settings.input))
     predictor = Predictor.from_checkpoint(
         settings.checkpoints,
         device=settings.device,
@@ -40,26 +52,70 @@ def predict(settings: PredictSettings) -> list[Path]:
         trust=settings.trust,
         engine=settings.engine,
         reproducible=settings.reproducible,
+        tile_scale=settings.tile_scale,
     )
     outputs = Outputs.at(settings.output, predictor.file_ending)
+    if settings.previous_checkpoint is not None:
+        settings = _with_first_stage(predictor, settings)
+    calibration = None
+    if settings.quality is not None:
+        from umamba.runs.quality import read_calibration  # scipy and pandas, which other predictions do not need
+
+        calibration = read_calibration(settings.quality, predictor, settings)
+        settings = replace(settings, agreement=True)
     if settings.previews:
         load_beside("umamba.evaluation.overlay")  # while the networks compute
     try:
         paths = predictor.predict(settings.input, settings.output, settings, progress=showing())
     except UnsegmentedCases:
-        draw_previews(predictor, outputs, settings)
+        _look_back(predictor, outputs, settings, calibration)
         raise
-    draw_previews(predictor, outputs, settings)
+    _look_back(predictor, outputs, settings, calibration)
     return paths
 
 
-def draw_previews(predictor: Predictor, outputs: Outputs, settings: PredictSettings) -> list[Path]:
+def _with_first_stage(predictor: Predictor, settings: PredictSettings) -> PredictSettings:
+    """Segment the images by the first stage of a cascade, into a folder beside their segmentations by the second."""
+    check_previous(predictor.models, "previous_checkpoint")
+    paths, (cases, _) = settings.previous_checkpoint, find_cases(settings.input, predictor.num_channels)
+    folder = Outputs.at(settings.output, predictor.file_ending).folder / PREVIOUS_STAGE
+    return segment_first(
+        predictor,
+        [paths] if isinstance(paths, Path) else list(paths or ()),
+        cases,
+        folder,
+        replace(settings, previous_checkpoint=None),
+        device=settings.device,
+        engine=settings.engine,
+        trust=settings.trust,
+        reproducible=settings.reproducible,
+    )
+
+
+def _look_back(
+    predictor: Predictor, outputs: Outputs, settings: PredictSettings, calibration: "Calibration | None"
+) -> None:
+    """Draw previews and say how far to trust the segmentations, those to look at first."""
+    if calibration is None:
+        draw_previews(predictor, outputs, settings)
+        return
+    from umamba.runs.quality import estimates_of, write_page
+
+    estimates, order = estimates_of(calibration, predictor, outputs, settings)
+    draw_previews(predictor, outputs, settings, order)
+    write_page(calibration, estimates, order, outputs)
+
+
+def draw_previews(
+    predictor: Predictor, outputs: Outputs, settings: PredictSettings, order: Sequence[str] = ()
+) -> list[Path]:
     """Draw the first images with their segmentations; a picture that is newer than its segmentation is kept.
 
     Args:
         predictor: the networks, for their labels.
         outputs: where the segmentations are, and the pictures go.
         settings: `input`, `instances` and the number of `previews`.
+        order: cases that come before the others.
 
     Returns:
         The PNG files of the drawn cases.
@@ -77,7 +133,8 @@ def draw_previews(predictor: Predictor, outputs: Outputs, settings: PredictSetti
         return []
     cases, _ = find_cases(settings.input, predictor.num_channels)
     wanted = []
-    for case in cases:
+    rank = {case_id: number for number, case_id in enumerate(order)}
+    for case in sorted(cases, key=lambda case: rank.get(case.case_id, len(rank))):
         files, picture = outputs.case(case.case_id, settings), outputs.preview(case.case_id)
         drawn = files.instances or files.segmentation
         if drawn.exists():

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from umamba.datasets import (
     Finding,
@@ -20,6 +21,7 @@ from umamba.io import StorageError, UserError, exclusive, read_json, write_json
 from umamba.io.documents import OWN_BYTES
 from umamba.io.resources import available_cpus
 from umamba.labels import LabelSet
+from umamba.labels.annotated import annotated_sentence
 from umamba.planning import (
     Configuration,
     Fingerprint,
@@ -33,7 +35,9 @@ from umamba.planning import (
     read_nnunet_plans,
     to_nnunet_plans,
 )
+from umamba.planning.plan import CASCADE, LOWRES
 from umamba.preprocessing import CaseStore, prepare_store
+from umamba.records.checkpoint import read_checkpoint
 from umamba.settings import DatasetSettings, PhantomSettings, TrainSettings
 from umamba.settings.validate import read_record
 
@@ -68,6 +72,11 @@ class PlannedDataset:
     def num_channels(self) -> int:
         """Number of channels of an image."""
         return len(self.dataset.channel_names)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's input: those of an image and, in a cascade, of the previous stage's labels."""
+        return self.configuration.input_channels(self.num_channels, self.labels)
 
 
 @dataclass(frozen=True)
@@ -164,20 +173,29 @@ def _kept_findings(folder: Path, digest: str) -> tuple[Finding, ...] | None:
 def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerprint) -> tuple[Plan, str]:
     """Return the plan that the settings ask for, and the name of the configuration to use.
 
-    The plan is read from nnU-Net's plans file (plan.from_file) or derived by the rules (planner.rules). A derived plan
-    keeps the values that plan.* pins and, with plan.paper=true, those of the paper's Table 2; plan.* overrides Table 2.
+    The plan is the teacher's, or read from nnU-Net's plans file (plan.from_file), or derived by the rules
+    (planner.rules). A derived plan keeps the values that plan.* pins and, with plan.paper=true, those of the paper's
+    Table 2; plan.* overrides Table 2. The plan of a cascade has the 3d_lowres of its trained first stage.
 
     Args:
-        settings: the groups `plan` and `planner` are read.
+        settings: `teacher` and the groups `plan` and `planner` are read.
         dataset: the raw dataset, whose name, channels, labels and number of training cases are read.
         fingerprint: statistics of its training cases.
 
     Raises:
-        UserError: the file is no plan or has another number of channels, Table 2 does not have the dataset, or pinned
-            values do not fit.
+        UserError: the file is no plan or has another number of channels, the teacher has another configuration, Table 2
+            does not have the dataset, or pinned values do not fit.
     """
     wanted, pinned = settings.plan, settings.plan.pinned()
     configuration = planned_configuration(dataset.name, wanted.paper, wanted.configuration)
+    if settings.teacher is not None:
+        record = read_checkpoint(settings.teacher, trust=None).record
+        if record.configuration_name != configuration:
+            raise UserError(
+                f"teacher={settings.teacher}: trained with plan.configuration={record.configuration_name}. Give this "
+                "value, too."
+            )
+        return replace(record.plan, orientations=fingerprint.orientations), configuration
     if wanted.from_file:
         plan = read_nnunet_plans(wanted.from_file)
         found, expected = len(plan.intensity), len(dataset.channel_names)
@@ -191,6 +209,16 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
         row = paper_setting(dataset.name, wanted.configuration)
         pinned = {**row.pinned(), **pinned}
         notes = (f"{configuration}: {', '.join(row.pinned())} pinned by Table 2 of the paper, {row.title}",)
+    overrides: dict[str, dict[str, Any]] = {configuration: pinned} if pinned else {}
+    first = None
+    if configuration == CASCADE:
+        from umamba.runs.first_stage import first_record, first_stage  # they import torch
+
+        stage = first_stage(settings)
+        first = None if stage is None else first_record(stage)
+    if first is not None and first.configuration.dim == 3:  # 3d_lowres as it was trained, even if no rule asks for it
+        overrides[LOWRES] = {"spacing": first.configuration.spacing}
+        notes = (*notes, f"{LOWRES}: as it was trained before")
     plan = plan_dataset(
         fingerprint,
         dataset_name=dataset.name,
@@ -199,22 +227,26 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
         num_label_entries=dataset.labels.num_entries,
         rules=settings.planner.rules,
         gpu_memory_gb=settings.planner.gpu_memory_gb,
-        overrides={configuration: pinned} if pinned else {},
+        overrides=overrides,
     )
+    if LOWRES in overrides and first is not None:
+        trained = replace(first.configuration, name=LOWRES)
+        plan = replace(plan, configurations={**plan.configurations, LOWRES: trained})
     plan = replace(plan, reader=dataset.reader, orientations=fingerprint.orientations)
     return replace(plan, decisions=(*notes, *plan.decisions)), configuration
 
 
-def locate_dataset(settings: DatasetSettings, workers: int) -> Path:
-    """Return the folder of the raw dataset; a phantom is written on first use.
+def locate_dataset(settings: DatasetSettings, preprocessed: Path, workers: int) -> Path:
+    """Return the folder of the raw dataset; a phantom is written and numbered instances become classes on first use.
 
     Args:
         settings: where the dataset is, or which phantom to write there.
-        workers: threads that convert a phantom in the layout of a public archive.
+        preprocessed: folder of preprocessed datasets, in which the classes of numbered instances are written.
+        workers: threads that convert numbered instances, or a phantom in the layout of a public archive.
 
     Raises:
         UserError: the folder does not exist (the message says where to get the dataset and where to put it), or a
-            phantom cannot be written because the folder holds something else.
+            phantom cannot be written because the folder holds something else, or dataset.instance_targets does not fit.
     """
     root = settings.root
     if settings.kind == "phantom":
@@ -222,6 +254,16 @@ def locate_dataset(settings: DatasetSettings, workers: int) -> Path:
     absent = settings.absent()
     if absent:
         raise UserError(absent)
+    targets = settings.instance_targets
+    if holds_instances(root):
+        named = "interior and boundary" if targets == "boundary" else "levels of depth"
+        log.info("%s holds numbered instances; they become the classes background, %s.", root, named)
+        return classes_of_instances(root, preprocessed / "classes", workers, targets)
+    if targets != "boundary":
+        raise UserError(
+            f"dataset.instance_targets={targets}: {root} holds no numbered instances, of which such labels are made "
+            "(instancesTr, and no dataset.json). Leave dataset.instance_targets away to train the labels that it has."
+        )
     return root
 
 
@@ -267,6 +309,20 @@ def listed_dataset(root: Path, workers: int) -> RawDataset:
     return read_dataset(root)
 
 
+def raw_dataset(settings: TrainSettings, workers: int) -> RawDataset:
+    """Return the listing of the dataset that a run trains on; numbered instances become classes first.
+
+    Args:
+        settings: the dataset, and where prepared cases are.
+        workers: worker processes.
+
+    Raises:
+        UserError: the dataset is not there, or has errors.
+    """
+    root = locate_dataset(settings.dataset, settings.paths.preprocessed, workers)
+    return listed_dataset(root, workers)
+
+
 def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path | None = None) -> PlannedDataset:
     """Take a dataset from its raw folder to its plan, and report the plan.
 
@@ -276,16 +332,16 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
         nnunet_plans: file to which the plan is also written, for nnU-Net; None: no such file.
 
     Raises:
-        UserError: all problems of the dataset together, or a pinned value that does not fit it.
+        UserError: all problems of the dataset together, a pinned value that does not fit it, or levels of depth asked
+            for where there are no numbered instances.
     """
     for name, folder in vars(settings.paths).items():
         log.info("paths.%s: %s", name, folder.absolute())
     workers = settings.data.prepare_workers or available_cpus()
-    root = locate_dataset(settings.dataset, workers)
-    if holds_instances(root):
-        log.info("%s holds numbered instances; they become the classes background, interior and boundary.", root)
-        root = classes_of_instances(root, settings.paths.preprocessed / "classes", workers)
-    dataset = listed_dataset(root, workers)
+    dataset = raw_dataset(settings, workers)
+    if dataset.annotated:
+        training = [case.case_id for case in dataset.training]
+        log.info(annotated_sentence(dataset.labels, dataset.annotated, training))
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     plan, configuration = make_plan(settings, dataset, fingerprint)
     _refuse_lines(dataset, plan.configuration(configuration))
@@ -296,7 +352,7 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
         write_json(nnunet_plans, to_nnunet_plans(plan, dataset.file_ending))
         log.info("The plan as nnU-Net's plans file: %s", nnunet_plans.absolute())
     kept = _kept_findings(settings.paths.preprocessed / dataset.name, digest)
-    findings = None if kept is None else (*list_findings(root)[1], *kept)
+    findings = None if kept is None else (*list_findings(dataset.root)[1], *kept)
     return PlannedDataset(dataset, digest, plan, plan.configuration(configuration), findings)
 
 
@@ -345,6 +401,10 @@ def prepare(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
         nnunet_plans: file to which the plan is also written, for nnU-Net; None: no such file.
 
     Raises:
-        UserError: as `plan_of` and `preprocess`.
+        UserError: as `with_measured_plan`, `plan_of` and `preprocess`.
     """
+    if settings.planner.measure:
+        from umamba.runs.measured_plan import with_measured_plan  # it needs this module, and all of the training
+
+        settings = with_measured_plan(settings)
     return preprocess(plan_of(settings, explain, nnunet_plans), settings)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from umamba.inference.cases import list_cases
 from umamba.inference.checkpoints import find_checkpoints
 from umamba.inference.model import Model, choose_device
-from umamba.io import UserError, make_folder, read_image, write_json
+from umamba.io import UserError, atomic_path, make_folder, read_image, write_json
 from umamba.io.voice import tracked
 from umamba.networks import probes
 from umamba.networks.receptive_field import convolutional_reach
@@ -71,7 +71,8 @@ def probe(settings: ProbeSettings) -> Path:
         probe.json.
 
     Raises:
-        UserError: the checkpoint or an image cannot be used, or the folder of a checkpoint holds several.
+        UserError: the checkpoint or an image cannot be used, the network is the second stage of a cascade, or the
+            folder of a checkpoint holds several.
         StorageError: the output cannot be written.
     """
     files = find_checkpoints([settings.checkpoint])
@@ -80,6 +81,11 @@ def probe(settings: ProbeSettings) -> Path:
     device = choose_device(settings.device)
     model = Model.from_checkpoint(files[0], device, "32-true", settings.trust, engine="torch")
     architecture = read_checkpoint(files[0], settings.trust).record.architecture
+    if model.configuration.previous_stage is not None:
+        raise UserError(
+            f"{files[0]}: is the second stage of a cascade, whose input needs the segmentation of the first, "
+            f"{model.configuration.previous_stage}. Probe that one."
+        )
     cases = list_cases(settings.images, model.num_channels)[: settings.most]
     make_folder(settings.output)
     network, configuration = model.network.eval(), model.configuration
@@ -129,15 +135,16 @@ def _look(
     """Add what one patch (1, C, *S) shows."""
     layers, inputs = probes.mixers_of(network), probes.inputs_of(network, patch)
     spacing = configuration.spacing
-    whole = found.setdefault(NETWORK, _Found(tuple(spacing)))
-    whole.gradients.append(probes.gradient_map(network, patch))
-    whole.hidden += probes.hide_cubes(network, patch, spacing, settings.steps)
+    all_layers = found.setdefault(NETWORK, _Found(tuple(spacing)))
+    all_layers.gradients.append(probes.gradient_map(network, patch))
+    all_layers.hidden += probes.hide_cubes(network, patch, spacing, settings.steps)
     if layers:
-        whole.shuffled.append(probes.change_by_shuffling(network, patch, list(layers.values()), settings.seed))
+        all_layers.shuffled.append(probes.change_by_shuffling(network, patch, list(layers.values()), settings.seed))
     for name, layer in layers.items():
         x = inputs[name]
-        steps = [whole / own for whole, own in zip(patch.shape[2:], x.shape[2:], strict=True)]
-        own = found.setdefault(name, _Found(tuple(s * step for s, step in zip(spacing, steps, strict=True))))
+        sizes = zip(spacing, patch.shape[2:], x.shape[2:], strict=True)
+        own = found.setdefault(name, _Found(tuple(s * whole / here for s, whole, here in sizes)))
+        # A layer has no predicted class, so all of its channels count, with random signs.
         signs = torch.randint(2, (x.shape[1],), generator=torch.Generator().manual_seed(settings.seed)) * 2.0 - 1
         own.gradients.append(probes.gradient_map(layer, x, signs))
         own.hidden += probes.hide_cubes(layer, x, own.spacing, settings.steps)
@@ -156,7 +163,6 @@ def _write(
     import pandas
 
     from umamba.evaluation.probe_plots import plot_gradients, plot_hidden
-    from umamba.io import atomic_path
 
     numbers = {name: each.numbers() for name, each in found.items()}
     rows = [
@@ -179,10 +185,8 @@ def _write(
         plot_gradients(layers, radii, settings.output / "layers.png", None)
     else:
         log.info("The network has no mixer layers, so nothing can be said by layer.")
-    plot_hidden(
-        {name: [(e["distance_mm"], e["change"]) for e in each["change_by_hiding"]] for name, each in numbers.items()},
-        settings.output / "hidden.png",
-    )
+    curves = {name: [tuple(point.values()) for point in each["change_by_hiding"]] for name, each in numbers.items()}
+    plot_hidden(curves, settings.output / "hidden.png")
     beyond = None if reach is None else probes.share_beyond(found[NETWORK].gradient, reach)
     content = {
         "checkpoint": str(settings.checkpoint),

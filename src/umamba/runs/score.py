@@ -11,12 +11,15 @@ from umamba.datasets import RawCase
 from umamba.evaluation import Rules, rules_sentence, score_folder, score_table, worst_median_best
 from umamba.evaluation.overlay import case_figure, write_overlay
 from umamba.inference import Predictor
+from umamba.inference.first_stage import segment_first
+from umamba.inference.outputs import CLASSES
 from umamba.inference.problems import UnsegmentedCases
 from umamba.io import UserError, oriented_like, read_image, read_label
 from umamba.io.voice import showing
 from umamba.planning import fold_cases
 from umamba.records import RunFolder
 from umamba.records.tables import read_scores, write_scores
+from umamba.runs.first_stage import first_stage
 from umamba.runs.fit import splits_file
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.settings import PredictionSettings, TrainSettings
@@ -35,7 +38,9 @@ def scoring_rules(settings: TrainSettings, planned: PlannedDataset) -> Rules:
     Raises:
         UserError: the protocol is for other labels than the dataset's.
     """
-    return Rules(planned.labels, settings.dataset.protocol, settings.dataset.tolerance_mm)
+    dataset = settings.dataset
+    annotated = planned.dataset.annotated
+    return Rules(planned.labels, dataset.protocol, dataset.tolerance_mm, annotated=annotated)
 
 
 def check_scoring(settings: TrainSettings, planned: PlannedDataset) -> None:
@@ -71,28 +76,92 @@ def predict_and_score(
     checkpoint = folder.checkpoint(settings.predict.checkpoint)
     held_out = validation_cases(settings, prepared) if settings.predict.validation else []
     rules, validation = scoring_rules(settings, prepared), None
+    if settings.heads.alone:
+        for cases, where in ((held_out, folder.validation), (prepared.dataset.test, folder.predictions)):
+            if cases:
+                _classify_cases(_predictor(settings, checkpoint), cases, where, settings.predict.prediction)
+        report_classes(settings, folder)
+        return None, None
     if held_out:
         predictor = _predictor(settings, checkpoint)
-        validation = score_cases(
-            predictor, held_out, folder.validation, folder.validation_scores, rules, settings.predict.prediction
-        )
+        asked = _settings_for(settings, predictor, held_out, folder.previous_stage / "validation")
+        validation = score_cases(predictor, held_out, folder.validation, folder.validation_scores, rules, asked)
         if validation is not None:
             log.info(score_table(validation, f"Validation of fold {settings.fold}, whole", rules.sentence))
         pool_folds(folder, rules.sentence)
     test = prepared.dataset.test
     if not test:
+        report_classes(settings, folder)
         log.info("No test images (imagesTs): nothing to predict.")
         return validation, None
     predictor = _predictor(settings, checkpoint)
-    scores = score_cases(predictor, test, folder.predictions, folder.scores, rules, settings.predict.prediction)
+    asked = _settings_for(settings, predictor, test, folder.previous_stage / "predictions")
+    scores = score_cases(predictor, test, folder.predictions, folder.scores, rules, asked)
     if scores is None:
         log.info("The test images have no labels (labelsTs): predicted, not scored.")
+    report_classes(settings, folder)
     return validation, scores
+
+
+def _settings_for(
+    settings: TrainSettings, predictor: Predictor, cases: Sequence[RawCase], output: Path
+) -> PredictionSettings:
+    """Return how a run's network segments cases; the first stage of a cascade segments them before, into `output`.
+
+    It is that of the same fold, which was trained on the same cases; with fold=all, the mean of all folds.
+    """
+    stage = first_stage(settings)
+    if stage is None:
+        return settings.predict.prediction
+    checkpoints = stage.checkpoints if settings.fold == "all" else [stage.checkpoint(settings.fold)]
+    trust, engine = module_of(settings.architecture.name), settings.predict.engine
+    wanted = settings.predict.prediction
+    return segment_first(predictor, checkpoints, cases, output, wanted, engine=engine, trust=trust)
+
+
+def _classify_cases(predictor: Predictor, cases: Sequence[RawCase], where: Path, settings: PredictionSettings) -> None:
+    try:
+        predictor.predict_cases(cases, where, settings, progress=showing())
+    except UnsegmentedCases as error:
+        log.warning("%s\nThe scores are those of the other images.", error)
+
+
+def report_classes(settings: TrainSettings, folder: RunFolder) -> None:
+    """Score and report the classes of the validation cases and test images; nothing without a classification head.
+
+    Args:
+        settings: `heads.case` is the table of the true classes.
+        folder: the run folder, into which the scores are written.
+    """
+    if settings.heads.case is None:
+        return
+    from umamba.evaluation.classification import class_table, write_class_scores
+
+    folds = [other.validation / CLASSES for other in sorted(folder.other_folds(), key=lambda each: each.fold)]
+    pooled = [path for path in folds if path.exists()]
+    for title, predicted, output in (
+        (
+            f"Classes of the validation cases of fold {settings.fold}",
+            [folder.validation / CLASSES],
+            folder.validation_classes,
+        ),
+        (f"Classes of the validation cases of {len(pooled)} folds so far", pooled, folder.cross_validation_classes),
+        ("Classes of the test images", [folder.predictions / CLASSES], folder.classes),
+    ):
+        if not predicted or not predicted[0].exists() or (predicted is pooled and len(pooled) < 2):
+            continue
+        try:
+            log.info(class_table(write_class_scores(predicted, settings.heads.case, output), title))
+        except UserError as error:
+            log.info("%s: predicted, not scored. %s", title, error)
 
 
 def _predictor(settings: TrainSettings, checkpoint: Path) -> Predictor:
     return Predictor.from_checkpoint(
-        checkpoint, trust=module_of(settings.architecture.name), engine=settings.predict.engine
+        checkpoint,
+        trust=module_of(settings.architecture.name),
+        engine=settings.predict.engine,
+        tile_scale=settings.predict.tile_scale,
     )
 
 

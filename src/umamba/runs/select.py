@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from rich.table import Table
@@ -20,14 +21,21 @@ from umamba.datasets import RawDataset, read_dataset
 from umamba.evaluation import dice
 from umamba.evaluation.statistics import mean_label
 from umamba.inference import PostProcessing, Predictor
+from umamba.inference.first_stage import segment_first
 from umamba.io import UserError, oriented_like, read_label, write_json
 from umamba.io.escape import rich_text
 from umamba.io.voice import showing
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, annotated_mask
 from umamba.planning import fold_cases
+from umamba.planning.plan import LOWRES
+from umamba.records import read_checkpoint
+from umamba.runs.first_stage import FirstStage, trained_folds
 from umamba.settings import FindBestSettings, PredictionSettings
 
 log = logging.getLogger(__name__)
+
+NO_STAGES: Mapping[str, FirstStage] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,14 @@ class Validated:
         checkpoints: checkpoints of all folds.
         segmentations: case -> file of its segmentation.
         scores: label -> mean DSC over cases, NaN if no case has the label.
+        previous: checkpoints of the first stage in all folds; empty: there is no cascade among them.
     """
 
     name: str
     checkpoints: tuple[Path, ...]
     segmentations: Mapping[str, Path]
     scores: Mapping[str, float]
+    previous: tuple[Path, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -93,6 +103,7 @@ def mean_dice(
     labels: LabelSet,
     change: Callable[[np.ndarray], np.ndarray],
     workers: int,
+    annotated: Annotated | None = None,
 ) -> dict[str, float]:
     """Return the mean DSC over cases of each label, after a change of the segmentations.
 
@@ -105,6 +116,7 @@ def mean_dice(
         labels: the label set.
         change: takes and returns the label map (Z, Y, X) of a segmentation, such as `PostProcessing.apply`.
         workers: threads that read and score cases.
+        annotated: labels of the partly labelled cases, which count for these alone; None: there are none.
 
     Returns:
         Label -> mean DSC from 0 to 1; NaN if no case has the label.
@@ -121,6 +133,7 @@ def mean_dice(
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         rows = np.array(list(pool.map(score, segmentations)))
+    rows[~annotated_mask(labels, annotated or {}, list(segmentations))] = np.nan
     scored = ~np.isnan(rows)
     sums, counts = np.where(scored, rows, 0).sum(0), scored.sum(0)
     return {
@@ -139,6 +152,8 @@ def validate(
     settings: PredictionSettings,
     trust: str | Sequence[str] = (),
     engine: str = "auto",
+    first_stages: Mapping[str, FirstStage] = NO_STAGES,
+    tile_scale: int = 1,
 ) -> Validated:
     """Predict the validation cases of every fold with that fold's networks, and score them.
 
@@ -151,27 +166,56 @@ def validate(
         settings: how cases are segmented.
         trust: packages whose functions may build the networks.
         engine: auto, torch or openvino.
+        first_stages: configuration -> the first stage, for those that are cascades.
+        tile_scale: edge of a tile in patches of training.
+
+    Raises:
+        UserError: the first stage of a cascade is not trained, or two of them have different ones.
     """
     name = "+".join(members)
     folds = sorted(next(iter(members.values())))
     cases = {case.case_id: case for case in dataset.training}
     segmentations: dict[str, Path] = {}
+    previous: list[Path] = []
     for fold in folds:
         _, held_out = fold_cases(list(cases), fold, splits, dataset.groups)
         predictor = Predictor.from_checkpoint(
-            [checkpoints[fold] for checkpoints in members.values()], device, trust=trust, engine=engine
+            [checkpoints[fold] for checkpoints in members.values()],
+            device,
+            trust=trust,
+            engine=engine,
+            tile_scale=tile_scale,
         )
-        folder = output / name / f"fold_{fold}"
-        predictor.predict_cases([cases[case] for case in held_out], folder, settings, progress=showing())
+        folder, chosen, asked = output / name / f"fold_{fold}", [cases[case] for case in held_out], settings
+        if any(model.configuration.previous_stage is not None for model in predictor.models):
+            stages = {stage.folder: stage for member, stage in first_stages.items() if member in members}
+            if len(stages) != 1:
+                raise UserError(f"candidates: {name} are cascades of different first stages. Give pairs=false.")
+            (stage,) = stages.values()
+            first = output / "previous_stage" / "_".join(stage.folder.parts[-2:]) / f"fold_{fold}"
+            previous.append(stage.checkpoint(fold))
+            asked = segment_first(
+                *(predictor, previous[-1:], chosen, first, settings),
+                device=device,
+                engine=engine,
+                trust=trust,
+            )
+        predictor.predict_cases(chosen, folder, asked, progress=showing())
         segmentations |= {case: folder / f"{case}{predictor.file_ending}" for case in held_out}
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
-    scores = mean_dice(segmentations, truths, dataset.labels, lambda segmentation: segmentation, settings.workers)
+    scores = mean_dice(
+        segmentations, truths, dataset.labels, lambda segmentation: segmentation, settings.workers, dataset.annotated
+    )
     checkpoints = tuple(path for member in members.values() for path in member.values())
-    return Validated(name, checkpoints, segmentations, scores)
+    return Validated(name, checkpoints, segmentations, scores, tuple(previous))
 
 
 def determine_post_processing(
-    segmentations: Mapping[str, Path], truths: Mapping[str, Path], labels: LabelSet, workers: int
+    segmentations: Mapping[str, Path],
+    truths: Mapping[str, Path],
+    labels: LabelSet,
+    workers: int,
+    annotated: Annotated | None = None,
 ) -> tuple[PostProcessing, dict[str, float]]:
     """Return the post-processing steps that raise the validation scores (nnU-Net's `determine_postprocessing`).
 
@@ -180,13 +224,14 @@ def determine_post_processing(
         truths: case -> file of its reference.
         labels: the label set.
         workers: threads that read and score cases.
+        annotated: labels of the partly labelled cases; None: there are none.
 
     Returns:
         The steps, and the mean DSC of each label (0 to 1) after them.
     """
 
     def scored(steps: PostProcessing) -> dict[str, float]:
-        return mean_dice(segmentations, truths, labels, steps.apply, workers)
+        return mean_dice(segmentations, truths, labels, steps.apply, workers, annotated)
 
     chosen = PostProcessing()
     scores = scored(chosen)
@@ -240,7 +285,7 @@ def find_best(settings: FindBestSettings) -> Selection:
     own = dataset.root / "splits_final.json"
     splits = settings.splits or (own if own.exists() else None)
     members = {_name(path): fold_checkpoints(path, settings.checkpoint, settings.seed) for path in settings.candidates}
-    members = {name: _once(checkpoints, dataset, splits) for name, checkpoints in members.items()}
+    members = {name: without_repeats(checkpoints, dataset, splits) for name, checkpoints in members.items()}
     if len({tuple(sorted(folds)) for folds in members.values()}) != 1:
         found = "; ".join(f"{name} has {', '.join(map(str, sorted(folds)))}" for name, folds in members.items())
         raise UserError(f"candidates: not the same folds are trained: {found}. Train those that are missing.")
@@ -248,6 +293,14 @@ def find_best(settings: FindBestSettings) -> Selection:
     if settings.pairs:
         tried += [{one: members[one], two: members[two]} for one, two in itertools.combinations(members, 2)]
     prediction, output = settings.prediction, settings.output
+    stages = {
+        _name(path): trained_folds(settings.previous_stage or path.absolute().parent / LOWRES, settings.seed)
+        for path in settings.candidates
+        if _is_cascade(path, settings)
+    }
+    for name, stage in stages.items():
+        for fold in members[name]:
+            stage.checkpoint(fold)  # a missing one is named before any image is segmented
     validated = [
         validate(
             *(each, dataset, splits, output),
@@ -255,13 +308,17 @@ def find_best(settings: FindBestSettings) -> Selection:
             settings=prediction,
             trust=settings.trust,
             engine=settings.engine,
+            first_stages=stages,
+            tile_scale=settings.tile_scale,
         )
         for each in tried
     ]
     ranked = tuple(sorted(validated, key=lambda each: -each.mean))
     best = ranked[0]
     truths = {case.case_id: case.label for case in dataset.training if case.label is not None}
-    steps, scores = determine_post_processing(best.segmentations, truths, dataset.labels, settings.workers)
+    steps, scores = determine_post_processing(
+        best.segmentations, truths, dataset.labels, settings.workers, dataset.annotated
+    )
     record = {"configuration": best.name, "dice_before": _json(best.scores), "dice_after": _json(scores)}
     steps.write(output / "post_processing.json", record)
     write_json(
@@ -269,14 +326,27 @@ def find_best(settings: FindBestSettings) -> Selection:
         {
             "best": best.name,
             "checkpoints": [str(path) for path in best.checkpoints],
+            **({"previous_checkpoints": [str(path) for path in best.previous]} if best.previous else {}),
             "mean_dice": {each.name: each.mean for each in ranked},
         },
     )
     return Selection(ranked, steps, scores)
 
 
-def _once(checkpoints: Mapping[int, Path], dataset: RawDataset, splits: Path | None) -> dict[int, Path]:
-    """Leave out folds that validate a case of a fold before them, such as the random splits beyond the last fold."""
+def _is_cascade(candidate: Path, settings: FindBestSettings) -> bool:
+    """Return whether the networks of a candidate are the second stage of a cascade."""
+    path = next(iter(fold_checkpoints(candidate, settings.checkpoint, settings.seed).values()))
+    return read_checkpoint(path, trust=None).record.configuration.previous_stage is not None
+
+
+def without_repeats(checkpoints: Mapping[int, Path], dataset: RawDataset, splits: Path | None) -> dict[int, Path]:
+    """Leave out folds that validate a case of a fold before them, such as the random splits beyond the last fold.
+
+    Args:
+        checkpoints: fold -> checkpoint.
+        dataset: the raw dataset.
+        splits: splits_final.json; None: nnU-Net's five-fold split.
+    """
     kept: dict[int, Path] = {}
     counted: set[str] = set()
     for fold, path in sorted(checkpoints.items()):

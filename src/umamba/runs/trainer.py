@@ -25,6 +25,7 @@ from umamba.records import RunFolder
 from umamba.runs.preparation import PreparedDataset
 from umamba.settings import CustomArchitectureSettings, TrainSettings, plain
 from umamba.sweeps.preflight import MOST_WORKERS
+from umamba.training.budget import PolynomialAverage
 from umamba.training.case_validation import CaseValidation
 from umamba.training.checkpoints import AtomicCheckpointIO, SaveCheckpoints
 from umamba.training.curves import ProgressPicture
@@ -73,6 +74,11 @@ def check_trainer(settings: TrainSettings) -> None:
             Trainer refuses its arguments.
     """
     check_devices(settings)
+    if settings.timed and processes(settings) > 1:
+        raise UserError(
+            f"{'finish_by' if settings.budget is None else 'budget'}: one device trains to a time budget, not "
+            f"{processes(settings)} together. Give trainer.devices=1, or trainer.max_time instead of the budget."
+        )
     user_callbacks(settings.trainer.callbacks)
     check_loggers(settings.logger)
     with expected_warnings():
@@ -89,13 +95,17 @@ def check_deterministic(settings: TrainSettings, operations: Sequence[str]) -> N
     Raises:
         UserError: the network has such operations, or the scan adds in a changing order.
     """
-    reason = f"its gradient has no deterministic form on a GPU ({', '.join(operations)})" if operations else None
+    reasons, remedies = [], ["trainer.deterministic=warn", "trainer.accelerator=cpu"]
+    if operations:
+        reasons.append(f"PyTorch has no deterministic gradient there for {', '.join(operations)}")
     if getattr(settings.architecture, "scan_backend", None) == "cuda":
-        reason = "architecture.scan_backend=cuda adds gradients in a changing order; give auto or triton"
-    if reason:
+        reasons.append("architecture.scan_backend=cuda adds gradients in a changing order")
+        if not operations:
+            remedies.insert(0, "architecture.scan_backend=auto")
+    if reasons:
         raise UserError(
             f"trainer.deterministic=true: {settings.architecture.name} cannot be trained so on a GPU, because "
-            f"{reason}. Or give trainer.deterministic=warn, or trainer.accelerator=cpu."
+            f"{', and '.join(reasons)}. Give {', or '.join(remedies)}."
         )
 
 
@@ -163,18 +173,30 @@ def build_trainer(
     """
     labels, spacing = prepared.labels, prepared.configuration.spacing
     bar = settings.trainer.enable_progress_bar and sys.stdout.isatty() and showing()
-    decay = settings.recipe.weight_averaging
+    decay, timed = settings.recipe.weight_averaging, settings.timed
     metrics = MetricsCsv(folder.metrics)
-    every, shown = settings.data.validate_cases_every, val_cases[: settings.data.validation_cases]
+    # Under a time budget no whole cases are predicted, because one prediction may take longer than several epochs.
+    every = 0 if timed else settings.data.validate_cases_every
+    shown = val_cases[: settings.data.validation_cases]
     asked = user_callbacks(settings.trainer.callbacks)
     callbacks: list[Callback] = [
         LeaveOnSignal(folder.path),
         # Before weight averaging, which removes the averaged weights from the network in the same hook.
-        *([_case_validation(settings, prepared, shown)] if every else []),
+        *([_case_validation(settings, prepared, shown)] if every and not settings.heads.alone else []),
         *([EMAWeightAveraging(device=_device(settings), decay=decay)] if decay is not None else []),
+        *([PolynomialAverage(device=_device(settings))] if timed else []),
         SkipNonFinite(folder.nonfinite, settings.seed),
         PeakMemory(),
-        ValidationPanels(folder.panels, labels, spacing, settings.logger.panels_every, prepared.store.letters),
+        *(
+            [
+                ValidationPanels(
+                    *(folder.panels, labels, spacing, settings.logger.panels_every, prepared.store.letters),
+                    prepared.num_channels,
+                )
+            ]
+            if not settings.heads.alone
+            else []
+        ),
         EpochLines(bar, _steps_after(settings, prepared, val_cases), every),
         TimeBudget(settings.trainer.max_seconds),
         *asked,
@@ -209,7 +231,7 @@ def _steps_after(settings: TrainSettings, prepared: PreparedDataset, val_cases: 
     configuration, store = prepared.configuration, prepared.store
     some = (val_cases or list(store.case_ids))[:10]
     shapes = [store.load(case).image.shape[1:] for case in some]
-    step, window = settings.predict.tile_step_size, tile_window(configuration)
+    step, window = settings.predict.tile_step_size, tile_window(configuration, scale=settings.predict.tile_scale)
     tiles = [
         math.prod(len(tile_starts(max(length, size), size, step)) for length, size in zip(shape, window, strict=True))
         for shape in shapes
@@ -224,7 +246,10 @@ def _case_validation(settings: TrainSettings, prepared: PreparedDataset, cases: 
     configuration, every = prepared.configuration, settings.data.validate_cases_every
     mirrored = settings.augmentation.mirrored_axes(configuration.dim)
     return CaseValidation(
-        prepared.store, cases, configuration, prepared.labels, every, settings.predict, mirror_axes=mirrored
+        *(prepared.store, cases, configuration, prepared.labels, every, settings.predict),
+        mirror_axes=mirrored,
+        annotated=prepared.dataset.annotated,
+        tile_scale=settings.predict.tile_scale,
     )
 
 
@@ -270,10 +295,19 @@ def trains_without_search(trainer: lightning.Trainer) -> bool:
     return isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters", False)
 
 
-def _precision(settings: TrainSettings, folder: RunFolder | None) -> str:
-    """Return the precision of a run: float32 after a divergence, else the setting; auto: see `choose_precision`."""
+def chosen_precision(settings: TrainSettings) -> str:
+    """Return the precision that the settings ask for on this machine; auto: see `choose_precision`.
+
+    Args:
+        settings: the settings of the run.
+    """
     wanted = settings.precision
-    chosen = choose_precision(_device(settings)) if wanted == "auto" else wanted
+    return choose_precision(_device(settings)) if wanted == "auto" else wanted
+
+
+def _precision(settings: TrainSettings, folder: RunFolder | None) -> str:
+    """Return the precision of a run: float32 after a divergence, else the setting."""
+    chosen = chosen_precision(settings)
     return chosen if folder is None else str(folder.status().get("precision", chosen))
 
 
@@ -308,6 +342,8 @@ def build_datamodule(
         oversample_foreground=settings.recipe.oversample_foreground,
         num_workers=patch_workers(settings, trainer),
         prefetch_factor=settings.data.prefetch_factor,
+        annotated=prepared.dataset.annotated,
+        component_regions=settings.recipe.loss.component_weight > 0,
     )
 
 

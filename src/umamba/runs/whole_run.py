@@ -19,10 +19,13 @@ from umamba.records.begin import begin, check_same_run, scored_otherwise
 from umamba.records.identity import early_stopping, scoring_settings
 from umamba.records.replacement import replacing
 from umamba.records.tables import read_curves, read_scores
+from umamba.runs.cascade import check_first_stage, with_first_stage
 from umamba.runs.fit import check_fold, check_network, checkpoint_record, fit, run_identity
+from umamba.runs.measured_plan import with_measured_plan
 from umamba.runs.preparation import PreparedDataset, plan_of, preprocess
 from umamba.runs.score import check_scoring, draw_cases, predict_and_score, table_of_test_images
 from umamba.runs.smoke import smoke_test
+from umamba.runs.time_budget import check_end, end_of_training, untimed
 from umamba.runs.trainer import check_trainer, is_first_process, processes
 from umamba.settings import TrainSettings
 from umamba.training.checkpoints import newest_readable
@@ -73,22 +76,26 @@ def train(settings: TrainSettings, *, progress: bool = True) -> RunResult:
         UserError: a mistake in the dataset or the settings; the run folder is in use, or holds another run.
     """
     with shown(progress):
+        ends = end_of_training(settings)  # before the preparation, which may take longer than until this time
         if settings.smoke:
             settings = smoke_test(settings)
         if settings.trainer.dry_run:
-            settings = replace(settings, restart=True)
+            settings = replace(untimed(settings), restart=True)
         check_trainer(settings)
         folder = RunFolder.of(settings)
         if not settings.restart:
             folder.status()  # a damaged run.json is refused before any work
+        check_end(settings, folder, ends)
+        settings = with_measured_plan(settings)
         planned = plan_of(settings)
         check_fold(settings, planned)
         check_network(settings, planned)
         check_scoring(settings, planned)
-        return run(settings, preprocess(planned, settings), folder)
+        check_first_stage(settings, planned)
+        return run(settings, preprocess(planned, settings), folder, ends)
 
 
-def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -> RunResult:
+def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, ends: float | None = None) -> RunResult:
     """Train a network on a prepared dataset, then predict, score and draw.
 
     If several processes train one run, only rank 0 predicts and scores after training; the others return no scores.
@@ -97,6 +104,7 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -
         settings: the settings of the run.
         prepared: the dataset, its plan and its preprocessed cases.
         folder: the run folder, which is locked during the run and, with restart=true, replaced.
+        ends: when training ends with finish_by, in seconds since 1970; None: the next such time.
 
     Returns:
         The folder and the scores; for a run that is already finished, the scores on disk.
@@ -104,7 +112,9 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -
     Raises:
         UserError: as `train`.
     """
+    settings = with_measured_plan(settings)  # what was measured for the preparation is kept
     first = is_first_process()
+    prepared = with_first_stage(settings, prepared)
     record = checkpoint_record(settings, prepared)
     with _alone(folder, settings, first):
         identity = run_identity(settings, prepared, record)
@@ -120,7 +130,7 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder) -
         try:
             if trained:
                 log.info("This run is trained, and is scored again: %s", "; ".join(otherwise))
-            loggers = [] if trained else fit(settings, prepared, folder, record)
+            loggers = [] if trained else fit(settings, prepared, folder, record, ends)
             if not first:
                 return RunResult(folder, None, None)
             result = _after_training(settings, prepared, folder, loggers)

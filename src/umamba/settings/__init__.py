@@ -17,7 +17,9 @@ from umamba.settings.architecture import (
     UNetSettings,
     read_architecture,
 )
+from umamba.settings.audit import AuditSettings
 from umamba.settings.augmentation import AugmentationSettings, ExtraTransform
+from umamba.settings.calibrate import CalibrateSettings
 from umamba.settings.commands import (
     ConvertSettings,
     EvaluateSettings,
@@ -28,6 +30,7 @@ from umamba.settings.commands import (
 )
 from umamba.settings.dataset import DatasetSettings, PathsSettings, PhantomSettings
 from umamba.settings.fields import key
+from umamba.settings.heads import HeadsSettings
 from umamba.settings.plan import PlannerSettings, PlanSettings
 from umamba.settings.prediction import (
     EngineSettings,
@@ -54,7 +57,9 @@ __all__ = [
     "ARCHITECTURES",
     "AfterTrainingSettings",
     "ArchitectureSettings",
+    "AuditSettings",
     "AugmentationSettings",
+    "CalibrateSettings",
     "ConvertSettings",
     "CustomArchitectureSettings",
     "DataSettings",
@@ -65,6 +70,7 @@ __all__ = [
     "ExportSettings",
     "ExtraTransform",
     "FindBestSettings",
+    "HeadsSettings",
     "InvalidSettings",
     "LoggerSettings",
     "LossSettings",

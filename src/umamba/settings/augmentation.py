@@ -155,6 +155,26 @@ class Mirror(Settings):
 
 
 @dataclass(frozen=True)
+class PreviousStage(Settings):
+    """Mistakes that are put into the labels of a cascade's previous stage (plan.configuration=3d_cascade_fullres)."""
+
+    section: ClassVar[str] = "augmentation.previous_stage"
+    p_shape: float = key(
+        0.4, "Probability for each patch that labels are dilated, eroded, opened or closed.", low=0, high=1
+    )
+    p_removal: float = key(0.2, "Probability for each patch that labels lose a connected component.", low=0, high=1)
+    p_label: float = key(0.5, "Probability for each label of such a patch.", low=0, high=1)
+    radius: Range = key((1.0, 8.0), "Range of the radius of the ball that changes a shape, voxels.", low=1, high=64)
+    removed_share: float = key(
+        0.15, "A component that covers this share of the patch or more is not removed.", low=0, high=1
+    )
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a wrong range."""
+        return _ordered(self.section, "radius", self.radius)
+
+
+@dataclass(frozen=True)
 class ExtraTransform(Settings):
     """One transform of TorchIO: its name, its place, and TorchIO's own arguments, such as `p`."""
 
@@ -192,6 +212,9 @@ class AugmentationSettings(Settings):
     gamma_negated: GammaNegated = key(GammaNegated, "Power law on the negated channel.", null=_OFF)
     gamma: Gamma = key(Gamma, "Power law on the channel.", null=_OFF)
     mirror: Mirror = key(Mirror, "Mirroring along axes.", null=_OFF)
+    previous_stage: PreviousStage = key(
+        PreviousStage, "Mistakes in the labels of a cascade's previous stage.", null={"p_shape": 0.0, "p_removal": 0.0}
+    )
     extra: tuple[ExtraTransform, ...] = key(
         (),
         "Transforms of TorchIO by name, each with TorchIO's arguments, such as [{name: RandomMotion, p: 0.1, "

@@ -11,8 +11,10 @@ from umamba.settings.dataset import PROTOCOL_SENTENCE, PathsSettings, Protocol
 from umamba.settings.fields import key
 from umamba.settings.validate import Settings
 
+Archive = Literal["flare", "amos", "endovis", "cell", "nuclei", "msd", "totalsegmentator", "bids", "folders", "merge"]
 _CONVERT_KEYS = {
-    "name": ("msd", "totalsegmentator", "bids", "folders"),
+    "name": ("msd", "totalsegmentator", "bids", "folders", "merge"),
+    "datasets": ("merge",),
     "channels": ("bids", "folders"),
     "label": ("bids", "folders"),
     "labels": ("totalsegmentator", "bids", "folders"),
@@ -36,7 +38,9 @@ class EvaluateSettings(Settings):
         existing=True,
     )
     truth: Path = key(
-        sentence="Folder of the references. protocol=cell: of numbered cells, NAME or NAME_label.", existing=True
+        sentence="Folder of the references. protocol=cell: of numbered cells, NAME or NAME_label. A CSV file of the "
+        "true classes of cases instead: score the classes.csv of each folder of predictions only.",
+        existing=True,
     )
     output: Path = key(sentence="Folder of the tables and pictures, made if absent.")
     protocol: Protocol = key("generic", PROTOCOL_SENTENCE)
@@ -53,8 +57,20 @@ class EvaluateSettings(Settings):
     tolerance_mm: float = key(2.0, "Tolerance of the generic NSD, mm (pixels for natural images).", low=0)
     iou_threshold: float = key(0.5, "cell: two cells match from this overlap (IoU) on.", above=0, high=1)
     count_edge_cells: bool = key(False, "cell: also count cells that touch the image's edge.")
+    objects: bool = key(
+        False,
+        "generic and cell: also score objects, which are the connected parts of each label, or the cells: panoptic "
+        "quality, AP at IoU 0.5 to 0.9, recall, precision and DSC of single objects; with NAME.npz (prediction with "
+        "probabilities=true) also FROC.",
+    )
     images: Path | None = key(
         None, "Folder of the images, for overlays of the worst, median and best case; null: no overlays.", existing=True
+    )
+    classes: Path | None = key(
+        None,
+        "CSV file of the true classes (case and a column for each question): also score the classes.csv in each folder "
+        "of predictions; null: do not.",
+        existing=True,
     )
     margin: float = key(MARGIN, _MARGIN, above=0)
     workers: int | None = key(None, "Processes; null: all CPUs of the allocation.", low=1)
@@ -83,7 +99,11 @@ class EvaluateSettings(Settings):
                 yield f"{method}_{count}", str(method), Path(str(folder))
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a missing method, folders that do not exist or are given twice, and names that are taken twice."""
+        """Yield objects without a rule, a missing method, wrong folders, and keys that contradict each other."""
+        if self.objects and self.protocol not in ("generic", "cell"):
+            yield f"objects=true: protocol={self.protocol} has no rule for objects. Give protocol=generic or cell."
+        if self.truth.suffix == ".csv" and self.classes is not None:
+            yield f"classes={self.classes}: truth is a table of classes already. Give one of the two."
         if isinstance(self.predictions, Path):
             return
         if not self.predictions:
@@ -110,6 +130,11 @@ class ReportSettings(Settings):
     output: Path | None = key(None, "Folder of the report; null: <paths.runs>/reports/<study>.")
     overrides: tuple[str, ...] = key(
         (), "Overrides with which every run was trained, if there were any: \"overrides=['smoke=true']\""
+    )
+    images: Literal["test", "held-out"] = key(
+        "test",
+        "Which images count: test, or held-out: also the validation cases of the fold, for studies of one fold whose "
+        "runs chose nothing by them.",
     )
     margin: float = key(MARGIN, _MARGIN, above=0)
     pictures_mb: float = key(
@@ -150,16 +175,21 @@ class PowerSettings(Settings):
 class ConvertSettings(Settings):
     """All keys of `umamba convert`."""
 
-    archive: Literal["flare", "amos", "endovis", "cell", "nuclei", "msd", "totalsegmentator", "bids", "folders"] = key(
+    archive: Archive = key(
         sentence="A public dataset: flare, amos, endovis, cell, nuclei (BBBC038), msd (a task of the Decathlon), "
         "totalsegmentator. Or a layout: bids, or folders, which means a folder for each patient, as BraTS has them, or "
-        "imagesTr and labelsTr without dataset.json, which is then written."
+        "imagesTr and labelsTr without dataset.json, which is then written. merge: raw datasets whose cases carry "
+        "different labels are joined."
     )
-    source: Path = key(sentence="Folder of the unpacked archive, or of several unpacked archives.", existing=True)
+    source: Path = key(
+        sentence="Folder of the unpacked archive, or of several unpacked archives. merge: the folder that holds the "
+        "datasets.",
+        existing=True,
+    )
     name: str | None = key(
         None,
-        "Name of the new dataset, such as Dataset500_Mine; null: the archive's own. totalsegmentator, bids and folders "
-        "need it.",
+        "Name of the new dataset, such as Dataset500_Mine; null: the archive's own. totalsegmentator, bids, folders "
+        "and merge need it.",
     )
     channels: tuple[str, ...] = key(
         (),
@@ -176,6 +206,9 @@ class ConvertSettings(Settings):
         (),
         "bids and folders: names of the labels in ascending order of their values. totalsegmentator: the structures "
         "that are kept. Empty: all, with the names that are known.",
+    )
+    datasets: tuple[str, ...] = key(
+        (), "merge: folders in source of the datasets that are joined, such as [Dataset001_A,Dataset002_B]."
     )
     crop: bool = key(
         False,
@@ -203,7 +236,9 @@ class ExportSettings(TrustSettings):
     """All keys of `umamba export`."""
 
     checkpoint: Path = key(
-        sentence="A checkpoint of a run; for format=nnunet its architecture must be unet or resenc_unet.", existing=True
+        sentence="A checkpoint of a run; for format=nnunet its architecture must be unet or resenc_unet.",
+        existing=True,
+        zoo=True,
     )
     output: Path = key(
         sentence="nnunet: folder of nnU-Net's results; the network is written to "
@@ -221,6 +256,9 @@ class ExportSettings(TrustSettings):
         "nnunet: fold in nnU-Net's folder, a number or all. Several folds of one plan can be in the same output.",
         low=0,
     )
+    segmentation_only: bool = key(
+        False, "nnunet and onnx: leave out the network's classification head (heads.case), which they cannot hold."
+    )
     post_processing: Path | None = key(
         None,
         "onnx: JSON file of `umamba find-best`: the labels of which only the largest component is kept; null: none.",
@@ -236,6 +274,8 @@ class ExportSettings(TrustSettings):
             yield f"output={self.output}: format=share writes a single file. Give a name that ends in .ckpt."
         if self.format != "onnx" and self.post_processing is not None:
             yield f"post_processing={self.post_processing}: only format=onnx has this key. Leave it out."
+        if self.format == "share" and self.segmentation_only:
+            yield "segmentation_only: format=share keeps the classification head. Leave it out."
         if self.format != "onnx" and self.trust:
             yield "trust: only format=onnx builds the network. Leave it out."
 

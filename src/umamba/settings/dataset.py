@@ -68,6 +68,11 @@ class DatasetSettings(Settings):
         2.0, "Tolerance of the normalised surface distance, mm (pixels for natural 2D images).", low=0
     )
     protocol: Protocol = key("generic", PROTOCOL_SENTENCE)
+    instance_targets: Literal["boundary", "depth"] = key(
+        "boundary",
+        "Classes that numbered instances become. boundary: interior and boundary, as in the paper. depth: four levels "
+        "of depth below the outline, of which a watershed makes instances; touching ones stay apart more often.",
+    )
     phantom: PhantomSettings = key(PhantomSettings, "The phantom of dataset=phantom and of smoke=true.")
 
     def absent(self) -> str | None:

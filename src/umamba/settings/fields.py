@@ -17,6 +17,7 @@ class Key:
         below: the value must be smaller than this one.
         lengths: numbers of entries that a list may have; empty: any.
         existing: the value is a path that must exist.
+        zoo: the value may also be the name of a trained network, zoo:NAME.
         null: for a key that holds a record: the values that null stands for; None: null is not allowed.
         variants: for a key that holds one of several records: name -> record; the entry `name` of the value chooses.
     """
@@ -28,6 +29,7 @@ class Key:
     below: float | None = None
     lengths: tuple[int, ...] = ()
     existing: bool = False
+    zoo: bool = False
     null: Mapping[str, Any] | None = None
     variants: Mapping[str, type[Any]] | None = None
 

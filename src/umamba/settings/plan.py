@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from umamba.settings.fields import key
 from umamba.settings.validate import Settings
 
-ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres"]
+ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
 Scheme = Literal[
     "CTNormalization",
     "ZScoreNormalization",
@@ -27,7 +27,15 @@ class PlannerSettings(Settings):
         "nnunet", "nnunet (2.8.1), umamba (the paper's nnU-Net 2.1.1), resenc_m, resenc_l or resenc_xl."
     )
     gpu_memory_gb: float | None = key(
-        None, "Memory target of the planner's estimate in GB; null: the rule set's own.", above=0
+        None,
+        "Memory target in GB: of the planner's estimate or, with measure, of the measured training step; null: the "
+        "rule set's own or, with measure, nine tenths of the memory here.",
+        above=0,
+    )
+    measure: bool = key(
+        False,
+        "Choose patch and batch by the measured memory of this network's own training step on this device, with "
+        "gradient accumulation and activation checkpointing where the plan of the rules does not fit.",
     )
 
 
@@ -79,7 +87,10 @@ class PlanSettings(Settings):
         """Yield pinned values that contradict each other or the configuration."""
         pinned = self.pinned()
         if self.configuration is None and not self.paper:
-            yield "plan.configuration=null: choose 2d, 3d_fullres or 3d_lowres (null is for plan.paper=true)."
+            yield (
+                "plan.configuration=null: choose 2d, 3d_fullres, 3d_lowres or 3d_cascade_fullres (null is for "
+                "plan.paper=true)."
+            )
         if self.from_file is not None and (pinned or self.paper):
             yield (
                 f"plan.from_file: the file holds the whole plan, so plan.{next(iter(pinned), 'paper')} cannot be "

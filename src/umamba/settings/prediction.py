@@ -18,6 +18,7 @@ ExportForm = Literal[
 ]
 NO_OPENVINO = "openvino is not installed. Install it with pip install 'umamba[cpu]'"
 NO_HIGHDICOM = "highdicom is not installed. Install it with pip install 'umamba[dicom]'"
+MOST_TILE_SCALE = 16  # tile_scale; such a tile of a volume has 4096 patches
 _THROUGH_HIGHDICOM = ("dicom_seg", "dicom_labelmap", "secondary_capture")
 _DEVICE = re.compile(r"auto|[a-z]+(:\d+)?")
 
@@ -60,10 +61,22 @@ class PredictionSettings(SlidingWindowSettings):
         "Set); secondary_capture: a picture. Of two-dimensional images, with numbered cells where instances is given: "
         "geojson: outlines in pixels; outlines: the image in colour with outlines; map16: a 16-bit PNG.",
     )
+    agreement: bool = key(
+        False,
+        "Also write agreement/NAME.json: by label, how far the networks agree (one network: with itself mirrored and "
+        "with other tiles, which takes three to five times as long), and how far the image is from those of training. "
+        "`umamba calibrate` learns from it what to expect.",
+    )
     codes: Path | None = key(
         None,
         "JSON file of the labels' coded names for the forms in DICOM: label -> {value, scheme, meaning}, or a "
         "dataset.json with this as codes; null: SNOMED CT for known organs, a private scheme for the others.",
+        existing=True,
+    )
+    previous_stage: Path | None = key(
+        None,
+        "Cascades (3d_cascade_fullres): folder of the segmentations of the same images by 3d_lowres, NAME<ending>; "
+        "null: no cascade.",
         existing=True,
     )
     overwrite: bool = key(
@@ -92,6 +105,15 @@ class EngineSettings(Settings):
         "the same labels but for rounding. auto: on a CPU the faster of the two, which is measured once for each kind "
         "of network and machine; on a GPU torch.",
     )
+    tile_scale: int = key(
+        1,
+        "Edge of a tile in patches of training. InstanceNorm measures mean and variance in each tile, and lifts noise "
+        "to full contrast where a tile holds nothing else (dark parts of pictures). With 2 or more it measures a "
+        "larger part of the image. For images of at least that size; a network whose weights are tied to its patch "
+        "refuses it.",
+        low=1,
+        high=MOST_TILE_SCALE,
+    )
 
     def conflicts(self) -> Iterator[str]:
         """Yield an engine that is not installed."""
@@ -99,6 +121,13 @@ class EngineSettings(Settings):
         if self.engine == "openvino" and find_spec("openvino") is None:
             prefix = f"{self.section}." if self.section else ""
             yield f"{prefix}engine=openvino: {NO_OPENVINO}, or give {prefix}engine=auto."
+
+
+def device_problem(device: str) -> str | None:
+    """Return a sentence if no machine has a device of this name."""
+    if _DEVICE.fullmatch(device):
+        return None
+    return f"device={device}: must be auto, cpu, cuda, or a device with its number, such as cuda:1."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +139,9 @@ class DeviceSettings(EngineSettings):
     def conflicts(self) -> Iterator[str]:
         """Yield a device that cannot exist, and one that the engine does not use."""
         yield from super().conflicts()
-        if not _DEVICE.fullmatch(self.device):
-            yield f"device={self.device}: must be auto, cpu, cuda, or a device with its number, such as cuda:1."
+        wrong = device_problem(self.device)
+        if wrong:
+            yield wrong
         elif self.engine == "openvino" and self.device not in ("auto", "cpu"):
             yield f"engine=openvino: computes on the CPU, not on device={self.device}. Give device=cpu or engine=torch."
 
@@ -124,24 +154,49 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
         sentence="A checkpoint of a run (checkpoints/last.ckpt or best.ckpt), the folder of a run (its last.ckpt) or "
         "of an experiment (those of all its folds), or one of nnU-Net or U-Mamba (checkpoint_final.pth, or the results "
         "folder that holds it). Several as [a.ckpt,b.ckpt]: their probabilities are averaged; they may differ in fold, "
-        "architecture and plan.",
+        "architecture and plan. zoo:NAME: a trained network that comes with this program.",
         existing=True,
+        zoo=True,
     )
     input: Path = key(
         sentence="An image, a folder with a DICOM series, or a folder of images or series. NAME_0000.ext holds one "
-        "channel, NAME.ext holds all channels.",
+        "channel, NAME.ext holds all channels. zoo:NAME: the sample image of a trained network.",
         existing=True,
+        zoo=True,
     )
     output: Path = key(
         sentence="Folder of the segmentations, made if absent; or a file, such as seg.nii.gz, for a single image."
     )
     previews: int = key(
-        8, "Draw a picture of so many images with their segmentations, the first ones in name order; 0: none.", low=0
+        8,
+        "Draw a picture of so many images with their segmentations, the first ones in name order, or with `quality` "
+        "those that should be looked at first; 0: none.",
+        low=0,
+    )
+    quality: Path | None = key(
+        None,
+        "JSON file of `umamba calibrate`: also write quality.csv (expected DSC and NSD of each label with intervals, "
+        "and which segmentations somebody should look at) and quality.html, the worst first; null: none.",
+        existing=True,
+    )
+    review_below: float | None = key(
+        None,
+        "With `quality`: list segmentations whose expected DSC is below this one; null: below what nine of ten "
+        "calibrated cases reached (of several labels each: nearly all).",
+        low=0,
+        high=1,
     )
     post_processing: Path | None = key(
         None,
         "JSON file of `umamba find-best`: the labels of which only the largest component is kept; null: none.",
         existing=True,
+    )
+    previous_checkpoint: Path | tuple[Path, ...] | None = key(
+        None,
+        "Cascades: the checkpoint or checkpoints of 3d_lowres, given as `checkpoint` is. They segment the images "
+        "first, into the folder previous_stage of the output; null: previous_stage has these segmentations.",
+        existing=True,
+        zoo=True,
     )
     precision: Precision = key("auto", "Precision of the networks. auto: the lowest that the device computes fast.")
     reproducible: bool = key(
@@ -167,8 +222,12 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
             for name in (name for name, found in wrong.items() if found):
                 right = {"engine": "torch", "device": "cpu", "precision": "32-true"}[name]
                 yield f"reproducible=true: needs {name}={right}, not {name}={getattr(self, name)}. Leave {name} away."
+        if self.previous_checkpoint is not None and self.previous_stage is not None:
+            yield "previous_checkpoint and previous_stage: give one of the two, because both name the first stage."
         if not self.checkpoints:
             yield "checkpoint=[]: give one, or several as checkpoint=[a.ckpt,b.ckpt]."
+        if self.review_below is not None and self.quality is None:
+            yield f"review_below={self.review_below:g}: needs quality=FILE. Give it, or leave review_below away."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +241,7 @@ class VerifySettings(TrustSettings):
         None,
         "The checkpoints, if they are not where they were: one, or [a.ckpt,b.ckpt] in the same order.",
         existing=True,
+        zoo=True,
     )
     input: Path | None = key(None, "The images, if they are not where they were.", existing=True)
     device: str = key("auto", "Device of the networks: cpu, cuda, ...; auto: the one that made the segmentations.")
@@ -200,8 +260,9 @@ class VerifySettings(TrustSettings):
     def conflicts(self) -> Iterator[str]:
         """Yield a device that cannot exist."""
         yield from super().conflicts()
-        if not _DEVICE.fullmatch(self.device):
-            yield f"device={self.device}: must be auto, cpu, cuda, or a device with its number, such as cuda:1."
+        wrong = device_problem(self.device)
+        if wrong:
+            yield wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +285,12 @@ class FindBestSettings(SlidingWindowSettings, DeviceSettings, TrustSettings):
     pairs: bool = key(True, "Also try the mean of every two candidates.")
     checkpoint: Literal["last", "best"] = key("last", "Which checkpoint of each run: last or best.")
     seed: int = key(0, "Seed of the runs.", low=0)
+    previous_stage: Path | None = key(
+        None,
+        "For candidates that are cascades: the folder runs/<experiment>/3d_lowres of their first stage; null: the "
+        "folder 3d_lowres beside the candidate.",
+        existing=True,
+    )
     max_memory_gb: float | None = key(None, "Limit of the main memory of the process, GiB; null: no limit.", above=0)
     workers: int = key(2, "Threads that read, prepare and write images while the network computes.", low=1)
 

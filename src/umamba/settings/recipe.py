@@ -72,13 +72,23 @@ class ScheduleSettings(Settings):
     """The learning rate over the epochs."""
 
     section: ClassVar[str] = "recipe.schedule"
-    name: Literal["poly", "cosine", "constant"] = key(
+    name: Literal["poly", "cosine", "constant", "wsd"] = key(
         "poly",
         "poly: (1 - epoch / max_epochs) ** exponent, as in nnU-Net. cosine: half a cosine down to the minimum. "
-        "constant: the first rate for all epochs.",
+        "constant: the first rate for all epochs. wsd: warm-up, stable, decay; a budget trains with it.",
     )
     exponent: float = key(0.9, "Exponent of poly.", above=0)
     minimum: float = key(0.0, "Last rate of cosine as a fraction of the first one.", low=0, high=1)
+    warm_up: float = key(0.02, "Share of the training in which the rate of wsd rises to the first one.", low=0, below=1)
+    decay: float = key(0.3, "Share of the training at its end in which the rate of wsd falls to 0.", low=0, high=1)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield shares that overlap."""
+        if self.warm_up + self.decay > 1:
+            yield (
+                f"recipe.schedule: warm_up={self.warm_up:g} and decay={self.decay:g} are together more than the whole "
+                "training. Give shares with a sum up to 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,22 @@ class LossSettings(Settings):
         None,
         "Factors of false positives and false negatives in the Dice term, such as [0.3, 0.7] (Salehi et al., 2017); "
         "null: Dice.",
+        low=0,
+    )
+    exclusion_weight: float = key(
+        1.0,
+        "Factor of the exclusion loss of partly labelled cases (annotated_labels): labels that a case does not carry "
+        "are not predicted where another label is known.",
+        low=0,
+    )
+    distillation_weight: float = key(
+        1.0, "Factor of the loss by which the frozen network of `teacher` keeps its labels.", low=0
+    )
+
+    component_weight: float = key(
+        0.0,
+        "Factor of a further Dice plus cross-entropy for small objects: that of each component of the reference in the "
+        "region that is nearest to it, which counts every object the same (CC-DiceCE, arXiv 2511.17146); 0: none.",
         low=0,
     )
 

@@ -1,17 +1,19 @@
 """Settings of `umamba train`, `prepare` and `describe`, with the groups `data`, `logger` and `predict`."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, TrustSettings, UMambaBotSettings
 from umamba.settings.augmentation import AugmentationSettings
 from umamba.settings.dataset import DatasetSettings, PathsSettings
+from umamba.settings.duration import SHORTEST_S, duration_seconds, is_clock_time
 from umamba.settings.fields import key
+from umamba.settings.heads import HeadsSettings
 from umamba.settings.plan import PlannerSettings, PlanSettings
 from umamba.settings.prediction import EngineSettings, PredictionSettings, SlidingWindowSettings
-from umamba.settings.recipe import Precision, RecipeSettings
+from umamba.settings.recipe import Precision, RecipeSettings, ScheduleSettings
 from umamba.settings.trainer import TrainerSettings
 from umamba.settings.validate import Settings
 
@@ -96,11 +98,16 @@ class AfterTrainingSettings(SlidingWindowSettings, EngineSettings):
     checkpoint: Which = key(
         "last", "Which checkpoint predicts: last (as in nnU-Net), or best (highest smoothed patch Dice)."
     )
+    probabilities: bool = key(
+        False, "Also write NAME.npz with the probabilities of each case, which `umamba audit` uses. They are large."
+    )
 
     @property
     def prediction(self) -> PredictionSettings:
         """The settings of prediction; earlier segmentations of the run are replaced."""
-        return PredictionSettings(tile_step_size=self.tile_step_size, tta=self.tta, overwrite=True)
+        return PredictionSettings(
+            tile_step_size=self.tile_step_size, tta=self.tta, probabilities=self.probabilities, overwrite=True
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +123,37 @@ class TrainSettings(Settings):
         "Replace the run in the run folder and start from the beginning; the old run is deleted when the new one has "
         "saved its first checkpoint.",
     )
+    budget: str | None = key(
+        None,
+        "Time for the training with all its continuations, such as 45min, 1h30min or 2d. The speed is measured; the "
+        "schedule (wsd), the length of the epochs, the share of validation and the workers follow. The preparation "
+        "before and the scores after it are not counted. null: trainer.max_epochs ends the training.",
+    )
+    finish_by: str | None = key(
+        None,
+        "As budget, but given by the time at which the training ends: the next HH:MM, or a date and time such as "
+        "2027-03-01T07:30; in a YAML file with quotes. null: no such time.",
+    )
     pretrained: Path | None = key(
         None,
         "Fine-tune: a new run starts from the weights of this checkpoint (this project's, nnU-Net's or U-Mamba's); the "
         "segmentation heads start from random weights if the classes differ.",
         existing=True,
+        zoo=True,
+    )
+    previous_stage: Path | None = key(
+        None,
+        "plan.configuration=3d_cascade_fullres: the folder runs/<experiment>/3d_lowres of its first stage, whose folds "
+        "are all trained with the same seed; null: that of this experiment.",
+        existing=True,
+    )
+    teacher: Path | None = key(
+        None,
+        "Add labels to a trained network without its old data: a new run starts from this checkpoint and takes its "
+        "plan, and the frozen network teaches the labels that the cases do not carry (annotated_labels of the "
+        "dataset). zoo:NAME: a trained network that comes with this program.",
+        existing=True,
+        zoo=True,
     )
     smoke: bool = key(
         False, "Test the run in a minute, with a phantom of the same kind, a tiny plan and network, and two epochs."
@@ -129,12 +162,30 @@ class TrainSettings(Settings):
     planner: PlannerSettings = key(PlannerSettings, "The rules from which the plan is derived.")
     plan: PlanSettings = key(PlanSettings, "The configuration of the plan, and pinned values.")
     architecture: ArchitectureSettings = key(UMambaBotSettings, "The network and its options.", variants=ARCHITECTURES)
+    heads: HeadsSettings = key(HeadsSettings, "Classes of whole cases that the network learns, too.")
     recipe: RecipeSettings = key(RecipeSettings, "Optimiser, schedule, loss, clipping, precision.")
     augmentation: AugmentationSettings = key(AugmentationSettings, "Augmentation: kinds, probabilities, ranges.")
     data: DataSettings = key(DataSettings, "How patches are made.")
     trainer: TrainerSettings = key(TrainerSettings, "Duration and devices; arguments of Lightning's Trainer.")
     logger: LoggerSettings = key(LoggerSettings, "Loggers of curves and pictures.")
     predict: AfterTrainingSettings = key(AfterTrainingSettings, "Prediction after training.")
+
+    def __post_init__(self) -> None:
+        """Check every value, and let a training with a time budget have the schedule that does not need its length.
+
+        Raises:
+            InvalidSettings: all mistakes of this record.
+        """
+        super().__post_init__()
+        if self.timed:
+            given = self.recipe.schedule
+            schedule = ScheduleSettings(name="wsd", warm_up=given.warm_up, decay=given.decay)
+            object.__setattr__(self, "recipe", replace(self.recipe, schedule=schedule))
+
+    @property
+    def timed(self) -> bool:
+        """Whether a time budget ends the training (budget or finish_by)."""
+        return self.budget is not None or self.finish_by is not None
 
     @property
     def precision(self) -> Precision:
@@ -155,11 +206,21 @@ class TrainSettings(Settings):
         """Yield values of different groups that contradict each other."""
         if self.name is not None and not is_folder_name(self.name):
             yield f"name={self.name}: must be the name of one folder, without / and without a dot at its start."
+        yield from self._wrong_cascade()
+        if self.teacher is not None:
+            yield from self._beside_teacher()
+        yield from self._wrong_budget()
+        yield from self._wrong_measuring()
         axes = self.augmentation.mirror.axes
         if axes is not None and self.plan.dim is not None and any(axis >= self.plan.dim for axis in axes):
             yield (
                 f"augmentation.mirror.axes={list(axes)}: {self.plan.configuration} has the axes 0 to "
                 f"{self.plan.dim - 1}; null mirrors all."
+            )
+        if self.recipe.loss.component_weight and self.augmentation.device == "gpu":
+            yield (
+                f"recipe.loss.component_weight={self.recipe.loss.component_weight:g}: the components of labels are "
+                "found by the processes that make patches. Give augmentation.device=auto or cpu."
             )
         for monitor in (entry.get("monitor") for entry in self.trainer.callbacks if "monitor" in entry):
             yield from self._wrong_monitor(str(monitor))
@@ -167,6 +228,103 @@ class TrainSettings(Settings):
             yield (
                 "predict.checkpoint=best: without validation batches there is no best checkpoint. Give "
                 "data.val_iterations above 0, or predict.checkpoint=last."
+            )
+        yield from self._wrong_heads()
+
+    def _wrong_cascade(self) -> Iterator[str]:
+        """Yield what the second stage of a cascade cannot have, and what only it has."""
+        if self.plan.configuration != "3d_cascade_fullres":
+            if self.previous_stage is not None:
+                yield f"previous_stage={self.previous_stage}: is for plan.configuration=3d_cascade_fullres only."
+            return
+        if self.smoke:
+            yield (
+                "smoke=true: the second stage of a cascade needs a trained first one. Try plan.configuration=3d_lowres."
+            )
+        if self.augmentation.device == "gpu":
+            yield "augmentation.device=gpu: the labels of a cascade's first stage are augmented on the CPU. Give cpu."
+        absent = {
+            "teacher": self.teacher is not None,
+            "heads.case": self.heads.case is not None,
+            "planner.measure": self.planner.measure,
+        }
+        for name in (name for name, given in absent.items() if given):
+            yield f"{name}: the second stage of a cascade (plan.configuration=3d_cascade_fullres) cannot have it."
+
+    def _wrong_heads(self) -> Iterator[str]:
+        """Yield what a classification head cannot be combined with."""
+        if self.heads.case is not None and self.trainer.compile:
+            yield (
+                "trainer.compile=true: only the segmentation's pass is compiled, which a network with a head does not "
+                "use. Leave trainer.compile or heads.case away."
+            )
+        if self.heads.alone and self.predict.probabilities:
+            yield (
+                "predict.probabilities=true: are those of a segmentation, which heads.alone=true does not train. Leave "
+                "predict.probabilities away."
+            )
+        if self.heads.alone and self.predict.checkpoint == "best":
+            yield (
+                "predict.checkpoint=best: is the checkpoint with the best segmentation, and heads.alone=true trains "
+                "none. Give predict.checkpoint=last."
+            )
+
+    def _beside_teacher(self) -> Iterator[str]:
+        """Yield what contradicts the plan and weights of a teacher."""
+        if self.pretrained is not None:
+            yield "pretrained: the weights are those of teacher. Leave out one of the two."
+        if self.smoke:
+            yield "smoke=true: its tiny network cannot start from teacher. Leave out one of the two."
+        if self.plan.pinned() or self.plan.from_file or self.plan.paper:
+            yield "plan: the plan is that of teacher. Leave out the values of plan besides plan.configuration."
+        if self.planner.measure:
+            yield "planner.measure=true: the plan is that of teacher. Leave out one of the two."
+        if self.heads.case is not None:
+            yield "heads.case: a run with a teacher learns no classes of cases. Leave out one of the two."
+
+    def _wrong_measuring(self) -> Iterator[str]:
+        """Yield values that planner.measure chooses itself, and losses whose memory it does not measure."""
+        if not self.planner.measure:
+            return
+        given = [name for name in ("from_file", "patch_size", "batch_size") if getattr(self.plan, name) is not None]
+        if given or self.plan.paper:
+            yield (
+                f"planner.measure=true chooses patch and batch, so plan.{given[0] if given else 'paper'} cannot be "
+                "given as well. Leave out one of the two."
+            )
+        if self.heads.case is not None:
+            yield "planner.measure=true: measures a step without the head of heads.case. Leave out one of the two."
+        if self.recipe.loss.component_weight:
+            yield (
+                "planner.measure=true: measures a step without the component loss. Leave out either it or "
+                "recipe.loss.component_weight."
+            )
+
+    def _wrong_budget(self) -> Iterator[str]:
+        """Yield budgets that cannot be read, and keys of which a budget takes the place."""
+        if not self.timed:
+            return
+        if self.budget is not None:
+            seconds = duration_seconds(self.budget)
+            if seconds is None:
+                yield f"budget={self.budget}: must be a duration such as 45min, 1h30min, 90s or 2d, or null."
+            elif seconds < SHORTEST_S:
+                yield f"budget={self.budget}: must be at least {SHORTEST_S:g}s."
+        if self.finish_by is not None and not is_clock_time(self.finish_by):
+            yield (
+                f"finish_by={self.finish_by}: must be a time such as 07:30, a date and time such as 2027-03-01T07:30, "
+                "or null."
+            )
+        if self.budget is not None and self.finish_by is not None:
+            yield "budget and finish_by both say how long the training takes. Leave out one of the two."
+        if self.trainer.max_time is not None:
+            yield "trainer.max_time: a budget ends the training already. Leave out one of the two."
+        if self.recipe.weight_averaging is not None:
+            yield "recipe.weight_averaging: a budget averages the weights itself. Leave out one of the two."
+        if self.data.iterations_per_epoch != DataSettings.iterations_per_epoch:
+            yield (
+                "data.iterations_per_epoch: a budget chooses the length of the epochs. Leave out one of the two, or "
+                "give trainer.limit_train_batches, which the budget keeps."
             )
 
     def _wrong_monitor(self, monitor: str) -> Iterator[str]:
@@ -176,6 +334,8 @@ class TrainSettings(Settings):
             yield f"{given}: fold=all holds no case out. Give seen/ instead of val/, or a fold."
         elif monitor.startswith("seen/") and self.fold != "all":
             yield f"{given}: fold={self.fold} holds cases out, so that the values begin with val/."
+        elif self.heads.alone and "dice" in monitor:
+            yield f"{given}: heads.alone=true trains no segmentation. Give val/case_loss with mode=min."
         elif monitor == "val/case_dice":
             if self.data.validate_cases_every != 1 or not self.data.validation_cases:
                 yield f"{given}: is not computed in every epoch. Give data.validate_cases_every=1, or val/patch_dice."
@@ -204,7 +364,7 @@ class PrepareSettings(TrainSettings):
 class DescribeSettings(TrainSettings, TrustSettings):
     """All keys of `umamba describe`."""
 
-    checkpoint: Path | None = key(None, "Describe the network of this checkpoint instead.", existing=True)
+    checkpoint: Path | None = key(None, "Describe the network of this checkpoint instead.", existing=True, zoo=True)
     num_classes: int | None = key(
         None, "Classes of the network with background, if plan.from_file is given without its dataset.", low=1
     )

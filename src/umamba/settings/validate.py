@@ -27,6 +27,7 @@ from umamba.settings.wording import (
     unknown_name,
     wrong_choice,
 )
+from umamba.settings.zoo import no_such_network, zoo_name, zoo_networks
 
 Record = TypeVar("Record", bound="Settings")
 Held = TypeVar("Held")
@@ -209,7 +210,7 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
             continue
         so_far = len(problems)
         arguments[entry.name] = _checked(value, *declared[entry.name], path, problems)
-        if len(problems) > so_far:
+        if len(problems) > so_far and not _names_files(arguments[entry.name], declared[entry.name][1]):
             wrong.add(entry.name)
     if absent:
         problems.append(not_given(absent))
@@ -221,15 +222,22 @@ def _parsed(record: Any, values: Any, section: str, problems: list[str]) -> Any:
     failed = len(problems) > before
     try:
         if failed:
-            # Also report impossible combinations of the other values; wrong values are replaced by their defaults.
+            # Also report impossible combinations of the other values; wrong values are replaced by their defaults, but
+            # a path stays, although nothing is there, because it says what is meant.
             arguments = {name: value for name, value in arguments.items() if name not in wrong}
             if any(is_choice(declared[name][0]) for name in wrong) or not _required(record) <= set(arguments):
                 return None
         made = record(**arguments)
         return None if failed else made
     except InvalidSettings as error:
-        problems += error.problems
+        problems += [problem for problem in error.problems if problem not in problems]
         return None
+
+
+def _names_files(value: Any, limits: Key) -> bool:
+    """Return whether a value is a path, or several, so that only what it names can be missing."""
+    entries = _listed(value)
+    return limits.existing and bool(entries) and all(isinstance(entry, Path) for entry in entries)
 
 
 def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str]) -> Any:
@@ -246,8 +254,8 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
         converted = _converted(value, candidate, limits)
         if converted is not _NO:
             if limits.existing:
-                files = [entry for entry in _listed(converted) if isinstance(entry, Path) and not entry.exists()]
-                problems += [no_such_file(path, file) for file in files]
+                files = [entry for entry in _listed(converted) if isinstance(entry, Path)]
+                problems += [wrong for file in files if (wrong := _missing(path, file, limits)) is not None]
             return converted
     if is_choice(kind):
         choices = [shown(choice) for entry in kinds for choice in typing.get_args(entry) or (None,)]
@@ -255,6 +263,17 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
     else:
         problems.append(f"{path}={shown(value)}: must be {described(kind, limits)}.")
     return value
+
+
+def _missing(path: str, file: Path, limits: Key) -> str | None:
+    """Return what is wrong with a file, or with the name of a trained network; None if it exists."""
+    name = zoo_name(file) if limits.zoo else None
+    if name is None:
+        return None if file.exists() else no_such_file(path, file)
+    try:
+        return None if name in zoo_networks() else f"{path}={file}: {no_such_network(name)}"
+    except UserError as error:
+        return f"{path}={file}: {error}"
 
 
 def _record_of(kind: Any) -> Any:

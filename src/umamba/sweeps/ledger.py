@@ -111,6 +111,9 @@ def run_state(run: PlannedRun, now: float | None = None) -> RunState:
     if silence > max(_SILENCE_S, 3 * (epoch_s or 0.0)):
         return RunState(run, "failed", epochs, reason=f"no change of its files for {duration(silence)}; killed?")
     eta = None if epoch_s is None else epoch_s * max(0, run.max_epochs - epochs)
+    if status.get("budget"):  # its epochs are not counted in advance
+        used = float(rows[-1].get("time/used_s") or 0.0) if rows else 0.0
+        eta = max(0.0, float(status["budget"].get("seconds", 0.0)) - used)
     return RunState(run, "running", epochs, eta, reason=str(status.get("state", "starting")))
 
 

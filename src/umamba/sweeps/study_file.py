@@ -1,4 +1,8 @@
-"""Read a study's folder: sweep.yaml holds the question and the runs, published.csv the paper's numbers."""
+"""Read a study's folder: sweep.yaml holds the question and the runs, published.csv the paper's numbers.
+
+Overrides that all runs share can stand once under `common`, for example a small plan. A run may give a key of `common`
+another value.
+"""
 
 import shlex
 from collections.abc import Mapping
@@ -12,6 +16,7 @@ from umamba.settings.training import Fold
 from umamba.settings.wording import shown
 
 _KEYS = ("question", "runs", "folds", "seeds")
+_COMMON = "common"
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class StudyFile:
         name: name of the study's folder.
         folder: the folder.
         question: the question that the study answers.
-        runs: overrides of each training, as typed after `umamba train`.
+        runs: overrides of each training, as typed after `umamba train`; those that all have in common come first.
         folds: folds of every run, 0 to 4 or all.
         seeds: seeds of every run.
     """
@@ -77,14 +82,15 @@ def read_study(experiments: Path, name: str) -> StudyFile:
             f"study={name}: the file {path} does not exist. Choose one of {', '.join(list_studies(experiments))}."
         )
     content = read_yaml(path)
-    if not isinstance(content, Mapping) or set(content) != set(_KEYS):
+    if not isinstance(content, Mapping) or set(content) - {_COMMON} != set(_KEYS):
         found = shown(", ".join(map(str, content))) if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f"{path}: must have the keys {', '.join(_KEYS)}, but has {found}.")
+        raise UserError(f"{path}: must have the keys {', '.join(_KEYS)} (and may have {_COMMON}), but has {found}.")
+    common = _overrides(path, content.get(_COMMON, ""))
     return StudyFile(
         name=path.parent.name,
         folder=path.parent,
         question=str(content["question"]),
-        runs=tuple(_overrides(path, line) for line in _list(path, content, "runs")),
+        runs=tuple((*common, *_overrides(path, line)) for line in _list(path, content, "runs")),
         folds=tuple(_fold(path, fold) for fold in _list(path, content, "folds")),
         seeds=tuple(_seed(path, seed) for seed in _list(path, content, "seeds")),
     )

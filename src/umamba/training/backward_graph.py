@@ -40,7 +40,13 @@ class BackwardGraph:
 
 
 def backward_graph(
-    architecture: Architecture, configuration: Configuration, in_channels: int, num_classes: int, deep_supervision: bool
+    architecture: Architecture,
+    configuration: Configuration,
+    in_channels: int,
+    num_classes: int,
+    deep_supervision: bool,
+    *,
+    encoder_only: bool = False,
 ) -> BackwardGraph:
     """Return what the backward pass of a training step consists of in deterministic mode.
 
@@ -50,6 +56,7 @@ def backward_graph(
         in_channels: image channels.
         num_classes: channels of the logits.
         deep_supervision: whether the network is trained on the outputs of several resolutions.
+        encoder_only: only a classification head is trained, on the network's bottleneck.
 
     Raises:
         UserError: see `build_network`.
@@ -59,7 +66,7 @@ def backward_graph(
     network.deep_supervision = supervised  # type: ignore[assignment]
     image = torch.empty((1, in_channels, *configuration.patch_size), device="meta")
     with torch.enable_grad(), _deterministic():
-        outputs = network(image)
+        outputs = network.bottleneck(image) if encoder_only else network(image)  # type: ignore[operator]
     listed = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     weights = deep_supervision_weights(len(listed))
     operations, reached = _walk(output for output, weight in zip(listed, weights, strict=True) if weight)

@@ -16,6 +16,8 @@ from umamba.evaluation import dice
 from umamba.inference import decide_labels, tile_forward, tile_window, whole_logits
 from umamba.inference.memory import sums_device
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated, annotated_mask
+from umamba.labels.masks import one_hot
 from umamba.planning import Configuration
 from umamba.preprocessing import CaseStore
 from umamba.settings import SlidingWindowSettings
@@ -36,6 +38,8 @@ class CaseValidation(Callback):
         every: int,
         settings: SlidingWindowSettings,
         mirror_axes: Sequence[int] | None = None,
+        annotated: Annotated | None = None,
+        tile_scale: int = 1,
     ) -> None:
         """Store the cases and the settings of their prediction.
 
@@ -47,6 +51,8 @@ class CaseValidation(Callback):
             every: epochs from one validation to the next.
             settings: layout of the tiles and test-time augmentation.
             mirror_axes: patch axes that training mirrors, along which test-time augmentation flips; None: all.
+            annotated: labels of the partly labelled cases, which are scored by these alone; None: there are none.
+            tile_scale: edge of a tile in patches of training.
         """
         self.store = store
         self.case_ids = tuple(case_ids)
@@ -54,6 +60,8 @@ class CaseValidation(Callback):
         self.labels = labels
         self.every = every
         self.settings = settings
+        self.annotated = annotated or {}
+        self.tile_scale = tile_scale
         axes = range(configuration.dim) if mirror_axes is None else mirror_axes
         self.flipped_axes = tuple(axes) if settings.tta else ()
 
@@ -83,15 +91,23 @@ class CaseValidation(Callback):
             precision: Lightning's name.
 
         Returns:
-            The mean Dice over the labels that the case has; NaN if it has none.
+            The mean Dice over the labels that the case has and carries; NaN if it has none.
         """
         case = self.store.load(case_id)
-        prediction = self.segment(network, torch.from_numpy(case.image[:]), device, precision)
+        image = case.image[:]
+        if case.previous is not None:
+            image = np.concatenate([image, one_hot(case.previous[:][0], self.labels)])
+        prediction = self.segment(network, torch.from_numpy(image), device, precision)
         truth = np.maximum(case.label[:][0], 0)  # -1 is outside the nonzero mask
         if self.labels.ignore is not None:
             counted = truth != self.labels.ignore
             prediction, truth = prediction * counted, truth * counted
-        dices = [dice(np.isin(prediction, values), np.isin(truth, values)) for values in self.labels.values]
+        (carried,) = annotated_mask(self.labels, self.annotated, [case_id])
+        dices = [
+            dice(np.isin(prediction, values), np.isin(truth, values))
+            for values, carries in zip(self.labels.values, carried, strict=True)
+            if carries
+        ]
         return float(np.nanmean(dices)) if not np.isnan(dices).all() else float("nan")
 
     def segment(
@@ -101,7 +117,7 @@ class CaseValidation(Callback):
 
         Args:
             network: without deep supervision.
-            image: (C, Z, Y, X) float32.
+            image: (C, Z, Y, X) float32, with the channels of the previous stage in a cascade.
             device: where the network is.
             precision: Lightning's name.
 
@@ -112,7 +128,7 @@ class CaseValidation(Callback):
         logits = whole_logits(
             tile_forward(network, self.configuration, device, precision, flipped_axes=self.flipped_axes),
             image,
-            tile_window(self.configuration),
+            tile_window(self.configuration, scale=self.tile_scale),
             self.labels.num_classes,
             tile_step_size=self.settings.tile_step_size,
             tiles_per_pass=_TILES_PER_PASS,

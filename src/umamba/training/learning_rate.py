@@ -4,7 +4,6 @@ import copy
 from pathlib import Path
 
 import lightning
-import torch
 from lightning.pytorch.tuner import Tuner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,6 +12,7 @@ from umamba.io import UserError, atomic_path
 from umamba.patches import PatchDataModule
 from umamba.records import RunFolder
 from umamba.training.module import SegmentationModule
+from umamba.training.trial import trial_trainer
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 
@@ -39,21 +39,7 @@ def found_learning_rate(
         return float(known)
     if trainer.world_size > 1:
         raise UserError("trainer.find_lr=true searches on one device: find the rate with trainer.devices=1 first.")
-    searcher = lightning.Trainer(
-        accelerator="cpu" if trainer.strategy.root_device.type == "cpu" else "auto",
-        devices=1,
-        precision=trainer.precision,
-        gradient_clip_val=trainer.gradient_clip_val,
-        max_epochs=-1,
-        check_val_every_n_epoch=STEPS,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder.path,
-    )
-    with torch.random.fork_rng():
+    with trial_trainer(trainer, max_epochs=-1, check_val_every_n_epoch=STEPS) as searcher:
         finder = Tuner(searcher).lr_find(
             copy.deepcopy(module),
             datamodule=datamodule,

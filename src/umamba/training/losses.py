@@ -15,10 +15,14 @@ from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.settings import LossSettings, Settings
 from umamba.settings.own_code import own_function, own_options
+from umamba.training.partial_losses import exclusion_loss, merged_logits, over_voxels
 from umamba.training.softmax_sums import softmax_sums
 
 SMOOTH = 1e-5  # nnU-Net's smoothing of numerator and denominator
 EPSILON = 1e-8  # lower bound of the denominator
+NOT_PARTIAL = (
+    "a loss of your own does not know which labels a case carries, but annotated_labels names some. Give null."
+)
 
 
 def region_targets(label_B1S: Tensor, labels: LabelSet) -> Tensor:
@@ -57,8 +61,12 @@ class SumOverRanks(torch.autograd.Function):
 def over_batch(sums_BK: Tensor) -> Tensor:
     """Return sums (B, K) summed over the batch, (K,); if several ranks train one run, over the batches of all ranks."""
     local = sums_BK.sum(0)
-    together = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    return SumOverRanks.apply(local) if together else local
+    return SumOverRanks.apply(local) if several_ranks() else local
+
+
+def several_ranks() -> bool:
+    """Return whether several ranks train one run together."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def soft_dice_loss(
@@ -67,6 +75,7 @@ def soft_dice_loss(
     mask: Tensor | None,
     batch_dice: bool,
     tversky: Sequence[float] | None = None,
+    carried: Tensor | None = None,
 ) -> Tensor:
     """Return minus the mean soft Dice over channels (and samples, unless `batch_dice`).
 
@@ -76,6 +85,8 @@ def soft_dice_loss(
         mask: (B, 1, *S) of voxels that count, or None for all.
         batch_dice: sum over the batch before the ratio is taken.
         tversky: factors of false positives and false negatives (Salehi et al., 2017); None is (0.5, 0.5), the Dice.
+        carried: (B, K) bool, channels that count in each sample; None: all. A ratio without a sample is no part of the
+            mean.
 
     Returns:
         Scalar in [-1, 0].
@@ -85,13 +96,21 @@ def soft_dice_loss(
         probabilities, target = probabilities * mask, target * mask
     intersection = (probabilities * target).sum(axes)
     predicted, true = probabilities.sum(axes), target.sum(axes)
-    return dice_of_sums(intersection, predicted, true, batch_dice, tversky)
+    return dice_of_sums(intersection, predicted, true, batch_dice, tversky, carried)
 
 
 def dice_of_sums(
-    intersection: Tensor, predicted: Tensor, true: Tensor, batch_dice: bool, tversky: Sequence[float] | None
+    intersection: Tensor,
+    predicted: Tensor,
+    true: Tensor,
+    batch_dice: bool,
+    tversky: Sequence[float] | None,
+    carried: Tensor | None = None,
 ) -> Tensor:
     """Return minus the mean soft Dice of sums (B, K) over voxels; see `soft_dice_loss`."""
+    if carried is not None:
+        carried = carried.to(intersection.device, intersection.dtype)
+        intersection, predicted, true = intersection * carried, predicted * carried, true * carried
     if tversky is None:
         total = predicted + true
     else:
@@ -99,7 +118,11 @@ def dice_of_sums(
         total = 2 * (intersection + positive * (predicted - intersection) + negative * (true - intersection))
     if batch_dice:
         intersection, total = over_batch(intersection), over_batch(total)
-    return -((2 * intersection + SMOOTH) / (total + SMOOTH).clamp_min(EPSILON)).mean()
+    ratios = (2 * intersection + SMOOTH) / (total + SMOOTH).clamp_min(EPSILON)
+    if carried is None:
+        return -ratios.mean()
+    counts = (over_batch(carried) if batch_dice else carried) > 0
+    return -(ratios * counts).sum() / counts.sum().clamp_min(1)
 
 
 class DiceCrossEntropy(nn.Module):
@@ -107,6 +130,8 @@ class DiceCrossEntropy(nn.Module):
 
     Plain labels: softmax, background left out of the Dice. Regions: sigmoid and binary cross-entropy, all channels.
     Voxels with the ignore label count in neither term; if a batch has only such voxels, its cross-entropy is zero.
+    Partly labelled cases: the marginal loss, plus the exclusion loss of plain labels (see `partial_losses`); regions
+    that a case does not carry count in no term.
 
     Args:
         labels: the label set; it decides between softmax and sigmoid, and defines the ignore label.
@@ -135,33 +160,51 @@ class DiceCrossEntropy(nn.Module):
         weights = None if given is None else torch.tensor(given, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, logits_BKS: Tensor, label_B1S: Tensor) -> Tensor:
-        """Return the scalar loss of logits (B, K, *S) against integer labels (B, 1, *S)."""
+    def forward(self, logits_BKS: Tensor, label_B1S: Tensor, carried_BL: Tensor | None = None) -> Tensor:
+        """Return the scalar loss.
+
+        Args:
+            logits_BKS: (B, K, *S).
+            label_B1S: integer labels (B, 1, *S).
+            carried_BL: (B, number of labels without background) bool on the CPU, labels that the case of each sample
+                carries; None: all of them. Several ranks must agree on giving it.
+        """
+        if carried_BL is not None and not several_ranks() and bool(carried_BL.all()):
+            carried_BL = None
         with torch.autocast(logits_BKS.device.type, enabled=False):
             terms = self._of_regions if self.labels.has_regions else self._of_classes
-            cross_entropy, dice = terms(logits_BKS, label_B1S)
-        return self.settings.cross_entropy_weight * cross_entropy + self.settings.dice_weight * dice
+            cross_entropy, dice = terms(logits_BKS, label_B1S, carried_BL)
+            loss = self.settings.cross_entropy_weight * cross_entropy + self.settings.dice_weight * dice
+            weight = self.settings.exclusion_weight
+            if weight and carried_BL is not None and not self.labels.has_regions and not bool(carried_BL.all()):
+                loss = loss + weight * exclusion_loss(logits_BKS, label_B1S, carried_BL, self.labels.ignore)
+        return loss
 
-    def _of_classes(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_classes(self, logits: Tensor, label: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return cross-entropy and minus the Dice of classes."""
-        ignore = self.labels.ignore
+        ignore, tversky = self.labels.ignore, self.settings.tversky
+        logits = logits if carried is None else merged_logits(logits, carried)
         true, predicted, voxels, entropy = softmax_sums(logits, label, ignore)
-        dice = dice_of_sums(true[:, 1:], predicted[:, 1:], voxels[:, 1:], self.batch_dice, self.settings.tversky)
+        dice = dice_of_sums(true[:, 1:], predicted[:, 1:], voxels[:, 1:], self.batch_dice, tversky, carried)
         if self.class_weights is None and not self.settings.focal_gamma:
             return entropy.sum() / voxels.sum().clamp_min(1), dice
         mask = None if ignore is None else (label != ignore)
         known = label if mask is None else label * mask
-        losses = functional.cross_entropy(logits.float(), known[:, 0], reduction="none").unsqueeze(1)
+        # Not functional.cross_entropy, because deterministic mode refuses its map of losses on a GPU.
+        losses = -logits.float().log_softmax(1).gather(1, known)
         weights = None if self.class_weights is None else self.class_weights[known]
         return masked_mean(self._focal(losses), mask, weights), dice
 
-    def _of_regions(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_regions(self, logits: Tensor, label: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return binary cross-entropy and minus the Dice of regions."""
         mask = None if self.labels.ignore is None else (label != self.labels.ignore)
         target, logits = region_targets(label, self.labels), logits.float()
         losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
         weights = None if self.class_weights is None else self.class_weights.view(-1, *[1] * (target.ndim - 2))
-        dice = soft_dice_loss(torch.sigmoid(logits), target, mask, self.batch_dice, self.settings.tversky)
+        if carried is not None:
+            known = over_voxels(carried, logits).to(logits.dtype)
+            weights = known if weights is None else weights * known
+        dice = soft_dice_loss(torch.sigmoid(logits), target, mask, self.batch_dice, self.settings.tversky, carried)
         return masked_mean(self._focal(losses), mask, weights), dice
 
     def _focal(self, losses: Tensor) -> Tensor:
@@ -183,12 +226,14 @@ class OwnLoss(nn.Module):
         self.loss = loss
         self.name = name
 
-    def forward(self, logits_BKS: Tensor, label_B1S: Tensor) -> Tensor:
+    def forward(self, logits_BKS: Tensor, label_B1S: Tensor, carried_BL: Tensor | None = None) -> Tensor:
         """Return the scalar loss of logits (B, K, *S) against integer labels (B, 1, *S).
 
         Raises:
-            UserError: the loss is no scalar.
+            UserError: the loss is no scalar, or the cases are partly labelled.
         """
+        if carried_BL is not None:
+            raise UserError(f"recipe.loss.name={self.name}: {NOT_PARTIAL}")
         with torch.autocast(logits_BKS.device.type, enabled=False):
             loss = self.loss(logits_BKS.float(), label_B1S)
         if not isinstance(loss, Tensor) or loss.ndim:
@@ -287,14 +332,19 @@ class DeepSupervisionLoss(nn.Module):
         super().__init__()
         self.loss = loss
 
-    def forward(self, outputs: Tensor | Sequence[Tensor], label_B1S: Tensor) -> Tensor:
-        """Return the scalar loss; `outputs` are (B, K, *S_i), full resolution first."""
+    def forward(
+        self, outputs: Tensor | Sequence[Tensor], label_B1S: Tensor, carried_BL: Tensor | None = None
+    ) -> Tensor:
+        """Return the scalar loss; `outputs` are (B, K, *S_i), full resolution first; the rest: `DiceCrossEntropy`."""
         if isinstance(outputs, Tensor):
             outputs = [outputs]
         total = label_B1S.new_zeros((), dtype=torch.float32)
         for output, weight in zip(outputs, deep_supervision_weights(len(outputs)), strict=True):
             if weight:
-                total = total + weight * self.loss(output, resize_label(label_B1S, output.shape[2:]))
+                label = resize_label(label_B1S, output.shape[2:])
+                total = total + weight * (
+                    self.loss(output, label) if carried_BL is None else self.loss(output, label, carried_BL)
+                )
         return total
 
 

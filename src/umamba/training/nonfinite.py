@@ -9,7 +9,7 @@ later, before it changes the weights again: by then the device has the next step
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,17 @@ class LateFlag:
 
 @dataclass(frozen=True)
 class Step:
-    """A step whose gradients were checked: its batch and place, and whether the gradients were not finite."""
+    """A training step.
+
+    Attributes:
+        batch: its batch.
+        batch_index: its place in the epoch.
+        skipped: whether the device left it out, which is known one step later; None: this process decides it at once.
+    """
 
     batch: dict[str, Any]
     batch_index: int
-    skipped: LateFlag
+    skipped: LateFlag | None = None
 
 
 class SkipNonFinite(Callback):
@@ -77,8 +83,7 @@ class SkipNonFinite(Callback):
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.seed = seed
-        self.batch: dict[str, Any] = {}
-        self.batch_index = 0
+        self.step = Step({}, 0)
         self.in_a_row = 0
         self.skipped = 0
         self.unread: Step | None = None
@@ -91,7 +96,7 @@ class SkipNonFinite(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep the batch, so that it can be saved if its gradients are not finite."""
-        self.batch, self.batch_index = batch, batch_idx
+        self.step = Step(batch, batch_idx)
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer
@@ -111,11 +116,12 @@ class SkipNonFinite(Callback):
         if optimizer.param_groups[0].get("fused"):
             found = (~torch.isfinite(norm)).float()
             _skip_if(found, optimizer)
-            self.unread = Step(self.batch, self.batch_index, LateFlag(found))
+            self.unread = replace(self.step, skipped=LateFlag(found))
         elif torch.isfinite(norm):
             self.in_a_row = 0
         else:
-            self.count(trainer, pl_module, self.batch, self.batch_index, late=False)
+            self.count(trainer, pl_module, self.step)
+            pl_module.zero_grad()
 
     def settle(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Read what the device found in the step before; the weights are still those of that step if it was skipped.
@@ -127,19 +133,12 @@ class SkipNonFinite(Callback):
         if step is None:
             return
         if step.skipped:
-            self.count(trainer, pl_module, step.batch, step.batch_index, late=True)
+            self.count(trainer, pl_module, step)
         else:
             self.in_a_row = 0
 
-    def count(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        batch: dict[str, Any],
-        batch_index: int,
-        late: bool,
-    ) -> None:
-        """Count a step without finite gradients, and remove the gradients unless they are `late`, the next step's.
+    def count(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, step: Step) -> None:
+        """Count a step without finite gradients, and save the first one of a series.
 
         Raises:
             Diverged: too many in a row.
@@ -147,10 +146,7 @@ class SkipNonFinite(Callback):
         self.in_a_row += 1
         scaled = trainer.precision == "16-mixed"
         if self.in_a_row == (IN_A_ROW if scaled else 1):
-            self.keep(trainer, pl_module, batch, batch_index, late)
-        if not late:
-            for parameter in pl_module.parameters():
-                parameter.grad = None
+            self.keep(trainer, pl_module, step)
         self.skipped += 1
         if self.in_a_row >= (IN_A_ROW_SCALED if scaled else IN_A_ROW):
             raise Diverged(
@@ -158,23 +154,16 @@ class SkipNonFinite(Callback):
                 f"precision {trainer.precision}; the first batch and layer are in {self.folder}"
             )
 
-    def keep(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        batch: dict[str, Any],
-        batch_index: int,
-        late: bool,
-    ) -> None:
-        """Save the batch and the name of the layer that gave the first non-finite value; see `count`."""
-        layer = first_nonfinite(pl_module, batch, trainer, late)
+    def keep(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, step: Step) -> None:
+        """Save the step's batch and the name of the layer that gave the first non-finite value."""
+        layer = first_nonfinite(pl_module, step.batch, trainer, late=step.skipped is not None)
         if not trainer.is_global_zero:
             return
-        name = f"epoch_{trainer.current_epoch + 1:04d}_batch_{batch_index:04d}.pt"
+        name = f"epoch_{trainer.current_epoch + 1:04d}_batch_{step.batch_index:04d}.pt"
         content = {
-            "batch": {key: v.cpu() if isinstance(v, Tensor) else v for key, v in batch.items()},
+            "batch": {key: v.cpu() if isinstance(v, Tensor) else v for key, v in step.batch.items()},
             "epoch": trainer.current_epoch,
-            "batch_index": batch_index,
+            "batch_index": step.batch_index,
             "seed": self.seed,
             "first_nonfinite": layer,
         }
@@ -186,7 +175,7 @@ class SkipNonFinite(Callback):
         log.info(
             "Skipped a step whose gradients are not finite (epoch %d, batch %d, precision %s; first in %s): %s",
             trainer.current_epoch + 1,
-            batch_index,
+            step.batch_index,
             trainer.precision,
             layer,
             self.folder / name,
@@ -233,7 +222,7 @@ def first_nonfinite(module: Any, batch: dict[str, Any], trainer: lightning.Train
     found: list[str] = []
     grad = torch.enable_grad() if late else torch.no_grad()
     with grad, trainer.precision_plugin.forward_context(), watched(module.network, found):
-        loss = module.loss(module(batch["image"]), batch["label"])
+        loss = module.loss_of(batch)
     if found:
         return found[0]
     if not torch.isfinite(loss):

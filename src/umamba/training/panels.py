@@ -1,7 +1,7 @@
 """Draw validation patches as overlays during training, as files in the run folder and panels in W&B."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class ValidationPanels(Callback):
         spacing: spacing of the patches in mm, in the plan's axis order; two entries for 2D.
         every: epochs between drawings; the last epoch is always drawn.
         letters: gives the anatomical directions of a case's stored axes (`CaseStore.letters`).
+        channels: channels of an image, without those of a cascade's previous stage; None: all of the patch.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class ValidationPanels(Callback):
         spacing: tuple[float, ...],
         every: int,
         letters: Callable[[str], tuple[str, str, str] | None],
+        channels: int | None = None,
     ) -> None:
         self.folder = folder
         self.labels = labels
         self.spacing = spacing if len(spacing) == 3 else (999.0, *spacing)
         self.every = every
         self.letters = letters
+        self.channels = channels
 
     def on_validation_batch_end(
         self,
@@ -62,12 +65,13 @@ class ValidationPanels(Callback):
         with torch.no_grad():
             output = pl_module(batch["image"][-1:])
         logits = output[0] if isinstance(output, list) else output
-        image, truth = batch["image"][-1].float(), batch["label"][-1, 0]
+        image, truth = batch["image"][-1, : self.channels].float(), batch["label"][-1, 0]
         heads = logits[0].float().cpu()
         prediction = decide_labels(len(heads), heads.__getitem__, self.labels).numpy()
         if image.ndim == 3:
             image, truth, prediction = image.unsqueeze(1), truth.unsqueeze(0), prediction[None]
         case_id = str(batch["case_id"][-1])
+        carried = batch["annotated"][-1].tolist() if "annotated" in batch else [True] * len(self.labels.names)
         path = self.folder / f"epoch_{epoch + 1:04d}.png"
         try:
             figure = overlay_figure(
@@ -78,7 +82,7 @@ class ValidationPanels(Callback):
                 self.labels,
                 letters=self.letters(case_id),
                 title=f"patch of {case_id}, epoch {epoch + 1}",
-                score=_score(prediction, truth.cpu().numpy(), self.labels),
+                score=_score(prediction, truth.cpu().numpy(), self.labels, carried),
             )
             write_overlay(figure, path)
         except OSError as error:
@@ -87,9 +91,13 @@ class ValidationPanels(Callback):
         log_pictures(trainer.loggers, "panels", {"patch": path})
 
 
-def _score(prediction: np.ndarray, truth: np.ndarray, labels: LabelSet) -> str:
-    """Return the mean Dice of the labels that the patch or its prediction contains, in words."""
+def _score(prediction: np.ndarray, truth: np.ndarray, labels: LabelSet, carried: Sequence[bool]) -> str:
+    """Return the mean Dice of the carried labels that the patch or its prediction contains, in words."""
     counted = truth != labels.ignore if labels.ignore is not None else np.ones_like(truth, dtype=bool)
-    scores = [dice(np.isin(prediction, values) & counted, np.isin(truth, values) & counted) for values in labels.values]
+    scores = [
+        dice(np.isin(prediction, values) & counted, np.isin(truth, values) & counted)
+        for values, carries in zip(labels.values, carried, strict=True)
+        if carries
+    ]
     known = [score for score in scores if score == score]
     return f"Dice of this patch {np.mean(known):.3f}" if known else "no label in this patch"

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from umamba.labels import LabelSet
 from umamba.training.losses import region_targets
+from umamba.training.partial_losses import over_voxels
 
 
 class PatchDice(Metric):
@@ -30,8 +31,14 @@ class PatchDice(Metric):
         for name in ("true_positive", "false_positive", "false_negative"):
             self.add_state(name, torch.zeros(len(labels.names), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, logits_BKS: Tensor, label_B1S: Tensor) -> None:
-        """Add the counts of a batch: logits (B, K, *S) at full resolution, integer labels (B, 1, *S)."""
+    def update(self, logits_BKS: Tensor, label_B1S: Tensor, carried_BL: Tensor | None = None) -> None:
+        """Add the counts of a batch.
+
+        Args:
+            logits_BKS: (B, K, *S) at full resolution.
+            label_B1S: integer labels (B, 1, *S).
+            carried_BL: (B, classes or regions) bool, those that the case of each patch carries; None: all count.
+        """
         if self.labels.has_regions:
             prediction, truth = logits_BKS > 0, region_targets(label_B1S, self.labels).bool()
         else:
@@ -41,6 +48,9 @@ class PatchDice(Metric):
             prediction, truth = winner == classes, label_B1S == classes
         if self.labels.ignore is not None:
             counted = label_B1S != self.labels.ignore
+            prediction, truth = prediction & counted, truth & counted
+        if carried_BL is not None:
+            counted = over_voxels(carried_BL, truth)
             prediction, truth = prediction & counted, truth & counted
         axes = [0, *range(2, truth.ndim)]
         self.true_positive += (prediction & truth).sum(axes)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+from umamba.training.budget import BudgetSchedule
 from umamba.training.stopping import TimeBudget
 from umamba.training.time_left import TimeLeft
 
@@ -87,7 +88,7 @@ class EpochLines(Callback):
             self._show(trainer, batch_idx + 1, outputs)
 
     def _show(self, trainer: lightning.Trainer, step: int, outputs: Any) -> None:
-        where = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        where = _numbered(trainer)
         steps = f"step {step}/{trainer.num_training_batches}"
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         words = [f"loss {float(loss):.3f}"] if isinstance(loss, torch.Tensor) else []
@@ -102,16 +103,24 @@ class EpochLines(Callback):
     def _left(self, trainer: lightning.Trainer, step: int, epochs: int | None = None) -> str:
         if self.time_left is None:
             return "?"
-        budget = next((callback for callback in trainer.callbacks if isinstance(callback, TimeBudget)), None)  # type: ignore[attr-defined]
-        limit = None if budget is None else budget.seconds
-        used = 0.0 if budget is None else budget.used + (time.perf_counter() - self.epoch_start if step else 0.0)
+        limit, used = self._limit(trainer, step)
         done = trainer.current_epoch if epochs is None else epochs
         return duration(self.time_left.left(done, step, used, limit))
+
+    def _limit(self, trainer: lightning.Trainer, step: int) -> tuple[float | None, float]:
+        """Return the time limit of the training, None without one, and the seconds of it that are used."""
+        timed = _budget_of(trainer)
+        if timed is not None:
+            return timed.seconds, timed.used
+        budget = next((callback for callback in trainer.callbacks if isinstance(callback, TimeBudget)), None)  # type: ignore[attr-defined]
+        if budget is None:
+            return None, 0.0
+        return budget.seconds, budget.used + (time.perf_counter() - self.epoch_start if step else 0.0)
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Name the validation in the bar."""
         if self.progress is not None and not trainer.sanity_checking:
-            where = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            where = _numbered(trainer)
             self.progress.update(self.progress.task_ids[0], description=where, text="validation")
 
     def on_validation_batch_start(
@@ -151,9 +160,9 @@ class EpochLines(Callback):
         done = trainer.current_epoch + 1
         log.info(
             "%s",
-            f"epoch {done}/{trainer.max_epochs}: loss {metrics.get('train/loss', float('nan')):.2f}"
+            f"{_numbered(trainer)}: loss {metrics.get('train/loss', float('nan')):.2f}"
             f", {checked} {metrics.get(f'{checked}/loss', float('nan')):.2f}"
-            f", patch Dice {metrics.get(f'{checked}/patch_dice', float('nan')):.3f}"
+            f"{_scores(metrics, checked)}"
             f", {metrics.get('time/iteration_s', float('nan')):.3g} s/it"
             f", {self._left(trainer, 0, done)} left"
             + (f", {skipped:.0f} steps skipped (not finite)" if skipped else ""),
@@ -175,6 +184,19 @@ class EpochLines(Callback):
             self.progress = None
 
 
+def _budget_of(trainer: lightning.Trainer) -> BudgetSchedule | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, BudgetSchedule)), None)
+
+
+def _numbered(trainer: lightning.Trainer) -> str:
+    """Return the epoch's number with the number of all epochs or, under a time budget, the share of it that is used."""
+    timed, number = _budget_of(trainer), trainer.current_epoch + 1
+    if timed is None:
+        return f"epoch {number}/{trainer.max_epochs}"
+    return f"epoch {number} ({min(1.0, timed.used / max(timed.seconds, 1e-9)):.0%} of the time)"
+
+
 def duration(seconds: float) -> str:
     """Return seconds as h:mm:ss; a question mark if they are not known.
 
@@ -185,3 +207,11 @@ def duration(seconds: float) -> str:
         return "?"
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _scores(metrics: dict[str, float], checked: str) -> str:
+    """Return the scores of an epoch in words: patch Dice, and the share of patches that a head classifies right."""
+    prefix = f"{checked}/case_accuracy/"
+    right = [f", {name.removeprefix(prefix)} right {value:.0%}" for name, value in metrics.items() if prefix in name]
+    dice = metrics.get(f"{checked}/patch_dice", float("nan"))
+    return ("" if right and dice != dice else f", patch Dice {dice:.3f}") + "".join(right)

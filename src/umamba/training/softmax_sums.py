@@ -68,7 +68,7 @@ class DeviceSums(torch.autograd.Function):
         """Return the sums."""
         context.save_for_backward(logits, label)
         context.ignore = ignore
-        p, known, counted, entropy = _softmax(logits, label, ignore)
+        p, known, _, entropy = _softmax(logits, label, ignore)
         predicted = p.flatten(2).sum(2)
         own = p.gather(1, known).flatten(1)
         classes = label.flatten(1)
@@ -77,7 +77,7 @@ class DeviceSums(torch.autograd.Function):
             here = classes == k
             true[:, k] = torch.where(here, own, 0).sum(1)
             voxels[:, k] = here.sum(1)
-        if counted is not None and ignore is not None and 0 <= ignore < p.shape[1]:
+        if ignore is not None and 0 <= ignore < p.shape[1]:
             true[:, ignore], voxels[:, ignore] = 0, 0
         context.mark_non_differentiable(voxels)
         return true, predicted, voxels, entropy.flatten(1).sum(1)
