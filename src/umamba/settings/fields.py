@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -56,3 +57,17 @@ def key(default: Any = MISSING, sentence: str = "", **limits: Any) -> Any:
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def listed(value: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+    """Return the paths of a key that takes one path, or several as [a,b]; none for null.
+
+    Args:
+        value: of the key.
+
+    >>> listed(Path("a.ckpt")), listed(None)
+    ((PosixPath('a.ckpt'),), ())
+    """
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, Path) else value
