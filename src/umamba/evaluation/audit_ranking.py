@@ -290,7 +290,7 @@ def part_sentence(part: Part, names: Mapping[int, str]) -> str:
     return {
         "missing": f"{predicted} seems to be missing {place}.",
         "short": f"{predicted} seems to end too early {place}.",
-        "invented": f"{given} seems to be no {given} {place}.",
-        "leaked": f"{given} seems to leak {place}.",
+        "invented": f"{given} seems to be labelled where there is none {place}.",
+        "leaked": f"{given} seems to reach too far {place}.",
         "mistaken": f"{given} seems to be {predicted} {place}.",
     }[part_kind(part)]
