@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
-from torch import nn
+from torch import Tensor, nn
 
 from umamba.inference import Model
 from umamba.inference.forward import full_resolution
+from umamba.io import Geometry, Image
 from umamba.labels import LabelSet
 from umamba.planning import Configuration, Plan
 
@@ -95,3 +96,46 @@ def _learn(network: nn.Module, patch: tuple[int, ...], channels: int, *, thresho
 def learn() -> Callable[..., None]:
     """Return the function that teaches a network."""
     return _learn
+
+
+class _Mixed(nn.Module):
+    """A convolution with random weights, in two or three dimensions."""
+
+    def __init__(self, dim: int, heads: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        kind = nn.Conv2d if dim == 2 else nn.Conv3d
+        self.layer = kind(1, heads, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.1 * self.layer(x)
+
+
+@pytest.fixture
+def mixed() -> Callable[[int, int, int], nn.Module]:
+    """Return the function from dimension, heads and seed to a network of one random convolution."""
+    return _Mixed
+
+
+@pytest.fixture
+def cropped_image() -> Image:
+    """Return an image of 13 x 17 x 19 voxels with zeros around, so that it is cropped."""
+    shape = (13, 17, 19)
+    array = np.zeros((1, *shape), dtype=np.int16)
+    array[:, 2:12, 1:15, 3:18] = np.random.default_rng(0).integers(1, 200, (10, 14, 15))
+    return Image(array, Geometry((2.5, 1.0, 1.1), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()), shape, False))
+
+
+@pytest.fixture
+def members() -> Callable[..., list[Model]]:
+    """Return the function that makes three models that differ in dimension, spacing, patch and order of axes."""
+
+    def make(regions: bool = False) -> list[Model]:
+        common: dict[str, Any] = {"num_channels": 1, "regions": regions}
+        return [
+            _make_model(_Mixed(3, 3, 0), (6, 8, 7), 3, spacing=(1.7, 1.3, 1.0), **common),
+            _make_model(_Mixed(3, 3, 1), (8, 6, 5), 3, spacing=(1.0, 2.0, 1.4), forward=(1, 0, 2), **common),
+            _make_model(_Mixed(2, 3, 2), (9, 8), 3, spacing=(0.9, 1.5), forward=(2, 0, 1), **common),
+        ]
+
+    return make

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import entr
-from torch import Tensor, nn
+from torch import nn
 
 from umamba.datasets import RawCase
 from umamba.evaluation import dice
@@ -27,39 +27,8 @@ SHAPE = (13, 17, 19)
 EYE = tuple(np.eye(3).ravel())
 
 
-class Mixed(nn.Module):
-    """A convolution with random weights, in two or three dimensions."""
-
-    def __init__(self, dim: int, heads: int, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        kind = nn.Conv2d if dim == 2 else nn.Conv3d
-        self.layer = kind(1, heads, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.1 * self.layer(x)
-
-
-def image() -> Image:
-    """Return an image with zeros around, so that it is cropped."""
-    array = np.zeros((1, *SHAPE), dtype=np.int16)
-    array[:, 2:12, 1:15, 3:18] = np.random.default_rng(0).integers(1, 200, (10, 14, 15))
-    return Image(array, Geometry((2.5, 1.0, 1.1), (0.0, 0.0, 0.0), EYE, SHAPE, False))  # type: ignore[arg-type]
-
-
-def members(make_model: Callable[..., Model], regions: bool = False) -> list[Model]:
-    """Return three models that differ in dimension, spacing, patch and order of axes."""
-    common = {"num_channels": 1, "regions": regions}
-    return [
-        make_model(Mixed(3, 3, 0), (6, 8, 7), 3, spacing=(1.7, 1.3, 1.0), **common),
-        make_model(Mixed(3, 3, 1), (8, 6, 5), 3, spacing=(1.0, 2.0, 1.4), forward=(1, 0, 2), **common),
-        make_model(Mixed(2, 3, 2), (9, 8), 3, spacing=(0.9, 1.5), forward=(2, 0, 1), **common),
-    ]
-
-
-def predicted(models: list[Model], folder: Path, **settings: Any) -> tuple[np.ndarray, np.ndarray]:
+def predicted(models: list[Model], source: Image, folder: Path, **settings: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities and the segmentation that are written for the image."""
-    source = image()
     folder.mkdir(parents=True)
     write_segmentation(folder / "image.mha", source.array[0], source.geometry)
     case = RawCase("case", (folder / "image.mha",), None)
@@ -98,11 +67,13 @@ def compare(
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_of_several_networks(make_model: Callable[..., Model], tmp_path: Path, regions: bool) -> None:
-    models = members(make_model, regions)
-    own = [predicted([model], tmp_path / str(number)) for number, model in enumerate(models)]
-    mean, segmentation = predicted(models, tmp_path / "all", agreement=True)
-    np.testing.assert_array_equal(segmentation, predicted(models, tmp_path / "without")[1])
+def test_of_several_networks(
+    members: Callable[..., list[Model]], cropped_image: Image, tmp_path: Path, regions: bool
+) -> None:
+    models = members(regions)
+    own = [predicted([model], cropped_image, tmp_path / str(number)) for number, model in enumerate(models)]
+    mean, segmentation = predicted(models, cropped_image, tmp_path / "all", agreement=True)
+    np.testing.assert_array_equal(segmentation, predicted(models, cropped_image, tmp_path / "without")[1])
     crop = (slice(None), slice(2, 12), slice(1, 15), slice(3, 18))
     signs = CaseSigns.read(tmp_path / "all" / "out" / "agreement" / "case.json")
     assert (signs.views, signs.networks) == ("networks", 3)
@@ -111,18 +82,20 @@ def test_of_several_networks(make_model: Callable[..., Model], tmp_path: Path, r
     compare(signs, models[0], maps, segmentation[crop[1:]], mean[crop], mean[crop])
 
 
-def test_of_one_network_mirrored_and_with_other_tiles(make_model: Callable[..., Model], tmp_path: Path) -> None:
+def test_of_one_network_mirrored_and_with_other_tiles(
+    members: Callable[..., list[Model]], cropped_image: Image, tmp_path: Path
+) -> None:
     """A mirrored view is the view of a network whose kernel is mirrored."""
-    (model,) = members(make_model)[1:2]
-    own = [predicted([model], tmp_path / "own")]
+    (model,) = members()[1:2]
+    own = [predicted([model], cropped_image, tmp_path / "own")]
     network: Any = model.network
     weights = network.layer.weight.data.clone()
     for axis in range(3):
         network.layer.weight.data = weights.flip(axis + 2)
-        own.append(predicted([model], tmp_path / f"flip{axis}"))
+        own.append(predicted([model], cropped_image, tmp_path / f"flip{axis}"))
     network.layer.weight.data = weights
-    own.append(predicted([model], tmp_path / "coarse", tile_step_size=1.0))
-    _, segmentation = predicted([model], tmp_path / "all", agreement=True)
+    own.append(predicted([model], cropped_image, tmp_path / "coarse", tile_step_size=1.0))
+    _, segmentation = predicted([model], cropped_image, tmp_path / "all", agreement=True)
     np.testing.assert_array_equal(segmentation, own[0][1])
     signs = CaseSigns.read(tmp_path / "all" / "out" / "agreement" / "case.json")
     assert (signs.views, signs.networks) == ("one network", 1)
@@ -131,9 +104,11 @@ def test_of_one_network_mirrored_and_with_other_tiles(make_model: Callable[..., 
     compare(signs, model, [found[crop[1:]] for _, found in own], segmentation[crop[1:]], mean, own[0][0][crop])
 
 
-def test_a_network_of_slices_is_mirrored_along_its_own_axes(make_model: Callable[..., Model]) -> None:
-    model = members(make_model)[2]  # sees (Z, Y) slices across X: transpose_forward (2, 0, 1)
-    views = prepare_image(image(), [model]).views
+def test_a_network_of_slices_is_mirrored_along_its_own_axes(
+    members: Callable[..., list[Model]], cropped_image: Image
+) -> None:
+    model = members()[2]  # sees (Z, Y) slices across X: transpose_forward (2, 0, 1)
+    views = prepare_image(cropped_image, [model]).views
     assert [view.flip for view in further_views(views, 0.5)] == [0, 1, None]
     model.mirror_axes = (1,)
     assert [view.flip for view in further_views(views, 0.5)] == [1, None]
@@ -144,12 +119,14 @@ def test_a_network_of_slices_is_mirrored_along_its_own_axes(make_model: Callable
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_memory_limit_changes_nothing(make_model: Callable[..., Model], count: int) -> None:
+def test_the_memory_limit_changes_nothing(
+    members: Callable[..., list[Model]], cropped_image: Image, count: int
+) -> None:
     from umamba.inference.canvas import Canvas
     from umamba.inference.slabs import choose_layout, give_slabs, logits_bytes
 
-    models = members(make_model)[:count]
-    prepared = prepare_image(image(), models)
+    models = members()[:count]
+    prepared = prepare_image(cropped_image, models)
     views = (*prepared.views, *further_views(prepared.views, 0.5))
     shape, cpu = prepared.placement.crop_shape, torch.device("cpu")
     one = choose_layout(views, shape, None)
@@ -170,22 +147,26 @@ def test_the_memory_limit_changes_nothing(make_model: Callable[..., Model], coun
         assert found[1][name] == pytest.approx(signs, rel=1e-6)
 
 
-def test_one_view_has_nothing_that_agrees(make_model: Callable[..., Model], tmp_path: Path) -> None:
-    model = make_model(Mixed(3, 3, 0), (16, 16, 16), 3, num_channels=1)
+def test_one_view_has_nothing_that_agrees(
+    cropped_image: Image, mixed: Callable[[int, int, int], nn.Module], make_model: Callable[..., Model], tmp_path: Path
+) -> None:
+    model = make_model(mixed(3, 3, 0), (16, 16, 16), 3, num_channels=1)
     model.mirror_axes = ()
-    predicted([model], tmp_path / "all", agreement=True, tile_step_size=1.0)
+    predicted([model], cropped_image, tmp_path / "all", agreement=True, tile_step_size=1.0)
     signs = CaseSigns.read(tmp_path / "all" / "out" / "agreement" / "case.json")
     assert {own["disagreement"] for own in signs.labels.values()} == {None}
     assert any(own["entropy"] is not None for own in signs.labels.values())
 
 
-def test_signs_are_added_to_a_folder_and_kept(make_model: Callable[..., Model], tmp_path: Path) -> None:
+def test_signs_are_added_to_a_folder_and_kept(
+    members: Callable[..., list[Model]], cropped_image: Image, tmp_path: Path
+) -> None:
     """A case without signs is segmented again; one that has them is not."""
-    source = image()
+    source = cropped_image
     (tmp_path / "in").mkdir()
     for name in ("a", "b"):
         write_segmentation(tmp_path / "in" / f"{name}.mha", source.array[0], source.geometry)
-    predictor = Predictor(tuple(members(make_model)[:2]))
+    predictor = Predictor(tuple(members()[:2]))
     predictor.predict(tmp_path / "in", tmp_path / "out", PredictionSettings(), progress=False)
     before = read_label(tmp_path / "out" / "a.nii.gz").array
     settings = PredictionSettings(agreement=True)
@@ -202,8 +183,8 @@ def test_signs_are_added_to_a_folder_and_kept(make_model: Callable[..., Model], 
     assert not file.exists()  # it would be of another segmentation
 
 
-def test_distances_by_hand(make_model: Callable[..., Model]) -> None:
-    model = make_model(Mixed(3, 3, 0), (8, 8, 8), 3, num_channels=1)  # training: 1 mm, 16 voxels along each axis
+def test_distances_by_hand(mixed: Callable[[int, int, int], nn.Module], make_model: Callable[..., Model]) -> None:
+    model = make_model(mixed(3, 3, 0), (8, 8, 8), 3, num_channels=1)  # training: 1 mm, 16 voxels along each axis
     array = np.linspace(0, 100, 8 * 16 * 16).reshape(1, 8, 16, 16)
     source = Image(array, Geometry((3.0, 1.0, 0.5), (0.0, 0.0, 0.0), EYE, array.shape[1:], False))  # type: ignore[arg-type]
     found = distances(source, whole(array.shape[1:]), model)

@@ -250,7 +250,13 @@ def test_frames_of_one_file_may_have_any_order(tmp_path: Path) -> None:
             )
             found[z][frame > 0] = number[frame > 0] if form == "dicom_labelmap" else number
         np.testing.assert_array_equal(found, MARKER)
-    shown = pydicom.dcmread(tmp_path / "secondary_capture").SourceImageSequence
+    picture = pydicom.dcmread(tmp_path / "secondary_capture")
+    letters = list(picture.PatientOrientation)
+    assert max(map(len, letters)) > 1, "an oblique axis points in several directions"
+    for axis, found in zip(series.axes, letters, strict=True):
+        largest = int(np.abs(axis).argmax())
+        assert found[0] == ("LPH" if axis[largest] > 0 else "RAF")[largest]
+    shown = picture.SourceImageSequence
     assert [order[item.ReferencedFrameNumber - 1] for item in shown] == [0, 1, 2, 3]
     for contours_of in pydicom.dcmread(tmp_path / "rtstruct").ROIContourSequence:
         for contour in contours_of.ContourSequence:

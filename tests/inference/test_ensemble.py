@@ -7,52 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from umamba.datasets import RawCase
 from umamba.inference import Model, Predictor
 from umamba.inference.canvas import Canvas
 from umamba.inference.prepared_image import prepare_image
 from umamba.inference.slabs import choose_layout, give_slabs, logits_bytes
-from umamba.io import Geometry, Image, UserError, read_label, write_segmentation
+from umamba.io import Image, UserError, read_label, write_segmentation
 from umamba.settings import PredictionSettings, SlidingWindowSettings
 
 SHAPE = (13, 17, 19)
 
 
-class Mixed(nn.Module):
-    """A convolution with random weights, in two or three dimensions."""
-
-    def __init__(self, dim: int, heads: int, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        kind = nn.Conv2d if dim == 2 else nn.Conv3d
-        self.layer = kind(1, heads, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.1 * self.layer(x)
-
-
-def image() -> Image:
-    """Return an image with zeros around, so that it is cropped."""
-    array = np.zeros((1, *SHAPE), dtype=np.int16)
-    array[:, 2:12, 1:15, 3:18] = np.random.default_rng(0).integers(1, 200, (10, 14, 15))
-    return Image(array, Geometry((2.5, 1.0, 1.1), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()), SHAPE, False))
-
-
-def members(make_model: Callable[..., Model], regions: bool = False) -> list[Model]:
-    """Return three models that differ in dimension, spacing, patch and order of axes."""
-    common = {"num_channels": 1, "regions": regions}
-    return [
-        make_model(Mixed(3, 3, 0), (6, 8, 7), 3, spacing=(1.7, 1.3, 1.0), **common),
-        make_model(Mixed(3, 3, 1), (8, 6, 5), 3, spacing=(1.0, 2.0, 1.4), forward=(1, 0, 2), **common),
-        make_model(Mixed(2, 3, 2), (9, 8), 3, spacing=(0.9, 1.5), forward=(2, 0, 1), **common),
-    ]
-
-
-def probabilities(models: list[Model], tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
+def probabilities(models: list[Model], source: Image, tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities and the segmentation that are written for the image."""
-    source = image()
     write_segmentation(tmp_path / "image.mha", source.array[0], source.geometry)
     case = RawCase("case", (tmp_path / "image.mha",), None)
     settings = PredictionSettings(probabilities=True)
@@ -71,10 +40,12 @@ def probabilities(models: list[Model], tmp_path: Path) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_mean_of_the_members_probabilities(make_model: Callable[..., Model], tmp_path: Path, regions: bool) -> None:
-    models = members(make_model, regions)
-    own = [probabilities([model], tmp_path / str(number))[0] for number, model in enumerate(models)]
-    mean, segmentation = probabilities(models, tmp_path / "all")
+def test_mean_of_the_members_probabilities(
+    members: Callable[..., list[Model]], cropped_image: Image, tmp_path: Path, regions: bool
+) -> None:
+    models = members(regions)
+    own = [probabilities([model], cropped_image, tmp_path / str(number))[0] for number, model in enumerate(models)]
+    mean, segmentation = probabilities(models, cropped_image, tmp_path / "all")
     assert mean.dtype == np.float32
     assert mean.shape == (3, *SHAPE)
     np.testing.assert_allclose(mean, np.mean(own, axis=0, dtype=np.float64), rtol=0, atol=1e-6)
@@ -89,15 +60,17 @@ def test_mean_of_the_members_probabilities(make_model: Callable[..., Model], tmp
         np.testing.assert_allclose(mean.sum(0), 1, atol=1e-5)
     np.testing.assert_array_equal(segmentation, expected)
     assert len(np.unique(segmentation)) > 1
-    np.testing.assert_array_equal(Predictor(tuple(models)).predict_image(image()), segmentation)
+    np.testing.assert_array_equal(Predictor(tuple(models)).predict_image(cropped_image), segmentation)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
-def test_bounded_equals_naive(make_model: Callable[..., Model], count: int, share: float) -> None:
-    models = members(make_model)[:count]
-    expected = Predictor(tuple(models)).predict_image(image())
-    prepared = prepare_image(image(), models)
+def test_bounded_equals_naive(
+    members: Callable[..., list[Model]], cropped_image: Image, count: int, share: float
+) -> None:
+    models = members()[:count]
+    expected = Predictor(tuple(models)).predict_image(cropped_image)
+    prepared = prepare_image(cropped_image, models)
     shape = prepared.placement.crop_shape
     assert shape == (10, 14, 15)
     whole = choose_layout(prepared.views, shape, None)
@@ -125,7 +98,9 @@ def test_bounded_equals_naive(make_model: Callable[..., Model], count: int, shar
     np.testing.assert_array_equal(canvas.segmentation, expected)
 
 
-def test_networks_of_other_labels_are_refused(make_model: Callable[..., Any]) -> None:
-    two, three = (make_model(Mixed(3, heads, 0), (8, 8, 8), heads, num_channels=1) for heads in (2, 3))
+def test_networks_of_other_labels_are_refused(
+    mixed: Callable[[int, int, int], nn.Module], make_model: Callable[..., Any]
+) -> None:
+    two, three = (make_model(mixed(3, heads, 0), (8, 8, 8), heads, num_channels=1) for heads in (2, 3))
     with pytest.raises(UserError, match="differ in labels"):
         Predictor((two, three))

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,14 @@ from umamba.inference import Model, Predictor
 from umamba.inference.manifest import network_entry
 from umamba.io import Image, UserError
 from umamba.io.image import Geometry
-from umamba.settings import PredictionSettings
+from umamba.records import RunFolder
+from umamba.runs import PreparedDataset
+from umamba.runs import score as score_module
+from umamba.runs.fit import checkpoint_record
+from umamba.runs.trainer import build_trainer
+from umamba.settings import PredictionSettings, TrainSettings
+from umamba.training.case_validation import CaseValidation
+from umamba.training.module import SegmentationModule
 
 ABOVE = 1.5  # standard deviations from which on a pixel is foreground
 
@@ -65,3 +74,17 @@ def test_a_network_of_one_patch_size_refuses_it(make_model: Callable[..., Model]
     model = make_model(OfOnePatch(), (16, 16), 2, num_channels=1)
     with pytest.raises(UserError, match=r"tile_scale=2: .* tied to its patch of 16 x 16 voxels\. Give tile_scale=1"):
         replace(model, tile_scale=2)
+
+
+def test_a_run_validates_and_scores_with_the_tiles_of_its_prediction(
+    make_settings: Callable[..., TrainSettings], prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    settings = make_settings("predict.tile_scale=2", "data.validate_cases_every=1", "predict.engine=torch")
+    trainer = build_trainer(settings, prepared, RunFolder(tmp_path / "run"), list(prepared.store.case_ids)[:1])
+    assert [own.tile_scale for own in trainer.callbacks if isinstance(own, CaseValidation)] == [2]  # type: ignore[attr-defined]
+    module = SegmentationModule(checkpoint_record(settings, prepared))
+    content: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "last.ckpt")
+    (model,) = score_module._predictor(settings, tmp_path / "last.ckpt").models
+    assert model.tile_scale == 2

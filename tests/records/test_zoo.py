@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from umamba.inference import Predictor
 from umamba.inference.checkpoints import find_checkpoints
 from umamba.io import UserError
 from umamba.records.official import find_checkpoint
 from umamba.records.zoo import zoo_sample, zoo_weights
+from umamba.runs import predict
 from umamba.settings import InvalidSettings, PredictSettings
 from umamba.settings.zoo import PACKAGED, zoo_networks
 
@@ -58,6 +60,24 @@ def test_files_of_ones_own_folder(own: Path) -> None:
     assert find_checkpoints([Path("zoo:lungs")]) == [own / "a.ckpt", own / "b.ckpt"]
     with pytest.raises(UserError, match=r"mean of 2 networks, and this needs one.*a\.ckpt"):
         find_checkpoint(Path("zoo:lungs"))
+
+
+def test_predict_segments_the_sample(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index(own, entry("a.ckpt"), sample=entry("s.png"))
+    for name in ("a.ckpt", "s.png"):
+        (own / name).write_bytes(CONTENT)
+    segmented = []
+
+    class Stub:
+        file_ending, num_channels, models = ".nii.gz", 1, ()
+
+        def predict(self, input: Path, *arguments: Any, **named: Any) -> list[Path]:
+            segmented.append(input)
+            return []
+
+    monkeypatch.setattr(Predictor, "from_checkpoint", lambda *arguments, **named: Stub())
+    predict(PredictSettings(checkpoint=Path("zoo:lungs"), input=Path("zoo:lungs"), output=tmp_path, previews=0))
+    assert segmented == [own / "s.png"]
 
 
 def test_a_changed_file_is_refused(own: Path) -> None:

@@ -61,6 +61,7 @@ def test_the_command_finds_the_case_and_writes_what_it_says(raw: Path, capsys: p
     printed = capsys.readouterr().out
     assert "case4: <b>front and back are exchanged: 100% of their common voxels are crossed." in printed
     assert "1 of 10 cases are listed for review." in printed
+    assert "poorly" not in printed
     cases = read_table(output / "cases.csv", ("case", "review", "kind", "reason", "label_file"))
     assert cases["case"][0] == "case4"
     assert cases["review"].tolist() == ["yes"] + ["no"] * 9
@@ -98,6 +99,15 @@ def test_the_page_shows_the_case_and_runs_nothing(raw: Path, monkeypatch: pytest
     assert page.index("1. case4") < page.index("2. case")
     assert set(re.findall('href="#([^"]+)"', page)) >= {"case-case4", "cases", "parts", "slices", "pairs", "pictures"}
     assert set(re.findall('href="#([^"]+)"', page)) <= set(re.findall('id="([^"]+)"', page))
+
+
+def test_networks_that_segment_badly_are_named(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (raw.parent / "runs").rglob("validation/*.nii.gz"):
+        write(path, np.zeros_like(block(4)))
+    page = (audited(raw, "pictures_mb=0") / "index.html").read_text()
+    said = "The networks agree with the labels poorly (median DSC 0.00), so what differs is probably their fault"
+    assert said in " ".join("".join(capsys.readouterr()).split())
+    assert said in page
 
 
 def test_cases_without_a_segmentation_are_named(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:

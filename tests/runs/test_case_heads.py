@@ -107,6 +107,32 @@ def test_a_case_without_a_class_trains_the_segmentation_only(joint: RunFolder) -
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_losses_of_segmentation_and_classes_are_added(joint: RunFolder, alone: bool) -> None:
+    """The classes count with their weight, in a training step and in the search for its non-finite values."""
+    record = read_checkpoint(joint.last).record
+    assert record.heads is not None
+    record = replace(record, heads=replace(record.heads, alone=alone))
+    module = SegmentationModule(record, classes={"a": (1, 2), "b": (0, -1)}, case_weight=3.0)
+    module.log = lambda *arguments, **named: None  # type: ignore[assignment]
+    image = torch.randn(2, 1, *record.configuration.patch_size)
+    label = torch.randint(0, 3, image.shape)
+    batch = {"image": image, "label": label, "case_id": ["a", "b"]}
+    network: Any = module.network
+    assert module.case_head is not None
+    logits = module.case_head(network.bottleneck(image))
+    # By hand: the first task has two cases, the second one.
+    first = torch.nn.functional.cross_entropy(logits[0], torch.tensor([1, 0]))
+    second = -logits[1][0].log_softmax(0)[2]
+    classes = (first + second) / 2
+    expected = classes if alone else module.loss(module(image), label) + 3 * classes
+    loss = module.training_step(batch, 0)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert module.loss_of(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.case_head.parameters())
+
+
 def test_fine_tuning_with_and_without_a_head(
     joint: RunFolder, small_fit: Fit, table: Path, messages: pytest.LogCaptureFixture
 ) -> None:

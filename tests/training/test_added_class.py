@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from umamba.records.identity import identity_differences
 from umamba.runs import PreparedDataset
 from umamba.runs.fit import check_fold, check_network, checkpoint_record, run_identity
 from umamba.runs.preparation import make_plan
+from umamba.runs.trainer import build_datamodule
 from umamba.settings import LossSettings, TrainSettings
 from umamba.training.added_class import Teacher, channels_of, read_teacher, start_from_teacher
 from umamba.training.losses import deep_supervision_weights, resize_label
@@ -239,6 +241,18 @@ def test_a_run_adds_a_label_and_keeps_the_others(
     assert all(torch.equal(tensor, after.weights[name]) for name, tensor in before.weights.items())
     assert after.record.pretrained == str(checkpoint)
     assert Predictor.from_checkpoint(kept.last, device="cpu").models[0].labels == prepared.labels
+
+
+def test_the_batches_of_a_run_say_what_their_cases_carry(make_settings: MakeSettings, carried: PreparedDataset) -> None:
+    settings = make_settings("data.num_workers=0", "trainer.limit_train_batches=1")
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    names = list(carried.store.case_ids)
+    datamodule = build_datamodule(settings, carried, trainer, names[1:], names[:1])
+    batch = datamodule.on_after_batch_transfer(next(iter(datamodule.train_dataloader())), 0)
+    kept = [name in carried.labels.names[:1] for name in carried.labels.names]
+    assert batch["annotated"].tolist() == [kept] * len(batch["image"])
+    with pytest.raises(UserError, match=r"recipe\.loss\.component_weight=1: is for cases that carry all labels"):
+        check_network(make_settings("recipe.loss.component_weight=1"), carried)
 
 
 def test_what_contradicts_a_teacher_is_refused(make_settings: MakeSettings, tmp_path: Any) -> None:

@@ -28,6 +28,7 @@ _LEAST_SPREAD = {
 _HIGH, _HIGH_Z = 0.9, 1.2816  # a quantile, and how many standard deviations of a normal distribution it lies high
 _CLEAR = 3.0  # score from which on a kind that says what is wrong is named before a low overlap, which any fault gives
 _ORDINARY = 1.0  # score up to which nothing is said of a case
+_POOR = 0.5  # median DSC below which the networks show little about the labels
 _MOSTLY = 0.5  # share of voxels that are crossed from which on two labels are exchanged, and not merely confused
 
 
@@ -290,7 +291,26 @@ def part_sentence(part: Part, names: Mapping[int, str]) -> str:
     return {
         "missing": f"{predicted} seems to be missing {place}.",
         "short": f"{predicted} seems to end too early {place}.",
-        "invented": f"{given} seems to be no {given} {place}.",
-        "leaked": f"{given} seems to leak {place}.",
+        "invented": f"{given} seems to be labelled where there is none {place}.",
+        "leaked": f"{given} seems to reach too far {place}.",
         "mistaken": f"{given} seems to be {predicted} {place}.",
     }[part_kind(part)]
+
+
+def weakness(ranked: Sequence[RankedCase]) -> str | None:
+    """Return what to say of networks that segment too badly to judge labels; None if they do not.
+
+    Args:
+        ranked: the cases.
+
+    Returns:
+        A sentence if the median DSC over cases and labels is below 0.5.
+    """
+    found = [value for case in ranked for value in case.facts.overlaps.values()]
+    median = float(np.median(found)) if found else 0.0
+    if median >= _POOR:
+        return None
+    return (
+        f"The networks agree with the labels poorly (median DSC {median:.2f}), so what differs is probably their "
+        "fault. Train them longer."
+    )

@@ -16,6 +16,7 @@ from umamba.evaluation.audit_ranking import (
     ranked_parts,
     ranked_slices,
     reason,
+    weakness,
 )
 from umamba.io.escape import anchor, html
 from umamba.reporting.case_rows import panels_of
@@ -66,6 +67,7 @@ def write_audit_page(
         f"<p>{review} of {len(ranked)} cases are listed for review. Each case is compared with its segmentation by "
         "networks that were not trained on it. A score says how far a case lies from the ordinary one, in standard "
         "deviations; the networks may be wrong, too, so look before you change a label.</p>",
+        *([f"<p><strong>{html(weak)}</strong></p>"] if (weak := weakness(ranked)) else []),
         '<nav><a href="#cases">Cases</a><a href="#pictures">Pictures</a><a href="#parts">Parts</a>'
         '<a href="#slices">Slices</a><a href="#pairs">Pairs of labels</a></nav>',
         '<h2 id="cases">Cases</h2>',

@@ -13,7 +13,7 @@ import numpy as np
 
 from umamba.datasets import RawCase, RawDataset, over_cases, read_dataset
 from umamba.evaluation.audit import CaseFacts, inspect_labels
-from umamba.evaluation.audit_ranking import RankedCase, rank_cases
+from umamba.evaluation.audit_ranking import RankedCase, rank_cases, weakness
 from umamba.evaluation.audit_tables import write_tables
 from umamba.io import Image, UserError, oriented_like, read_image
 from umamba.io.resources import available_cpus
@@ -66,6 +66,8 @@ def audit(settings: AuditSettings) -> Audit:
         log.warning(message, absent, len(dataset.training), missing)
     facts = _facts(cases, segmented, dataset, settings.workers or available_cpus())
     ranked = rank_cases(facts)
+    if weak := weakness(ranked):
+        log.warning("%s", weak)
     names = value_names(dataset.labels)
     present = sorted({value for each in facts.values() for value in each.overlaps})
     names |= {value: f"undeclared value {value}" for value in present if value not in names}

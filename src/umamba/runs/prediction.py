@@ -20,6 +20,7 @@ from umamba.io.lazy import load_beside
 from umamba.io.voice import showing, tracked
 from umamba.records.zoo import zoo_sample
 from umamba.settings import PredictSettings
+from umamba.settings.fields import listed
 
 if TYPE_CHECKING:
     from umamba.evaluation.quality import Calibration
@@ -81,7 +82,7 @@ def _with_first_stage(predictor: Predictor, settings: PredictSettings) -> Predic
     folder = Outputs.at(settings.output, predictor.file_ending).folder / PREVIOUS_STAGE
     return segment_first(
         predictor,
-        [paths] if isinstance(paths, Path) else list(paths or ()),
+        listed(paths),
         cases,
         folder,
         replace(settings, previous_checkpoint=None),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from umamba.settings.fields import key
+from umamba.settings.fields import key, listed
 from umamba.settings.validate import Settings
 
 
@@ -34,7 +34,7 @@ class AuditSettings(Settings):
     @property
     def folders(self) -> tuple[Path, ...]:
         """All folders of runs."""
-        return (self.runs,) if isinstance(self.runs, Path) else self.runs
+        return listed(self.runs)
 
     def conflicts(self) -> Iterator[str]:
         """Yield an empty list of runs."""

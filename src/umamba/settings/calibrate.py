@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from umamba.settings.architecture import TrustSettings
-from umamba.settings.fields import key
+from umamba.settings.fields import key, listed
 from umamba.settings.prediction import DeviceSettings, PredictionSettings, SlidingWindowSettings
 
 
@@ -65,9 +65,7 @@ class CalibrateSettings(SlidingWindowSettings, DeviceSettings, TrustSettings):
     @property
     def checkpoints(self) -> tuple[Path, ...]:
         """All checkpoints; empty with `candidates`."""
-        if self.checkpoint is None:
-            return ()
-        return (self.checkpoint,) if isinstance(self.checkpoint, Path) else self.checkpoint
+        return listed(self.checkpoint)
 
     def conflicts(self) -> Iterator[str]:
         """Yield missing sources of scored cases, and keys of the other source."""

@@ -74,3 +74,17 @@ def run_name(path: Path) -> str | None:
     """
     text = str(path)
     return text.removeprefix(RUN) if text.startswith(RUN) else None
+
+
+def listed(value: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+    """Return the paths of a key that takes one path, or several as [a,b]; none for null.
+
+    Args:
+        value: of the key.
+
+    >>> listed(Path("a.ckpt")), listed(None)
+    ((PosixPath('a.ckpt'),), ())
+    """
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, Path) else value

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from umamba.settings.architecture import TrustSettings
-from umamba.settings.fields import key
+from umamba.settings.fields import key, listed
 from umamba.settings.recipe import Precision
 from umamba.settings.validate import Settings
 
@@ -208,7 +208,7 @@ class PredictSettings(PredictionSettings, DeviceSettings, TrustSettings):
     @property
     def checkpoints(self) -> tuple[Path, ...]:
         """All checkpoints."""
-        return (self.checkpoint,) if isinstance(self.checkpoint, Path) else self.checkpoint
+        return listed(self.checkpoint)
 
     def conflicts(self) -> Iterator[str]:
         """Yield an empty list of checkpoints, and what reproducible=true cannot have."""
@@ -253,9 +253,7 @@ class VerifySettings(TrustSettings):
     @property
     def checkpoints(self) -> tuple[Path, ...]:
         """All checkpoints; empty: where prediction.json says."""
-        if self.checkpoint is None:
-            return ()
-        return (self.checkpoint,) if isinstance(self.checkpoint, Path) else self.checkpoint
+        return listed(self.checkpoint)
 
     def conflicts(self) -> Iterator[str]:
         """Yield a device that cannot exist."""
