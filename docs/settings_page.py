@@ -39,6 +39,7 @@ _PYTHON = """
 """
 # Commands with keys of their own, beside train.
 _COMMANDS: Mapping[str, type[Any]] = {
+    "pretrain": settings.PretrainSettings,
     "prepare": settings.PrepareSettings,
     "describe": settings.DescribeSettings,
     "predict": settings.PredictSettings,
@@ -69,7 +70,8 @@ def settings_page() -> str:
         own = of_train if issubclass(record, train) else set()
         group = "slurm" if record is settings.SlurmSettings else ""
         also = " These keys come in addition to those of `umamba train`." if own else ""
-        parts += [f"\n## `umamba {command}`\n\n{_summary(record)}{also}\n", _table(_keys(record, group, own))]
+        rows = _keys(record, group, own, nested=bool(own))
+        parts += [f"\n## `umamba {command}`\n\n{_summary(record)}{also}\n", _table(rows)]
     return "".join([*parts, _PYTHON])
 
 

@@ -27,6 +27,7 @@ def test_every_option_composes(option: Path) -> None:
         if group in ("dataset", "experiment")
         else ["dataset=flare" if name.startswith("paper") else "dataset=phantom"]
     )
+    dataset += ["pretrained=run:before"] if name == "finetune" else []
     made = settings_of(TrainSettings, [*dataset, f"{group}={name}", "dataset.root=Dataset702_AbdomenMR"])
     assert made.architecture.name
 
@@ -47,7 +48,7 @@ def test_every_file_opens_with_a_sentence_and_repeats_no_default(path: Path) -> 
 
 def test_groups_and_options_are_found() -> None:
     assert {"dataset", "recipe", "experiment"} <= set(group_names())
-    assert options_of("recipe") == ["nnunet", "segresnet", "swinunetr", "unetr"]
+    assert options_of("recipe") == ["finetune", "nnunet", "segresnet", "swinunetr", "unetr"]
     for typed, forced in (
         ("recipe=unetr", "recipe=unetr"),
         ("recipe.precision=x", "++recipe.precision=x"),
@@ -127,7 +128,7 @@ def test_the_whole_configuration_is_shown(project_dir: Path, tmp_path: Path) -> 
 def test_completion_knows_commands_groups_options_and_keys() -> None:
     from umamba.cli.completion import candidates
 
-    assert candidates(["pre"]) == ["prepare", "predict"]
+    assert candidates(["pre"]) == ["pretrain", "prepare", "predict"]
     assert candidates(["train", "augmentation=n"]) == ["augmentation=nnunet", "augmentation=none"]
     assert "recipe.optimizer.lr=" in candidates(["train", "recipe.opt"])
     assert candidates(["slurm", "dry"]) == ["dry-run"]

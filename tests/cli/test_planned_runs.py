@@ -26,6 +26,7 @@ COUNTS = {
     "controls_hippocampus": 21,
     "controls_nuclei": 24,
     "folds": 90,
+    "learning_curve": 48,
     "table3_organs_3d": 12,
     "table4_2d": 18,
     "table5_organs_ct": 6,

@@ -37,6 +37,7 @@ PAGES = sorted(
 )
 STUDY = "table3_organs_3d"
 GLOB = re.compile(r"experiment=glob\(([^,)]+)")
+TRAININGS = ("train", "pretrain")
 # What makes a documented training short; a value of the command itself stays.
 SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1")
 
@@ -251,11 +252,13 @@ def filled(rest: list[str], folder: Path) -> list[str]:
     if name == "convert":
         archive = next(text.removeprefix("archive=") for text in rest if text.startswith("archive="))
         return [text.replace("source=FOLDER", f"source={archive}") for text in rest]
-    if name in ("train", "prepare"):
+    if name in ("train", "prepare", "pretrain"):
         own = {text.split("=")[0].lstrip("+") for text in rest}
-        short = [text for text in SHORT if text.split("=")[0] not in own and name == "train"]
+        short = [text for text in SHORT if text.split("=")[0] not in own and name != "prepare"]
         pretrained = next((folder / "runs").glob("smoke_flare_unet/*/fold_0/seed_0/checkpoints/last.ckpt"))
         kept = [f"pretrained={pretrained}" if text.startswith("pretrained=") else text for text in rest]
+        further = folder / "data" / "raw" / "Dataset991_SmokeFlare" / "imagesTs"
+        kept = [f"images=[{further}]" if text.startswith("images=") else text for text in kept]
         if name == "train":  # the pages show different runs of one dataset and one name, which are not one run
             kept = [text for text in kept if not text.startswith("name=")]
             kept.append(f"name=docs_{zlib.crc32(' '.join(rest).encode()):08x}")
@@ -317,7 +320,7 @@ def commands_to_run() -> list[Any]:
     """Return every command; the trainings that the first page does not name are for the night."""
     first_page = umamba_commands((PROJECT / "README.md").read_text())
     return [
-        pytest.param(rest, marks=pytest.mark.nightly if rest[0] == "train" and rest not in first_page else ())
+        pytest.param(rest, marks=pytest.mark.nightly if rest[0] in TRAININGS and rest not in first_page else ())
         for rest in entry_commands()
     ]
 

@@ -40,14 +40,14 @@ def test_kinds_that_are_off_are_left_out() -> None:
 def test_base_classes_are_those_that_torchio_keeps(often: AugmentationSettings) -> None:
     """TorchIO 2 removes RandomTransform and its subclasses."""
     chain = training_transforms(often, (8, 8), (True,))
-    assert len(chain.transforms) == len(EVERY_KIND)
+    assert len(chain.transforms) == len(EVERY_KIND) + 1  # and the random convolution, which nnU-Net does not have
     for transform in chain.transforms:
         assert isinstance(transform, tio.Transform)
         assert not any(base.__name__.startswith("Random") for base in type(transform).__mro__)
 
 
 def test_shipped_settings() -> None:
-    """`nnunet` is the default, `light` keeps four kinds and `none` no kind; each value can be overridden."""
+    """`nnunet` is the default, `strong` adds two kinds, `light` keeps four, `spatial` three and `none` no kind."""
 
     def read(*overrides: str) -> AugmentationSettings:
         return settings_of(TrainSettings, ["dataset.root=x", *overrides]).augmentation
@@ -58,6 +58,8 @@ def test_shipped_settings() -> None:
     assert read("augmentation=nnunet") == AugmentationSettings()
     assert len(on(AugmentationSettings())) == 10
     assert on(read("augmentation=light")) == {"mirror", "noise", "brightness", "gamma"}
+    assert on(read("augmentation=strong")) - on(AugmentationSettings()) == {"cutmix", "convolution"}
+    assert on(read("augmentation=spatial")) == {"rotation", "scaling", "mirror"}
     assert on(read("augmentation=none")) == on(AugmentationSettings.off()) == set()
     assert on(read("augmentation=none", "augmentation.mirror.p=0.5")) == {"mirror"}
     assert read("augmentation.mirror.p=0").mirror.p == 0

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 TOLERANCE = 1e-5  # of the range of the image, which sums over a patch in another order cost
 # Patches whose augmentation differs: 3D, flat 3D (moved in-plane), and 2D.
 PATCHES = [(8, 10, 6), (3, 12, 14), (16, 12)]
-KINDS = [name for name in vars(AugmentationSettings()) if name not in ("device", "extra", "previous_stage")]
+KINDS = [name for name in vars(AugmentationSettings()) if name not in ("device", "extra", "previous_stage", "cutmix")]
 
 
 def pairs(make_module: Make, store: Any, kinds: AugmentationSettings, patch: Sequence[int], **options: Any) -> Any:

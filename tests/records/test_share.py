@@ -97,7 +97,8 @@ def test_a_shared_checkpoint_can_be_exported_and_fine_tuned(
     run: RunFolder, prepared: PreparedDataset, make_settings: Callable[..., Any], tmp_path: Path
 ) -> None:
     shared = share_checkpoint(run.last, tmp_path / "liver.ckpt")
-    weights, labels = read_weights(shared)
+    stored = read_weights(shared)
+    weights, labels = stored.weights, stored.labels
     assert labels == prepared.labels
     assert weights.keys() == read_checkpoint(run.last).weights.keys()
     ours, theirs = (

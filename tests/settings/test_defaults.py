@@ -26,6 +26,7 @@ NNUNET_RECIPE: dict[str, Any] = {
         "amsgrad": None,
     },
     "schedule": {"name": "poly", "exponent": 0.9, "minimum": 0.0, "warm_up": 0.02, "decay": 0.3},
+    "finetune": {"frozen": 0.0, "warm_up": 0.0},
     "loss": {
         "name": None,
         "dice_weight": 1.0,
@@ -85,6 +86,8 @@ NNUNET_AUGMENTATION: dict[str, Any] = {
     "device": "cpu",
     "rotation": {"p": 0.2, "degrees_3d": 30.0, "degrees_in_plane": 180.0, "degrees_elongated": 15.0},
     "scaling": {"p": 0.2, "factor": [0.7, 1.4]},
+    "cutmix": {"p": 0.0, "edge": [0.25, 0.6]},
+    "convolution": {"p": 0.0, "p_channel": 1.0, "share": [0.2, 0.8]},
     "noise": {"p": 0.1, "std": [0.0, 0.1]},
     "blur": {"p": 0.2, "p_channel": 0.5, "sigma": [0.5, 1.0]},
     "brightness": {"p": 0.15, "factor": [0.75, 1.25]},
@@ -116,6 +119,7 @@ def without(*kinds: str) -> dict[str, Any]:
 AUGMENTATIONS = {
     "nnunet": NNUNET_AUGMENTATION,
     "light": without("rotation", "scaling", "blur", "contrast", "low_resolution", "gamma_negated"),
+    "spatial": without("noise", "blur", "brightness", "contrast", "low_resolution", "gamma_negated", "gamma"),
     "none": without(*(name for name in NNUNET_AUGMENTATION if name not in ("device", "extra"))),
 }
 TRAINER: dict[str, Any] = {
@@ -235,6 +239,7 @@ TRAIN: dict[str, Any] = {
         "tolerance_mm": 3.0,
         "protocol": "generic",
         "instance_targets": "boundary",
+        "num_training": None,
         "phantom": PHANTOM,
     },
     "name": None,
@@ -244,6 +249,7 @@ TRAIN: dict[str, Any] = {
     "budget": None,
     "finish_by": None,
     "pretrained": None,
+    "pretrained_parts": "all",
     "previous_stage": None,
     "teacher": None,
     "smoke": False,
@@ -342,6 +348,7 @@ def test_the_published_datasets(option: str, composed: Composed) -> None:
         "tolerance_mm": tolerance,
         "protocol": protocol,
         "instance_targets": "boundary",
+        "num_training": None,
         "phantom": {**PHANTOM, "archive": archive},
     }
     assert {**found, "dataset": None} == {**TRAIN, "dataset": None}
@@ -356,6 +363,7 @@ def test_any_dataset_needs_its_root(composed: Composed) -> None:
         "tolerance_mm": 2.0,
         "protocol": "generic",
         "instance_targets": "boundary",
+        "num_training": None,
         "phantom": PHANTOM,
     }
 

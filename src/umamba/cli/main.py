@@ -47,6 +47,15 @@ COMMANDS = {
             "train -m experiment=hippocampus_umamba_bot fold=0,1,2,3,4",
         ),
     ),
+    "pretrain": Command(
+        "pretrain",
+        "Pretrain a network on images without labels: it reconstructs hidden parts of them; train then starts from it.",
+        "PretrainSettings",
+        (
+            "pretrain dataset.root=PATH architecture=unet augmentation=spatial name=before",
+            "train dataset.root=PATH architecture=unet pretrained=run:before recipe=finetune",
+        ),
+    ),
     "prepare": Command(
         "prepare",
         "Prepare a dataset without training: fingerprint, plan, preprocessed cases.",

@@ -1,6 +1,7 @@
 """A hash of a dataset's training files, by which later steps notice that a file has changed."""
 
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from umamba.io.tiff_spacing import spacing_file
 from umamba.labels.annotated import FILE
 
 
-def dataset_digest(dataset: RawDataset, cache: Path | None, update: bool = True) -> str:
+def dataset_digest(
+    dataset: RawDataset, cache: Path | None, update: bool = True, names: Mapping[Path, str] | None = None
+) -> str:
     """Return the hash of dataset.json, of all training images and labels, and of their paths in the dataset.
 
     CASE.json, which states the spacing of a TIFF volume, counts as a part of it, and so does annotated_labels.csv.
@@ -22,6 +25,7 @@ def dataset_digest(dataset: RawDataset, cache: Path | None, update: bool = True)
         cache: JSON file with size, modification time and hash of each file. A file whose size and time are unchanged
             is not read again. The cache is created if it is missing, and replaced if it is damaged. None: no cache.
         update: False: only read the cache, because its disk cannot be written.
+        names: path -> what is hashed in its place, for files that may lie anywhere; None: there are none.
 
     Returns:
         A BLAKE2b-128 hash in hexadecimal.
@@ -48,7 +52,8 @@ def dataset_digest(dataset: RawDataset, cache: Path | None, update: bool = True)
         write_json(cache, current)
     total = hashlib.blake2b(digest_size=16)
     for path, (_, _, digest) in zip(paths, entries, strict=True):
-        total.update(f"{relative(path, dataset.root)}\0{digest}\n".encode())
+        name = (names or {}).get(path) or relative(path, dataset.root)
+        total.update(f"{name}\0{digest}\n".encode())
     return total.hexdigest()
 
 

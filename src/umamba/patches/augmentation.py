@@ -6,6 +6,8 @@ import numpy as np
 import torchio as tio
 
 from umamba.labels import LabelSet
+from umamba.patches.convolution import ConvolveRandomly
+from umamba.patches.cutmix import PasteBox
 from umamba.patches.extra import CropPatch, Surroundings, extra_transforms
 from umamba.patches.intensity import (
     AddNoise,
@@ -180,6 +182,10 @@ def training_transforms(
         chain.append(RotateScaleCrop(sampled, in_plane, largest, kinds.rotation, kinds.scaling, around.before))
     elif any(around.before):
         chain.append(CropPatch(sampled))
+    if kinds.cutmix.p:
+        chain.append(PasteBox(kinds.cutmix, sampled))
+    if kinds.convolution.p:
+        chain.append(ConvolveRandomly(kinds.convolution, in_plane))
     if kinds.noise.p:
         chain.append(AddNoise(kinds.noise))
     if kinds.blur.p:

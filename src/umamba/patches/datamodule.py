@@ -20,6 +20,7 @@ from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.labels.annotated import Annotated, annotated_mask
 from umamba.patches.augmentation import read_margin, read_size, training_transforms, validation_transforms
+from umamba.patches.cutmix import refuse_mixing
 from umamba.patches.dataset import PatchDataset, PatchSampler, keep_batch
 from umamba.patches.sampling import as_3d
 from umamba.patches.seeding import seed_of
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _COMPONENTS = "the components of labels (recipe.loss.component_weight) are found"
 _PREVIOUS = "the labels of the previous stage are augmented"
+_PARTNERS = "the patches of other cases (augmentation.cutmix) are read"
 _MOST_LISTED = 10  # missing cases that a message names
 WAITING = 0.1  # above this share of a step, waiting for data is the bottleneck
 
@@ -65,7 +67,8 @@ class PatchDataModule(lightning.LightningDataModule):
 
     Raises:
         UserError: a list of cases is empty or names a case that the store does not have, or mirroring is asked for
-            along an axis that the patch does not have, or the patches of a cascade shall be augmented on a GPU.
+            along an axis that the patch does not have, or the patches of a cascade shall be augmented on a GPU, or
+            partly labelled cases shall be mixed.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class PatchDataModule(lightning.LightningDataModule):
                 f"augmentation.device=gpu: the labels of the previous stage ({configuration.previous_stage}) are "
                 "augmented on the CPU. Give cpu."
             )
+        if self.annotated:
+            refuse_mixing(augmentation)
         dataset = partial(
             PatchDataset,
             store,
@@ -134,12 +139,16 @@ class PatchDataModule(lightning.LightningDataModule):
         self.transfer_s = 0.0
         self.synchronize_transfer = True
         self.automatic = (
-            augmentation.device == "auto" and not augmentation.extra and not component_regions and cascade is None
+            augmentation.device == "auto"
+            and not augmentation.extra
+            and not augmentation.cutmix.p
+            and not component_regions
+            and cascade is None
         )
         self.chosen: str | None = None  # by augmentation.device=auto
         self.deferred_from: int | None = None  # the epoch from which on the network's device augments, if it was chosen
         if augmentation.device == "auto" and not self.automatic:
-            reason = _COMPONENTS if component_regions else _PREVIOUS
+            reason = _COMPONENTS if component_regions else _PARTNERS if augmentation.cutmix.p else _PREVIOUS
             reason = "TorchIO's transforms (augmentation.extra) run" if augmentation.extra else reason
             log.info("augmentation.device=auto: cpu, because %s there.", reason)
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torchio as tio
 from torch import Tensor
@@ -13,6 +14,7 @@ from umamba.labels import LabelSet
 from umamba.labels.annotated import Annotated
 from umamba.labels.component_regions import component_regions
 from umamba.patches.case_cache import CaseCache
+from umamba.patches.cutmix import Partner, PasteBox, draw_box
 from umamba.patches.draws import draw_all
 from umamba.patches.intensity import ClearOutside
 from umamba.patches.on_device import transform_regions
@@ -94,6 +96,7 @@ class PatchDataset(Dataset[tio.Subject]):
             not isinstance(step, ClearOutside) and not (isinstance(step, AddPreviousStage) and step.spoilt is None)
             for step in transforms.transforms
         )
+        self.paste = next((step for step in transforms.transforms if isinstance(step, PasteBox)), None)
         # Whether rotation and scaling get the region as it was read: zero, and -1, outside the image.
         self.spatial_is_first = self.spatial is not None and transforms.transforms[0] is self.spatial
         self.read_size = tuple(read_size)
@@ -178,6 +181,23 @@ class PatchDataset(Dataset[tio.Subject]):
         case = self.cases.load(case_id)
         voxel = draw_voxel(case.foreground, self.labels, self._is_forced(number), generator, wanted)
         return case, draw_start(case.image.shape[1:], self.read_size, self.patch_size, voxel, generator)
+
+    def partner_of(self, number: int, paste: PasteBox) -> Partner | None:
+        """Return the patch of which a box is pasted, with foreground and without rotation; None: nothing is pasted.
+
+        Args:
+            number: of the patch that gets the box.
+            paste: the transform that pastes it.
+        """
+        generator = generator_of(*self._key(number), "partner")
+        if generator.random() >= paste.cutmix.p:
+            return None
+        case = self.cases.load(self.case_ids[generator.integers(len(self.case_ids))])
+        size = paste.size
+        voxel = draw_voxel(case.foreground, self.labels, True, generator)
+        start = draw_start(case.image.shape[1:], size, size, voxel, generator)
+        image, label = self._region(case, start, size)
+        return Partner(image, label, draw_box(size, paste.cutmix.edge, generator))
 
     def transform_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Apply the transforms to a batch of regions (see `deferred`) on the device that the batch is on.
@@ -280,10 +300,12 @@ class PatchDataset(Dataset[tio.Subject]):
             patch["drawn"], patch["noise"] = draw_all(self.transforms.transforms, matrix, shape)
             return patch
         if self.spatial is None:
-            return self._apply(self._read(number, targets, self.largest_size))
-        # Only the region that the rotation needs is read.
-        patch = self._read(number, targets, self.spatial.source_size(matrix, self.largest_size))
-        patch["matrix"] = matrix
+            patch = self._read(number, targets, self.largest_size)
+        else:  # Only the region that the rotation needs is read.
+            patch = self._read(number, targets, self.spatial.source_size(matrix, self.largest_size))
+            patch["matrix"] = matrix
+        if self.paste is not None:
+            patch["partner"] = self.partner_of(number, self.paste)
         return self._apply(patch)
 
     def _apply(self, patch: Patch) -> Patch:
@@ -311,15 +333,26 @@ class PatchDataset(Dataset[tio.Subject]):
         into_image, into_label = (
             (target.numpy() for target in targets) if targets is not None and fits else (None, None)
         )
-        image = torch.from_numpy(read_region(case.image, start, size, 0, into_image))
-        label = torch.from_numpy(read_region(case.label, start, size, OUTSIDE, into_label))
-        if case.previous is not None:
-            previous = torch.from_numpy(read_region(case.previous, start, size, OUTSIDE))
-            label = torch.cat([label, previous])
+        image, label = self._region(case, start, size, into_image, into_label)
         patch = Patch(image, label, case_id=case.case_id)
         if self.spatial_is_first:
             patch["inside"] = inside_of(case.image.shape[1:], start, size)
         return patch
+
+    @staticmethod
+    def _region(
+        case: "StoredCase",
+        start: Sequence[int],
+        size: Sequence[int],
+        into_image: np.ndarray | None = None,
+        into_label: np.ndarray | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Read image (C, *size) and label of a region; in a cascade the label has a second channel."""
+        image = torch.from_numpy(read_region(case.image, start, size, 0, into_image))
+        label = torch.from_numpy(read_region(case.label, start, size, OUTSIDE, into_label))
+        if case.previous is not None:
+            label = torch.cat([label, torch.from_numpy(read_region(case.previous, start, size, OUTSIDE))])
+        return image, label
 
 
 class PatchSampler(DistributedSampler[int]):

@@ -14,6 +14,7 @@ from umamba.labels import LabelSet
 from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_labels
 from umamba.labels.view import View, largest_slice, plane_size
 from umamba.patches.augmentation import read_margin, read_size, training_transforms
+from umamba.patches.cutmix import PasteBox
 from umamba.patches.dataset import PatchDataset
 from umamba.patches.patch import Patch
 from umamba.patches.sampling import as_3d
@@ -71,6 +72,7 @@ def draw_preview(
         stream="preview",
     )
     transforms = training_transforms(augmentation, patch_size, configuration.use_mask_for_norm, configuration.spacing)
+    paste = next((step for step in transforms.transforms if isinstance(step, PasteBox)), None)
     figure = new_figure(2.2 * columns, 2.2 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False)
     spacing = (1.0,) * (3 - len(patch_size)) + tuple(configuration.spacing)
@@ -78,7 +80,10 @@ def draw_preview(
     for row in range(rows):
         region = regions[row]
         for column in range(columns):
-            subject = Patch(*(region.get_image(name).data.clone() for name in ("image", "label"))).subject()
+            patch = Patch(*(region.get_image(name).data.clone() for name in ("image", "label")))
+            if column and paste is not None:
+                patch["partner"] = regions.partner_of(row * columns + column, paste)
+            subject = patch.subject()
             if column:
                 with kept_torch():
                     seed_torch(seed, "preview", row, column)

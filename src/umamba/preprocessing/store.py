@@ -16,7 +16,7 @@ import logging
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,7 @@ def prepare_store(
     root: Path,
     workers: int,
     check: bool = True,
+    labelled: bool = True,
 ) -> CaseStore:
     """Preprocess the training cases of a dataset, unless their store exists.
 
@@ -170,6 +171,7 @@ def prepare_store(
         root: folder of all preprocessed datasets.
         workers: worker processes.
         check: whether to compare the files of an existing store with their checksums. Stores of version 0.1 have none.
+        labelled: False: the cases have no labels, and their label maps hold background (-1 outside the nonzero mask).
 
     Raises:
         UserError: with a list of all cases that cannot be preprocessed.
@@ -197,7 +199,14 @@ def prepare_store(
             for case in dataset.training
             if case.case_id in damaged or not case_file(folder, case.case_id, "image").exists()
         ]
-        prepare = partial(_prepare_case, folder=folder, plan=plan, configuration=configuration, labels=dataset.labels)
+        prepare = partial(
+            _prepare_case,
+            folder=folder,
+            plan=plan,
+            configuration=configuration,
+            labels=dataset.labels,
+            labelled=labelled,
+        )
         title = f"Preprocessing {dataset.name} for {configuration_name}"
         problems = [problem for problem in over_cases(prepare, missing, workers, title) if problem]
         if problems:
@@ -322,20 +331,18 @@ def store_key(digest: str, plan: Plan, configuration: Configuration, labels: Lab
 
 
 def _prepare_case(
-    case: RawCase, folder: Path, plan: Plan, configuration: Configuration, labels: LabelSet
+    case: RawCase, folder: Path, plan: Plan, configuration: Configuration, labels: LabelSet, labelled: bool
 ) -> str | None:
     """Preprocess and write one case; return its error message, or None."""
     try:
-        if case.label is None:
+        read = read_image(case.images, turn_channels=plan.reader is not None)
+        if not labelled:
+            given = replace(read, array=np.zeros((1, *read.array.shape[1:]), np.int16))
+        elif case.label is None:
             raise UserError("has no label file. Add it to labelsTr.")
-        image, label, properties = preprocess_case(
-            read_image(case.images, turn_channels=plan.reader is not None),
-            read_label(case.label),
-            plan,
-            configuration,
-            labels,
-            case.case_id,
-        )
+        else:
+            given = read_label(case.label)
+        image, label, properties = preprocess_case(read, given, plan, configuration, labels, case.case_id)
     except StorageError:
         raise
     except UserError as error:

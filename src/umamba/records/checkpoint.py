@@ -24,7 +24,7 @@ from umamba.networks import official_state_dict
 from umamba.planning import Configuration, Plan
 from umamba.planning.plan import read_orientations
 from umamba.records.official import SAFE_GLOBALS, find_checkpoint, from_official, tensors_of
-from umamba.settings import ArchitectureSettings, RecipeSettings, key, parse, plain, read_architecture
+from umamba.settings import ArchitectureSettings, MaskingSettings, RecipeSettings, key, parse, plain, read_architecture
 from umamba.settings.entry_points import is_trusted, module_of
 from umamba.settings.validate import read_record
 from umamba.settings.wording import shown
@@ -33,6 +33,7 @@ FORMAT = 1
 NETWORK = "network."  # prefix of the network's weights in a LightningModule
 CASE_HEAD = "case_head."  # prefix of the weights of its classification head
 _KEY = "umamba"  # entry of a checkpoint that holds its record
+_NNSSL = "nnssl_adaptation_plan"  # entry of a checkpoint of nnssl, which pretrains encoders for nnU-Net
 _REQUIRED = ("plan", "configuration", "architecture", "labels", "channel_names", "file_ending", "recipe")
 _ACCEPTED = (
     "Give a .ckpt file that train.py wrote (checkpoints/last.ckpt or best.ckpt of a run), or the checkpoint_final.pth "
@@ -58,6 +59,8 @@ class CheckpointRecord:
         fingerprint_hash: hash of the dataset's content, None if another program trained the network.
         ema_patch_dice: smoothed patch Dice so far, None before the first.
         heads: what the network answers about a whole case; None: it segments only.
+        masking: how parts of the images were hidden from a network that was pretrained to reconstruct them, so that it
+            segments nothing; None: it was trained to segment.
     """
 
     plan: Plan
@@ -73,6 +76,7 @@ class CheckpointRecord:
     fingerprint_hash: str | None = None
     ema_patch_dice: float | None = None
     heads: CaseHeads | None = None
+    masking: MaskingSettings | None = None
 
     @property
     def configuration(self) -> Configuration:
@@ -88,6 +92,11 @@ class CheckpointRecord:
     def input_channels(self) -> int:
         """Channels of the network's input: those of an image and, in a cascade, of the previous stage's labels."""
         return self.configuration.input_channels(self.num_channels, self.labels)
+
+    @property
+    def output_channels(self) -> int:
+        """Channels of the network's output: the logits of the classes or, of a pretraining, the image."""
+        return self.labels.num_classes if self.masking is None else self.input_channels
 
     @property
     def deep_supervision(self) -> bool:
@@ -119,6 +128,7 @@ class CheckpointRecord:
             "channel_names": list(self.channel_names),
             "fingerprint_hash": self.fingerprint_hash,
             "pretrained": self.pretrained,
+            **({} if self.masking is None else {"masking": plain(self.masking)}),
         }
 
     @classmethod
@@ -142,7 +152,7 @@ class CheckpointRecord:
         found = read_record(
             cls,
             {
-                **{name: value for name, value in content.items() if name != "heads"},
+                **{name: value for name, value in content.items() if name not in ("heads", "masking")},
                 "plan": replace(
                     Plan.from_json(content["plan"]), orientations=read_orientations(content.get("orientations", ()))
                 ),
@@ -153,6 +163,7 @@ class CheckpointRecord:
                 "provenance": content.get("provenance") or {},
                 "ema_patch_dice": _patch_dice(content.get("scores") or {}),
                 **_heads(content),
+                **_masking(content),
             },
         )
         found.check_fits()
@@ -200,6 +211,11 @@ def _heads(content: Mapping[str, Any]) -> dict[str, CaseHeads]:
     return {} if content.get("heads") is None else {"heads": CaseHeads.from_json(content["heads"])}
 
 
+def _masking(content: Mapping[str, Any]) -> dict[str, MaskingSettings]:
+    """Return the entry `masking` of a record that has one."""
+    return {} if content.get("masking") is None else {"masking": parse(MaskingSettings, content["masking"])}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The content of a checkpoint.
@@ -226,8 +242,8 @@ def read_checkpoint(path: Path, trust: str | Sequence[str] | None = ()) -> Check
 
     Raises:
         UserError: the file is missing, damaged, holds anything but tensors and plain types, or is no checkpoint of this
-            project, of this version of it, or of nnU-Net or U-Mamba; or its network is built by code that is neither
-            this project's nor trusted.
+            project, of this version of it, or of nnU-Net or U-Mamba; or its network was pretrained only, or is built by
+            code that is neither this project's nor trusted.
     """
     path = find_checkpoint(path)
     content = load_safely(path)
@@ -238,6 +254,11 @@ def read_checkpoint(path: Path, trust: str | Sequence[str] | None = ()) -> Check
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     record = _record(path, content)
+    if record.masking is not None:
+        raise UserError(
+            f"{path}: was pretrained to reconstruct images, and segments nothing yet. Fine-tune it first: umamba train "
+            f"pretrained={path} ..."
+        )
     if trust is not None and not is_trusted(record.architecture.name, trust):
         package = module_of(record.architecture.name).split(".")[0]
         raise UserError(
@@ -298,10 +319,26 @@ def read_case_head(path: Path) -> tuple[CaseHeads, dict[str, Tensor]] | None:
     return None if heads is None else (heads, case_head_weights(tensors_of(path, content["state_dict"])))
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], LabelSet | None]:
-    """Return a checkpoint's weights under this project's names, and its labels if it holds them.
+@dataclass(frozen=True)
+class StoredWeights:
+    """What fine-tuning needs of a checkpoint.
 
-    Fine-tuning needs no more, so that official weights without plans.json and dataset.json are accepted.
+    Attributes:
+        weights: of the network, under this project's names.
+        labels: what its heads mean; None: the file does not say so.
+        reconstructs: whether its heads give the image, because it was pretrained only.
+    """
+
+    weights: Mapping[str, Tensor]
+    labels: LabelSet | None = None
+    reconstructs: bool = False
+
+
+def read_weights(path: Path) -> StoredWeights:
+    """Return a checkpoint's weights, and what its heads mean if it says so.
+
+    Fine-tuning needs no more, so that official weights without plans.json and dataset.json are accepted. Those of nnssl
+    have nnU-Net's names beside an `nnssl_adaptation_plan`, and heads that give the image.
 
     Raises:
         UserError: as `read_checkpoint`, or the file holds no weights of a network.
@@ -314,9 +351,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], LabelSet | None]:
             labels = LabelSet.from_json(record.get("labels"))  # type: ignore[arg-type]
         except UserError as error:
             raise UserError(f"{path}: {error} {_ACCEPTED}") from None
-        return network_weights(tensors_of(path, content["state_dict"])), labels
+        weights = network_weights(tensors_of(path, content["state_dict"]))
+        return StoredWeights(weights, labels, record.get("masking") is not None)
     if isinstance(official, Mapping):
-        return official_state_dict(tensors_of(path, official)), None
+        return StoredWeights(official_state_dict(tensors_of(path, official)), None, _NNSSL in content)
     raise UserError(f"{path}: holds no weights of this project, nnU-Net or U-Mamba. {_ACCEPTED}")
 
 

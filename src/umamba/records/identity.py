@@ -78,6 +78,7 @@ def learnt_settings(settings: TrainSettings, processes: int = 1) -> dict[str, An
             **plain(further),
         },
         **({"budget": _budget(settings)} if settings.timed else {}),
+        **({} if settings.pretrained_parts == "all" else {"pretrained_parts": settings.pretrained_parts}),
     }
 
 
@@ -200,7 +201,7 @@ def differences(name: str, before: Any, now: Any) -> list[str]:
 
 def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity without what may vary, and with the defaults of options that it does not know."""
-    found = {"budget": None, "heads": None, **identity}
+    found = {"budget": None, "heads": None, "masking": None, "pretrained_parts": "all", **identity}
     if found.get("architecture"):
         found["architecture"] = _without(plain(read_architecture(found["architecture"])), "scan_backend")
     records: tuple[tuple[str, type[Settings], tuple[str, ...]], ...] = (

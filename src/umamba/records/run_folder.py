@@ -19,7 +19,8 @@ from typing import Any
 
 from umamba.io import UserError, exclusive, read_json, write_json
 from umamba.planning import Configuration, Plan, planned_configuration
-from umamba.settings import TrainSettings, key
+from umamba.settings import PretrainSettings, TrainSettings, key
+from umamba.settings.fields import run_name
 from umamba.settings.validate import read_record
 
 LAST = "last.ckpt"
@@ -303,12 +304,36 @@ def experiment_name(settings: TrainSettings) -> str:
 
 
 def base_name(settings: TrainSettings) -> str:
-    """Return `name`, or <dataset>_<architecture>.
+    """Return `name`, or <dataset>_<architecture>, of a pretraining with _pretraining behind.
 
     Args:
         settings: the settings of a run.
     """
-    return settings.name or f"{settings.dataset.root.name}_{settings.architecture.name}"
+    ending = "_pretraining" if isinstance(settings, PretrainSettings) else ""
+    return settings.name or f"{settings.dataset.root.name}_{settings.architecture.name}{ending}"
+
+
+def pretrained_file(settings: TrainSettings) -> Path | None:
+    """Return the checkpoint from whose weights a run starts; None: from random ones.
+
+    Args:
+        settings: `pretrained`; for run:NAME also what the folder of a run follows from.
+
+    Raises:
+        UserError: the run of this name has no checkpoint yet.
+    """
+    given = settings.pretrained
+    name = None if given is None else run_name(given)
+    if given is None or name is None:
+        return given
+    own = RunFolder.of(settings).path.relative_to(settings.paths.runs / experiment_name(settings))
+    path = RunFolder(settings.paths.runs / name / own).last
+    if not path.exists():
+        raise UserError(
+            f"pretrained={given}: {path} does not exist. Train that run first with the same fold and seed: umamba "
+            f"pretrain (or train) name={name} fold={settings.fold} seed={settings.seed} ..."
+        )
+    return path
 
 
 def experiment_folder(settings: TrainSettings) -> Path:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from umamba.runs.label_audit import Audit, audit
     from umamba.runs.prediction import predict
     from umamba.runs.preparation import PlannedDataset, PreparedDataset, plan_of, prepare, preprocess
+    from umamba.runs.pretraining import pretrain
     from umamba.runs.select import Selection, find_best
     from umamba.runs.smoke import smoke_test
     from umamba.runs.whole_run import RunResult, run, train
@@ -21,6 +22,7 @@ _MODULES = {
     "label_audit": ("Audit", "audit"),
     "prediction": ("predict",),
     "preparation": ("PlannedDataset", "PreparedDataset", "plan_of", "prepare", "preprocess"),
+    "pretraining": ("pretrain",),
     "select": ("Selection", "find_best"),
     "smoke": ("smoke_test",),
     "whole_run": ("RunResult", "run", "train"),
@@ -39,6 +41,7 @@ __all__ = [
     "predict",
     "prepare",
     "preprocess",
+    "pretrain",
     "run",
     "smoke_test",
     "train",

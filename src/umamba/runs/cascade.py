@@ -20,8 +20,9 @@ from umamba.planning.plan import LOWRES
 from umamba.preprocessing import preprocess_case, resample_image
 from umamba.preprocessing.previous import with_previous
 from umamba.records import read_checkpoint
+from umamba.runs.cases import splits_file
 from umamba.runs.first_stage import FirstStage, first_stage
-from umamba.runs.fit import split_name, splits_file
+from umamba.runs.fit import split_name
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.runs.trainer import trains_on_cuda
 from umamba.settings import PredictionSettings, TrainSettings

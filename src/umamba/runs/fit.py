@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -19,12 +19,15 @@ from umamba.labels.case_classes import UNKNOWN
 from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
 from umamba.networks.heads import build_case_head
+from umamba.patches.cutmix import refuse_mixing
 from umamba.patches.extra import check_on_patch
 from umamba.planning import Configuration, fold_cases
 from umamba.records import CheckpointRecord, RunFolder, find_checkpoint
 from umamba.records.checkpoint import read_checkpoint
 from umamba.records.identity import learnt_settings
+from umamba.records.run_folder import pretrained_file
 from umamba.runs.case_heads import case_classes, case_heads, heads_identity, warn_of_classes
+from umamba.runs.cases import run_cases, splits_file
 from umamba.runs.first_stage import first_stage
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.runs.time_budget import budget_plan, end_of_training, report_forecast, spent
@@ -38,16 +41,18 @@ from umamba.runs.trainer import (
     trains_on_cuda,
     trains_without_search,
 )
-from umamba.settings import TrainSettings
+from umamba.settings import PretrainSettings, TrainSettings
 from umamba.settings.training import Fold
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.added_class import read_teacher, start_from_teacher
 from umamba.training.backward_graph import BackwardGraph, backward_graph, freeze
 from umamba.training.budget import BudgetSchedule
 from umamba.training.checkpoints import newest_readable
+from umamba.training.finetuning import encoder_names
 from umamba.training.freed_memory import freed_memory_kept
 from umamba.training.learning_rate import found_learning_rate
 from umamba.training.losses import NOT_PARTIAL, build_loss
+from umamba.training.masking import MaskedModule
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged
 from umamba.training.pretrained import load_pretrained, load_pretrained_head
@@ -79,6 +84,7 @@ def checkpoint_record(settings: TrainSettings, planned: PlannedDataset) -> Check
         provenance=provenance() | _first_stage_of(settings),
         fingerprint_hash=planned.digest,
         heads=case_heads(settings, planned),
+        masking=settings.masking if isinstance(settings, PretrainSettings) else None,
     )
 
 
@@ -96,7 +102,7 @@ def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: Che
         prepared: the dataset, whose cases are split into training and validation.
         record: the record of its checkpoints: architecture, plan, labels and dataset.
     """
-    train_cases, val_cases = fold_cases(prepared.store.case_ids, settings.fold, splits_file(settings, prepared))
+    train_cases, val_cases = run_cases(settings, prepared)
     heads = heads_identity(settings, record.heads, {*train_cases, *val_cases})
     split = split_name(settings, prepared, settings.fold)
     own = {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split, **heads}
@@ -111,12 +117,15 @@ def split_name(settings: TrainSettings, planned: PlannedDataset, fold: Fold) -> 
     """Return a text that differs between splits into training and validation cases.
 
     Args:
-        settings: `paths.preprocessed` (which may hold a splits file) is read.
+        settings: `paths.preprocessed` (which may hold a splits file), and `dataset.num_training` with `seed`.
         planned: the dataset.
         fold: number of the fold, or all.
     """
     names = [case.case_id for case in planned.dataset.training]
-    train_cases, val_cases = fold_cases(names, fold, splits_file(settings, planned))
+    if settings.dataset.num_training is not None or isinstance(settings, PretrainSettings):
+        train_cases, val_cases = run_cases(replace(settings, fold=fold), planned)
+    else:
+        train_cases, val_cases = fold_cases(names, fold, splits_file(settings, planned))
     text = "\n".join([*sorted(train_cases), "", *sorted(val_cases)])
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     return f"{len(train_cases)} to train, {len(val_cases)} to validate ({digest})"
@@ -128,7 +137,7 @@ def step_flops(record: CheckpointRecord) -> float:
     Args:
         record: architecture, plan, channels and labels.
     """
-    cost = network_cost(record.architecture, record.configuration, record.input_channels, record.labels.num_classes)
+    cost = network_cost(record.architecture, record.configuration, record.input_channels, record.output_channels)
     return 3.0 * cost.flops * record.configuration.batch_size
 
 
@@ -142,13 +151,17 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
     Raises:
         UserError: the architecture cannot be built at this plan, or not be trained deterministically on this device;
             the loss does not fit the labels, a transform of TorchIO not the patch, or predict.tile_scale not the
-            network; the classes of `heads.case` cannot be used, or the architecture cannot have a head.
+            network; the classes of `heads.case` cannot be used, or the architecture cannot have a head or no frozen
+            encoder; or the run of `pretrained` is not trained.
     """
     heads = case_heads(settings, planned)
     classes = planned.labels.num_classes
     network = build_without_data(settings.architecture, planned.configuration, planned.input_channels, classes)
     if heads is not None:
         build_case_head(network, settings.architecture.name, heads.sizes)
+    if settings.recipe.finetune.frozen:
+        encoder_names(settings.architecture, planned.configuration, planned.input_channels, classes)
+    pretrained_file(settings)  # refuses a run that is not trained yet
     needed = 4 * sum(parameter.numel() for parameter in network.parameters())
     if needed > memory_bytes():
         raise UserError(
@@ -160,6 +173,8 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
         check_deterministic(settings, graph.nondeterministic)
     if planned.dataset.annotated and settings.recipe.loss.name is not None:
         raise UserError(f"recipe.loss.name={settings.recipe.loss.name}: {NOT_PARTIAL}")
+    if planned.dataset.annotated:
+        refuse_mixing(settings.augmentation)
     if planned.dataset.annotated and settings.recipe.loss.component_weight:
         raise UserError(
             f"recipe.loss.component_weight={settings.recipe.loss.component_weight:g}: is for cases that carry all "
@@ -177,7 +192,7 @@ def _graph(settings: TrainSettings, configuration: Configuration, channels: int,
         configuration,
         channels,
         classes,
-        settings.recipe.deep_supervision,
+        settings.recipe.deep_supervision and not isinstance(settings, PretrainSettings),
         encoder_only=settings.heads.alone,
     )
 
@@ -193,12 +208,7 @@ def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
         UserError: there is no such fold, or too few cases to split; a label is carried by none of the training cases
             and unknown to the teacher, or the teacher has nothing to teach.
     """
-    train_cases, _ = fold_cases(
-        [case.case_id for case in planned.dataset.training],
-        settings.fold,
-        splits_file(settings, planned),
-        planned.dataset.groups,
-    )
+    train_cases, _ = run_cases(settings, planned)
     labels = planned.labels
     carried = [planned.dataset.annotated.get(case_id, labels.names) for case_id in train_cases]
     teacher = settings.teacher
@@ -266,9 +276,7 @@ def attempt(
     ends: float | None = None,
 ) -> list[Logger]:
     """Train once, with the arguments and result of `fit`; raise `Diverged` if gradients stay non-finite."""
-    train_cases, val_cases = fold_cases(
-        prepared.store.case_ids, settings.fold, splits_file(settings, prepared), prepared.dataset.groups
-    )
+    train_cases, val_cases = run_cases(settings, prepared)
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     held_out = set(val_cases).isdisjoint(train_cases)
     known = case_classes(settings, record.heads)
@@ -277,25 +285,33 @@ def attempt(
         train_cases = [case for case in train_cases if max(known.get(case, (UNKNOWN,))) >= 0]
     taught = None if settings.teacher is None else read_teacher(settings.teacher, record)
     teacher = None if taught is None else taught[0]
-    module = SegmentationModule(record, held_out, teacher, known, settings.heads.weight)
+    if record.masking is None:
+        module = SegmentationModule(record, held_out, teacher, known, settings.heads.weight)
+    else:
+        module = MaskedModule(record, held_out, settings.seed)
     trainer = build_trainer(settings, prepared, folder, val_cases if held_out else [])
     if trains_without_search(trainer):
-        graph = _graph(settings, record.configuration, record.input_channels, record.labels.num_classes)
+        graph = _graph(settings, record.configuration, record.input_channels, record.output_channels)
         freeze(module.network, graph.idle)
+    if settings.recipe.finetune.frozen:
+        names = encoder_names(record.architecture, record.configuration, record.input_channels, record.output_channels)
+        module.encoder = [module.network.get_parameter(name) for name in names]
     resume = newest_readable(folder)
     if resume:
         whole = "" if settings.timed else f" of {settings.trainer.max_epochs}"
         log.info("Continuing %s after epoch %d%s.", folder.path, resume[1], whole)
     else:
         log.info("New run: %s", folder.path)
-        if settings.pretrained is not None:
-            log.info(_load_pretrained(settings.pretrained, module, record))
+        start = pretrained_file(settings)
+        if start is not None:
+            parts = settings.pretrained_parts
+            log.info(load_pretrained(start, module.network, _builder(record), record.labels, parts))
             if module.case_head is not None and record.heads is not None:
-                log.info(load_pretrained_head(settings.pretrained, module.case_head, record.heads))
+                log.info(load_pretrained_head(start, module.case_head, record.heads))
         if taught is not None:
             log.info(start_from_teacher(module.network, taught[1].weights, _builder(record), taught[0]))
-    parts = [module.network, *([] if module.case_head is None else [module.case_head])]
-    parameters = sum(p.numel() for part in parts for p in part.parameters())
+    modules = [module.network, *([] if module.case_head is None else [module.case_head])]
+    parameters = sum(p.numel() for part in modules for p in part.parameters())
     if is_first_process():
         folder.set_status(parameters=parameters, step_flops=step_flops(record))
     log.info(
@@ -344,10 +360,6 @@ def attempt(
     return trainer.loggers
 
 
-def _load_pretrained(path: Path, module: SegmentationModule, record: CheckpointRecord) -> str:
-    return load_pretrained(path, module.network, _builder(record), record.labels)
-
-
 def _builder(record: CheckpointRecord) -> Callable[[int], torch.nn.Module]:
     """Return a function that builds the run's network for a number of classes."""
 
@@ -355,19 +367,3 @@ def _builder(record: CheckpointRecord) -> Callable[[int], torch.nn.Module]:
         return build_network(record.architecture, record.configuration, record.input_channels, classes)
 
     return build
-
-
-def splits_file(settings: TrainSettings, planned: PlannedDataset) -> Path | None:
-    """Return the dataset's own splits_final.json.
-
-    Args:
-        settings: the settings of the run.
-        planned: the dataset.
-
-    Returns:
-        The file in the raw dataset, else the one beside the preprocessed cases; None: there is none.
-    """
-    for folder in (planned.dataset.root, settings.paths.preprocessed / planned.dataset.name):
-        if (folder / "splits_final.json").exists():
-            return folder / "splits_final.json"
-    return None

@@ -16,11 +16,10 @@ from umamba.inference.outputs import CLASSES
 from umamba.inference.problems import UnsegmentedCases
 from umamba.io import UserError, oriented_like, read_image, read_label
 from umamba.io.voice import showing
-from umamba.planning import fold_cases
 from umamba.records import RunFolder
 from umamba.records.tables import read_scores, write_scores
+from umamba.runs.cases import run_cases
 from umamba.runs.first_stage import first_stage
-from umamba.runs.fit import splits_file
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.settings import PredictionSettings, TrainSettings
 from umamba.settings.entry_points import module_of
@@ -172,9 +171,7 @@ def validation_cases(settings: TrainSettings, prepared: PreparedDataset) -> list
         settings: `fold` and `paths.preprocessed` (which may hold a splits file) are read.
         prepared: the dataset and its preprocessed cases.
     """
-    train, val = fold_cases(
-        prepared.store.case_ids, settings.fold, splits_file(settings, prepared), prepared.dataset.groups
-    )
+    train, val = run_cases(settings, prepared)
     held_out = set(val) - set(train)
     return [case for case in prepared.dataset.training if case.case_id in held_out]
 

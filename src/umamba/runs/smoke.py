@@ -7,6 +7,7 @@ planner's rules, the architecture, the recipe, the fold, prediction and scoring.
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from umamba.planning import planned_configuration
@@ -22,8 +23,10 @@ from umamba.settings import (
     TrainSettings,
     UNETRSettings,
 )
+from umamba.settings.fields import RUN, run_name
 
 log = logging.getLogger(__name__)
+PREFIX = "smoke_"  # begins the name of a smoke test
 Run = TypeVar("Run", bound=TrainSettings)
 
 # The phantom that stands in for each archive; the position is the number in the dataset's name.
@@ -48,10 +51,12 @@ def smoke_test(settings: Run) -> Run:
     number, title = list(_PHANTOMS).index(archive), (archive or "phantom").capitalize()
     root = settings.paths.raw / f"Dataset99{number}_Smoke{title}"
     phantom = _PHANTOMS[archive]  # of cells: interior and boundary, and no numbered instances to make levels of
-    dataset = replace(settings.dataset, kind="phantom", root=root, phantom=phantom, instance_targets="boundary")
+    dataset = replace(
+        settings.dataset, kind="phantom", root=root, phantom=phantom, instance_targets="boundary", num_training=None
+    )
     return replace(
         settings,
-        name=f"smoke_{settings.name or settings.architecture.name}",
+        name=f"{PREFIX}{settings.name or settings.architecture.name}",
         dataset=dataset,
         budget=None,
         finish_by=None,
@@ -61,7 +66,14 @@ def smoke_test(settings: Run) -> Run:
         trainer=_short(settings.trainer),
         logger=LoggerSettings(wandb=False, panels_every=0),
         heads=HeadsSettings(),
+        pretrained=_smoke_run(settings.pretrained),
     )
+
+
+def _smoke_run(pretrained: Path | None) -> Path | None:
+    """Return the smoke test of a run that is named; a file stays as it is."""
+    name = None if pretrained is None else run_name(pretrained)
+    return pretrained if name is None else Path(f"{RUN}{PREFIX}{name}")
 
 
 def _small_plan(settings: TrainSettings) -> PlanSettings:

@@ -23,7 +23,7 @@ from umamba.io.voice import showing
 from umamba.patches import PatchDataModule
 from umamba.records import RunFolder
 from umamba.runs.preparation import PreparedDataset
-from umamba.settings import CustomArchitectureSettings, TrainSettings, plain
+from umamba.settings import CustomArchitectureSettings, PretrainSettings, TrainSettings, plain
 from umamba.sweeps.preflight import MOST_WORKERS
 from umamba.training.budget import PolynomialAverage
 from umamba.training.case_validation import CaseValidation
@@ -78,6 +78,11 @@ def check_trainer(settings: TrainSettings) -> None:
         raise UserError(
             f"{'finish_by' if settings.budget is None else 'budget'}: one device trains to a time budget, not "
             f"{processes(settings)} together. Give trainer.devices=1, or trainer.max_time instead of the budget."
+        )
+    if settings.recipe.finetune.frozen and processes(settings) > 1:
+        raise UserError(
+            f"recipe.finetune.frozen={settings.recipe.finetune.frozen:g}: several devices keep the graph of the first "
+            "step, in which the encoder is frozen. Give trainer.devices=1, or recipe.finetune.frozen=0."
         )
     user_callbacks(settings.trainer.callbacks)
     check_loggers(settings.logger)
@@ -176,13 +181,14 @@ def build_trainer(
     decay, timed = settings.recipe.weight_averaging, settings.timed
     metrics = MetricsCsv(folder.metrics)
     # Under a time budget no whole cases are predicted, because one prediction may take longer than several epochs.
-    every = 0 if timed else settings.data.validate_cases_every
+    segments = not isinstance(settings, PretrainSettings) and not settings.heads.alone
+    every = 0 if timed or isinstance(settings, PretrainSettings) else settings.data.validate_cases_every
     shown = val_cases[: settings.data.validation_cases]
     asked = user_callbacks(settings.trainer.callbacks)
     callbacks: list[Callback] = [
         LeaveOnSignal(folder.path),
         # Before weight averaging, which removes the averaged weights from the network in the same hook.
-        *([_case_validation(settings, prepared, shown)] if every and not settings.heads.alone else []),
+        *([_case_validation(settings, prepared, shown)] if every and segments else []),
         *([EMAWeightAveraging(device=_device(settings), decay=decay)] if decay is not None else []),
         *([PolynomialAverage(device=_device(settings))] if timed else []),
         SkipNonFinite(folder.nonfinite, settings.seed),
@@ -194,7 +200,7 @@ def build_trainer(
                     prepared.num_channels,
                 )
             ]
-            if not settings.heads.alone
+            if segments
             else []
         ),
         EpochLines(bar, _steps_after(settings, prepared, val_cases), every),
@@ -228,6 +234,8 @@ def build_trainer(
 
 def _steps_after(settings: TrainSettings, prepared: PreparedDataset, val_cases: list[str]) -> float:
     """Return how many validation steps of work the prediction after training needs, from the sizes of some cases."""
+    if isinstance(settings, PretrainSettings):
+        return 0.0
     configuration, store = prepared.configuration, prepared.store
     some = (val_cases or list(store.case_ids))[:10]
     shapes = [store.load(case).image.shape[1:] for case in some]

@@ -116,7 +116,7 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, e
     first = is_first_process()
     prepared = with_first_stage(settings, prepared)
     record = checkpoint_record(settings, prepared)
-    with _alone(folder, settings, first):
+    with alone(folder, settings, first):
         identity = run_identity(settings, prepared, record)
         if first:
             check_same_run(folder, identity, settings, processes(settings))
@@ -126,7 +126,7 @@ def run(settings: TrainSettings, prepared: PreparedDataset, folder: RunFolder, e
         if trained and not otherwise:
             return _as_it_is(folder, settings)
         if first and not trained:
-            begin(folder, identity, settings, _completed(folder, settings), processes(settings))
+            begin(folder, identity, settings, completed(folder, settings), processes(settings))
         try:
             if trained:
                 log.info("This run is trained, and is scored again: %s", "; ".join(otherwise))
@@ -180,8 +180,14 @@ def _outcome(result: RunResult) -> str:
 
 
 @contextmanager
-def _alone(folder: RunFolder, settings: TrainSettings, first: bool) -> Iterator[None]:
-    """Hold the run folder: signals end the process, and the first process locks it and moves a former run aside."""
+def alone(folder: RunFolder, settings: TrainSettings, first: bool) -> Iterator[None]:
+    """Hold the run folder: signals end the process, and the first process locks it and moves a former run aside.
+
+    Args:
+        folder: the run folder.
+        settings: `restart` is read.
+        first: whether this is the first of the processes that train together.
+    """
     with LeaveOnSignal(folder.path).installed():
         if not first:
             yield
@@ -190,8 +196,16 @@ def _alone(folder: RunFolder, settings: TrainSettings, first: bool) -> Iterator[
             yield
 
 
-def _completed(folder: RunFolder, settings: TrainSettings) -> int:
-    """Return the epochs that the run has completed; refuse fewer of them than that, which would be another schedule."""
+def completed(folder: RunFolder, settings: TrainSettings) -> int:
+    """Return the epochs that the run has completed; refuse fewer of them than that, which would be another schedule.
+
+    Args:
+        folder: the run folder.
+        settings: the number of epochs that is asked for.
+
+    Raises:
+        UserError: the run has completed more epochs.
+    """
     newest = newest_readable(folder)
     epochs = 0 if newest is None else newest[1]
     if epochs > settings.trainer.max_epochs:

@@ -31,6 +31,7 @@ from umamba.settings.commands import (
 from umamba.settings.dataset import DatasetSettings, PathsSettings, PhantomSettings
 from umamba.settings.fields import key
 from umamba.settings.heads import HeadsSettings
+from umamba.settings.masking import MaskingSettings
 from umamba.settings.plan import PlannerSettings, PlanSettings
 from umamba.settings.prediction import (
     EngineSettings,
@@ -40,8 +41,9 @@ from umamba.settings.prediction import (
     SlidingWindowSettings,
     VerifySettings,
 )
+from umamba.settings.pretraining import PretrainSettings
 from umamba.settings.probe import ProbeSettings
-from umamba.settings.recipe import LossSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
+from umamba.settings.recipe import FinetuneSettings, LossSettings, OptimizerSettings, RecipeSettings, ScheduleSettings
 from umamba.settings.trainer import TrainerSettings
 from umamba.settings.training import (
     AfterTrainingSettings,
@@ -70,10 +72,12 @@ __all__ = [
     "ExportSettings",
     "ExtraTransform",
     "FindBestSettings",
+    "FinetuneSettings",
     "HeadsSettings",
     "InvalidSettings",
     "LoggerSettings",
     "LossSettings",
+    "MaskingSettings",
     "OptimizerSettings",
     "PathsSettings",
     "PhantomSettings",
@@ -83,6 +87,7 @@ __all__ = [
     "PredictSettings",
     "PredictionSettings",
     "PrepareSettings",
+    "PretrainSettings",
     "ProbeSettings",
     "RecipeSettings",
     "ReportSettings",

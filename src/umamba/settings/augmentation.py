@@ -144,6 +144,37 @@ class GammaNegated(Gamma):
 
 
 @dataclass(frozen=True)
+class CutMix(Settings):
+    """A box of the patch is replaced by that of a patch of another case, image and label (Yun et al., 2019)."""
+
+    section: ClassVar[str] = "augmentation.cutmix"
+    p: float = key(0.0, "Probability for each patch.", low=0, high=1)
+    edge: Range = key(
+        (0.25, 0.6), "Range of the box's edge relative to the patch's, drawn for each axis.", low=0, high=1
+    )
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a wrong range."""
+        return _ordered(self.section, "edge", self.edge)
+
+
+@dataclass(frozen=True)
+class Convolution(Settings):
+    """A random filter changes how tissues look, not where they are; mean and deviation of the channel stay."""
+
+    section: ClassVar[str] = "augmentation.convolution"
+    p: float = key(0.0, "Probability for each patch.", low=0, high=1)
+    p_channel: float = key(1.0, "Probability for each channel of such a patch.", low=0, high=1)
+    share: Range = key(
+        (0.2, 0.8), "Range of the share of the filtered channel; the rest is the channel as it was.", low=0, high=1
+    )
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a wrong range."""
+        return _ordered(self.section, "share", self.share, zero=True)
+
+
+@dataclass(frozen=True)
 class Mirror(Settings):
     """Mirroring along axes."""
 
@@ -204,6 +235,8 @@ class AugmentationSettings(Settings):
     )
     rotation: Rotation = key(Rotation, "Rotation about the patch centre.", null=_OFF)
     scaling: Scaling = key(Scaling, "Zoom by one factor for all axes.", null=_OFF)
+    cutmix: CutMix = key(CutMix, "A box of another case's patch.", null=_OFF)
+    convolution: Convolution = key(Convolution, "A random filter.", null=_OFF)
     noise: Noise = key(Noise, "Additive Gaussian noise.", null=_OFF)
     blur: Blur = key(Blur, "Gaussian blur.", null=_OFF)
     brightness: Brightness = key(Brightness, "Multiplication of each channel by a factor.", null=_OFF)
@@ -222,7 +255,12 @@ class AugmentationSettings(Settings):
     )
 
     def conflicts(self) -> Iterator[str]:
-        """Yield transforms of TorchIO on a GPU."""
+        """Yield what cannot be done on a GPU."""
+        if self.cutmix.p and self.device == "gpu":
+            yield (
+                "augmentation.device=gpu: the patches of other cases (augmentation.cutmix) are read by the processes "
+                "that make patches. Give augmentation.device=cpu or auto."
+            )
         if self.extra and self.device == "gpu":
             yield "augmentation.device=gpu: TorchIO's transforms (augmentation.extra) run on the CPU. Give cpu."
 

@@ -73,6 +73,12 @@ class DatasetSettings(Settings):
         "Classes that numbered instances become. boundary: interior and boundary, as in the paper. depth: four levels "
         "of depth below the outline, of which a watershed makes instances; touching ones stay apart more often.",
     )
+    num_training: int | None = key(
+        None,
+        "Number of the fold's training cases that are trained on, for learning curves; the seed draws them, and a "
+        "larger number adds cases to those of a smaller one. The plan stays that of all training cases. null: all.",
+        low=1,
+    )
     phantom: PhantomSettings = key(PhantomSettings, "The phantom of dataset=phantom and of smoke=true.")
 
     def absent(self) -> str | None:

@@ -5,6 +5,8 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
+RUN = "run:"  # begins the name of a run in the place of a checkpoint
+
 
 @dataclass(frozen=True)
 class Key:
@@ -19,6 +21,7 @@ class Key:
         lengths: numbers of entries that a list may have; empty: any.
         existing: the value is a path that must exist.
         zoo: the value may also be the name of a trained network, zoo:NAME.
+        run: the value may also be run:NAME, a run of paths.runs, which may not exist yet.
         null: for a key that holds a record: the values that null stands for; None: null is not allowed.
         variants: for a key that holds one of several records: name -> record; the entry `name` of the value chooses.
     """
@@ -31,6 +34,7 @@ class Key:
     lengths: tuple[int, ...] = ()
     existing: bool = False
     zoo: bool = False
+    run: bool = False
     null: Mapping[str, Any] | None = None
     variants: Mapping[str, type[Any]] | None = None
 
@@ -57,6 +61,19 @@ def key(default: Any = MISSING, sentence: str = "", **limits: Any) -> Any:
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def run_name(path: Path) -> str | None:
+    """Return the name behind `run:`; None for the path of a file or folder.
+
+    Args:
+        path: value of a key.
+
+    >>> run_name(Path("run:pretraining")), run_name(Path("runs/last.ckpt"))
+    ('pretraining', None)
+    """
+    text = str(path)
+    return text.removeprefix(RUN) if text.startswith(RUN) else None
 
 
 def listed(value: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:

@@ -92,6 +92,39 @@ class ScheduleSettings(Settings):
 
 
 @dataclass(frozen=True)
+class FinetuneSettings(Settings):
+    """The beginning of a training from pretrained weights; afterwards recipe.schedule takes the rest of the epochs.
+
+    The order is that of nnssl: the decoder alone, a warm-up of all weights, and then the training.
+    """
+
+    section: ClassVar[str] = "recipe.finetune"
+    frozen: float = key(
+        0.0,
+        "Share of the training at its beginning in which the encoder stays as it is, while the rate of the decoder and "
+        "the heads rises.",
+        low=0,
+        below=1,
+    )
+    warm_up: float = key(
+        0.0, "Share of the training after that in which the rate of all weights rises.", low=0, below=1
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether the training begins in another way than one from random weights."""
+        return self.frozen > 0 or self.warm_up > 0
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield shares that leave nothing for the training itself."""
+        if self.frozen + self.warm_up >= 1:
+            yield (
+                f"recipe.finetune: frozen={self.frozen:g} and warm_up={self.warm_up:g} together are the whole "
+                "training. Give shares with a sum below 1."
+            )
+
+
+@dataclass(frozen=True)
 class LossSettings(Settings):
     """Soft Dice plus cross-entropy, or a loss of the user's own, whose options are further keys."""
 
@@ -174,6 +207,7 @@ class RecipeSettings(Settings):
     name: str = key("nnunet", "Name of the recipe, recorded with the run.")
     optimizer: OptimizerSettings = key(OptimizerSettings, "The optimiser and its arguments.")
     schedule: ScheduleSettings = key(ScheduleSettings, "Learning rate over the epochs.")
+    finetune: FinetuneSettings = key(FinetuneSettings, "How a training from pretrained weights begins.")
     loss: LossSettings = key(LossSettings, "The loss.")
     precision: Precision = key(
         "auto",

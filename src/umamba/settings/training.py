@@ -9,7 +9,7 @@ from umamba.settings.architecture import ARCHITECTURES, ArchitectureSettings, Tr
 from umamba.settings.augmentation import AugmentationSettings
 from umamba.settings.dataset import DatasetSettings, PathsSettings
 from umamba.settings.duration import SHORTEST_S, duration_seconds, is_clock_time
-from umamba.settings.fields import key
+from umamba.settings.fields import key, run_name
 from umamba.settings.heads import HeadsSettings
 from umamba.settings.plan import PlannerSettings, PlanSettings
 from umamba.settings.prediction import EngineSettings, PredictionSettings, SlidingWindowSettings
@@ -136,10 +136,17 @@ class TrainSettings(Settings):
     )
     pretrained: Path | None = key(
         None,
-        "Fine-tune: a new run starts from the weights of this checkpoint (this project's, nnU-Net's or U-Mamba's); the "
-        "segmentation heads start from random weights if the classes differ.",
+        "Fine-tune: a new run starts from the weights of this checkpoint (this project's, nnU-Net's, nnssl's or "
+        "U-Mamba's); the segmentation heads start from random weights if the classes differ. run:NAME: the last "
+        "checkpoint of the run of this name in paths.runs, such as a pretraining, with the same fold and seed.",
         existing=True,
         zoo=True,
+        run=True,
+    )
+    pretrained_parts: Literal["all", "fitting"] = key(
+        "all",
+        "all: the weights must fit the network, besides its heads. fitting: take the tensors that fit by name and "
+        "shape, and say which; for public encoders, and networks of another depth.",
     )
     previous_stage: Path | None = key(
         None,
@@ -207,8 +214,14 @@ class TrainSettings(Settings):
         if self.name is not None and not is_folder_name(self.name):
             yield f"name={self.name}: must be the name of one folder, without / and without a dot at its start."
         yield from self._wrong_cascade()
+        if self.dataset.num_training is not None and self.fold == "all":
+            yield (
+                f"dataset.num_training={self.dataset.num_training}: fold=all trains on every case. Give a fold, or "
+                "leave dataset.num_training away."
+            )
         if self.teacher is not None:
             yield from self._beside_teacher()
+        yield from self._wrong_fine_tuning()
         yield from self._wrong_budget()
         yield from self._wrong_measuring()
         axes = self.augmentation.mirror.axes
@@ -251,12 +264,27 @@ class TrainSettings(Settings):
         for name in (name for name, given in absent.items() if given):
             yield f"{name}: the second stage of a cascade (plan.configuration=3d_cascade_fullres) cannot have it."
 
+    def _wrong_fine_tuning(self) -> Iterator[str]:
+        """Yield a name that no run has, and what needs pretrained weights without them."""
+        name = None if self.pretrained is None else run_name(self.pretrained)
+        if name is not None and not is_folder_name(name):
+            yield f"pretrained={self.pretrained}: must be run:NAME with the name of one run."
+        if self.pretrained is None and self.pretrained_parts != "all":
+            yield f"pretrained_parts={self.pretrained_parts}: there is no pretrained checkpoint. Give pretrained=..."
+        if self.recipe.finetune.on and self.pretrained is None and self.teacher is None:
+            yield "recipe.finetune: there are no pretrained weights. Give pretrained=..., or leave it away."
+
     def _wrong_heads(self) -> Iterator[str]:
         """Yield what a classification head cannot be combined with."""
         if self.heads.case is not None and self.trainer.compile:
             yield (
                 "trainer.compile=true: only the segmentation's pass is compiled, which a network with a head does not "
                 "use. Leave trainer.compile or heads.case away."
+            )
+        if self.heads.case is not None and self.augmentation.cutmix.p:
+            yield (
+                f"augmentation.cutmix.p={self.augmentation.cutmix.p:g}: a patch that is mixed from two cases has no "
+                "class of its own. Leave augmentation.cutmix or heads.case away."
             )
         if self.heads.alone and self.predict.probabilities:
             yield (

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from umamba.io.errors import UserError
 from umamba.settings.entry_points import installed
-from umamba.settings.fields import Key
+from umamba.settings.fields import Key, run_name
 from umamba.settings.wording import (
     alternatives,
     described,
@@ -267,6 +267,8 @@ def _checked(value: Any, kind: Any, limits: Key, path: str, problems: list[str])
 
 def _missing(path: str, file: Path, limits: Key) -> str | None:
     """Return what is wrong with a file, or with the name of a trained network; None if it exists."""
+    if limits.run and run_name(file) is not None:
+        return None
     name = zoo_name(file) if limits.zoo else None
     if name is None:
         return None if file.exists() else no_such_file(path, file)

@@ -18,9 +18,10 @@ from umamba.settings import RecipeSettings
 from umamba.training.added_class import Teacher
 from umamba.training.classification import CaseMetrics, case_loss, targets_of
 from umamba.training.component_loss import component_loss
+from umamba.training.finetuning import finetuning_factor, phases
 from umamba.training.losses import DeepSupervisionLoss, build_loss
 from umamba.training.patch_dice import PatchDice
-from umamba.training.schedules import build_optimizer, learning_rate_factor
+from umamba.training.schedules import build_optimizer
 
 _VALIDATED = ("val/", "seen/")  # prefixes of the metrics of validation
 
@@ -53,7 +54,7 @@ class SegmentationModule(lightning.LightningModule):
             record.architecture,
             record.configuration,
             record.input_channels,
-            record.labels.num_classes,
+            record.output_channels,
             deep_supervision=self.recipe.deep_supervision,
         )
         self.learning_rate = self.recipe.optimizer.lr
@@ -67,6 +68,7 @@ class SegmentationModule(lightning.LightningModule):
         self.gradient_norm: Tensor | None = None  # of the step's gradients, set by SkipNonFinite
         self.share_done: float | None = None  # of a time budget, set by BudgetSchedule; None: the epochs count
         self.case_head: CaseHead | None = None
+        self.encoder: list[torch.nn.Parameter] = []  # what recipe.finetune.frozen freezes
         self.alone = record.heads is not None and record.heads.alone  # whether the decoder is not trained
         if record.heads is not None:
             self.case_head = build_case_head(self.network, record.architecture.name, record.heads.sizes)
@@ -123,15 +125,18 @@ class SegmentationModule(lightning.LightningModule):
         self.log("lr", self.set_learning_rate())
 
     def set_learning_rate(self) -> float:
-        """Set the learning rate that the schedule has now, and return it.
+        """Set the learning rate that the schedule has now, and return it; freeze the encoder, or let it learn.
 
-        It follows from the number of complete epochs or, under a time budget, from the share of it that is used.
+        Both follow from the number of complete epochs or, under a time budget, from the share of it that is used.
         """
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise RuntimeError("the schedule needs trainer.max_epochs")
         now = self.current_epoch if self.share_done is None else self.share_done * epochs
-        rate = self.learning_rate * learning_rate_factor(self.recipe.schedule, epochs)(now)
+        finetune = self.recipe.finetune
+        for parameter in self.encoder:
+            parameter.requires_grad_(now >= phases(finetune, epochs)[0])
+        rate = self.learning_rate * finetuning_factor(finetune, self.recipe.schedule, epochs)(now)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         for group in optimizer.param_groups:

@@ -1,7 +1,11 @@
-"""Fine-tuning: a new run starts from the weights of another run, of nnU-Net or of U-Mamba."""
+"""Fine-tuning: a new run starts from the weights of another run, of nnU-Net, nnssl or U-Mamba.
 
-from collections.abc import Callable, Mapping
+nnU-Net's checkpoints include those of TotalSegmentator, whose networks are nnU-Net's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,28 +14,56 @@ from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.labels.case_classes import CaseHeads
 from umamba.records.checkpoint import read_case_head, read_weights
+from umamba.settings.wording import shown
 
 LISTED = 5
 
 
-def load_pretrained(path: Path, network: nn.Module, build: Callable[[int], nn.Module], labels: LabelSet) -> str:
+def load_pretrained(
+    path: Path,
+    network: nn.Module,
+    build: Callable[[int], nn.Module],
+    labels: LabelSet,
+    parts: Literal["all", "fitting"] = "all",
+) -> str:
     """Load weights into a network; the segmentation heads keep their initial weights if the classes differ.
 
     Args:
-        path: a checkpoint of this project, of nnU-Net or of U-Mamba.
+        path: a checkpoint of this project, of nnU-Net, nnssl or U-Mamba.
         network: the new run's network, which gets the weights.
         build: builds the same network for a number of classes; tensors whose shape depends on it belong to the heads.
         labels: the new run's labels.
+        parts: all: the weights besides the heads must fit. fitting: take those that fit by name and shape.
 
     Returns:
         A sentence that says what was loaded.
 
     Raises:
-        UserError: the file is no such checkpoint, or has another architecture, plan or number of channels.
+        UserError: the file is no such checkpoint, or has another architecture, plan or number of channels; with
+            `fitting`: no tensor of it fits.
     """
-    weights, former = read_weights(path)
-    own = network.state_dict()
+    stored = read_weights(path)
+    weights, own = stored.weights, network.state_dict()
     heads = set(head_axes(own, build, labels.num_classes))
+    fits = {name for name in own.keys() & weights.keys() if own[name].shape == weights[name].shape}
+    if parts == "all":
+        _refuse_unfit(path, own, weights, heads)
+    same_classes = not stored.reconstructs and stored.labels in (None, labels) and heads <= fits
+    kept = {name: weights[name] for name in own if name in fits and (same_classes or name not in heads)}
+    if not kept:
+        raise UserError(
+            f"pretrained={path}: no tensor of it fits this network by name and shape. Take the architecture of that "
+            "checkpoint (architecture=resenc_unet for nnssl's ResEnc-L), and its number of channels."
+        )
+    network.load_state_dict(kept, strict=False)
+    differ = "it was pretrained to reconstruct images" if stored.reconstructs else "the classes differ"
+    remark = "with its heads" if same_classes else f"{differ}: {len(heads)} tensors of the heads begin anew"
+    said = f"Pretrained: {len(kept)} tensors of {path}, {remark}."
+    return said if parts == "all" else f"{said} {_fitting_sentence(own, weights, kept, heads)}"
+
+
+def _refuse_unfit(path: Path, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], heads: set[str]) -> None:
+    """Refuse weights of another network."""
     problems = [f"{name} is only in the {place}" for name, place in _missing(own, weights)]
     for name in own.keys() & weights.keys() - heads:
         if own[name].shape != weights[name].shape:
@@ -41,13 +73,34 @@ def load_pretrained(path: Path, network: nn.Module, build: Callable[[int], nn.Mo
         raise UserError(
             f"pretrained={path}: the weights are of another architecture, plan or number of channels:\n  "
             + "\n  ".join(sorted(problems)[:LISTED])
-            + f"{more}\nTake the architecture and plan of that checkpoint (plan.from_file=..., plan.patch_size=...)."
+            + f"{more}\nTake the architecture and plan of that checkpoint (plan.from_file=..., plan.patch_size=...), "
+            "or only the tensors that fit: pretrained_parts=fitting."
         )
-    same_classes = former in (None, labels) and all(own[name].shape == weights[name].shape for name in heads)
-    kept = {name: tensor for name, tensor in weights.items() if same_classes or name not in heads}
-    network.load_state_dict(kept, strict=False)
-    remark = "with its heads" if same_classes else f"the classes differ: {len(heads)} tensors of the heads begin anew"
-    return f"Pretrained: {len(kept)} tensors of {path}, {remark}."
+
+
+def _fitting_sentence(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], kept: Mapping[str, Tensor], heads: set[str]
+) -> str:
+    """Return how much of each part of the network was loaded, and what was not."""
+    parts = list(dict.fromkeys(name.split(".")[0] for name in own))
+    found = [
+        f"{part} {sum(name.split('.')[0] == part for name in kept)} of "
+        f"{sum(name.split('.')[0] == part for name in own)}"
+        for part in parts
+    ]
+    anew = [name for name in own if name not in kept and name not in heads]
+    unused = [shown(name) for name in weights if name not in own]
+    sentences = [f"Tensors of the network that were loaded: {', '.join(found)}."]
+    if anew:
+        sentences.append(f"These begin anew: {_some(anew)}.")
+    if unused:
+        sentences.append(f"These of the file have no place here: {_some(unused)}.")
+    return " ".join(sentences)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def head_axes(own: Mapping[str, Tensor], build: Callable[[int], nn.Module], num_classes: int) -> dict[str, int]:

@@ -210,8 +210,8 @@ def duration(seconds: float) -> str:
 
 
 def _scores(metrics: dict[str, float], checked: str) -> str:
-    """Return the scores of an epoch in words: patch Dice, and the share of patches that a head classifies right."""
+    """Return the scores that an epoch has: patch Dice, and the share of patches that a head classifies right."""
     prefix = f"{checked}/case_accuracy/"
     right = [f", {name.removeprefix(prefix)} right {value:.0%}" for name, value in metrics.items() if prefix in name]
-    dice = metrics.get(f"{checked}/patch_dice", float("nan"))
-    return ("" if right and dice != dice else f", patch Dice {dice:.3f}") + "".join(right)
+    dice = metrics.get(f"{checked}/patch_dice")  # none in a pretraining
+    return ("" if dice is None or (right and dice != dice) else f", patch Dice {dice:.3f}") + "".join(right)

@@ -34,7 +34,7 @@ def build_optimizer(
     return OPTIMIZERS[settings.name](parameters, **settings.arguments(), **one_kernel)  # type: ignore[arg-type]
 
 
-def learning_rate_factor(settings: ScheduleSettings, max_epochs: int) -> Callable[[float], float]:
+def learning_rate_factor(settings: ScheduleSettings, max_epochs: float) -> Callable[[float], float]:
     """Return the factor on the learning rate as a function of the epoch (a time budget also gives fractions of one).
 
     Args:
