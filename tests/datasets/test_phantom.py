@@ -8,6 +8,7 @@ import pytest
 from umamba.datasets import inspect_case, list_findings, read_dataset, write_phantom
 from umamba.datasets.anatomy import PHANTOM_ORGANS
 from umamba.datasets.phantom import phantom_case
+from umamba.datasets.shapes import TALL, Ellipsoid, Grid
 from umamba.io import UserError
 
 
@@ -80,3 +81,21 @@ def test_label_is_the_majority_of_a_finer_sampling() -> None:
     label = phantom_case(0, 4).label
     counts = np.bincount(label.ravel(), minlength=6)
     assert (counts[1:] > 300).all()
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.35])
+def test_no_point_outside_a_window_is_near_its_shape(tilt: float) -> None:
+    """Distances over the whole image, shape by shape: what lies outside the window is farther than half an edge."""
+    turn = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1.0]])
+    grid = Grid(turn * (3.5, -3.1, 5.5), np.array([-40.0, 45, -38]), (25, 28, 14), 3, 12.0)
+    generator = np.random.default_rng(0)
+    outside = 0
+    for radii in [(20, 9, 30), (4, 25, 4.5), (8, 8, TALL), (30, 4, TALL)] * 8:
+        centre, sway = generator.uniform(-30, 30, 3), generator.uniform(0, 9)
+        wave = [axis + np.float32(sway) * np.sin(axis / 5) for axis in grid.points]
+        shape = Ellipsoid(tuple(centre), radii, (wave[0], wave[1], wave[2]), sway)
+        far = np.ones(grid.shape, dtype=bool)
+        far[shape.window(grid)] = False
+        outside += far.sum()
+        assert shape.on(grid.everything)[far].min(initial=np.inf) > grid.edge_mm / 2
+    assert outside > 4 * far.size, "the windows are most of the image"

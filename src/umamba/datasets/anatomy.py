@@ -1,30 +1,30 @@
 """An analytic abdomen: smooth shapes in mm with an intensity in HU, which vary from patient to patient.
 
-Coordinates are the patient's in mm, with the origin in the centre of the body: x to the left, y to the back, z to the
-head (LPS). A shape is given by its signed distance, negative inside. Later shapes are painted over earlier ones.
+The origin of the coordinates is the centre of the body. Later shapes are painted over earlier ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from umamba.datasets.shapes import TALL, Ellipsoid, Field, Grid, Points, Shape, union
+
 PHANTOM_ORGANS = ("liver", "right kidney", "spleen", "left kidney", "aorta")
-Field = np.ndarray
-Points = tuple[Field, Field, Field]
+_SWAY_MM = 3.0  # amplitude of a wave that bends the organs
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A shape to paint.
+    """A shape with its intensity.
 
     Attributes:
-        distance: signed distance in mm at each point.
-        intensity: HU, one value or one per point.
+        shape: what is painted.
+        intensity: HU, one value or one for each point of the shape's window.
         organ: label of the organ, or 0.
     """
 
-    distance: Field
+    shape: Shape
     intensity: Field | float
     organ: int = 0
 
@@ -71,103 +71,94 @@ def draw_patient(rng: np.random.Generator) -> Patient:
     )
 
 
-def _ellipsoid(points: Points, centre: np.ndarray, radii: np.ndarray) -> Field:
-    """Return the first-order signed distance to an ellipsoid; a radius of 1e9 makes a cylinder."""
-    scaled = [(axis - c) / r for axis, c, r in zip(points, centre, radii, strict=True)]
-    steep = [value / r for value, r in zip(scaled, radii, strict=True)]
-    norm = np.sqrt(sum(value * value for value in scaled) + np.float32(1e-6))
-    slope = np.sqrt(sum(value * value for value in steep) + np.float32(1e-12))
-    return norm * (norm - 1) / slope
-
-
-def _blend(first: Field, second: Field, width: float) -> Field:
-    """Return the smooth union of two shapes, with a fillet of `width` mm where they meet."""
-    mix = np.clip(0.5 + 0.5 * (second - first) / width, 0, 1)
-    return second + (first - second) * mix - width * mix * (1 - mix)
-
-
 def _bend(points: Points, phase: np.ndarray) -> Points:
-    """Displace the points by waves of 3 mm amplitude, so that no organ is a perfect ellipsoid."""
+    """Displace the points by three waves along each axis, so that no organ is a perfect ellipsoid."""
     x, y, z = points
     waves = [np.sin(y / 19 + p[0]) + np.sin(z / 23 + p[1]) + np.sin(x / 27 + p[2]) for p in phase]
-    return x + 3 * waves[0], y + 3 * waves[1], z + 3 * waves[2]
+    return x + _SWAY_MM * waves[0], y + _SWAY_MM * waves[1], z + _SWAY_MM * waves[2]
 
 
-_TALL = 1e9
-
-
-def layers(points: Points, patient: Patient) -> Iterator[Layer]:
+def layers(grid: Grid, patient: Patient) -> Iterator[Layer]:
     """Yield the shapes of the abdomen in the order in which they are painted.
 
     Args:
-        points: x, y and z of each point in mm, float32 arrays of one shape.
+        grid: the points of the image.
         patient: the patient.
     """
-    x, y, z = points
+    points = x, y, z = grid.points
     bent = _bend(points, patient.phase)
     fat = patient.fat
 
-    def shape(organ: int, centre: tuple[float, ...], radii: tuple[float, ...]) -> Field:
-        return _ellipsoid(bent, np.add(centre, patient.shift[organ]), np.multiply(radii, patient.scale[organ]))
+    def soft(centre: Sequence[float], radii: Sequence[float]) -> Ellipsoid:
+        return Ellipsoid(centre, radii, bent, 3 * _SWAY_MM)
 
-    def tall(centre: tuple[float, float], radii: tuple[float, float], of: Points = points) -> Field:
-        return _ellipsoid(of, np.array([*centre, 0.0]), np.array([*radii, _TALL]))
+    def organ(number: int, centre: Sequence[float], radii: Sequence[float]) -> Ellipsoid:
+        return soft(np.add(centre, patient.shift[number]).tolist(), np.multiply(radii, patient.scale[number]).tolist())
 
-    body = tall((0, 0), (146, 104))
-    yield Layer(body, -100.0)
-    wall = tall((0, 0), (146 - fat, 104 - fat))
-    yield Layer(wall, 55.0)
-    cavity = tall((0, -8), (146 - fat - 14, 104 - fat - 20))
-    yield Layer(cavity, -95.0)
+    def drawn(ellipsoid: Ellipsoid) -> Shape:
+        window = ellipsoid.window(grid)
+        return Shape(window, ellipsoid.on(window))
+
+    def tall(centre: tuple[float, float], radii: tuple[float, float]) -> Shape:
+        return drawn(Ellipsoid((*centre, 0), (*radii, TALL), points))
+
+    everywhere = grid.everything
+    yield Layer(tall((0, 0), (146, 104)), -100.0)
+    wall = Ellipsoid((0, 0, 0), (146 - fat, 104 - fat, TALL), points).on(everywhere)
+    yield Layer(Shape(everywhere, wall), 55.0)
+    cavity = Ellipsoid((0, -8, 0), (146 - fat - 14, 104 - fat - 20, TALL), points).on(everywhere)
+    yield Layer(Shape(everywhere, cavity), -95.0)
     inner = cavity + 2
     for cx, cy, cz, radius, intensity in patient.bowel:
-        loop = _ellipsoid(bent, np.array([cx, cy, cz]), np.array([radius * 1.3, radius, radius]))
-        yield Layer(np.maximum(loop, inner), 35.0)
-        yield Layer(np.maximum(loop + 3, inner), float(intensity))
+        loop = drawn(soft((cx, cy, cz), (radius * 1.3, radius, radius)))
+        yield Layer(loop.within(inner), 35.0)
+        yield Layer(loop.shrunk(3).within(inner), float(intensity))
     for side in (-1, 1):
-        lung = _ellipsoid(points, np.array([side * 68.0, 12, 118]), np.array([56.0, 66, 52]))
-        yield Layer(np.maximum(lung, inner), -850.0)
-    stomach = np.maximum(shape(5, (52, -42, 32), (42, 30, 40)), inner)
+        yield Layer(drawn(Ellipsoid((side * 68, 12, 118), (56, 66, 52), points)).within(inner), -850.0)
+    stomach = drawn(organ(5, (52, -42, 32), (42, 30, 40))).within(inner)
     yield Layer(stomach, 60.0)
-    yield Layer(stomach + 4, np.where(y < -52, np.float32(-900), np.float32(25)))
+    yield Layer(stomach.shrunk(4), np.where(y[stomach.window] < -52, np.float32(-900), np.float32(25)))
 
-    right_lobe = shape(0, (-64, -2, 18), (60, 68, 64))
-    left_lobe = shape(0, (-8, -46, 36), (62, 27, 32))
-    liver = np.maximum(_blend(right_lobe, left_lobe, 14), inner)
+    right_lobe = organ(0, (-64, -2, 18), (60, 68, 64))
+    left_lobe = organ(0, (-8, -46, 36), (62, 27, 32))
+    liver = union(right_lobe, left_lobe, 14, grid).within(inner)
     yield Layer(liver, float(patient.intensity[0]), 1)
     for cy in (-12.0, 20.0):
-        vessel = _ellipsoid(bent, np.array([-55.0, cy, 30]), np.array([40.0, 4.5, 5]))
-        yield Layer(np.maximum(vessel, liver + 4), float(patient.intensity[0]) + 45, 1)
-    yield Layer(np.maximum(shape(0, (-34, -42, -18), (13, 15, 24)), inner), 12.0)
-    yield Layer(tall((-20, 22), (11, 9), bent), float(patient.intensity[4]) - 35)
-    yield Layer(np.maximum(shape(2, (84, 26, 32), (31, 44, 45)), inner), float(patient.intensity[2]), 3)
+        vessel = soft((-55, cy, 30), (40, 4.5, 5)).on(liver.window)
+        yield Layer(Shape(liver.window, np.maximum(vessel, liver.distance + 4)), float(patient.intensity[0]) + 45, 1)
+    yield Layer(drawn(organ(0, (-34, -42, -18), (13, 15, 24))).within(inner), 12.0)
+    yield Layer(drawn(soft((-20, 22, 0), (11, 9, TALL))), float(patient.intensity[4]) - 35)
+    yield Layer(drawn(organ(2, (84, 26, 32), (31, 44, 45))).within(inner), float(patient.intensity[2]), 3)
 
     for side in (-1, 1):
         yield Layer(tall((side * 34, 46), (15, 17)), 58.0)
         yield Layer(tall((side * 32, 80), (30, 15)), 56.0)
-    for organ, cx, cz, label in ((1, -62.0, -34.0, 2), (3, 62.0, -18.0, 4)):
-        kidney = np.maximum(shape(organ, (cx, 38, cz), (25, 27, 50)), inner)
-        cortex = float(patient.intensity[organ])
+    for number, cx, cz, label in ((1, -62.0, -34.0, 2), (3, 62.0, -18.0, 4)):
+        kidney = drawn(organ(number, (cx, 38, cz), (25, 27, 50))).within(inner)
+        cortex = float(patient.intensity[number])
         yield Layer(kidney, cortex, label)
-        yield Layer(kidney + 8, cortex - 25, label)
+        yield Layer(kidney.shrunk(8), cortex - 25, label)
         inward = 9.0 if cx < 0 else -9.0
-        yield Layer(shape(organ, (cx + inward * 1.7, 34, cz), (13, 9, 22)), -60.0)
+        yield Layer(drawn(organ(number, (cx + inward * 1.7, 34, cz), (13, 9, 22))), -60.0)
 
-    yield Layer(tall((0, 50), (21, 17)), 380.0)
-    marrow = tall((0, 50), (18, 14))
+    spine = tall((0, 50), (21, 17))
+    yield Layer(spine, 380.0)
     disc = np.abs((z + 10) % 34 - 17) - 12.5
-    yield Layer(np.maximum(marrow, disc), 190.0)
-    yield Layer(np.maximum(tall((0, 50), (21, 17)), -disc), 85.0)
-    arch = np.maximum(tall((0, 76), (15, 13)), disc)
-    yield Layer(arch, 340.0)
-    yield Layer(np.maximum(tall((0, 92), (4, 14)), disc), 330.0)
-    yield Layer(np.maximum(np.maximum(np.abs(x) - 38, np.abs(y - 64) - 4.5), disc + 6), 330.0)
-    yield Layer(tall((0, 73), (9, 7.5)), 30.0)
-    yield Layer(
-        tall((12 + patient.shift[4, 0] / 2, 25), (11.5 * patient.scale[4, 0],) * 2, bent), patient.intensity[4], 5
+    yield Layer(tall((0, 50), (18, 14)).within(disc), 190.0)
+    yield Layer(spine.within(-disc), 85.0)
+    yield Layer(tall((0, 76), (15, 13)).within(disc), 340.0)
+    yield Layer(tall((0, 92), (4, 14)).within(disc), 330.0)
+    across = grid.window(
+        (-38 - grid.edge_mm, 59.5 - grid.edge_mm, -TALL), (38 + grid.edge_mm, 68.5 + grid.edge_mm, TALL)
     )
+    processes = np.maximum(np.abs(x[across]) - 38, np.abs(y[across] - 64) - 4.5)
+    yield Layer(Shape(across, processes).within(disc + 6), 330.0)
+    yield Layer(tall((0, 73), (9, 7.5)), 30.0)
+    width = 11.5 * patient.scale[4, 0]
+    yield Layer(drawn(soft((12 + patient.shift[4, 0] / 2, 25, 0), (width, width, TALL))), patient.intensity[4], 5)
 
     angle = np.abs(np.arctan2(x, y))
     along = (z + 38 * angle + 10) % 32 - 16
     rib = np.hypot(wall + 7, along * 0.8) - 4.5
-    yield Layer(np.maximum(rib, np.maximum(12 - 22 * (angle - 0.6), -(z + 15 - 10 * angle))), 330.0)
+    ends = np.maximum(12 - 22 * (angle - 0.6), -(z + 15 - 10 * angle))
+    yield Layer(Shape(everywhere, np.maximum(rib, ends)), 330.0)

@@ -13,9 +13,10 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
-from umamba.datasets.anatomy import PHANTOM_ORGANS, Patient, Points, draw_patient, layers
+from umamba.datasets.anatomy import PHANTOM_ORGANS, Patient, draw_patient, layers
 from umamba.datasets.declared import dataset_json
 from umamba.datasets.nnunet_raw import FIRST_CHANNEL
+from umamba.datasets.shapes import Grid
 from umamba.io import UserError, atomic_directory, exclusive, read_json, remove_stale, write_image, write_json
 
 PHANTOM_LICENCE = "synthetic, CC0"
@@ -80,7 +81,8 @@ def phantom_case(seed: int, index: int, voxel_mm: float = VOXEL_MM) -> PhantomCa
     pose = _rotation(np.deg2rad(rng.normal(0, (2.5, 2.5, 5)))) / rng.uniform(0.92, 1.04)
     matrix = pose @ to_world
     offset = pose @ (origin - centre - rng.normal(0, 5, 3))
-    image, label = _render(_points(matrix, offset, size), patient, float(spacing[0]), size)
+    columns, rows, slices = (int(count) for count in size)
+    image, label = _render(Grid(matrix, offset, (columns, rows, slices), _SUBSLICES, float(spacing[0])), patient)
 
     noise = gaussian_filter(rng.standard_normal(image.shape, dtype=np.float32), (0.3, 0.6, 0.6))
     texture = gaussian_filter(rng.standard_normal(image.shape, dtype=np.float32), (1.5, 3, 3))
@@ -101,35 +103,26 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
     return total
 
 
-def _points(matrix: np.ndarray, offset: np.ndarray, size: np.ndarray) -> Points:
-    """Return the patient coordinates x, y, z of a grid of sub-slices, each (Z * sub-slices, Y, X), in mm."""
-    columns, rows = np.arange(size[0]), np.arange(size[1])
-    slices = (np.arange(size[2] * _SUBSLICES) + 0.5) / _SUBSLICES - 0.5
-    k, j, i = np.meshgrid(slices, rows, columns, indexing="ij", sparse=True)
-    x, y, z = ((row[0] * i + row[1] * j + row[2] * k + shift) for row, shift in zip(matrix, offset, strict=True))
-    return x.astype(np.float32), y.astype(np.float32), z.astype(np.float32)
-
-
-def _render(points: Points, patient: Patient, edge_mm: float, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _render(grid: Grid, patient: Patient) -> tuple[np.ndarray, np.ndarray]:
     """Paint the layers with edges as wide as a voxel and average the sub-slices; return image in HU and label."""
-    image = np.full(points[0].shape, -1000, dtype=np.float32)
-    share = np.zeros((len(PHANTOM_ORGANS), *points[0].shape), dtype=np.float32)
-    for layer in layers(points, patient):
-        cover = np.clip(0.5 - layer.distance / edge_mm, 0, 1)
-        touched = np.flatnonzero(cover.any(axis=(1, 2)))
-        if not len(touched):
-            continue
-        part = slice(touched[0], touched[-1] + 1)
-        cover = cover[part]
-        intensity = layer.intensity[part] if isinstance(layer.intensity, np.ndarray) else np.float32(layer.intensity)
-        image[part] += cover * (intensity - image[part])
-        share[:, part] *= 1 - cover
+    image = np.full(grid.shape, -1000, dtype=np.float32)
+    share = np.zeros((len(PHANTOM_ORGANS), *grid.shape), dtype=np.float32)
+    painted: set[int] = set()
+    for layer in layers(grid, patient):
+        window = layer.shape.window
+        cover = np.clip(0.5 - layer.shape.distance / grid.edge_mm, 0, 1)
+        intensity = layer.intensity if isinstance(layer.intensity, np.ndarray) else np.float32(layer.intensity)
+        image[window] += cover * (intensity - image[window])
+        for organ in painted:
+            share[organ - 1, *window] *= 1 - cover
         if layer.organ:
-            share[layer.organ - 1, part] += cover
-    grid = (int(size[2]), _SUBSLICES, int(size[1]), int(size[0]))
-    mean_share = share.reshape(len(PHANTOM_ORGANS), *grid).mean(axis=2)
+            share[layer.organ - 1, *window] += cover
+            painted.add(layer.organ)
+    columns, rows, slices = grid.size
+    by_slice = slices, grid.subslices, rows, columns
+    mean_share = share.reshape(len(PHANTOM_ORGANS), *by_slice).mean(axis=2)
     label = np.where(mean_share.max(axis=0) > 0.5, mean_share.argmax(axis=0) + 1, 0).astype(np.uint8)
-    return image.reshape(grid).mean(axis=1), label
+    return image.reshape(by_slice).mean(axis=1), label
 
 
 def write_phantom(root: Path, *, num_training: int, num_test: int, seed: int, voxel_mm: float = VOXEL_MM) -> Path:
