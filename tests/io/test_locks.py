@@ -1,4 +1,4 @@
-"""Locks on file systems without flock: who holds one, and when its file is removed."""
+"""Locks: who holds one on a file system without flock, when its file is removed, and who must not wait."""
 
 import errno
 import fcntl
@@ -115,3 +115,18 @@ def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     message = f"{tmp_path}/a.lock: could not be written \\(Read-only file system\\)"
     with pytest.raises(StorageError, match=message), exclusive(tmp_path / "a.lock", "it"):
         pass
+
+
+def test_a_script_that_would_run_again_in_its_workers_does_not_wait_for_itself(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "from pathlib import Path\n"
+        "from umamba.io import exclusive\n"
+        f"with exclusive(Path({str(tmp_path / 'a.lock')!r}), 'it'):\n"
+        "    worker = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    worker.start()\n"
+        "    worker.join(60)\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=50, check=True)
+    assert 'if __name__ == "__main__":' in ended.stderr

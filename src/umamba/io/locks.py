@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import secrets
 import threading
@@ -58,6 +59,7 @@ def exclusive(lock_path: Path, waiting_for: str, busy: str | None = None) -> Ite
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                _refuse_a_script_that_starts_itself()
                 holder = "another process"
             except OSError as error:
                 if error.errno not in _NO_FLOCK:
@@ -79,6 +81,19 @@ def exclusive(lock_path: Path, waiting_for: str, busy: str | None = None) -> Ite
             yield
     finally:
         os.close(descriptor)  # this releases flock
+
+
+def _refuse_a_script_that_starts_itself() -> None:
+    """Refuse to wait in a worker process that is still importing the user's script: its parent waits for it.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(
+            "Each worker process imports your script, and would run all of it again. Put what starts the work below "
+            'the line: if __name__ == "__main__":'
+        )
 
 
 def _opened(path: Path) -> int:
