@@ -14,7 +14,7 @@ from umamba.networks.cpu_layers import on_fast_path, upsampled
 from umamba.networks.fused_norm import channels_last, norm_activation
 from umamba.networks.one_pass import HalfWeight
 
-SHAPES = ((2, 5, 3, 4, 5), (1, 24, 9, 20, 30), (2, 3, 7, 6), (1, 200, 2, 2, 2))
+SHAPES = ((2, 5, 3, 4, 5), (1, 24, 9, 20, 30), (2, 3, 16, 24, 40), (2, 3, 7, 6), (1, 200, 2, 2, 2))
 
 
 def half(*shape: int, seed: int, offset: float = 0.0) -> Tensor:

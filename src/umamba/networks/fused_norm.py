@@ -3,6 +3,7 @@
 PyTorch's own operators read and write such a map nine times, three of them in float32 and in another layout.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -16,7 +17,8 @@ from torch import Tensor
 from umamba.networks.threads import in_threads
 
 BLOCK_ELEMENTS = 32768  # of a block of voxels; a sum over a block is in float32
-FEW_ELEMENTS = 1 << 17  # so few are computed by the calling thread alone
+ROW_ELEMENTS = 256  # of a row of the compiled kernels, where the number of voxels allows it
+FEW_ELEMENTS = 1 << 18  # so few are computed by the calling thread alone
 
 
 @cache
@@ -78,15 +80,16 @@ def _norm_activation(
 
     x = _arranged(x)
     y = torch.empty_like(x)
-    rows, out = _rows(x), _rows(y)
+    side = _side(x)
+    rows, out = _rows(x, side), _rows(y, side)
     block, parts = _parts(rows, 3)
     in_blocks(lambda first, stop: statistics(rows, block, first, stop, parts), len(parts), rows.size)
-    mean, variance = _moments(parts, rows.shape, block)
+    mean, variance = _moments(parts, rows.shape, block, side)
     rstd = 1 / np.sqrt(variance + eps)
     scale = rstd * _vector(weight)
     shift = _vector(bias) - mean * scale
-    scale, shift = scale.astype(np.float32), shift.astype(np.float32)
-    added = rows[:, :0] if residual is None else _rows(_arranged(residual))
+    scale, shift = _repeated(scale, side), _repeated(shift, side)
+    added = rows[:, :0] if residual is None else _rows(_arranged(residual), side)
     edge = np.float32(slope)
     in_blocks(
         lambda first, stop: normalise(rows, added, scale, shift, edge, block, first, stop, out), len(parts), rows.size
@@ -116,20 +119,23 @@ def _norm_activation_backward(
     x, grad = _arranged(x), _arranged(grad)
     grad_x = torch.empty_like(x)
     grad_residual = torch.empty_like(x) if residual is not None else x.new_empty(0)
-    g, rows, out, edge = _rows(grad), _rows(x), _rows(x if y is None else y), np.float32(slope)
-    centre, inverse = mean.numpy(), rstd.numpy().astype(np.float64)
+    side = _side(x)
+    g, rows, out = (_rows(each, side) for each in (grad, x, x if y is None else y))
+    edge, own_mean, inverse = np.float32(slope), mean.numpy(), rstd.numpy().astype(np.float64)
+    centre = _repeated(own_mean, side)
     block, parts = _parts(rows, 2)
     in_blocks(
         lambda first, stop: gradient_sums(g, rows, out, centre, edge, block, first, stop, parts), len(parts), rows.size
     )
-    batch, voxels, channels = rows.shape
-    sums = parts.reshape(batch, -1, 2, channels).sum(1, dtype=np.float64)
+    batch, channels, *spatial = x.shape
+    voxels = math.prod(spatial)
+    sums = parts.reshape(batch, -1, 2, side, channels).sum((1, 3), dtype=np.float64)
     total, product = sums[:, 0], sums[:, 1] * inverse
     a = inverse * _vector(weight)
     b = -a * inverse * product / voxels
-    c = -a * total / voxels - b * centre
-    a, b, c = (each.astype(np.float32) for each in (a, b, c))
-    to_x, to_residual = _rows(grad_x), rows[:, :0] if residual is None else _rows(grad_residual)
+    c = -a * total / voxels - b * own_mean
+    a, b, c = (_repeated(each, side) for each in (a, b, c))
+    to_x, to_residual = _rows(grad_x, side), rows[:, :0] if residual is None else _rows(grad_residual, side)
     in_blocks(
         lambda first, stop: differentiate(g, rows, out, a, b, c, edge, block, first, stop, to_x, to_residual),
         len(parts),
@@ -154,11 +160,27 @@ def _arranged(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).contiguous(memory_format=channels_last(x.ndim - 2))
 
 
-def _rows(x: Tensor) -> np.ndarray:
-    """Return the bits of a bfloat16 tensor with the channels last as an array (B, V, C) that shares its memory."""
-    rows = x.detach().movedim(1, -1).flatten(1, -2)
+def _side(x: Tensor) -> int:
+    """Return how many voxels lie side by side in a row: few channels alone do not fill the registers of a processor."""
+    voxels, side = x[0, 0].numel(), 1
+    while side * x.shape[1] < ROW_ELEMENTS and voxels % (2 * side) == 0:
+        side *= 2
+    return side
+
+
+def _rows(x: Tensor, side: int) -> np.ndarray:
+    """Return the bits of a bfloat16 tensor with the channels last as an array that shares its memory.
+
+    Its shape is (B, V / side, side * C) for V voxels.
+    """
+    rows = x.detach().movedim(1, -1).reshape(len(x), -1, side * x.shape[1])
     array: np.ndarray = rows.view(torch.int16).numpy().view(np.uint16)
     return array
+
+
+def _repeated(values: np.ndarray, side: int) -> np.ndarray:
+    """Return values (B, C) for the channels of a row (B, side * C), in float32."""
+    return np.tile(values.astype(np.float32), (1, side))
 
 
 def _vector(parameter: Tensor) -> np.ndarray:
@@ -176,15 +198,15 @@ def _parts(rows: np.ndarray, sums: int) -> tuple[int, np.ndarray]:
     return block, np.empty((_blocks(rows, block), sums, rows.shape[2]), np.float32)
 
 
-def _moments(parts: np.ndarray, shape: tuple[int, ...], block: int) -> tuple[np.ndarray, np.ndarray]:
+def _moments(parts: np.ndarray, shape: tuple[int, ...], block: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and variance (B, C) in float64 from the sums of `statistics` (Chan, Golub and LeVeque, 1979)."""
-    batch, voxels, channels = shape
-    origin, total, squares = np.moveaxis(parts.reshape(batch, -1, 3, channels).astype(np.float64), 2, 0)
-    counts = np.minimum(block, voxels - block * np.arange(origin.shape[1]))[:, None]
+    batch, rows, _ = shape
+    origin, total, squares = np.moveaxis(parts.reshape(batch, -1, 3, side, shape[2] // side).astype(np.float64), 2, 0)
+    counts = np.minimum(block, rows - block * np.arange(origin.shape[1]))[:, None, None]
     means = origin + total / counts
     inner = squares - total**2 / counts
-    mean = (counts * means).sum(1) / voxels
-    variance = (inner + counts * (means - mean[:, None]) ** 2).sum(1) / voxels
+    mean = (counts * means).sum((1, 2)) / (rows * side)
+    variance = (inner + counts * (means - mean[:, None, None]) ** 2).sum((1, 2)) / (rows * side)
     return mean, np.maximum(variance, 0)
 
 
