@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -39,3 +40,15 @@ def made_with() -> str:
     git = facts["git"]
     revision = "" if git is None else f", revision {git['revision'][:12]}{' with changes' if git['dirty'] else ''}"
     return f'<p class="note">Made with umamba {html(str(facts["umamba"]))}{revision}, Python {facts["python"]}.</p>'
+
+
+def scrolled_table(names: Sequence[str], rows: str) -> str:
+    """Return a table that scrolls sideways where the screen is narrow.
+
+    Args:
+        names: heads of the columns; reasons and remarks are sentences, which begin at the left.
+        rows: HTML of the body.
+    """
+    kinds = [' class="words"' if name in ("reason", "remark") else "" for name in names]
+    head = "".join(f'<th scope="col"{kind}>{name}</th>' for name, kind in zip(names, kinds, strict=True))
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'

@@ -16,7 +16,7 @@ from umamba.reporting.case_rows import case_figure, case_ids, case_tables
 from umamba.reporting.claims_section import claims_section
 from umamba.reporting.compare import Claim, Number, suitability_sentences
 from umamba.reporting.cost import Cost
-from umamba.reporting.document import made_with, write_document
+from umamba.reporting.document import made_with, scrolled_table, write_document
 from umamba.reporting.figures import Curves, learning_curves
 from umamba.reporting.gallery import gallery
 from umamba.reporting.names import UNET_NOTE, dataset_name, method_name, metric_name
@@ -193,7 +193,7 @@ def _runs(results: Results) -> str:
         for state in results.states
         for run in (state.run,)
     )
-    return f'<h2 id="runs">Runs</h2>{_plain(("run", "fold", "seed", "state", "epoch", "remark"), rows)}'
+    return f'<h2 id="runs">Runs</h2>{scrolled_table(("run", "fold", "seed", "state", "epoch", "remark"), rows)}'
 
 
 def _cost(cost: Sequence[Cost]) -> str:
@@ -211,13 +211,8 @@ def _cost(cost: Sequence[Cost]) -> str:
     return (
         f'<h2 id="cost">Cost</h2>'
         f"<p>All batches of the runs so far took {duration(3600 * total)}, on one device each. FLOPs: forward and "
-        f"backward of a batch, counted on tensors without data.</p>{_plain(names, rows)}"
+        f"backward of a batch, counted on tensors without data.</p>{scrolled_table(names, rows)}"
     )
-
-
-def _plain(names: Sequence[str], rows: str) -> str:
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _run_name(dataset: str, method: str) -> str:

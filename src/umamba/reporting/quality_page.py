@@ -7,7 +7,7 @@ from pathlib import Path
 from umamba.evaluation.quality import Calibration
 from umamba.evaluation.quality_estimates import Estimate
 from umamba.io.escape import anchor, html
-from umamba.reporting.document import made_with, write_document
+from umamba.reporting.document import made_with, scrolled_table, write_document
 
 
 def write_quality_page(
@@ -66,7 +66,7 @@ def _table(calibration: Calibration, by_case: Mapping[str, Sequence[Estimate]], 
             f'<tr><th scope="row">{_linked(case, len(calibration.names) > 1)}</th>{mark}{_numbers(whole)}'
             f'<td class="words">{html(whole.reason)}{words}</td></tr>'
         )
-    return _scroll(("case", "look at it?", "expected DSC", "expected NSD", "reason"), "".join(lines))
+    return scrolled_table(("case", "look at it?", "expected DSC", "expected NSD", "reason"), "".join(lines))
 
 
 def _linked(case: str, several: bool) -> str:
@@ -98,11 +98,6 @@ def _labels(case: str, rows: Sequence[Estimate], shown: bool) -> str:
         f'<tr><th scope="row">{html(own.label)}</th>{_numbers(own)}<td class="words">{html(own.reason)}</td></tr>'
         for own in rows
     )
-    table = _scroll(("label", "expected DSC", "expected NSD", "reason"), lines)
+    table = scrolled_table(("label", "expected DSC", "expected NSD", "reason"), lines)
     state = " open" if shown else ""
     return f'<details id="{anchor("case", case)}"{state}><summary>{html(case)}</summary>{table}</details>'
-
-
-def _scroll(names: Sequence[str], rows: str) -> str:
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
