@@ -195,6 +195,13 @@ def test_equal_methods_are_called_equivalent_or_not_shown() -> None:
     assert power_of(unseen.detectable, unseen.error, unseen.freedom) == pytest.approx(0.8, abs=1e-4)
 
 
+def test_trainings_that_differ_much_could_show_nothing() -> None:
+    case = np.linspace(0.6, 0.9, 20)
+    claim = one(pandas.DataFrame([case, case - 0.3]), pandas.DataFrame([case - 0.1, case - 0.35]))
+    assert claim.detectable > 1
+    assert "with 20 cases and this seed spread no difference between 0 and 1 could be seen" in claim.sentence
+
+
 def test_one_training_shows_nothing_of_the_methods_however_clear() -> None:
     a, b = drawn(0, 20, 1, Spreads(0.01, 0, 0), effect=0.2)
     claim = one(a, b)

@@ -226,7 +226,10 @@ def sentence_of(claim: Claim) -> str:
         f"{_short(abs(claim.mean_difference))} {unit} ({interval}; probability of a false claim "
         f"{_percent(claim.p_false)}; {common})"
     )
+    bounded = not claim.metric.endswith(_DISTANCE)
     unseen = f"a difference below {_short(claim.detectable)} could not be seen"
+    if bounded and claim.detectable >= 1:
+        unseen = "no difference between 0 and 1 could be seen"
     if min(claim.seeds) < 2:
         judged_so = (
             seen

@@ -178,11 +178,13 @@ def _rules(table: NumberTable) -> str:
 
 def _markdown_table(table: NumberTable, found: Sequence[Number]) -> str:
     head = [escape.markdown(column) for column in _columns(table)]
-    lines = [["", *(f"{name} {what}" for name in head for what in ("ours", "paper", "difference"))]]
+    published = any(number.published for row in table.rows for number in row)
+    beside = ("ours", "paper", "difference")
+    lines = [["", *(f"{name} {what}" for name in head for what in beside)] if published else ["", *head]]
     for name, row in zip(table.names, table.rows, strict=True):
         cells = [escape.markdown(name)]
         for number in row:
-            cells += [_marked(number, found, "**{}**"), theirs(number), difference(number)]
+            cells += [_marked(number, found, "**{}**"), *([theirs(number), difference(number)] if published else [])]
         lines.append(cells)
     rule = ["---"] * len(lines[0])
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])) + "\n"

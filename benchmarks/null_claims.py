@@ -1,0 +1,67 @@
+"""How often the claim check claims a difference where there is none: one method's trainings play both methods.
+
+python benchmarks/null_claims.py RUN_FOLDER... [--comparisons 300]
+
+Each folder is a run of one configuration with another seed (runs/NAME/CONFIGURATION/fold_K/seed_S) and holds scores.csv
+of the test images and validation.csv of the fold's. A comparison draws two disjoint halves of the trainings and half of
+the cases without replacement, and asks the claim check of the reports. The comparisons share trainings and cases, so
+that the share of false claims is less certain than that of as many independent ones.
+"""
+
+import argparse
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from umamba.evaluation.claims import compare, judged
+
+
+def scores_of(run: Path, metric: str) -> pandas.Series:
+    """Return the mean over labels of each held-out case of a run."""
+    found = {}
+    for name in ("scores.csv", "validation.csv"):
+        table = pandas.read_csv(run / name)
+        for case, value in table.groupby("case")[metric].mean().items():
+            found[f"{name}: {case}"] = value
+    return pandas.Series(found, name=run.name)
+
+
+def main() -> None:
+    """Compare halves of the trainings of one method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--comparisons", type=int, default=300)
+    parser.add_argument("--metric", default="dsc")
+    arguments = parser.parse_args()
+    table = pandas.DataFrame([scores_of(run, arguments.metric) for run in arguments.runs])
+    half = len(table) // 2
+    pairs = [
+        (first, second)
+        for first in combinations(range(len(table)), half)
+        for second in combinations(sorted(set(range(len(table))) - set(first)), half)
+        if first < second
+    ]
+    generator = np.random.default_rng(0)
+    claimed = np.zeros(len(pairs))
+    drawn = np.zeros(len(pairs))
+    for number in range(arguments.comparisons):
+        first, second = pairs[number % len(pairs)]
+        cases = generator.permutation(table.shape[1])[: table.shape[1] // 2]
+        sides = {name: table.iloc[list(rows), cases] for name, rows in (("a", first), ("b", second))}
+        (claim,) = judged(compare(sides, arguments.metric, 0.01))
+        claimed[number % len(pairs)] += claim.survives
+        drawn[number % len(pairs)] += 1
+    by_training = table.mean(axis=1)
+    print(f"{len(table)} trainings, {table.shape[1]} held-out cases, {len(pairs)} pairs of {half} and {half} trainings")
+    print(f"mean {arguments.metric} of a training: {', '.join(f'{value:.4f}' for value in by_training)}")
+    print(
+        f"{int(claimed.sum())} of {arguments.comparisons} comparisons claimed a difference "
+        f"({claimed.sum() / arguments.comparisons:.1%}); by pair of halves: "
+        f"{', '.join(f'{int(c)} of {int(d)}' for c, d in zip(claimed, drawn, strict=True))}"
+    )
+
+
+if __name__ == "__main__":
+    main()
