@@ -1,6 +1,7 @@
 """The contract that every backbone fulfils in 2D and 3D; a new backbone is one line in `BACKBONES`."""
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -93,6 +94,9 @@ def test_unknown_options_are_refused(name: str) -> None:
         build_network({"name": name, **BACKBONES[name], "d_stat": 3}, small_configuration(2))
 
 
+NUMBERS = count()  # another one for each network
+
+
 class Faulty(nn.Module):
     """A convolution with one fault."""
 
@@ -110,7 +114,7 @@ class Faulty(nn.Module):
         if fault == "fixed":
             self.fixed_patch_size = (8,) * dim
         if fault == "random":
-            nn.init.constant_(self.layer.bias, id(self) % 1000)  # type: ignore[arg-type]
+            nn.init.constant_(self.layer.bias, next(NUMBERS))  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits, with the fault."""

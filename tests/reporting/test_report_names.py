@@ -86,7 +86,7 @@ def test_any_name_is_text_in_markdown_and_latex(tmp_path: Path) -> None:
     write_report(gather("<s>", "A & B?", hostile_study(tmp_path), None), tmp_path / "report")
     markdown, latex = ((tmp_path / "report" / name).read_text() for name in ("tables.md", "tables.tex"))
     rows = [re.split(r"(?<!\\)\|", line) for line in markdown.splitlines() if line.startswith("| ")]
-    assert {len(row) for row in rows} == {6, 9}  # averages: three columns of one metric; labels: of two methods
+    assert {len(row) for row in rows} == {4, 5}  # averages: one metric; labels: two methods
     assert r"a\|b" in markdown
     assert "<b>" not in markdown
     assert "test images" in markdown
