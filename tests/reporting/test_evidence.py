@@ -201,3 +201,12 @@ def from_files(evidence: Path, scores: pandas.DataFrame) -> Results:
         for entry in records["runs"]
     )
     return Results(records["study"], records["question"], states, scores, {}, {})
+
+
+def test_a_report_names_no_path_of_the_machine(runs: list[PlannedRun], tmp_path: Path) -> None:
+    folder = runs[0].folder
+    folder.status_file.write_text('{"state": ')
+    write_report(gathered(runs), tmp_path / "report", pictures_mb=0)
+    written = {path.name: path.read_text() for path in (tmp_path / "report").iterdir()}
+    assert f"{folder.path.name}/{folder.status_file.name}" in written["index.html"], "the damaged file is named"
+    assert not [name for name, text in written.items() if str(folder.path) in text]

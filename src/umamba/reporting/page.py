@@ -189,7 +189,7 @@ def _runs(results: Results) -> str:
     rows = "".join(
         f'<tr><th scope="row">{html(_run_name(run.dataset, run.method))}</th><td>{run.fold}</td><td>{run.seed}</td>'
         f'<td class="{state.state}">{state.state}</td><td>{state.epochs}/{run.max_epochs}</td>'
-        f'<td class="words">{html(state.reason)}</td></tr>'
+        f'<td class="words">{html(state.reason.replace(str(run.folder.path), run.folder.path.name))}</td></tr>'
         for state in results.states
         for run in (state.run,)
     )
