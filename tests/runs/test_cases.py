@@ -1,14 +1,17 @@
 """The training cases of a run: those of the fold, or some of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from umamba.io import UserError
 from umamba.planning import fold_cases
+from umamba.records.identity import identity_differences
 from umamba.runs import PreparedDataset
 from umamba.runs.cases import drawn_cases, run_cases
-from umamba.runs.fit import split_name
+from umamba.runs.fit import checkpoint_record, run_identity, split_name
 from umamba.settings import TrainSettings
 
 Make = Callable[..., TrainSettings]
@@ -32,3 +35,25 @@ def test_a_run_trains_on_some_cases_and_validates_on_all(make_settings: Make, pr
     assert split_name(whole, prepared, 0).startswith("4 to train, 1 to validate")
     with pytest.raises(UserError, match=r"dataset\.num_training=5: fold 0 of .* has 4 training cases"):
         run_cases(make_settings("dataset.num_training=5"), prepared)
+
+
+def test_other_groups_of_cases_make_another_run(make_settings: Make, prepared: PreparedDataset) -> None:
+    settings, names = make_settings("fold=all"), prepared.store.case_ids
+
+    def identity(groups: dict[str, str]) -> dict[str, Any]:
+        grouped = replace(prepared, dataset=replace(prepared.dataset, groups=groups))
+        return run_identity(settings, grouped, checkpoint_record(settings, grouped))
+
+    alone = identity({})
+    pairs = identity(dict(_pairs(names)))
+    others = identity({name: f"patient {(index + 1) // 2}" for index, name in enumerate(names)})
+    for before, now in ((alone, pairs), (pairs, others), (pairs, alone)):
+        (line,) = identity_differences(before, now)
+        assert line.startswith("groups of cases (groups.csv, or groups in dataset.json): was ")
+    assert identity_differences(pairs, identity(dict(reversed(_pairs(names))))) == []
+    former = {key: value for key, value in alone.items() if key != "groups"}  # of a version that did not record them
+    assert identity_differences(former, pairs) == []
+
+
+def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, f"patient {index // 2}") for index, name in enumerate(names)]

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
+from umamba.cli.absent import absent_dataset
 from umamba.cli.compose import settings_of
 from umamba.io.errors import UserError
 from umamba.records import RunFolder
@@ -92,7 +93,7 @@ def absent_datasets(runs: Sequence[PlannedRun]) -> list[str]:
     """
     one_each = {run.preparation: run for run in runs}.values()
     found = [settings_of(TrainSettings, run.overrides) for run in one_each]
-    sentences = [None if settings.smoke else settings.dataset.absent() for settings in found]
+    sentences = map(absent_dataset, found)
     return list(dict.fromkeys(sentence for sentence in sentences if sentence))
 
 

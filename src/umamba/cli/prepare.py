@@ -4,7 +4,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from umamba.io.errors import UserError
+from umamba.cli.absent import refuse_absent_dataset
 from umamba.settings import PrepareSettings
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ def main(settings: PrepareSettings) -> None:
         UserError: the dataset is absent or has problems, which are reported together.
     """
     began = time.monotonic()
-    absent = None if settings.smoke else settings.dataset.absent()
-    if absent:
-        raise UserError(absent)
+    refuse_absent_dataset(settings)
     from umamba.runs.preparation import prepare
     from umamba.runs.smoke import smoke_test
 

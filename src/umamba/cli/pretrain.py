@@ -1,6 +1,6 @@
 """`umamba pretrain`: train one network to reconstruct hidden parts of images, without labels."""
 
-from umamba.io.errors import UserError
+from umamba.cli.absent import refuse_absent_dataset
 from umamba.settings import PretrainSettings
 
 
@@ -13,9 +13,7 @@ def main(settings: PretrainSettings) -> None:
     Raises:
         UserError: the dataset is absent or has problems, or the run cannot be trained with these settings.
     """
-    absent = None if settings.smoke else settings.dataset.absent()
-    if absent:  # checked before the imports of training, which take seconds
-        raise UserError(absent)
+    refuse_absent_dataset(settings)
     from umamba.runs.pretraining import pretrain
 
     pretrain(settings)

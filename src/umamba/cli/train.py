@@ -1,6 +1,6 @@
 """`umamba train`: train one network, then predict, score and draw its test images."""
 
-from umamba.io.errors import UserError
+from umamba.cli.absent import refuse_absent_dataset
 from umamba.settings import TrainSettings
 
 
@@ -13,9 +13,7 @@ def main(settings: TrainSettings) -> None:
     Raises:
         UserError: the dataset is absent or has problems, or the run cannot be trained with these settings.
     """
-    absent = None if settings.smoke else settings.dataset.absent()
-    if absent:  # checked before the imports of training, which take seconds
-        raise UserError(absent)
+    refuse_absent_dataset(settings)
     from umamba.runs.whole_run import train
 
     train(settings)

@@ -33,6 +33,7 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u
 # A spreadsheet takes a cell that begins with one of these for a formula, even in quotes.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _QUOTE = "'"
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:'\"]+/)+")  # of an absolute path, with the slash behind them
 
 
 def printable(text: str) -> str:
@@ -60,6 +61,15 @@ def html(text: str) -> str:
     '&lt;b title=&quot;x&quot;&gt;'
     """
     return _html.escape(printable(text))
+
+
+def without_folders(text: str) -> str:
+    """Return a message in which each absolute path is only its last part, for files that are given away.
+
+    >>> without_folders("exit code 2: /data/runs/a/run.json: damaged; see runs/a and https://example.org/b")
+    'exit code 2: run.json: damaged; see runs/a and https://example.org/b'
+    """
+    return _FOLDERS.sub("", text)
 
 
 def anchor(*parts: str) -> str:

@@ -44,7 +44,8 @@ _KEYS = {
     "batches_per_epoch": "training batches of an epoch (data.iterations_per_epoch, trainer.limit_train_batches)",
     "batches_per_step": "whole batches of a step (trainer.ddp_batch=multiply, trainer.devices)",
     "budget": "time budget (budget in seconds, or finish_by)",
-    "split": "cases of the fold (splits_final.json, groups)",
+    "split": "cases of the fold (splits_final.json)",
+    "groups": "groups of cases (groups.csv, or groups in dataset.json)",
     "fingerprint_hash": "content of the dataset",
     "teacher": "teacher (content of that checkpoint)",
 }

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
-from umamba.io.escape import anchor, html
+from umamba.io.escape import anchor, html, without_folders
 from umamba.reporting.case_rows import case_figure, case_ids, case_tables
 from umamba.reporting.claims_section import claims_section
 from umamba.reporting.compare import Claim, Number, suitability_sentences
@@ -189,7 +189,7 @@ def _runs(results: Results) -> str:
     rows = "".join(
         f'<tr><th scope="row">{html(_run_name(run.dataset, run.method))}</th><td>{run.fold}</td><td>{run.seed}</td>'
         f'<td class="{state.state}">{state.state}</td><td>{state.epochs}/{run.max_epochs}</td>'
-        f'<td class="words">{html(state.reason.replace(str(run.folder.path), run.folder.path.name))}</td></tr>'
+        f'<td class="words">{html(without_folders(state.reason))}</td></tr>'
         for state in results.states
         for run in (state.run,)
     )

@@ -1,9 +1,10 @@
 """Train a run: build its module, patches and trainer, continue after an interruption, and explain errors."""
 
 import hashlib
+import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -105,7 +106,8 @@ def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: Che
     train_cases, val_cases = run_cases(settings, prepared)
     heads = heads_identity(settings, record.heads, {*train_cases, *val_cases})
     split = split_name(settings, prepared, settings.fold)
-    own = {**record.identity(), **learnt_settings(settings, processes(settings)), "split": split, **heads}
+    parts = {"split": split, "groups": groups_name(prepared.dataset.groups), **heads}
+    own = {**record.identity(), **learnt_settings(settings, processes(settings)), **parts}
     if prepared.store.previous is not None:
         own["previous_stage"] = prepared.store.previous.name
     if settings.teacher is None:
@@ -114,7 +116,7 @@ def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: Che
 
 
 def split_name(settings: TrainSettings, planned: PlannedDataset, fold: Fold) -> str:
-    """Return a text that differs between splits into training and validation cases.
+    """Return a text that differs between splits into training and validation cases; groups are named apart.
 
     Args:
         settings: `paths.preprocessed` (which may hold a splits file), and `dataset.num_training` with `seed`.
@@ -129,6 +131,18 @@ def split_name(settings: TrainSettings, planned: PlannedDataset, fold: Fold) -> 
     text = "\n".join([*sorted(train_cases), "", *sorted(val_cases)])
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     return f"{len(train_cases)} to train, {len(val_cases)} to validate ({digest})"
+
+
+def groups_name(groups: Mapping[str, str]) -> str | None:
+    """Return a text that differs between groupings of the cases; None: they are not grouped.
+
+    Args:
+        groups: case -> its group.
+    """
+    if not groups:
+        return None
+    digest = hashlib.blake2b(json.dumps(sorted(groups.items())).encode(), digest_size=4).hexdigest()
+    return f"{len(set(groups.values()))} groups ({digest})"
 
 
 def step_flops(record: CheckpointRecord) -> float:

@@ -63,17 +63,23 @@ def key(default: Any = MISSING, sentence: str = "", **limits: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def run_name(path: Path) -> str | None:
-    """Return the name behind `run:`; None for the path of a file or folder.
+def behind(prefix: str, path: Path) -> str | None:
+    """Return the name behind a prefix such as `run:`; None for the path of a file or folder.
 
     Args:
+        prefix: with its colon.
         path: value of a key.
 
-    >>> run_name(Path("run:pretraining")), run_name(Path("runs/last.ckpt"))
+    >>> behind("run:", Path("run:pretraining")), behind("run:", Path("runs/last.ckpt"))
     ('pretraining', None)
     """
     text = str(path)
-    return text.removeprefix(RUN) if text.startswith(RUN) else None
+    return text.removeprefix(prefix) if text.startswith(prefix) else None
+
+
+def run_name(path: Path) -> str | None:
+    """Return the name of a run behind `run:`; None for the path of a file or folder."""
+    return behind(RUN, path)
 
 
 def listed(value: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:

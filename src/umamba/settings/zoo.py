@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from umamba.io import UserError, read_json
+from umamba.settings.fields import behind
 from umamba.settings.wording import nearest
 
 PREFIX = "zoo:"
@@ -75,8 +76,7 @@ def zoo_name(path: Path) -> str | None:
     >>> zoo_name(Path("zoo:phantom")), zoo_name(Path("runs/last.ckpt"))
     ('phantom', None)
     """
-    text = str(path)
-    return text.removeprefix(PREFIX) if text.startswith(PREFIX) else None
+    return behind(PREFIX, path)
 
 
 def no_such_network(name: str) -> str:
