@@ -1,10 +1,10 @@
 """How often the claim check claims a difference where there is none: one method's trainings play both methods.
 
-python benchmarks/null_claims.py RUN_FOLDER... [--comparisons 300]
+python benchmarks/null_claims.py RUN_FOLDER... [--comparisons 300] [--each 2]
 
 Each folder is a run of one configuration with another seed (runs/NAME/CONFIGURATION/fold_K/seed_S) and holds scores.csv
-of the test images and validation.csv of the fold's. A comparison draws two disjoint halves of the trainings and half of
-the cases without replacement, and asks the claim check of the reports. The comparisons share trainings and cases, so
+of the test images and validation.csv of the fold's. A comparison draws two disjoint groups of the trainings (halves, or
+--each trainings) and half of the cases without replacement, and asks the claim check of the reports. The comparisons share trainings and cases, so
 that the share of false claims is less certain than that of as many independent ones.
 """
 
@@ -29,18 +29,19 @@ def scores_of(run: Path, metric: str) -> pandas.Series:
 
 
 def main() -> None:
-    """Compare halves of the trainings of one method."""
+    """Compare groups of the trainings of one method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--comparisons", type=int, default=300)
     parser.add_argument("--metric", default="dsc")
+    parser.add_argument("--each", type=int, help="trainings of each side; half of them")
     arguments = parser.parse_args()
     table = pandas.DataFrame([scores_of(run, arguments.metric) for run in arguments.runs])
-    half = len(table) // 2
+    each = arguments.each or len(table) // 2
     pairs = [
         (first, second)
-        for first in combinations(range(len(table)), half)
-        for second in combinations(sorted(set(range(len(table))) - set(first)), half)
+        for first in combinations(range(len(table)), each)
+        for second in combinations(sorted(set(range(len(table))) - set(first)), each)
         if first < second
     ]
     generator = np.random.default_rng(0)
@@ -54,11 +55,11 @@ def main() -> None:
         claimed[number % len(pairs)] += claim.survives
         drawn[number % len(pairs)] += 1
     by_training = table.mean(axis=1)
-    print(f"{len(table)} trainings, {table.shape[1]} held-out cases, {len(pairs)} pairs of {half} and {half} trainings")
+    print(f"{len(table)} trainings, {table.shape[1]} held-out cases, {len(pairs)} pairs of {each} and {each} trainings")
     print(f"mean {arguments.metric} of a training: {', '.join(f'{value:.4f}' for value in by_training)}")
     print(
         f"{int(claimed.sum())} of {arguments.comparisons} comparisons claimed a difference "
-        f"({claimed.sum() / arguments.comparisons:.1%}); by pair of halves: "
+        f"({claimed.sum() / arguments.comparisons:.1%}); by pair of groups: "
         f"{', '.join(f'{int(c)} of {int(d)}' for c, d in zip(claimed, drawn, strict=True))}"
     )
 

@@ -1,12 +1,14 @@
 """Fixtures that the tests of several rooms share; the small runs are trained in this process."""
 
+import json
 import logging
 import os
 import re
 import resource
+import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +90,42 @@ def shared_dir() -> Path:
     if not (folder / "reference").is_dir():
         pytest.skip("needs the shared reference folder beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fork_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Return a function that runs `umamba WORDS` in a process of its own, without the seconds that the imports take.
+
+    Its arguments are the words, the folder to work in, the folders of further packages, and a file: soon after this is
+    there, the command is killed. One thread computes.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, str(PROJECT / "tests" / "command_server.py")]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    written = tmp_path_factory.mktemp("commands")
+    files = {name: written / name for name in ("stdout", "stderr")}
+
+    def run(
+        words: Sequence[str], folder: Path, modules: Sequence[Path] = (), kill_after: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        request = {
+            "words": list(words),
+            "folder": str(folder),
+            "environment": {"PYTHONPATH": os.pathsep.join(map(str, modules))},
+            "modules": list(map(str, modules)),
+            "kill_after": kill_after and str(kill_after),
+            **{name: str(file) for name, file in files.items()},
+        }
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(["umamba", *words], code, *(file.read_text() for file in files.values()))
+
+    yield run
+    server.stdin.close()
+    server.wait()
 
 
 def blocks(text: str, language: str) -> list[str]:

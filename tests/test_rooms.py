@@ -1,6 +1,7 @@
 """The rooms of the package import only from rooms before them, and optional dependencies stay in their backends."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,17 @@ OPTIONAL = {
 }
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Return a file's syntax tree."""
+    return ast.parse(path.read_text())
+
+
+@cache
 def imported_modules(path: Path) -> set[str]:
     """Return the absolute names of all modules that a file imports."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -94,7 +102,7 @@ def test_runs_know_no_command_line_and_print_nothing(project_dir: Path) -> None:
         room = path.relative_to(project_dir / "src" / "umamba").parts[0]
         if room not in ("runs", "training", "inference", "evaluation", "records"):
             continue
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         calls = [
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         ]
@@ -108,7 +116,7 @@ def test_no_configuration_is_a_dict(project_dir: Path) -> None:
     """Configuration is typed: nobody takes a `recipe`, `trainer` or `augmentation` that is a mapping."""
     groups = {"recipe", "trainer", "augmentation", "architecture", "optimizer", "schedule", "phantom", "config"}
     for path in sources(project_dir):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.arg | ast.AnnAssign):
                 name = node.arg if isinstance(node, ast.arg) else getattr(node.target, "id", "")
                 kind = ast.unparse(node.annotation) if node.annotation is not None else ""

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from matplotlib.figure import Figure
 
 from umamba.evaluation.overlay import case_figure, overlay_figure, write_overlay
+from umamba.evaluation.rules import Rules
 from umamba.io import Geometry, Image, read_image
 from umamba.labels import LabelSet, colours
 from umamba.labels.painting import scaled
@@ -117,7 +118,7 @@ def test_numbered_cells_and_the_score_of_the_table() -> None:
     truth[0, 2:8, 2:8], truth[0, 8:14, 2:8], truth[0, 20:26, 20:26] = 1, 2, 3
     image = read_like(np.full((3, 1, 30, 30), 200, np.uint8))
     scores = pandas.DataFrame({"case": ["a"], "label": ["cells"], "f1": [0.8], "precision": [1.0]})
-    figure = case_figure(image, truth, np.minimum(truth, 1), LABELS, scores, "a")
+    figure = case_figure(image, truth, np.minimum(truth, 1), Rules(LABELS, "cell"), scores, "a")
     assert [axes.get_title() for axes in figure.axes] == [
         *("image", "truth, 3 instances", "prediction, 2 instances, F1 0.800", "errors")
     ]

@@ -12,6 +12,7 @@ from umamba.evaluation.protocols import ABDOMEN_ORGANS, score_abdomen
 from umamba.evaluation.rules import Rules
 from umamba.evaluation.score import Scores, score_arrays
 from umamba.labels import LabelSet
+from umamba.labels.instance_maps import interior_and_boundary
 
 
 def read_rows(path: Path) -> dict[str, dict[str, str]]:
@@ -86,6 +87,35 @@ def test_cells(reference_dir: Path, name: str, threshold: float, count_edge_cell
         for column, value in (("precision", scores.precision), ("recall", scores.recall), ("F1", scores.f1)):
             assert value == pytest.approx(float(row[column]), abs=1e-12)
         assert scores.dsc == pytest.approx(float(row["dice"]), abs=1e-12)
+
+
+def test_whole_cells_have_their_boundary_and_touching_ones_are_split() -> None:
+    truth = np.zeros((30, 40), dtype=np.uint8)
+    truth[3:9, 3:9], truth[12:22, 12:22], truth[12:22, 22:32] = 1, 2, 3  # the last two touch
+    classes = interior_and_boundary(truth)
+    labels = LabelSet(("interior", "boundary"), ((1,), (2,)))
+    found = {
+        protocol: score_arrays(classes[None], truth[None], (1, 1, 1), Rules(labels, protocol))["cells"]
+        for protocol in ("cell", "whole_cells")
+    }
+    # Interiors of 4 x 4 in 6 x 6 and of 8 x 8 in 10 x 10 pixels: IoU 16 / 36 and 64 / 100.
+    assert [found["cell"][name] for name in ("true_cells", "predicted_cells", "found_cells")] == [3, 3, 2]
+    assert found["cell"]["dsc"] == pytest.approx(2 * 144 / (144 + 236))
+    assert [found["whole_cells"][name] for name in ("true_cells", "predicted_cells", "found_cells", "f1")] == [
+        3,
+        3,
+        3,
+        1,
+    ]
+    assert found["whole_cells"]["dsc"] == 1
+    classes[13:21, 21:23] = 1  # the border between the two is missed: one interior with a waist
+    classes[13:15, 21:23] = classes[19:21, 21:23] = 2
+    joined = {
+        protocol: score_arrays(classes[None], truth[None], (1, 1, 1), Rules(labels, protocol))["cells"]
+        for protocol in ("cell", "whole_cells")
+    }
+    assert [joined["cell"][name] for name in ("predicted_cells", "found_cells")] == [2, 0]
+    assert [joined["whole_cells"][name] for name in ("predicted_cells", "found_cells")] == [3, 3]
 
 
 def test_large_images_without_their_edge_only() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ GLOB = re.compile(r"experiment=glob\(([^,)]+)")
 TRAININGS = ("train", "pretrain")
 # What makes a documented training short; a value of the command itself stays.
 SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1")
+Fork = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -178,7 +180,7 @@ def test_the_example_package_passes_its_own_test(mypackage: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, example_folder: Path) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory, example_folder: Path, fork_command: Fork) -> Path:
     """Return a folder with each archive's phantom, two folds of a small U-Net, its export and its segmentations.
 
     It also has the package and the configs of the worked examples.
@@ -188,12 +190,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, example_folder: Path) ->
     for archive, write in WRITERS.items():
         write(folder / archive, 5, 2, 0)
     write_layouts(folder)
-    said = run(folder, ["train", "-m", "experiment=flare_unet", "fold=0,1", "smoke=true", *SHORT])
+    said = run(fork_command, folder, ["train", "-m", "experiment=flare_unet", "fold=0,1", "smoke=true", *SHORT])
     assert "Run folder" in said
-    run(folder, ["train", "experiment=cell_unet", "fold=0", "smoke=true", *SHORT])
+    run(fork_command, folder, ["train", "experiment=cell_unet", "fold=0", "smoke=true", *SHORT])
     for text in ("export checkpoint=PATH output=DIR", "predict checkpoint=PATH input=IMAGES output=DIR"):
         name, *rest = filled(text.split(), folder)
-        run(folder, [name, *rest[:-1], "output=nnunet" if name == "export" else "output=segmentations"])
+        run(fork_command, folder, [name, *rest[:-1], "output=nnunet" if name == "export" else "output=segmentations"])
     return folder
 
 
@@ -231,12 +233,9 @@ def write_layouts(folder: Path) -> None:
     write_picture(nucleus / "masks" / "1.png", np.pad(np.full((9, 9), 255, np.uint8), 8))
 
 
-def run(folder: Path, rest: list[str]) -> str:
+def run(fork_command: Fork, folder: Path, rest: list[str]) -> str:
     """Run `umamba ...` in a folder; return what it prints."""
-    path = os.pathsep.join([str(PROJECT / "src"), str(folder / "mypackage")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": path}
-    command = [sys.executable, "-m", "umamba", *rest]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    result = fork_command(rest, folder, (PROJECT / "src", folder / "mypackage"))
     asks = rest[:2] == ["slurm", "preflight"]  # the exit code says whether this machine's cluster can run the jobs
     assert result.returncode in ((0, 1) if asks else (0,)), f"{rest}\n{result.stdout}\n{result.stderr}"
     return result.stdout + (result.stderr if asks else "")
@@ -327,7 +326,7 @@ def commands_to_run() -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rest", commands_to_run(), ids=lambda rest: " ".join(rest))
-def test_every_command_runs(rest: list[str], workspace: Path) -> None:
+def test_every_command_runs(rest: list[str], workspace: Path, fork_command: Fork) -> None:
     if "input=SERIES" in rest:
         pytest.skip("needs a DICOM series, which tests/inference/test_dicom_results.py writes")
-    assert run(workspace, filled(rest, workspace)).strip()
+    assert run(fork_command, workspace, filled(rest, workspace)).strip()

@@ -39,8 +39,8 @@ def counts(project_dir: Path) -> Counts:
     ("arch", "dtype"),
     [
         (90, "fp32"),
-        (80, "fp32"),
-        (120, "fp32"),
+        pytest.param(80, "fp32", marks=pytest.mark.slow),
+        pytest.param(120, "fp32", marks=pytest.mark.slow),
         pytest.param(90, "bf16", marks=pytest.mark.slow),
     ],
 )

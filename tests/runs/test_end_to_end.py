@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ TINY = [
     "logger.panels_every=2",
     "name=tiny",
 ]
+Fork = Callable[..., subprocess.CompletedProcess[str]]
 RUN = Path("tiny/3d_fullres/fold_0/seed_0")
 
 
@@ -97,19 +98,12 @@ def test_predictions_are_in_the_space_of_the_images(finished: Path) -> None:
         assert prediction.GetDirection() == image.GetDirection()
 
 
-def test_predict_reproduces_the_runs_predictions(finished: Path, tmp_path: Path) -> None:
+def test_predict_reproduces_the_runs_predictions(finished: Path, tmp_path: Path, fork_command: Fork) -> None:
     images = next((finished / "raw").glob("*/imagesTs"))
     folder = RunFolder(finished / "runs" / RUN)
     checkpoint, own = folder.last, folder.predictions
-    run(
-        [
-            sys.executable,
-            str(PROJECT / "predict.py"),
-            f"checkpoint={checkpoint}",
-            f"input={images}",
-            f"output={tmp_path}",
-        ]
-    )
+    done = fork_command(["predict", f"checkpoint={checkpoint}", f"input={images}", f"output={tmp_path}"], tmp_path)
+    assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in own.glob("*.nii.gz"))
     assert names == sorted(path.name for path in tmp_path.glob("*.nii.gz"))
     for name in names:
@@ -133,26 +127,16 @@ def test_another_network_under_the_same_name_is_refused(finished: Path, capsys: 
     assert "Traceback" not in said
 
 
-def test_a_killed_run_continues_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+def test_a_killed_run_continues_to_the_same_weights(finished: Path, tmp_path: Path, fork_command: Fork) -> None:
     (tmp_path / "raw").symlink_to(finished / "raw")
     (tmp_path / "preprocessed").symlink_to(finished / "preprocessed")
     folder = RunFolder(tmp_path / "runs" / RUN)
-    trained_only = [*TINY, "predict.validation=false"]
-    process = subprocess.Popen(
-        command("train.py", tmp_path, *trained_only),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    limit = time.monotonic() + 120
-    while not folder.last.exists() and time.monotonic() < limit and process.poll() is None:
-        time.sleep(0.02)
-    time.sleep(0.2)  # into the next epoch
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    said = run(command("train.py", tmp_path, *trained_only))
-    assert "Continuing" in said
+    trained_only = ["train", *paths(tmp_path), *TINY, "predict.validation=false"]
+    killed = fork_command(trained_only, tmp_path, kill_after=folder.last)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = fork_command(trained_only, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Continuing" in done.stdout + done.stderr
     ours, theirs = weights(folder), weights(RunFolder(finished / "runs" / RUN))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert [row["epoch"] for row in read_metrics(folder.metrics)] == ["0", "1", "2"]

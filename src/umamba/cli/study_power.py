@@ -19,6 +19,7 @@ from umamba.io.escape import rich_text
 from umamba.reporting import Results, gather
 from umamba.reporting.compare import measured_spreads
 from umamba.settings import PowerSettings, TrainSettings, parse
+from umamba.settings.dataset import CELL_PROTOCOLS
 from umamba.sweeps import PlannedRun, read_study
 from umamba.sweeps.study_file import is_study
 
@@ -89,7 +90,7 @@ def outlooks(runs: Sequence[PlannedRun], wanted: PowerSettings, measured: Result
         settings = settings_of(TrainSettings, own[0].overrides)
         pairs = max(1, len(methods) * (len(methods) - 1) // 2)
         if measured is None:
-            metrics = 1 if settings.dataset.protocol == "cell" else 2
+            metrics = 1 if settings.dataset.protocol in CELL_PROTOCOLS else 2
             source = (
                 f"assumed (power.case_sd={wanted.case_sd:g}, power.correlation={wanted.correlation:g}, "
                 f"power.training_sd={wanted.training_sd:g})"

@@ -26,6 +26,7 @@ from umamba.labels import LabelSet
 from umamba.labels.annotated import Annotated, annotated_beside
 from umamba.labels.instance_depth import level_count
 from umamba.settings import EvaluateSettings
+from umamba.settings.dataset import CELL_PROTOCOLS
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def evaluate_folders(
 
     Args:
         predictions: method's name -> folder of its segmentations.
-        truth: folder of the references, with the same file names; for protocol=cell also NAME_label.EXT.
+        truth: folder of the references, with the same file names; for cells also NAME_label.EXT.
         output: folder of the results; it is created if it does not exist.
         rules: how segmentations are scored.
         images: folder of the images for overlays, named NAME or NAME_0000.
@@ -171,7 +172,7 @@ def evaluate_folders(
         log.info(score_table(table, method, rules.sentence, expected=len(pairs) + len(missing)))
         if images is not None:
             try:
-                draw_overlays(table, pairs, images, rules.labels, targets[method] / "overlays")
+                draw_overlays(table, pairs, images, rules, targets[method] / "overlays")
             except UserError as error:  # without pictures the scores are as good
                 problems.append(str(error))
     metrics = metrics_of(next(iter(scores.values())))
@@ -202,7 +203,7 @@ def find_pairs(predictions: Path, truth: Path, rules: Rules) -> tuple[dict[str, 
         UserError: a folder does not exist, contains no label map, or contains a case twice.
     """
     predicted, true = _files(predictions, "predictions"), _files(truth, "truth")
-    if rules.protocol == "cell":
+    if rules.of_cells:
         true = {case.removesuffix(_CELL_SUFFIX): path for case, path in true.items()}
     predicted = _renamed(predicted, true)
     pairs = {case: (predicted[case], path) for case, path in true.items() if case in predicted}
@@ -261,7 +262,7 @@ def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelS
         names = tuple(name for name, _ in ABDOMEN_ORGANS)
         return LabelSet(names, tuple((value,) for value in range(1, len(names) + 1)))
     path = dataset_json or truth.parent / "dataset.json"
-    if protocol == "cell":
+    if protocol in CELL_PROTOCOLS:
         declared = label_names(truth, path, "generic") if path.is_file() else None
         if declared is not None and level_count(declared):
             return declared
@@ -280,7 +281,7 @@ def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelS
 def _annotated(settings: EvaluateSettings, labels: LabelSet) -> Annotated:
     """Return the labels that dataset.json declares for partly labelled references, under the names in `labels`."""
     path = settings.dataset_json or settings.truth.parent / "dataset.json"
-    if settings.protocol == "cell" or not path.is_file():
+    if settings.protocol in CELL_PROTOCOLS or not path.is_file():
         return {}
     declared = label_names(settings.truth, settings.dataset_json, "generic")
     renamed = dict(zip(declared.names, labels.names, strict=False))
@@ -289,7 +290,7 @@ def _annotated(settings: EvaluateSettings, labels: LabelSet) -> Annotated:
 
 
 def draw_overlays(
-    scores: pandas.DataFrame, pairs: Mapping[str, tuple[Path, Path]], images: Path, labels: LabelSet, folder: Path
+    scores: pandas.DataFrame, pairs: Mapping[str, tuple[Path, Path]], images: Path, rules: Rules, folder: Path
 ) -> None:
     """Draw image, truth and prediction of the worst, the median and the best case.
 
@@ -297,7 +298,7 @@ def draw_overlays(
         scores: columns case, label and metrics.
         pairs: files (prediction, reference) of each case.
         images: folder of the images, named NAME or NAME_0000.
-        labels: names and values of the labels.
+        rules: by which they were scored.
         folder: where the PNG files are written.
 
     Raises:
@@ -313,7 +314,7 @@ def draw_overlays(
         image = read_image([path])
         prediction, truth = (oriented_like(read_label(file), image.geometry).array[0] for file in pairs[case])
         target = folder / f"{rank}_{case}.png"
-        write_overlay(case_figure(image, truth, prediction, labels, scores, case), target)
+        write_overlay(case_figure(image, truth, prediction, rules, scores, case), target)
 
 
 def _draw_scores(

@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from skimage.measure import label as connected_components
 from skimage.segmentation import relabel_sequential
 
 from umamba.evaluation.objects import match_objects
 from umamba.evaluation.overlap import dice
 from umamba.labels import LabelSet
-from umamba.labels.instance_depth import instances_of_depth, level_count
+from umamba.labels.instance_maps import COMPONENTS, grouped_instances
 
-INTERIOR = 1
 _RIM = 2  # pixels; cells that touch the rim of this width are not counted
 _LARGE = 25_000_000  # pixels; images from this size on are scored in tiles
 _TILE = 2000  # pixels along each edge
@@ -73,20 +71,6 @@ class CellScores:
         }
 
 
-def predicted_cells(prediction: np.ndarray, labels: LabelSet | None) -> np.ndarray:
-    """Return the numbered cells of an image of classes, as they are scored.
-
-    Args:
-        prediction: classes (Y, X) or (Z, Y, X).
-        labels: levels of depth, of which a watershed makes cells; of other labels or None, the parts of class 1 are the
-            cells.
-    """
-    levels = 0 if labels is None else level_count(labels)
-    if levels:
-        return instances_of_depth(prediction, levels)
-    return connected_components(prediction == INTERIOR, connectivity=prediction.ndim)
-
-
 def score_cells(
     prediction: np.ndarray,
     truth: np.ndarray,
@@ -94,6 +78,7 @@ def score_cells(
     count_edge_cells: bool = False,
     strict_official: bool = False,
     labels: LabelSet | None = None,
+    grouping: str = COMPONENTS,
 ) -> CellScores:
     """Score an image of classes against a reference of numbered cells.
 
@@ -101,18 +86,19 @@ def score_cells(
     not counted.
 
     Args:
-        prediction: classes (Y, X), see `predicted_cells`.
+        prediction: classes (Y, X).
         truth: numbered cells (Y, X), 0 elsewhere.
         iou_threshold: two cells match from this IoU on.
         count_edge_cells: also count cells that touch the two outermost pixels of the image.
         strict_official: like the script, count no misses if no cell was predicted; otherwise all true cells count as
             missed.
-        labels: of the classes; None: class 1 is the cells' interior.
+        labels: of the classes; None: interior and boundary.
+        grouping: how the classes become cells, see `grouped_instances`; the script sees components.
 
     Raises:
         ValueError: count_edge_cells for an image that is scored in tiles; the script fails there, too.
     """
-    found = predicted_cells(prediction, labels)
+    found = grouped_instances(prediction, labels, grouping)
     dsc = dice(found > 0, truth > 0)
     if truth.size >= _LARGE and count_edge_cells:
         raise ValueError(

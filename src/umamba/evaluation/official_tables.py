@@ -36,7 +36,7 @@ def official_tables(
         File name -> table.
 
     Raises:
-        UserError: the generic protocol has no official script.
+        UserError: the protocol has no official script.
     """
     names = {case: prediction.name for case, (prediction, _) in pairs.items()}
     rounded = scores.round(_DIGITS)
@@ -55,9 +55,9 @@ def official_tables(
             tables = {f"cells-{rules.iou_threshold}.csv": wide}
         case _:
             raise UserError(
-                "strict_official=true: the generic protocol has no official script. Give strict_official=false."
+                f"strict_official=true: protocol={rules.protocol} has no official script. Give strict_official=false."
             )
-    column = "names" if rules.protocol == "cell" else "Name"
+    column = "names" if rules.of_cells else "Name"
     return {
         name: table.rename(index=names).rename_axis(column).sort_index().reset_index() for name, table in tables.items()
     }

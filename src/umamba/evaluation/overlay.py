@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from umamba.evaluation.rules import Rules
 from umamba.io import Image, atomic_path
 from umamba.io.escape import mathtext
 from umamba.labels import LabelSet
+from umamba.labels.instance_maps import grouped_instances
 from umamba.labels.masks import mask_of
 from umamba.labels.painting import draw_plane, label_legend, new_figure, paint_instances, paint_labels, scaling
 from umamba.labels.view import View, largest_slice, letters_of, plane_size, planes_shown
@@ -116,33 +118,30 @@ def overlay_figure(
 
 
 def case_figure(
-    image: Image, truth: np.ndarray, prediction: np.ndarray, labels: LabelSet, scores: "pandas.DataFrame", case: str
+    image: Image, truth: np.ndarray, prediction: np.ndarray, rules: Rules, scores: "pandas.DataFrame", case: str
 ) -> Figure:
     """Draw a scored case, see `overlay_figure`.
 
     Args:
         image: the image.
-        truth: integers (Z, Y, X); the numbers of the cells if the scores are F1.
+        truth: integers (Z, Y, X); the numbers of the cells if these are scored.
         prediction: integers (Z, Y, X), labels.
-        labels: names and values of the labels.
+        rules: by which it was scored.
         scores: columns case, label and metrics.
         case: name of the case.
     """
-    cells = "f1" in scores.columns
-    if cells:
-        from umamba.evaluation.instances import predicted_cells
-
-        prediction = predicted_cells(prediction, labels)
+    if rules.of_cells:
+        prediction = grouped_instances(prediction, rules.labels, rules.grouping)
     return overlay_figure(
         image.array,
         truth,
         prediction,
         image.geometry.spacing,
-        labels,
+        rules.labels,
         letters=letters_of(image.geometry),
         title=case,
         score=case_score(scores, case),
-        instances=cells,
+        instances=rules.of_cells,
     )
 
 

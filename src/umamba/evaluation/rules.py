@@ -8,7 +8,8 @@ from umamba.evaluation.protocols import ABDOMEN_ORGANS, ENDOSCOPY_TOLERANCE_PX
 from umamba.io import UserError
 from umamba.labels import LabelSet
 from umamba.labels.annotated import Annotated
-from umamba.settings.dataset import Protocol
+from umamba.labels.instance_maps import COMPONENTS, WATERSHED
+from umamba.settings.dataset import CELL_PROTOCOLS, Protocol
 
 PROTOCOLS: tuple[Protocol, ...] = typing.get_args(Protocol)
 
@@ -19,12 +20,12 @@ class Rules:
 
     Attributes:
         labels: labels of prediction and reference; for abdomen the 13 organs, under any names.
-        protocol: generic (nnU-Net's rules), or the paper's abdomen, endoscopy or cell.
+        protocol: generic (nnU-Net's rules), the paper's abdomen, endoscopy or cell, or whole_cells.
         tolerance_mm: tolerance of the generic NSD in mm, one for all labels or one for each name.
         details: generic: also compute HD95, volumes and detected parts.
         strict_official: reproduce the official scripts including their errors; see `protocols` and `instances`.
-        iou_threshold: cell: two cells match from this IoU on.
-        count_edge_cells: cell: also count cells at the edge of the image.
+        iou_threshold: cells: two of them match from this IoU on.
+        count_edge_cells: cells: also count cells at the edge of the image.
         annotated: labels that the references of partly labelled cases carry; their other labels have no score (NaN).
         objects: also compute panoptic quality, average precision and (generic) lesion-wise scores of the connected
             parts of each label, or of the cells.
@@ -64,11 +65,21 @@ class Rules:
         return dict(zip(names, found * (len(names) // max(1, len(found))), strict=True)) if found else {}
 
     @property
+    def grouping(self) -> str:
+        """How classes become cells: by their connected interiors as in the paper's script, or by the watershed."""
+        return COMPONENTS if self.protocol == "cell" else WATERSHED
+
+    @property
+    def of_cells(self) -> bool:
+        """Whether numbered cells are scored."""
+        return self.protocol in CELL_PROTOCOLS
+
+    @property
     def sentence(self) -> str:
         """The rules in a sentence for a table."""
-        if self.protocol == "cell":
+        if self.of_cells:
             edge = "counted" if self.count_edge_cells else "not counted"
-            found = f"Protocol cell: match from IoU {self.iou_threshold:g} on, cells at the edge {edge}."
+            found = f"Protocol {self.protocol}: match from IoU {self.iou_threshold:g} on, cells at the edge {edge}."
         else:
             found = rules_sentence(self.protocol, self.tolerance_mm)
         return found + (" Scored as the official script does." if self.strict_official else "")
@@ -86,7 +97,7 @@ def nsd_tolerances(protocol: str, tolerance_mm: float | Mapping[str, float]) -> 
             return [tolerance for _, tolerance in ABDOMEN_ORGANS]
         case "endoscopy":
             return [ENDOSCOPY_TOLERANCE_PX]
-        case "cell":
+        case "cell" | "whole_cells":
             return []
     return tolerance_mm if isinstance(tolerance_mm, Mapping) else [tolerance_mm]
 

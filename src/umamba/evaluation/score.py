@@ -164,9 +164,9 @@ def score_arrays(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[fl
             unscored = {"dsc": math.nan, "nsd": math.nan}
             each = zip(rules.labels.names, rules.labels.values, strict=True)
             return {name: scores[name] if counted & set(values) else unscored for name, values in each}
-        case "cell":
+        case "cell" | "whole_cells":
             asked = rules.iou_threshold, rules.count_edge_cells, rules.strict_official
-            metrics = score_cells(prediction[0], truth[0], *asked, rules.labels).to_metrics()
+            metrics = score_cells(prediction[0], truth[0], *asked, rules.labels, rules.grouping).to_metrics()
             if rules.objects:  # of whole cells, as the reference has them
                 whole = grouped_instances(prediction[0], rules.labels, WATERSHED)
                 metrics |= panoptic_scores(truth[0], whole).to_metrics()
@@ -200,14 +200,15 @@ def score_files(prediction: Path, truth: Path, rules: Rules) -> Scores:
             f"{prediction}: its grid differs from that of the reference {truth}: {difference}. "
             "Segment the image that the reference belongs to."
         )
-    numbered = rules.protocol == "cell"
+    numbered = rules.of_cells
     maps = (
         _label_map(predicted, prediction, rules.labels),
         _label_map(true, truth, None if numbered else rules.labels),
     )
     if numbered and len(maps[0]) > 1:
         raise UserError(
-            f"{prediction}: has {len(maps[0])} slices, but protocol=cell scores images. Use another protocol."
+            f"{prediction}: has {len(maps[0])} slices, but protocol={rules.protocol} scores images. "
+            "Use another protocol."
         )
     try:
         return score_arrays(*maps, surface_spacing(true.geometry), rules)

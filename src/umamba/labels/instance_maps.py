@@ -43,18 +43,18 @@ def interior_and_boundary(instances: np.ndarray) -> np.ndarray:
     return classes
 
 
-def grouped_instances(classes: np.ndarray, labels: LabelSet, method: str) -> np.ndarray:
+def grouped_instances(classes: np.ndarray, labels: LabelSet | None, method: str) -> np.ndarray:
     """Convert the classes of a network to numbered instances.
 
     Args:
         classes: (Y, X) or (Z, Y, X), the classes of `labels`.
-        labels: levels of depth, whose method is always the watershed; or interior and boundary.
+        labels: levels of depth, whose method is always the watershed; or interior and boundary, as None means.
         method: see `numbered_instances`.
 
     Returns:
         Instances int32 in the shape of `classes`, numbered from 1 on; 0 is background.
     """
-    levels = level_count(labels)
+    levels = 0 if labels is None else level_count(labels)
     return instances_of_depth(classes, levels) if levels else numbered_instances(classes, method)
 
 

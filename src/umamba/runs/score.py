@@ -22,6 +22,7 @@ from umamba.runs.cases import run_cases
 from umamba.runs.first_stage import first_stage
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.settings import PredictionSettings, TrainSettings
+from umamba.settings.dataset import CELL_PROTOCOLS
 from umamba.settings.entry_points import module_of
 
 log = logging.getLogger(__name__)
@@ -213,29 +214,29 @@ def score_cases(
 
 
 def references(cases: Sequence[RawCase], protocol: str) -> dict[str, Path]:
-    """Return the reference file of each labelled case: its label, or its numbered cells for protocol=cell.
+    """Return the reference file of each labelled case: its label, or its numbered cells where these are scored.
 
     Numbered cells are NAME_label.tiff, .tif or .png in instancesTr or instancesTs, beside labelsTr or labelsTs.
 
     Args:
         cases: the raw cases; those without a label are left out.
-        protocol: generic, abdomen, endoscopy or cell.
+        protocol: of `dataset.protocol`.
 
     Returns:
         Case -> file.
 
     Raises:
-        UserError: protocol=cell, and a labelled case has no numbered cells.
+        UserError: cells are scored, and a labelled case has no numbered ones.
     """
     found = {case.case_id: case.label for case in cases if case.label is not None}
-    if protocol != "cell":
+    if protocol not in CELL_PROTOCOLS:
         return found
     numbered = {case_id: _numbered_cells(label) for case_id, label in found.items()}
     missing = [case_id for case_id, file in numbered.items() if file is None]
     if missing:
         wanted = f"{found[missing[0]].parent.name.replace('labels', 'instances')}/{missing[0]}_label.tiff"
         raise UserError(
-            f"dataset.protocol=cell: there are no numbered cells for {', '.join(missing[:5])}, such as {wanted}. "
+            f"dataset.protocol={protocol}: there are no numbered cells for {', '.join(missing[:5])}, such as {wanted}. "
             "Put them there, or score the classes with dataset.protocol=generic."
         )
     return {case_id: file for case_id, file in numbered.items() if file is not None}
@@ -248,10 +249,13 @@ def _numbered_cells(label: Path) -> Path | None:
     return next((file for file in files if file.exists()), None)
 
 
-def draw_cases(prepared: PreparedDataset, scores: pandas.DataFrame, folder: RunFolder) -> dict[str, Path]:
+def draw_cases(
+    settings: TrainSettings, prepared: PreparedDataset, scores: pandas.DataFrame, folder: RunFolder
+) -> dict[str, Path]:
     """Draw image, reference and prediction of the test cases with the lowest, median and highest score.
 
     Args:
+        settings: the settings of the run, whose rules of the scores are read.
         prepared: the dataset with its test cases.
         scores: scores of the test cases: columns case, label and metrics.
         folder: the run folder, from which segmentations are read and into which the pictures are written.
@@ -259,8 +263,9 @@ def draw_cases(prepared: PreparedDataset, scores: pandas.DataFrame, folder: RunF
     Returns:
         The PNG files of the drawn cases, with the keys worst, median and best; a case without a label is left out.
     """
+    rules = scoring_rules(settings, prepared)
     known = {case.case_id: case for case in prepared.dataset.test}
-    truths = references(prepared.dataset.test, "cell" if "f1" in scores.columns else "generic")
+    truths = references(prepared.dataset.test, rules.protocol)
     pictures = {}
     for rank, case_id in worst_median_best(scores).items():
         if case_id not in truths:
@@ -269,7 +274,7 @@ def draw_cases(prepared: PreparedDataset, scores: pandas.DataFrame, folder: RunF
         image = read_image(known[case_id].images, turn_channels=prepared.plan.reader is not None)
         truth = oriented_like(read_label(truths[case_id]), image.geometry)
         prediction = read_label(folder.predictions / f"{case_id}{prepared.dataset.file_ending}")
-        figure = case_figure(image, truth.array[0], prediction.array[0], prepared.labels, scores, case_id)
+        figure = case_figure(image, truth.array[0], prediction.array[0], rules, scores, case_id)
         write_overlay(figure, pictures[rank])
     return pictures
 

@@ -158,7 +158,7 @@ def _after_training(
     if scores is not None:
         log_scores(loggers, "test", scores, metrics_of(scores))
         captions = {rank: f"{case}, {case_score(scores, case)}" for rank, case in worst_median_best(scores).items()}
-        log_pictures(loggers, "test", draw_cases(prepared, scores, folder), captions)
+        log_pictures(loggers, "test", draw_cases(settings, prepared, scores, folder), captions)
         log.info(table_of_test_images(scores, settings))
     complete_curves(folder.metrics, folder.curves)
     folder.set_status(state="finished", scoring=scoring_settings(settings))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from umamba.settings.architecture import TrustSettings
-from umamba.settings.dataset import PROTOCOL_SENTENCE, PathsSettings, Protocol
+from umamba.settings.dataset import CELL_PROTOCOLS, PROTOCOL_SENTENCE, PathsSettings, Protocol
 from umamba.settings.fields import key
 from umamba.settings.validate import Settings
 
@@ -38,7 +38,7 @@ class EvaluateSettings(Settings):
         existing=True,
     )
     truth: Path = key(
-        sentence="Folder of the references. protocol=cell: of numbered cells, NAME or NAME_label. A CSV file of the "
+        sentence="Folder of the references. Of cells: numbered cells, NAME or NAME_label. A CSV file of the "
         "true classes of cases instead: score the classes.csv of each folder of predictions only.",
         existing=True,
     )
@@ -55,11 +55,11 @@ class EvaluateSettings(Settings):
         existing=True,
     )
     tolerance_mm: float = key(2.0, "Tolerance of the generic NSD, mm (pixels for natural images).", low=0)
-    iou_threshold: float = key(0.5, "cell: two cells match from this overlap (IoU) on.", above=0, high=1)
-    count_edge_cells: bool = key(False, "cell: also count cells that touch the image's edge.")
+    iou_threshold: float = key(0.5, "Cells: two match from this overlap (IoU) on.", above=0, high=1)
+    count_edge_cells: bool = key(False, "Cells: also count those that touch the image's edge.")
     objects: bool = key(
         False,
-        "generic and cell: also score objects, which are the connected parts of each label, or the cells: panoptic "
+        "generic and cells: also score objects, which are the connected parts of each label, or the cells: panoptic "
         "quality, AP at IoU 0.5 to 0.9, recall, precision and DSC of single objects; with NAME.npz (prediction with "
         "probabilities=true) also FROC.",
     )
@@ -100,8 +100,11 @@ class EvaluateSettings(Settings):
 
     def conflicts(self) -> Iterator[str]:
         """Yield objects without a rule, a missing method, wrong folders, and keys that contradict each other."""
-        if self.objects and self.protocol not in ("generic", "cell"):
-            yield f"objects=true: protocol={self.protocol} has no rule for objects. Give protocol=generic or cell."
+        if self.objects and self.protocol not in ("generic", *CELL_PROTOCOLS):
+            yield (
+                f"objects=true: protocol={self.protocol} has no rule for objects. Give protocol=generic, cell or "
+                "whole_cells."
+            )
         if self.truth.suffix == ".csv" and self.classes is not None:
             yield f"classes={self.classes}: truth is a table of classes already. Give one of the two."
         if isinstance(self.predictions, Path):

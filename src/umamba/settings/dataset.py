@@ -8,10 +8,12 @@ from typing import ClassVar, Literal
 from umamba.settings.fields import key
 from umamba.settings.validate import Settings
 
-Protocol = Literal["generic", "abdomen", "endoscopy", "cell"]
+Protocol = Literal["generic", "abdomen", "endoscopy", "cell", "whole_cells"]
+CELL_PROTOCOLS = ("cell", "whole_cells")  # those that score numbered cells
 PROTOCOL_SENTENCE = (
     "Rules of the scores: generic (nnU-Net's), or the paper's abdomen (13 organs, each with its tolerance), endoscopy "
-    "(classes of either image, 2 pixels) or cell (F1 of cells)."
+    "(classes of either image, 2 pixels) or cell (F1 of cells, of which the paper's script sees the interiors only); "
+    "whole_cells: F1 of cells with their boundary, as instances=watershed makes them."
 )
 
 
