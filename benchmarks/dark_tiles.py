@@ -45,16 +45,15 @@ def main() -> None:
         predictor = Predictor.from_checkpoint(arguments.checkpoint, tile_scale=scale)
         folder = arguments.output / f"scale_{scale}"
         predictor.predict(arguments.dataset / "imagesTs", folder, PredictionSettings(overwrite=True), progress=False)
-        rules = Rules(predictor.labels, "cell", objects=True)
+        rules = Rules(predictor.labels, "whole_cells", objects=True)
         scores = score_folder(folder, truths, rules, predictor.file_ending, workers=1)
         of_dark = scores[scores["case"].isin(dark)]
         means = [scores[name].mean() for name in ("f1", "pq", "ap_mean")]
         row = [*(f"{mean:.3f}" for mean in means), f"{of_dark['f1'].mean():.3f}", f"{of_dark['wrong_cells'].sum():.0f}"]
         print(f"| {scale} | " + " | ".join(row) + " |")
         for case in dark:
-            _draw(
-                case, images[case], truths[case], folder / f"{case}{predictor.file_ending}", predictor, scores, folder
-            )
+            segmentation = folder / f"{case}{predictor.file_ending}"
+            _draw(case, images[case], truths[case], segmentation, rules, scores, folder)
 
 
 def _draw(
@@ -62,13 +61,13 @@ def _draw(
     image: Path,
     truth: Path,
     found: Path,
-    predictor: Predictor,
+    rules: Rules,
     scores: pandas.DataFrame,
     folder: Path,
 ) -> None:
     picture = read_image([image])
     true, prediction = (oriented_like(read_label(path), picture.geometry).array[0] for path in (truth, found))
-    figure = case_figure(picture, true, prediction, predictor.labels, scores, case)
+    figure = case_figure(picture, true, prediction, rules, scores, case)
     (folder / "dark").mkdir(exist_ok=True)
     write_overlay(figure, folder / "dark" / f"{case}.png")
 

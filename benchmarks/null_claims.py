@@ -4,8 +4,8 @@ python benchmarks/null_claims.py RUN_FOLDER... [--comparisons 300] [--each 2]
 
 Each folder is a run of one configuration with another seed (runs/NAME/CONFIGURATION/fold_K/seed_S) and holds scores.csv
 of the test images and validation.csv of the fold's. A comparison draws two disjoint groups of the trainings (halves, or
---each trainings) and half of the cases without replacement, and asks the claim check of the reports. The comparisons share trainings and cases, so
-that the share of false claims is less certain than that of as many independent ones.
+--each trainings) and half of the cases without replacement, and asks the claim check of the reports. The comparisons
+share trainings and cases, so that the share of false claims is less certain than that of as many independent ones.
 """
 
 import argparse

@@ -13,8 +13,15 @@ from umamba.evaluation.objects import match_objects
 from umamba.inference import Model, Predictor
 from umamba.io import UserError, read_label, write_segmentation
 from umamba.io.image import Geometry
+from umamba.labels import LabelSet
 from umamba.labels.instance_depth import DEPTH_CLASSES, depth_levels, instances_of_depth
-from umamba.labels.instance_maps import BOUNDARY, INTERIOR, interior_and_boundary, numbered_instances
+from umamba.labels.instance_maps import (
+    BOUNDARY,
+    INTERIOR,
+    grouped_instances,
+    interior_and_boundary,
+    numbered_instances,
+)
 from umamba.settings import PredictionSettings
 
 SHAPE = (40, 70)
@@ -69,6 +76,28 @@ def test_watershed_parts_interiors_that_touch() -> None:
     assert len({found[20, 20], found[20, 36]}) == 2
     # They are separated where the discs meet.
     assert np.abs(np.flatnonzero(np.diff(found[20, 15:42]) != 0) + 15 - 27.5).max() <= 1
+
+
+def test_a_long_cell_of_uneven_width_stays_whole() -> None:
+    half_width = 6 + 0.8 * np.sin(X / 4.0)  # five bulges, each less than a pixel
+    classes = np.where((np.abs(Y - 20) <= half_width) & (np.abs(X - 35) <= 30), INTERIOR, 0).astype(np.uint8)
+    assert numbered_instances(classes, "watershed").max() == 1
+    waist = np.where(np.abs(X - 35) <= 3, 2, 6)  # a narrow place, and two cells of a different depth
+    assert numbered_instances(classes * (np.abs(Y - 20) <= waist), "watershed").max() == 2
+
+
+def test_crumbs_are_no_cells() -> None:
+    cells = three_cells()
+    cells[2:4, 40:45] = 4  # 10 of about 250 pixels
+    cells[34:39, 40:50] = 5  # 50
+    labels = LabelSet(("interior", "boundary"), ((1,), (2,)))
+    depths = LabelSet(DEPTH_CLASSES, tuple((level,) for level in range(1, len(DEPTH_CLASSES) + 1)))
+    for classes, of in ((interior_and_boundary(cells), labels), (depth_levels(cells), depths)):
+        found = grouped_instances(classes, of, "watershed")
+        assert sorted(np.unique(found)) == [0, 1, 2, 3, 4]
+        assert not found[2:4, 40:45].any()
+        assert len(np.unique(found[34:39, 40:50])) == 1
+    assert grouped_instances(interior_and_boundary(cells), labels, "components").max() == 5
 
 
 def test_no_cells() -> None:

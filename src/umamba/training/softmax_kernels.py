@@ -107,7 +107,7 @@ def _softmax(logits, lab, p, highest, total, at_true):
     """Fill p (K, voxels) with a block's softmax, total with sums of exp, at_true with the true class's exponent."""
     for k in range(p.shape[0]):
         _load(logits[k], p[k])
-    highest[:] = p[0]
+    _load(p[0], highest)  # a slice assignment would also compile the text of its error, which takes seconds
     for k in range(1, p.shape[0]):
         _raise_to(p[k], highest)
     total[:] = 0

@@ -52,6 +52,13 @@ def workspace(rows, dtype):
 
 
 @inner
+def copy(rows, target):
+    """Copy rows. A slice assignment would also compile the text of its error, which takes seconds."""
+    for n in range(0, rows.size, LANES):
+        store(target, n, load(rows, n))
+
+
+@inner
 def take(array, b, begin, count, channel, lanes, room):
     """Copy tokens begin:begin + count of the channels from `channel` to the rows of room."""
     token, across = array.strides[1] // array.itemsize, array.strides[2] // array.itemsize
@@ -222,14 +229,14 @@ def forward(u, delta, A, B, C, D, z, bias, softplus, b, first, stop, out, last, 
             _step_sizes(load(bias, block * LANES), softplus, count, dt, room[:0])
             _skip_and_drive(count, room, dt, load(D, block * LANES), driven, y)
             kept = last[b, block].reshape(N * LANES)
-            state[:] = kept
+            copy(kept, state)
             if keeps:
-                starts[b, chunk, block].reshape(N * LANES)[:] = state
+                copy(state, starts[b, chunk, block].reshape(N * LANES))
             start_B, step_B = _start_and_step(B, b, begin, group)
             start_C, step_C = _start_and_step(C, b, begin, group)
             a = A[block].reshape(N * LANES)
             _advance(count, dt, driven, a, start_B, step_B, B, start_C, step_C, C, N, state, y)
-            kept[:] = state
+            copy(state, kept)
             if gated:
                 take(z, b, begin, count, channel, lanes, room)
                 for t in range(count):
@@ -283,7 +290,7 @@ def backward(
             skip = load(D, block * LANES)
             _step_sizes(load(bias, block * LANES), softplus, count, dt, slope)
             _skip_and_drive(count, u_t, dt, skip, driven, y)
-            states[:line] = starts[b, chunk, block].reshape(line)
+            copy(starts[b, chunk, block].reshape(line), states)
             start_B, step_B = _start_and_step(B, b, begin, group)
             start_C, step_C = _start_and_step(C, b, begin, group)
             a = A[block].reshape(line)
