@@ -91,6 +91,39 @@ def test_the_first_images_are_drawn(checkpoint: Path, tmp_path: Path) -> None:
     assert (output / "previews" / "c.png").stat().st_mtime_ns > drawn
 
 
+def test_pictures_are_the_same_from_memory_and_from_files(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "a.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(INTENSITIES), str(image))
+    pictures = {}
+    for name, more in (("memory", {}), ("files", {"max_memory_gb": 20.0})):
+        output = tmp_path / name
+        with monkeypatch.context() as patch:
+            if name == "memory":
+                patch.setattr("umamba.runs.prediction.read_label", None)  # is not needed
+            predict(settings(checkpoint, image, output, **more))
+        pictures[name] = matplotlib.image.imread(output / "previews" / "a.png")
+        segmentation = (output / "a.nii.gz").stat().st_mtime_ns
+        assert (output / "previews" / "a.png").stat().st_mtime_ns >= segmentation
+    assert np.array_equal(pictures["memory"], pictures["files"])
+
+
+def test_a_segmentation_that_cannot_be_written_has_no_picture(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "a.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(INTENSITIES), str(image))
+
+    def fail(*arguments: object) -> None:
+        raise UserError("cannot be written")
+
+    monkeypatch.setattr("umamba.inference.case_queue.write_segmentation", fail)
+    with pytest.raises(UserError, match="cannot be written"):
+        predict(settings(checkpoint, image, tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
 def test_one_file_and_no_previews(checkpoint: Path, tmp_path: Path) -> None:
     image = tmp_path / "a.nii.gz"
     sitk.WriteImage(sitk.GetImageFromArray(INTENSITIES), str(image))

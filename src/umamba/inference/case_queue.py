@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from umamba.datasets import RawCase
 from umamba.inference.agreement import Agreement, CaseSigns, further_views
 from umamba.inference.canvas import Canvas
@@ -43,6 +45,9 @@ from umamba.labels.codes import LabelCode
 from umamba.labels.instance_maps import grouped_instances
 from umamba.settings import PredictionSettings
 
+# What receives an image as read and its label map or numbered cells (Z, Y, X), before these are written.
+Watch = Callable[[Image, np.ndarray], None]
+
 
 @dataclass(frozen=True)
 class Read:
@@ -53,12 +58,14 @@ class Read:
         differences: how it differs from those of training, in sentences.
         digest: its hash.
         distances: how far it is from those of training; empty: not wanted.
+        image: as read, where somebody watches; else None, so that it takes no memory.
     """
 
     prepared: PreparedImage
     differences: Sequence[str]
     digest: str
     distances: Mapping[str, float]
+    image: Image | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,8 @@ class CaseQueue:
         manifest: receives an entry for each case before its segmentation is written.
         orientations: of the images so far, see `warn_of_orientation`.
         classes: receives the probabilities of the classes of each case, if the networks have a classification head.
+        watch: by case_id, see `Watch`. Such an image stays in memory until then; with a limit of the memory nothing is
+            watched.
     """
 
     models: Sequence[Model]
@@ -88,6 +97,7 @@ class CaseQueue:
     manifest: Manifest
     orientations: set[str] = field(default_factory=set)
     classes: dict[str, Probabilities] = field(default_factory=dict)
+    watch: Mapping[str, Watch] = field(default_factory=dict)
 
     def run(self, cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> dict[str, list[dict[str, str]]]:
         """Segment the cases. Whatever ends a case is one of `problems`, and the others are segmented.
@@ -157,7 +167,8 @@ class CaseQueue:
         if self.settings.agreement:
             prepared = replace(prepared, further=further_views(prepared.views, self.settings.tile_step_size))
             far = distances(seen, crop, model)
-        return Read(prepared, unlike_training(seen, crop, model), image_digest(image), far)
+        kept = image if case.case_id in self.watch and self.limit.bytes is None else None
+        return Read(prepared, unlike_training(seen, crop, model), image_digest(image), far, kept)
 
     def _previous(self, case_id: str) -> Image | None:
         """Return the segmentation by the previous stage of a cascade; None: no network needs one."""
@@ -182,7 +193,7 @@ class CaseQueue:
     ) -> "Future[list[dict[str, str]]]":
         """Wait for the image and run the networks; return the future of resampling and writing."""
         found = read()
-        prepared, image = found.prepared, found.digest
+        prepared, image, watched = found.prepared, found.digest, found.image
         unlike.add(case.case_id, found.differences)
         labels, placement, geometry = self.models[0].labels, prepared.placement, prepared.geometry
         warn_of_orientation(case.case_id, geometry, self.models, self.orientations)
@@ -202,7 +213,8 @@ class CaseQueue:
             stack = stack.pop_all()  # from here on the writing thread removes the temporary file
         sign = None if agreement is None else partial(self._write_signs, agreement, found.distances, found.differences)
         del found, prepared  # the image is not needed any more
-        future = writers.submit(self._write, case, image, files, canvas, geometry, rest, probabilities, sign, stack)
+        written = case, image, watched, files, canvas, geometry, rest, probabilities, sign, stack
+        future = writers.submit(self._write, *written)
         future.add_done_callback(lambda done: stack.close())  # also if it was cancelled before it began
         return future
 
@@ -210,6 +222,7 @@ class CaseQueue:
         self,
         case: RawCase,
         image: str,
+        watched: Image | None,
         files: CaseFiles,
         canvas: Canvas,
         geometry: Geometry,
@@ -236,6 +249,8 @@ class CaseQueue:
 
                 maker = Maker.of(self.models)
                 write_dicom_exports(files.exports, segmentation, labels, self.codes, case.images, maker)
+            if watched is not None:
+                self.watch[case.case_id](watched, segmentation if numbered is None else numbered)
             if write_signs is not None and files.agreement is not None:
                 write_signs(files.agreement)
             self.manifest.note(case.case_id, case.images, image, segmentation)

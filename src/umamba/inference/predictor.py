@@ -17,7 +17,7 @@ import numpy as np
 from umamba.datasets import RawCase
 from umamba.inference.canvas import Canvas
 from umamba.inference.case_classes import Probabilities, classify, classify_cases, named
-from umamba.inference.case_queue import CaseQueue
+from umamba.inference.case_queue import CaseQueue, Watch
 from umamba.inference.cases import find_cases
 from umamba.inference.checkpoints import find_checkpoints
 from umamba.inference.engine import settle_engines
@@ -45,6 +45,7 @@ from umamba.settings import PredictionSettings
 log = logging.getLogger(__name__)
 
 DEFAULTS = PredictionSettings()
+NOBODY: Mapping[str, Watch] = {}  # watches
 # Names of a second label that say that it is the boundary of the first.
 _BOUNDARY_NAME = re.compile("bound|border|contour|edge|membrane|outline", re.IGNORECASE)
 
@@ -210,6 +211,7 @@ class Predictor:
         settings: PredictionSettings = DEFAULTS,
         *,
         progress: bool = True,
+        watch: Mapping[str, Watch] = NOBODY,
     ) -> list[Path]:
         """Segment a file, a DICOM series or all images of a folder into output/NAME<file_ending>.
 
@@ -220,6 +222,8 @@ class Predictor:
             output: folder of the segmentations, made if missing; or a file, such as seg.nii.gz, for a single image.
             settings: see `predict_cases`.
             progress: show a progress bar.
+            watch: case_id -> function that receives the image and its segmentation (cells, if asked for) before this is
+                written. Not called with max_memory_gb, because the image stays in memory until then.
 
         Returns:
             The segmentations of all cases in the order of their names, those of earlier calls included.
@@ -233,7 +237,7 @@ class Predictor:
             raise UserError(
                 f"output={output}: is a file, but {input} holds {len(cases) + len(problems)} images. Give a folder."
             )
-        return self._predict(cases, outputs, settings, progress, problems)
+        return self._predict(cases, outputs, settings, progress, problems, watch)
 
     def predict_cases(
         self,
@@ -272,6 +276,7 @@ class Predictor:
         settings: PredictionSettings,
         progress: bool,
         unusable: Mapping[str, str],
+        watch: Mapping[str, Watch] = NOBODY,
     ) -> list[Path]:
         """Segment cases; `unusable` are further cases that cannot be read, each with its reason."""
         self._check_instances(settings.instances)
@@ -332,9 +337,8 @@ class Predictor:
             classes: dict[str, Probabilities] = {}
             if missing:
                 limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
-                queue = CaseQueue(
-                    self.models, self.post_processing, settings, limit, progress, problems, codes, manifest
-                )
+                setup = self.models, self.post_processing, settings, limit, progress, problems, codes, manifest
+                queue = CaseQueue(*setup, watch=watch)
                 volumes = queue.run([cases[number] for number in missing], [files[number] for number in missing])
                 classes = queue.classes
                 with storage_errors(folder):

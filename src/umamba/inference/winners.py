@@ -219,7 +219,8 @@ def _decide(  # type: ignore[no-untyped-def]
                     first = -1
                 if x < len(low_x) and not border:
                     line[x] = labels[found[x]]
-            painted[z, y] = line
+            for x in range(line.size):  # a slice assignment would compile the text of its error, which takes seconds
+                painted[z, y, x] = line[x]
     return True
 
 

@@ -143,7 +143,7 @@ def _resample_planes(images, labels, matrix, image_out, label_out):  # type: ign
             y, x = start[0] + matrix[0, 1] * column, start[1] + matrix[1, 1] * column
             ys[row, column], xs[row, column] = int(np.floor(y)), int(np.floor(x))
             fys[row, column], fxs[row, column] = y - ys[row, column], x - xs[row, column]
-        spans[row] = _whole_cells(start, matrix[:, 1], last, columns)
+        spans[row, 0], spans[row, 1] = _whole_cells(start, matrix[:, 1], last, columns)
         for column in range(spans[row, 0], spans[row, 1]):
             cells[row, column] = ys[row, column] * width + xs[row, column]
     right, below = np.uint32(1), np.uint32(width)

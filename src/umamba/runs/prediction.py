@@ -1,15 +1,21 @@
 """Segment images with checkpoints, then draw the first ones, so that one look shows gross mistakes."""
 
 import logging
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from umamba.datasets import RawCase
 from umamba.inference import PostProcessing, Predictor
+from umamba.inference.case_queue import Watch
 from umamba.inference.cases import find_cases
 from umamba.inference.first_stage import segment_first
 from umamba.inference.outputs import Outputs
@@ -67,7 +73,8 @@ def predict(settings: PredictSettings) -> list[Path]:
     if settings.previews:
         load_beside("umamba.evaluation.overlay")  # while the networks compute
     try:
-        paths = predictor.predict(settings.input, settings.output, settings, progress=showing())
+        with _drawing_beside(predictor, outputs, settings) as watch:
+            paths = predictor.predict(settings.input, settings.output, settings, progress=showing(), watch=watch)
     except UnsegmentedCases:
         _look_back(predictor, outputs, settings, calibration)
         raise
@@ -107,6 +114,33 @@ def _look_back(
     write_page(calibration, estimates, order, outputs)
 
 
+@contextmanager
+def _drawing_beside(predictor: Predictor, outputs: Outputs, settings: PredictSettings) -> Iterator[Mapping[str, Watch]]:
+    """Yield the functions that draw the first images while their segmentations are written, instead of read again."""
+    if not settings.previews or settings.quality is not None:  # the quality decides which images are drawn
+        yield {}
+        return
+    cases, _ = find_cases(settings.input, predictor.num_channels)
+    drawn: list[tuple[str, Future[bool]]] = []
+
+    def draw(case_id: str, image: Image, found: np.ndarray) -> None:
+        picture = outputs.preview(case_id)
+        drawn.append((case_id, pool.submit(_draw, predictor, settings, case_id, image, found, picture)))
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield {case.case_id: partial(draw, case.case_id) for case in cases[: settings.previews]}
+        finally:
+            for case_id, done in drawn:
+                if not done.result():
+                    continue
+                picture = outputs.preview(case_id)
+                if outputs.case(case_id, settings).segmentation.exists():
+                    os.utime(picture)  # newer than the segmentation, so that it counts as drawn
+                else:
+                    picture.unlink(missing_ok=True)
+
+
 def draw_previews(
     predictor: Predictor, outputs: Outputs, settings: PredictSettings, order: Sequence[str] = ()
 ) -> list[Path]:
@@ -127,8 +161,7 @@ def draw_previews(
     if not settings.previews:
         return []
     try:
-        from umamba.evaluation.overlay import overlay_figure, write_overlay
-        from umamba.labels.view import letters_of
+        import umamba.evaluation.overlay  # noqa: F401  # needs matplotlib
     except ImportError as error:
         log.warning("No previews, because %s is not installed; previews=0 asks for none.", error.name)
         return []
@@ -146,27 +179,49 @@ def draw_previews(
     made = []
     drawing = zip(wanted, _read_ahead([(case, drawn) for case, drawn, _ in wanted]), strict=True)
     for (case, _, picture), read in tracked(drawing, "Drawing previews", len(wanted)):
-        try:
+        with _no_reason_to_fail(case.case_id):
             image, found = read()
-            figure = overlay_figure(
-                image.array,
-                None,
-                found.array[0],
-                image.geometry.spacing,
-                predictor.labels,
-                letters=letters_of(image.geometry),
-                title=case.case_id,
-                instances=settings.instances is not None,
-            )
-            with storage_errors(picture):
-                write_overlay(figure, picture)
-            made.append(picture)
-        except StorageError:
-            raise
-        except Exception as error:  # a picture is no reason to fail
-            log.warning("%s: could not be drawn (%s: %s).", case.case_id, type(error).__name__, error)
-            log.debug("%s", case.case_id, exc_info=error)
+            if _draw(predictor, settings, case.case_id, image, found.array[0], picture):
+                made.append(picture)
     return made
+
+
+def _draw(
+    predictor: Predictor, settings: PredictSettings, case_id: str, image: Image, found: np.ndarray, picture: Path
+) -> bool:
+    """Draw an image with its label map or cells (Z, Y, X); return whether it worked."""
+    with _no_reason_to_fail(case_id):
+        from umamba.evaluation.overlay import overlay_figure, write_overlay
+        from umamba.labels.view import letters_of
+
+        figure = overlay_figure(
+            image.array,
+            None,
+            found,
+            image.geometry.spacing,
+            predictor.labels,
+            letters=letters_of(image.geometry),
+            title=case_id,
+            instances=settings.instances is not None,
+        )
+        with storage_errors(picture):
+            write_overlay(figure, picture)
+        return True
+    return False
+
+
+@contextmanager
+def _no_reason_to_fail(case_id: str) -> Iterator[None]:
+    """Turn whatever ends a picture into a warning; a full disk and an absent matplotlib are told elsewhere."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except ImportError:
+        return
+    except Exception as error:
+        log.warning("%s: could not be drawn (%s: %s).", case_id, type(error).__name__, error)
+        log.debug("%s", case_id, exc_info=error)
 
 
 def _read_ahead(pairs: Sequence[tuple[RawCase, Path]]) -> Iterator[Callable[[], tuple[Image, Image]]]:
