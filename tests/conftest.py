@@ -102,8 +102,9 @@ def fork_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [sys.executable, str(PROJECT / "tests" / "command_server.py")]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    assert server.stdin is not None
-    assert server.stdout is not None
+    requests, answers = server.stdin, server.stdout
+    assert requests is not None
+    assert answers is not None
     written = tmp_path_factory.mktemp("commands")
     files = {name: written / name for name in ("stdout", "stderr")}
 
@@ -118,13 +119,13 @@ def fork_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             "kill_after": kill_after and str(kill_after),
             **{name: str(file) for name, file in files.items()},
         }
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
+        requests.write(json.dumps(request) + "\n")
+        requests.flush()
+        code = int(answers.readline())
         return subprocess.CompletedProcess(["umamba", *words], code, *(file.read_text() for file in files.values()))
 
     yield run
-    server.stdin.close()
+    requests.close()
     server.wait()
 
 
