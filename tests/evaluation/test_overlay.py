@@ -13,7 +13,7 @@ from umamba.evaluation.overlay import case_figure, overlay_figure, write_overlay
 from umamba.evaluation.rules import Rules
 from umamba.io import Geometry, Image, read_image
 from umamba.labels import LabelSet, colours
-from umamba.labels.painting import scaled
+from umamba.labels.painting import scaled, scaling
 from umamba.labels.view import letters_of
 
 LABELS = LabelSet(("first", "second"), ((1,), (2,)))
@@ -131,6 +131,25 @@ def test_numbered_cells_and_the_score_of_the_table() -> None:
 def read_like(array: np.ndarray) -> Image:
     depth, height, width = array.shape[1:]
     return Image(array, Geometry((999.0, 1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), (depth, height, width), True))
+
+
+def test_the_window_of_a_large_volume_is_that_of_a_sample() -> None:
+    rng = np.random.default_rng(0)
+    grey = rng.normal(0, 100, (200, 200, 201)).astype(np.float32)  # twice the size that is looked at whole
+    organ = np.zeros(grey.shape, dtype=bool)
+    organ[50:100, 50:100, 50:100] = True
+    grey[organ] = rng.normal(50, 10, organ.sum())
+    speck = np.zeros(grey.shape, dtype=bool)
+    speck[101, 100:140, 100] = True  # in no voxel of the sample: every second of each axis
+    grey[speck] = np.linspace(20, 59, 40)
+    for mask, tolerance in ((organ, 1.0), (speck, 1e-3)):
+        darkest, brightest = np.percentile(grey[mask], (0.5, 99.5))
+        margin = (brightest - darkest) / 2
+        shown = scaling(grey[None], None, mask)[0](np.array([[darkest - margin, darkest, brightest + margin]]))
+        at_quarter = margin / (brightest - darkest + 2 * margin)
+        assert shown[0] == pytest.approx(0, abs=tolerance / 40)
+        assert shown[1] == pytest.approx(at_quarter, abs=tolerance / 40)
+        assert shown[2] == pytest.approx(1, abs=tolerance / 40)
 
 
 def test_dark_photographs_are_stretched() -> None:

@@ -90,15 +90,16 @@ def overlay_figure(
     counts: dict[str, int] = {}
     for line, axis, size in zip(grid, rows, sizes, strict=True):
         index = largest_slice(guide, axis)
-        plane = scale(np.take(image, index, axis=axis + 1))
+        across = (slice(None),) * axis + (index,)  # np.take would first copy a volume that is turned
+        plane = scale(image[:, *across])
         for cell, (name, segmentation) in zip(line, columns.items(), strict=False):
             draw_plane(cell, plane, size, view.edges(axis))
             if segmentation is None:
                 continue
             if instances:
-                counts[name] = paint_instances(cell, np.take(segmentation, index, axis=axis), size)
+                counts[name] = paint_instances(cell, segmentation[across], size)
             else:
-                drawn |= paint_labels(cell, np.take(segmentation, index, axis=axis), size, labels)
+                drawn |= paint_labels(cell, segmentation[across], size, labels)
         if truth is not None:
             draw_plane(line[-1], plane * 0.6, size, view.edges(axis))
             _paint_errors(line[-1], found, wanted, None if instances else prediction != truth, axis, size)

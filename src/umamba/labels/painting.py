@@ -18,6 +18,8 @@ _AREA = 0.35  # opacity of an area
 _MAX_OUTLINES = 60  # labels of a plane drawn with outline and number; further ones are areas only
 _MAX_LEGEND = 36  # labels named in a legend
 _DPI = 110
+_SAMPLE = 4_000_000  # voxels, from which the window of a larger volume is found
+_FEWEST = 1_000  # voxels of a sample that stand for a structure
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -79,10 +81,13 @@ def scaling(
 
 
 def _window_of(grey: np.ndarray, segmented: np.ndarray | None) -> tuple[float, float]:
-    low, high = outer_percentiles(grey)
+    step = 1 + int(np.cbrt(grey.size / _SAMPLE))
+    sample = (slice(None, None, step),) * grey.ndim
+    low, high = outer_percentiles(grey[sample])
     if segmented is None or not segmented.any():
         return low, high
-    darkest, brightest = outer_percentiles(grey[segmented])
+    inside = grey[sample][segmented[sample]]
+    darkest, brightest = outer_percentiles(inside if inside.size >= _FEWEST else grey[segmented])
     margin = (brightest - darkest) / 2
     low, high = max(low, darkest - margin), min(high, brightest + margin)
     return (low, high) if high > low else (darkest - 1.0, brightest + 1.0)
