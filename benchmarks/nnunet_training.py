@@ -45,7 +45,8 @@ def configured(trainer):
     return rotation, dummy, size, axes
 nnUNetTrainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size = configured
 with open(given["plans"]) as plans, open(given["dataset"]) as dataset:
-    trainer = nnUNetTrainer(json.load(plans), given["configuration"], 0, json.load(dataset), torch.device("cpu"))
+    plan = {**json.load(plans), "continue_training": False}
+    trainer = nnUNetTrainer(plan, given["configuration"], 0, json.load(dataset), torch.device("cpu"))
 trainer.num_epochs, trainer.num_iterations_per_epoch = given["epochs"], given["iterations"]
 trainer.num_val_iterations_per_epoch = 1
 trainer.run_training()

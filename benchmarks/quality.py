@@ -76,7 +76,7 @@ def flipped(axis: int) -> Corruption:
 CORRUPTIONS: dict[str, tuple[Corruption, ...]] = {
     "clean": (lambda image, label, seed: (image, label, 1.0),),
     "noise": tuple(through_torchio(torchio.RandomNoise(mean=0, std=(std, std))) for std in (0.3, 0.8)),
-    "bias field": tuple(through_torchio(torchio.RandomBiasField(coefficients=(c, c))) for c in (0.4, 0.9)),
+    "bias field": tuple(through_torchio(torchio.RandomBiasField(coefficients=c)) for c in (0.3, 0.6)),
     "blur": tuple(through_torchio(torchio.RandomBlur(std=(std, std))) for std in (1.0, 2.0)),
     "missing slices": (without_slices(0.1), without_slices(0.3)),
     "flip": (flipped(0), flipped(1), flipped(2)),
