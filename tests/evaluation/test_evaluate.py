@@ -22,6 +22,7 @@ from umamba.io import UserError
 from umamba.io.tabular import read_table
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
+from umamba.labels.instance_maps import interior_and_boundary
 from umamba.settings import EvaluateSettings
 
 GENERIC = LabelSet(("a", "b"), ((1,), (2,)))
@@ -108,6 +109,35 @@ def test_cells_as_the_scripts_print_it(reference_dir: Path, tmp_path: Path, thre
     expected = expected[~expected["names"].str.contains("large")].reset_index(drop=True)
     assert len(expected) >= 8
     assert_same(tmp_path / "out" / f"cells-{threshold}.csv", expected)
+
+
+def test_whole_cells_from_files(tmp_path: Path) -> None:
+    truth = np.zeros((30, 30), dtype=np.uint16)
+    truth[4:10, 4:10], truth[14:24, 14:24] = 1, 2  # the interior of the first is 4 x 4 of 6 x 6 pixels
+    write(tmp_path / "gt" / "a_label.tiff", truth)
+    write(tmp_path / "pred" / "a.png", interior_and_boundary(truth))
+    write(tmp_path / "images" / "a.png", np.zeros(truth.shape, np.uint8))
+    f1 = {}
+    for protocol in ("cell", "whole_cells"):
+        settings = EvaluateSettings(
+            predictions=tmp_path / "pred",
+            truth=tmp_path / "gt",
+            output=tmp_path / protocol,
+            protocol=protocol,  # type: ignore[arg-type]
+            images=tmp_path / "images",
+            objects=True,
+            workers=1,
+        )
+        found = evaluate(settings)
+        assert not found.problems
+        (table,) = found.scores.values()
+        f1[protocol] = table["f1"].tolist()
+        assert table["pq"].tolist() == [1.0]
+        assert list((tmp_path / protocol / "overlays").glob("*.png"))
+    assert f1 == {"cell": [0.5], "whole_cells": [1.0]}
+    rules = Rules(label_names(tmp_path, None, "whole_cells"), "whole_cells", strict_official=True)
+    with pytest.raises(UserError, match="protocol=whole_cells has no official script"):
+        evaluate_folders({"x": tmp_path / "pred"}, tmp_path / "gt", tmp_path / "out", rules, workers=1)
 
 
 @pytest.fixture

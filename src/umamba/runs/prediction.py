@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Reads an image and its label map or numbered cells (Z, Y, X).
+Read = Callable[[], tuple[Image, np.ndarray]]
 PREVIOUS_STAGE = "previous_stage"  # folder of the first stage's segmentations in the output
 
 
@@ -117,7 +120,8 @@ def _look_back(
 @contextmanager
 def _drawing_beside(predictor: Predictor, outputs: Outputs, settings: PredictSettings) -> Iterator[Mapping[str, Watch]]:
     """Yield the functions that draw the first images while their segmentations are written, instead of read again."""
-    if not settings.previews or settings.quality is not None:  # the quality decides which images are drawn
+    # The quality decides which images are drawn; an absent matplotlib is told by `draw_previews`.
+    if not settings.previews or settings.quality is not None or find_spec("matplotlib") is None:
         yield {}
         return
     cases, _ = find_cases(settings.input, predictor.num_channels)
@@ -125,7 +129,7 @@ def _drawing_beside(predictor: Predictor, outputs: Outputs, settings: PredictSet
 
     def draw(case_id: str, image: Image, found: np.ndarray) -> None:
         picture = outputs.preview(case_id)
-        drawn.append((case_id, pool.submit(_draw, predictor, settings, case_id, image, found, picture)))
+        drawn.append((case_id, pool.submit(_draw, predictor, settings, case_id, lambda: (image, found), picture)))
 
     with ThreadPoolExecutor(1) as pool:
         try:
@@ -179,21 +183,18 @@ def draw_previews(
     made = []
     drawing = zip(wanted, _read_ahead([(case, drawn) for case, drawn, _ in wanted]), strict=True)
     for (case, _, picture), read in tracked(drawing, "Drawing previews", len(wanted)):
-        with _no_reason_to_fail(case.case_id):
-            image, found = read()
-            if _draw(predictor, settings, case.case_id, image, found.array[0], picture):
-                made.append(picture)
+        if _draw(predictor, settings, case.case_id, read, picture):
+            made.append(picture)
     return made
 
 
-def _draw(
-    predictor: Predictor, settings: PredictSettings, case_id: str, image: Image, found: np.ndarray, picture: Path
-) -> bool:
-    """Draw an image with its label map or cells (Z, Y, X); return whether it worked."""
-    with _no_reason_to_fail(case_id):
+def _draw(predictor: Predictor, settings: PredictSettings, case_id: str, read: Read, picture: Path) -> bool:
+    """Draw an image with its label map or cells; return whether it worked, because a picture is no reason to fail."""
+    try:
         from umamba.evaluation.overlay import overlay_figure, write_overlay
         from umamba.labels.view import letters_of
 
+        image, found = read()
         figure = overlay_figure(
             image.array,
             None,
@@ -206,30 +207,21 @@ def _draw(
         )
         with storage_errors(picture):
             write_overlay(figure, picture)
-        return True
-    return False
-
-
-@contextmanager
-def _no_reason_to_fail(case_id: str) -> Iterator[None]:
-    """Turn whatever ends a picture into a warning; a full disk and an absent matplotlib are told elsewhere."""
-    try:
-        yield
     except StorageError:
         raise
-    except ImportError:
-        return
     except Exception as error:
         log.warning("%s: could not be drawn (%s: %s).", case_id, type(error).__name__, error)
         log.debug("%s", case_id, exc_info=error)
+        return False
+    return True
 
 
-def _read_ahead(pairs: Sequence[tuple[RawCase, Path]]) -> Iterator[Callable[[], tuple[Image, Image]]]:
+def _read_ahead(pairs: Sequence[tuple[RawCase, Path]]) -> Iterator[Read]:
     """Yield for each case the function that waits for its image and label map, while those of the next are read."""
     with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[tuple[Image, Image]]] = deque()
+        waiting: deque[Future[tuple[Image, np.ndarray]]] = deque()
         for case, drawn in pairs:
-            waiting.append(pool.submit(lambda case, drawn: (_image_of(case), read_label(drawn)), case, drawn))
+            waiting.append(pool.submit(lambda case, drawn: (_image_of(case), read_label(drawn).array[0]), case, drawn))
             if len(waiting) > 1:
                 yield waiting.popleft().result
         if waiting:

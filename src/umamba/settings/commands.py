@@ -38,7 +38,7 @@ class EvaluateSettings(Settings):
         existing=True,
     )
     truth: Path = key(
-        sentence="Folder of the references. Of cells: numbered cells, NAME or NAME_label. A CSV file of the "
+        sentence="Folder of the references. For cells: numbered cells, NAME or NAME_label. A CSV file of the "
         "true classes of cases instead: score the classes.csv of each folder of predictions only.",
         existing=True,
     )

@@ -50,8 +50,8 @@ class PredictionSettings(SlidingWindowSettings):
     instances: Literal["components", "watershed"] | None = key(
         None,
         "Cells (labels interior and boundary): also write NAME_label.tiff with numbered instances. components: the "
-        "connected components of the interior, as they are scored. watershed: also split touching cells, and include "
-        "the boundary. null: none.",
+        "connected components of the interior, as protocol=cell scores them. watershed: also split touching cells, "
+        "include the boundary, and leave out crumbs. null: none.",
     )
     export: tuple[ExportForm, ...] = key(
         (),
