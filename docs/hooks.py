@@ -1,4 +1,4 @@
-"""Add pages to the site: those beside docs/ (studies, measurements, SLURM, contributing, changelog), and the page of all settings.
+"""Add pages to the site: those beside docs/ (studies, measurements, SLURM, changelog ...), and the page of settings.
 
 Links are written so that they also work on GitHub.
 """
@@ -17,7 +17,10 @@ from settings_page import settings_page
 
 PROJECT = Path(__file__).resolve().parents[1]
 SETTINGS = "reference/settings.md"
-BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "constraints.txt", "experiments/**/*.*", "benchmarks/results/*.md", "slurm/README.md")
+BESIDE = (
+    *("CONTRIBUTING.md", "CHANGELOG.md", "constraints.txt", "slurm/README.md"),
+    *("experiments/**/*.*", "benchmarks/results/*.md"),
+)
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 
 

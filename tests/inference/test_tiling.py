@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from umamba.inference import Model, half_sums, tiling
 from umamba.inference.half_sums import add_weighted
-from umamba.inference.resize import axis_maps
+from umamba.inference.resize import axis_maps, resize_box
 from umamba.inference.slabs import SlabLayout, View, choose_layout, count_tiles, give_slabs, logits_bytes
 from umamba.inference.tiling import gaussian_weights, tile_starts, tiles_along
 from umamba.io import UserError
@@ -87,6 +87,19 @@ def test_compiled_sums_in_half_precision_have_the_bits_of_torch() -> None:
     rounded = torch.zeros((1, 1, 1 << 16), dtype=torch.float16)
     add_weighted(rounded, (0, 0, 0), values, ones)
     assert torch.equal(rounded.nan_to_num(nan=7.0), values.half().nan_to_num(nan=7.0))
+
+
+@pytest.mark.parametrize("size", [17, 31, 70])
+def test_the_last_axis_is_resampled_with_one_rounding_in_any_box(size: int) -> None:
+    maps = axis_maps((5, 4, 24), (5, 4, size), (1, 1, 1), (1, 1, 24 / size))
+    logits = torch.randn((5, 4, 24), generator=torch.Generator().manual_seed(size))
+    low, high, share = maps[2].low, maps[2].high, maps[2].share
+    exact = logits[..., low].double() * (1 - share) + logits[..., high].double() * share  # products of float32 are exact
+    columns = slice(0, size)
+    for planes, rows in ((slice(0, 5), slice(0, 4)), (slice(2, 3), slice(1, 2)), (slice(0, 2), slice(0, 3))):
+        part = logits[planes, rows]
+        found = resize_box(part, (planes.start, rows.start), maps, (planes, rows, columns))
+        assert torch.equal(found, exact[planes, rows].float())
 
 
 @pytest.mark.parametrize("limit", [None, 1])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from umamba.cli.main import main
 from umamba.inference import Model, Predictor, case_queue
@@ -24,6 +25,7 @@ from umamba.inference.outputs import Outputs
 from umamba.inference.slabs import SlabLayout
 from umamba.io import UserError, read_image, read_json, write_json
 from umamba.networks import build_network
+from umamba.preprocessing import preprocess_case
 from umamba.records import CheckpointRecord
 from umamba.records.checkpoint import NETWORK, store_record
 from umamba.settings import InvalidSettings, PredictionSettings, PredictSettings, UNetSettings
@@ -396,6 +398,35 @@ def test_bits_are_equal_over_24_settings(
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).tobytes()
         found.add(hashlib.sha256(labels + probabilities).hexdigest())
     assert len(found) == 1
+
+
+def test_matrices_are_multiplied_by_one_thread_while_images_are_resampled(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenBLAS's kernels for AVX2 give other bits with another number of threads."""
+    made = make_model(torch.nn.Identity(), (8, 8, 8), 2, num_channels=1)
+    path = tmp_path / "a_0000.nii.gz"
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.random.default_rng(1).normal(size=(8, 8, 8)).astype(np.float32)), str(path)
+    )
+    seen = set[int]()
+
+    def watched(*given: Any, **named: Any) -> Any:
+        seen.update(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return preprocess_case(*given, **named)
+
+    monkeypatch.setattr("umamba.inference.prepared_image.preprocess_case", watched)
+    for reproducible, threads in ((True, 1), (False, 3)):
+        network = build_network("unet", made.configuration, 1, 2, deep_supervision=False)
+        rest = (made.plan, made.configuration, made.labels, 1, made.device)
+        predictor = Predictor((Model(network, *rest, reproducible=reproducible),))
+        with threadpool_limits(3, "blas"):
+            predictor.predict_image(read_image([path]))
+            assert seen == {threads}
+            seen.clear()
+            predictor.predict(path, tmp_path / str(threads), progress=False)
+            assert seen == {threads}
+        seen.clear()
 
 
 def test_passes_of_single_threads_have_the_bits_of_one_thread(threads: None) -> None:

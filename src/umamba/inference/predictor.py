@@ -30,7 +30,7 @@ from umamba.inference.memory import measure_limit
 from umamba.inference.model import Model, choose_device
 from umamba.inference.outputs import Outputs
 from umamba.inference.postprocessing import PostProcessing
-from umamba.inference.prepared_image import check_previous, paint, prepare_image, warn_of_orientation
+from umamba.inference.prepared_image import check_previous, paint, prepare_image, same_bits, warn_of_orientation
 from umamba.inference.problems import Problems
 from umamba.inference.volumes import write_volumes
 from umamba.io import Image, UserError, exclusive, storage_errors
@@ -179,7 +179,8 @@ class Predictor:
         refuse_flat_image(image, self.models)
         settle_engines(self.models)
         limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
-        prepared = prepare_image(image, self.models, previous=previous)
+        with same_bits(self.models):
+            prepared = prepare_image(image, self.models, previous=previous)
         warn_of_orientation("The image", prepared.geometry, self.models, set())
         canvas = Canvas(prepared.placement, self.labels)
         paint(prepared, canvas, settings, limit, lambda done, total: None)()
@@ -201,7 +202,8 @@ class Predictor:
         if self.heads is None:
             raise UserError("checkpoint: has no classification head. Train one with heads.case=FILE.csv.")
         refuse_flat_image(image, self.models)
-        prepared = prepare_image(image, self.models)
+        with same_bits(self.models):
+            prepared = prepare_image(image, self.models)
         return named(self.heads.tasks, classify(prepared, self.models, settings.tta))
 
     def predict(
@@ -301,6 +303,7 @@ class Predictor:
             raise problems.error(len(unusable), folder)
         with ExitStack() as stack:
             stack.enter_context(shown(progress))
+            stack.enter_context(same_bits(self.models))
             with storage_errors(folder):
                 stack.enter_context(exclusive(outputs.lock, f"the predictions in {folder}"))
                 outputs.remove_stale(files)

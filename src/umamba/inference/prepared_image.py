@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from umamba.inference.agreement import Agreement
 from umamba.inference.canvas import Canvas, Placement, Slab, grid_maps
@@ -38,6 +40,18 @@ class PreparedImage:
     placement: Placement
     geometry: Geometry
     further: tuple[View, ...] = ()
+
+
+def same_bits(models: Sequence[Model]) -> AbstractContextManager[object]:
+    """Return a context in which images are prepared with the same bits by any number of threads, if a network asks.
+
+    Resampling multiplies matrices, whose library adds in an order that depends on its number of threads on some
+    processors. It has one thread in this context, in the whole process.
+
+    Args:
+        models: the networks, see `Model.reproducible`.
+    """
+    return threadpool_limits(1, "blas") if any(model.reproducible for model in models) else nullcontext()
 
 
 def prepare_image(

@@ -25,7 +25,7 @@ class PlacedMap:
         high: as in `AxisMap`.
         share: as in `AxisMap`.
         matrices: each computes up to `_COLUMNS` samples of the image from those that they need of the grid (needed,
-            samples).
+            samples); float64 on the CPU.
     """
 
     low: Tensor
@@ -76,7 +76,8 @@ class AxisMap:
             device: of the logits.
         """
         if device not in self._placed:
-            matrices = tuple(self._matrix(columns).to(device) for columns in self.columns)
+            dtype = torch.float64 if device.type == "cpu" else torch.float32
+            matrices = tuple(self._matrix(columns, dtype).to(device) for columns in self.columns)
             low, high, share = (values.to(device) for values in (self.low, self.high, self.share))
             self._placed[device] = PlacedMap(low, high, share, matrices)
         return self._placed[device]
@@ -85,10 +86,10 @@ class AxisMap:
     def _placed(self) -> dict[torch.device, PlacedMap]:
         return {}
 
-    def _matrix(self, columns: slice) -> Tensor:
+    def _matrix(self, columns: slice, dtype: torch.dtype) -> Tensor:
         needed = self.needed(columns)
         count = columns.stop - columns.start
-        weights = torch.zeros(needed.stop - needed.start, count)
+        weights = torch.zeros(needed.stop - needed.start, count, dtype=dtype)
         place = torch.arange(count)
         weights[self.low[columns] - needed.start, place] += 1 - self.share[columns]
         weights[self.high[columns] - needed.start, place] += self.share[columns]
@@ -160,10 +161,14 @@ def _rows(logits: Tensor, axis_map: AxisMap, rows: slice, axis: int) -> Tensor:
 
 
 def _columns(logits: Tensor, axis_map: AxisMap) -> Tensor:
-    """Resample the last axis by small matrices, because gathering single voxels is much slower."""
+    """Resample the last axis by small matrices, because gathering single voxels is much slower.
+
+    On the CPU in float64, in which both products of a sample are exact: the library of matrix products rounds them or
+    not, depending on the number of rows and of threads, and so on the boxes.
+    """
     result = logits.new_empty((*logits.shape[:2], len(axis_map.low)))
     for columns, weights in zip(axis_map.columns, axis_map.on(logits.device).matrices, strict=True):
-        result[..., columns] = logits[..., axis_map.needed(columns)] @ weights
+        result[..., columns] = logits[..., axis_map.needed(columns)].to(weights.dtype) @ weights
     return result
 
 
