@@ -1,12 +1,14 @@
 """Run commands of umamba, each in a fork of this process, which has imported what takes seconds to import.
 
 A line of standard input is a JSON object: `words` after umamba, `folder` to work in, `environment` and `modules`
-(folders of further packages) to add, `stdout` and `stderr` (files to write), and `kill_after` (a file; soon after it is
-there, the command and its workers get SIGKILL) or null. The answer is a line with the exit code.
+(folders of further packages) to add, `stdout` and `stderr` (files to write), `file_limit` (no file may have more bytes,
+as on a full disk) or null, and `kill_after` (a file; soon after it is there, the command and its workers get SIGKILL)
+or null. The answer is a line with the exit code. Packages that are given as arguments cannot be imported.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -22,6 +24,7 @@ PRELOADED = (
     "umamba.reporting",
     "umamba.runs.whole_run",
 )
+WITHOUT_TRAINING = ("umamba.cli.main", "umamba.inference.predictor")
 
 
 def serve() -> None:
@@ -53,6 +56,9 @@ def run(request: dict[str, Any]) -> None:
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
+    if request["file_limit"] is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails instead
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], request["file_limit"]))
     os.chdir(request["folder"])
     os.environ.update(request["environment"])
     sys.path[:0] = request["modules"]
@@ -61,6 +67,8 @@ def run(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    for module in PRELOADED:
+    absent = sys.argv[1:]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: the import fails
+    for module in WITHOUT_TRAINING if absent else PRELOADED:
         import_module(module)
     serve()

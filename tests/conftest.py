@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -93,40 +93,62 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def fork_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Return a function that runs `umamba WORDS` in a process of its own, without the seconds that the imports take.
+def command_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[Any]]:
+    """Return the context of a function that runs `umamba WORDS` in processes without the seconds that imports take.
 
-    Its arguments are the words, the folder to work in, the folders of further packages, and a file: soon after this is
-    there, the command is killed. One thread computes.
+    The arguments of the context are packages that the commands cannot import. Those of the function are the words, the
+    folder to work in, the folders of further packages, a file (soon after this is there, the command is killed), and
+    the bytes that a file may have at most. One thread computes.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, str(PROJECT / "tests" / "command_server.py")]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    requests, answers = server.stdin, server.stdout
-    assert requests is not None
-    assert answers is not None
-    written = tmp_path_factory.mktemp("commands")
-    files = {name: written / name for name in ("stdout", "stderr")}
 
-    def run(
-        words: Sequence[str], folder: Path, modules: Sequence[Path] = (), kill_after: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        request = {
-            "words": list(words),
-            "folder": str(folder),
-            "environment": {"PYTHONPATH": os.pathsep.join(map(str, modules))},
-            "modules": list(map(str, modules)),
-            "kill_after": kill_after and str(kill_after),
-            **{name: str(file) for name, file in files.items()},
-        }
-        requests.write(json.dumps(request) + "\n")
-        requests.flush()
-        code = int(answers.readline())
-        return subprocess.CompletedProcess(["umamba", *words], code, *(file.read_text() for file in files.values()))
+    @contextmanager
+    def serving(*absent: str) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+        command = [sys.executable, str(PROJECT / "tests" / "command_server.py"), *absent]
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        requests, answers = server.stdin, server.stdout
+        assert requests is not None
+        assert answers is not None
+        written = tmp_path_factory.mktemp("commands")
+        files = {name: written / name for name in ("stdout", "stderr")}
 
-    yield run
-    requests.close()
-    server.wait()
+        def run(
+            words: Sequence[str],
+            folder: Path,
+            modules: Sequence[Path] = (),
+            kill_after: Path | None = None,
+            file_limit: int | None = None,
+        ) -> subprocess.CompletedProcess[str]:
+            request = {
+                "words": list(words),
+                "folder": str(folder),
+                "environment": {"PYTHONPATH": os.pathsep.join(map(str, modules))},
+                "modules": list(map(str, modules)),
+                "kill_after": kill_after and str(kill_after),
+                "file_limit": file_limit,
+                **{name: str(file) for name, file in files.items()},
+            }
+            requests.write(json.dumps(request) + "\n")
+            requests.flush()
+            code = int(answers.readline())
+            said = (file.read_text(encoding="utf-8") for file in files.values())
+            return subprocess.CompletedProcess(["umamba", *words], code, *said)
+
+        yield run
+        requests.close()
+        server.wait()
+        answers.close()
+
+    return serving
+
+
+@pytest.fixture(scope="session")
+def fork_command(
+    command_server: Callable[..., AbstractContextManager[Any]],
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Return the function of `command_server`, for commands that import everything."""
+    with command_server() as run:
+        yield run
 
 
 def blocks(text: str, language: str) -> list[str]:

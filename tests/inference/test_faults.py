@@ -1,9 +1,9 @@
-"""predict.py with all kinds of files and faults: good cases are segmented, one message names the others."""
+"""Prediction of all kinds of files and faults: good cases are segmented, one message names the others."""
 
 import locale
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +17,14 @@ from umamba.labels import LabelSet
 from umamba.networks import build_network
 
 BLOCKED = ("lightning", "pytorch_lightning", "torchio", "torchmetrics", "wandb", "monai", "matplotlib", "pandas")
-# Runs predict.py without the packages that only training needs, and with a limit of file sizes (as on a full disk).
-WITHOUT_TRAINING = f"""
-import resource, runpy, signal, sys
-for name in {BLOCKED}:
-    sys.modules[name] = None
-limit = int(sys.argv.pop(1))
-if limit:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-sys.argv[0] = "predict.py"
-runpy.run_path(sys.argv.pop(1), run_name="__main__")
-"""
+Predict = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def predict(project_dir: Path, *overrides: str, file_limit: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run predict.py."""
-    script = str(project_dir / "predict.py")
-    command = [sys.executable, "-c", WITHOUT_TRAINING, str(file_limit), script, *overrides, "device=cpu", "workers=1"]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=240, check=False)
+@pytest.fixture(scope="module")
+def predict(command_server: Callable[..., AbstractContextManager[Predict]], project_dir: Path) -> Iterator[Predict]:
+    """Return a function that runs `umamba predict` without the packages that only training needs."""
+    with command_server(*BLOCKED) as run:
+        yield lambda *overrides, **limit: run(["predict", *overrides, "device=cpu", "workers=1"], project_dir, **limit)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +85,7 @@ def write_series(folder: Path, volume: np.ndarray, skip: int | None = None) -> N
         writer.Execute(slice_)
 
 
-def test_volumes_good_and_bad(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
+def test_volumes_good_and_bad(predict: Predict, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
     """A DICOM series, NRRD and a 4D file of one volume are segmented; damaged, longer 4D and gappy ones are named."""
     images, output = tmp_path / "images", tmp_path / "out"
     volume = noise(6, 9, 11)
@@ -110,7 +99,7 @@ def test_volumes_good_and_bad(project_dir: Path, checkpoints: dict[tuple[int, in
     (images / "cut.nii.gz").write_bytes((images / "one_time.nii.gz").read_bytes()[:300])
     (images / "empty.mha").write_bytes(b"")
     (images / "notes.txt").write_text("not an image")
-    result = predict(project_dir, f"checkpoint={checkpoints[3, 1]}", f"input={images}", f"output={output}")
+    result = predict(f"checkpoint={checkpoints[3, 1]}", f"input={images}", f"output={output}")
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert sorted(path.name for path in output.glob("*.nii.gz")) == [
@@ -137,12 +126,12 @@ def test_volumes_good_and_bad(project_dir: Path, checkpoints: dict[tuple[int, in
     assert locale.getencoding() == encoding, "GDCM leaves another locale behind"
     np.testing.assert_array_equal(read.array[0], volume)
 
-    again = predict(project_dir, f"checkpoint={checkpoints[3, 1]}", f"input={images / 'series'}", f"output={output}")
+    again = predict(f"checkpoint={checkpoints[3, 1]}", f"input={images / 'series'}", f"output={output}")
     assert again.returncode == 0, again.stderr
     assert "1 of 1 segmentations were there already" in again.stdout
 
 
-def test_natural_images(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
+def test_natural_images(predict: Predict, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
     """16-bit PNG, grey BMP and TIFF fit a network of one channel, RGB BMP one of three; colour is not taken as grey."""
     grey, colour = tmp_path / "grey", tmp_path / "colour"
     grey.mkdir()
@@ -156,18 +145,16 @@ def test_natural_images(project_dir: Path, checkpoints: dict[tuple[int, int], Pa
         sitk.WriteImage(sitk.GetImageFromArray(rgb, isVector=True), str(folder / "rgb.bmp"))
     assert read_image([grey / "deep.png"]).array.dtype == np.uint16
     assert read_image([grey / "flat.bmp"]).array.shape == (1, 1, 12, 15)
-    result = predict(project_dir, f"checkpoint={checkpoints[2, 1]}", f"input={grey}", f"output={tmp_path / 'a'}")
+    result = predict(f"checkpoint={checkpoints[2, 1]}", f"input={grey}", f"output={tmp_path / 'a'}")
     assert result.returncode == 2
     assert "rgb: the image has 3 channels, the network was trained with 1" in result.stderr
     assert {path.name for path in (tmp_path / "a").glob("*.png")} == {"deep.png", "flat.png", "tall.png"}
-    result = predict(
-        project_dir, f"checkpoint={checkpoints[2, 3]}", f"input={colour / 'rgb.bmp'}", f"output={tmp_path / 'b'}"
-    )
+    result = predict(f"checkpoint={checkpoints[2, 3]}", f"input={colour / 'rgb.bmp'}", f"output={tmp_path / 'b'}")
     assert result.returncode == 0, result.stderr
     assert sitk.ReadImage(str(tmp_path / "b" / "rgb.png")).GetSize() == (10, 9)
 
 
-def test_several_channels(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
+def test_several_channels(predict: Predict, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
     """Two files, a file of vectors and a 4D file of the same image give the same segmentation."""
     images = tmp_path / "images"
     images.mkdir()
@@ -178,7 +165,7 @@ def test_several_channels(project_dir: Path, checkpoints: dict[tuple[int, int], 
     sitk.WriteImage(sitk.JoinSeries(parts), str(images / "times.nii"))
     output = tmp_path / "out"
     pair = f"checkpoint=[{checkpoints[3, 2]},{checkpoints[3, 2]}]"
-    result = predict(project_dir, pair, f"input={images}", f"output={output}", "max_memory_gb=4", "probabilities=true")
+    result = predict(pair, f"input={images}", f"output={output}", "max_memory_gb=4", "probabilities=true")
     assert result.returncode == 0, result.stderr
     files, times, vectors = (
         sitk.GetArrayFromImage(sitk.ReadImage(str(output / f"{name}.nii.gz"))) for name in ("files", "times", "vectors")
@@ -188,43 +175,41 @@ def test_several_channels(project_dir: Path, checkpoints: dict[tuple[int, int], 
     assert np.load(output / "files.npz")["probabilities"].shape == (3, 6, 9, 11)
 
 
-def test_empty_folder(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
+def test_empty_folder(predict: Predict, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    result = predict(
-        project_dir, f"checkpoint={checkpoints[3, 1]}", f"input={tmp_path / 'empty'}", f"output={tmp_path / 'out'}"
-    )
+    result = predict(f"checkpoint={checkpoints[3, 1]}", f"input={tmp_path / 'empty'}", f"output={tmp_path / 'out'}")
     assert result.returncode == 2
     assert "no images in" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_full_disk(project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
+def test_full_disk(predict: Predict, checkpoints: dict[tuple[int, int], Path], tmp_path: Path) -> None:
     """Small results are kept; the first one that does not fit ends the command, and the next command continues."""
     images, output = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     for name, shape in (("a", (3, 4, 4)), ("b", (20, 30, 30)), ("c", (3, 4, 4))):
         sitk.WriteImage(sitk.GetImageFromArray(noise(*shape)), str(images / f"{name}.mha"))
     arguments = (f"checkpoint={checkpoints[3, 1]}", f"input={images}", f"output={output}")
-    result = predict(project_dir, *arguments, file_limit=2200)
+    result = predict(*arguments, file_limit=2200)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert "b.nii.gz: could not be written" in result.stderr
     assert (output / "a.nii.gz").exists()
     assert not (output / "b.nii.gz").exists()
     assert not list(output.glob(".*partial*"))
-    result = predict(project_dir, *arguments)
+    result = predict(*arguments)
     assert result.returncode == 0, result.stderr
     assert sitk.ReadImage(str(output / "b.nii.gz")).GetSize() == (30, 30, 20)
 
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_no_probabilities(
-    project_dir: Path, checkpoints: dict[tuple[int, int], Path], tmp_path: Path
+    predict: Predict, checkpoints: dict[tuple[int, int], Path], tmp_path: Path
 ) -> None:
     image = tmp_path / "a.mha"
     sitk.WriteImage(sitk.GetImageFromArray(noise(20, 30, 30)), str(image))
     arguments = (f"checkpoint={checkpoints[3, 1]}", f"input={image}", f"output={tmp_path / 'out'}")
-    result = predict(project_dir, *arguments, "probabilities=true", file_limit=20000)
+    result = predict(*arguments, "probabilities=true", file_limit=20000)
     assert result.returncode == 2, result.stderr
     assert "a.npz: could not be written" in result.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

@@ -94,7 +94,9 @@ def test_the_last_axis_is_resampled_with_one_rounding_in_any_box(size: int) -> N
     maps = axis_maps((5, 4, 24), (5, 4, size), (1, 1, 1), (1, 1, 24 / size))
     logits = torch.randn((5, 4, 24), generator=torch.Generator().manual_seed(size))
     low, high, share = maps[2].low, maps[2].high, maps[2].share
-    exact = logits[..., low].double() * (1 - share) + logits[..., high].double() * share  # products of float32 are exact
+    exact = (
+        logits[..., low].double() * (1 - share) + logits[..., high].double() * share
+    )  # products of float32 are exact
     columns = slice(0, size)
     for planes, rows in ((slice(0, 5), slice(0, 4)), (slice(2, 3), slice(1, 2)), (slice(0, 2), slice(0, 3))):
         part = logits[planes, rows]
