@@ -50,7 +50,7 @@ class Network:
 
 HIPPOCAMPUS = "Hippocampus MR of the Medical Segmentation Decathlon (Task04), CC-BY-SA 4.0."
 FIVE = ("0", "1", "2", "3", "4")
-# A batch sees whole volumes of the hippocampus. AdamW, because nnU-Net's SGD with a momentum of 0.99 needs more iterations.
+# A patch holds nearly a whole volume. AdamW, because nnU-Net's SGD with a momentum of 0.99 needs more iterations.
 SMALL = (
     *("plan.patch_size=[40,56,40]", "plan.batch_size=2", "plan.features_per_stage=[16,32,64,128]"),
     *("recipe.optimizer={name:adamw,lr:0.001}", "trainer.max_epochs=10"),

@@ -35,7 +35,7 @@ NNUNET_RECIPE: dict[str, Any] = {
         "focal_gamma": 0.0,
         "tversky": None,
         "exclusion_weight": 1.0,
-        "distillation_weight": 1.0,
+        "distillation_weight": 10.0,
         "component_weight": 0.0,
     },
     "precision": "auto",

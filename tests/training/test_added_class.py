@@ -98,9 +98,16 @@ def test_regions_are_taught_one_by_one() -> None:
     assert teacher.divergence(logits, frozen, label, taught).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_it_starts_with_the_segmentation_of_the_frozen_network() -> None:
-    teacher, network = teacher_of(OLD, NEW), head(NEW)
+def started(old: LabelSet, new: LabelSet, own: float) -> tuple[Teacher, nn.Module, str]:
+    """Return a teacher, the network that begins with its weights, and what was said; all new weights are `own`."""
+    teacher, network = teacher_of(old, new), head(new)
+    nn.init.constant_(network.weight, own)  # type: ignore[arg-type]
     said = start_from_teacher(network, teacher.network.state_dict(), lambda classes: nn.Conv2d(2, classes, 1), teacher)
+    return teacher, network, said
+
+
+def test_it_starts_with_the_segmentation_of_the_frozen_network() -> None:
+    teacher, network, said = started(OLD, NEW, own=0)
     assert said == "Labels that are kept: right, left; added: tumour."
     image = torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -108,12 +115,30 @@ def test_it_starts_with_the_segmentation_of_the_frozen_network() -> None:
     # "gone" is no label of the new run: its share is spread over the others
     assert torch.allclose(new[:, 3] / new[:, 2], old[:, 1] / old[:, 3], rtol=1e-5)
     assert torch.allclose((new[:, 0] + new[:, 1]) / new[:, 2], old[:, 0] / old[:, 3], rtol=1e-5)
-    assert torch.equal(new[:, 0], new[:, 1])
+    assert torch.allclose(new[:, 1] / (new[:, 0] + new[:, 1]), torch.tensor(0.05))
     label, taught = torch.zeros(2, 1, 5, 5, dtype=torch.long), torch.tensor([[False, True, True]] * 2)
-    kept = teacher_of(LabelSet(("left", "right"), ((1,), (2,))), NEW)
-    start_from_teacher(network, kept.network.state_dict(), lambda classes: nn.Conv2d(2, classes, 1), kept)
+    kept, network, _ = started(LabelSet(("left", "right"), ((1,), (2,))), NEW, own=0)
     divergence = kept.divergence(network(image), kept.network(image), label, taught)
     assert divergence.item() == pytest.approx(0, abs=1e-6)
+    two, network, _ = started(LabelSet(("left",), ((1,),)), NEW, own=0)
+    with torch.no_grad():
+        found = network(image).softmax(1)
+    assert torch.allclose(found[:, 1:3] / found[:, :3].sum(1, keepdim=True), torch.tensor(0.025))
+    assert torch.allclose(found[:, 3], two.network(image).softmax(1)[:, 1], rtol=1e-5)
+
+
+def test_the_features_of_a_new_label_have_a_gradient_at_the_start() -> None:
+    """With the background's own weights a voxel of the new label would move nothing but the head."""
+    old, new = LabelSet(("left",), ((1,),)), LabelSet(("left", "tumour"), ((1,), (2,)))
+    for own, moves in ((0.0, False), (0.5, True)):
+        teacher, network, _ = started(old, new, own)
+        assert torch.equal(network.weight[2], teacher.network.weight[0] + own)  # type: ignore[index, union-attr, operator]
+        with torch.no_grad():
+            network.bias[1] = -100  # type: ignore[index, operator]  # nobody takes the voxel for the old label
+        features = torch.randn(1, 2, 1, 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        nn.functional.cross_entropy(network(features), torch.full((1, 1, 1), 2)).backward()
+        assert features.grad is not None
+        assert bool(features.grad.abs().max() > 1e-3) == moves
 
 
 def test_new_regions_keep_their_random_weights() -> None:

@@ -156,7 +156,7 @@ class LossSettings(Settings):
         low=0,
     )
     distillation_weight: float = key(
-        1.0, "Factor of the loss by which the frozen network of `teacher` keeps its labels.", low=0
+        10.0, "Factor of the loss by which the frozen network of `teacher` keeps its labels.", low=0
     )
 
     component_weight: float = key(

@@ -1,8 +1,8 @@
 """Add labels to a trained network without the old data: its frozen copy teaches the labels that new cases do not carry.
 
 Cermelli et al., 2020, https://arxiv.org/abs/2002.00718, section 3.3. The new network begins with the weights of the
-frozen one. Its background and its new labels share what was background before, so that at the start it segments exactly
-as the frozen one. During training, the probabilities of both networks are compared after those of the background and of
+frozen one. Its background and its new labels share what was background before, so that at the start it segments as the
+frozen one. During training, the probabilities of both networks are compared after those of the background and of
 all labels that are not taught are added up.
 """
 
@@ -25,6 +25,8 @@ from umamba.settings.entry_points import module_of
 from umamba.training.losses import deep_supervision_weights, masked_mean, resize_label
 from umamba.training.partial_losses import NOTHING, merged_logits, over_voxels
 from umamba.training.pretrained import head_axes
+
+NEW_SHARE = 0.05  # of the background's probability, for all new labels together, before the first step
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,9 @@ def start_from_teacher(
 ) -> str:
     """Let a network begin as the frozen one: the same segmentation, with a share of the background for new labels.
 
+    A new label has the weights of the background, as in the paper, plus the random ones of a new head. Without these,
+    the features of its voxels would have no gradient, because those of the two labels would cancel each other out.
+
     Args:
         network: the new run's network, which gets the weights.
         weights: of the frozen network.
@@ -206,8 +211,13 @@ def _head(own: Tensor, frozen: Tensor, axis: int, teacher: Teacher) -> Tensor:
         return torch.cat(parts, axis)
     sources = torch.tensor([0, *(channel or 0 for channel in rows)])
     head = frozen.index_select(axis, sources)
+    new = [row for row, channel in enumerate(rows, start=1) if channel is None]
     if head.ndim == 1:  # the bias: the background's exponential is divided among background and new labels
-        head[sources == 0] -= math.log(int((sources == 0).sum()))
+        head[new] += math.log(NEW_SHARE / max(1, len(new)))
+        head[0] += math.log(1 - NEW_SHARE) if new else 0
+    else:
+        places = torch.tensor(new, dtype=torch.long)
+        head.index_add_(axis, places, own.index_select(axis, places))
     return head
 
 
