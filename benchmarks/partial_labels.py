@@ -8,7 +8,7 @@ give the scores. What is trained, each with the same network, schedule and seed:
 
     full       all training cases with both labels
     partial    the halves, declared in annotated_labels
-    marginal   the same without the exclusion loss
+    exclusion  the same with the exclusion loss
     naive      the halves without the declaration: what a case does not carry is background (control)
     first      the half with the anterior part, a network of one label
     added      the half with the posterior part, with "first" as teacher
@@ -165,7 +165,7 @@ def trained(roots: Mapping[str, Path], work: Path, seed: int, overrides: Sequenc
         "first": run("first", roots["first"]),
     }
     found["added"] = run("added", roots["added"], f"teacher={checkpoints['first']}")
-    found["marginal"] = run("marginal", roots["partial"], "recipe.loss.exclusion_weight=0")
+    found["exclusion"] = run("exclusion", roots["partial"], "recipe.loss.exclusion_weight=1")
     found["tuned"] = run("tuned", roots["tuned"], f"pretrained={checkpoints['first']}")
     return found
 
@@ -178,7 +178,7 @@ def summary(table: pandas.DataFrame) -> str:
     """
     means = table.groupby(["arm", "seed", "label"])["dsc"].mean().groupby(["arm", "label"]).mean().unstack("label")
     lines = ["| trained | " + " | ".join(LABELS) + " | of full |", "| --- " * 4 + "|"]
-    for arm in ("full", "partial", "marginal", "naive", "first", "added", "tuned"):
+    for arm in ("full", "partial", "exclusion", "naive", "first", "added", "tuned"):
         row = means.loc[arm].reindex(list(LABELS))
         share = row.mean() / means.loc["full"].mean() if row.notna().all() else float("nan")
         lines.append("| " + " | ".join([arm, *(f"{value:.4f}" for value in row), f"{share:.1%}"]) + " |")

@@ -34,7 +34,7 @@ NNUNET_RECIPE: dict[str, Any] = {
         "class_weights": None,
         "focal_gamma": 0.0,
         "tversky": None,
-        "exclusion_weight": 1.0,
+        "exclusion_weight": 0.0,
         "distillation_weight": 10.0,
         "component_weight": 0.0,
     },

@@ -150,7 +150,7 @@ class LossSettings(Settings):
         low=0,
     )
     exclusion_weight: float = key(
-        1.0,
+        0.0,
         "Factor of the exclusion loss of partly labelled cases (annotated_labels): labels that a case does not carry "
         "are not predicted where another label is known.",
         low=0,
