@@ -19,6 +19,7 @@ ORGANS = LabelSet.from_json({"background": 0, "a": 1, "b": 2, "c": 3})
 IGNORE = LabelSet.from_json({"background": 0, "a": 1, "b": 2, "c": 3, "ignore": 4})
 REGIONS = LabelSet.from_json({"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])
 CARRIED = torch.tensor([[True, False, True], [False, True, False], [True, True, True]])
+BOTH = LossSettings(exclusion_weight=1)  # the marginal and the exclusion loss
 
 
 def made(labels: LabelSet, carried: torch.Tensor, *size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +93,7 @@ def test_loss_equals_the_sum_over_voxels(labels: LabelSet, size: tuple[int, ...]
 def test_a_label_that_no_case_of_the_batch_carries_is_no_part_of_the_mean() -> None:
     carried = torch.tensor([[True, False, False], [True, True, False]])
     logits, label = made(ORGANS, carried, 4, 5)
-    loss = DiceCrossEntropy(ORGANS, True)(logits, label, carried)
+    loss = DiceCrossEntropy(ORGANS, True, BOTH)(logits, label, carried)
     assert loss.item() == pytest.approx(slow_loss(logits, label, carried, True, None, 1.0), abs=1e-5)
 
 
@@ -103,7 +104,7 @@ def test_gradients_are_those_of_float64(dtype: torch.dtype, last: bool) -> None:
     logits = logits.to(dtype)
     logits = logits.contiguous(memory_format=torch.channels_last_3d) if last else logits
     fast, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    DiceCrossEntropy(IGNORE, True)(fast, label, CARRIED).backward()
+    DiceCrossEntropy(IGNORE, True, BOTH)(fast, label, CARRIED).backward()
 
     p, counts = exact.softmax(1), (label != 4).double()
     carried = torch.cat([torch.ones(3, 1, dtype=torch.bool), CARRIED], 1)[..., None, None, None]
@@ -128,7 +129,7 @@ def test_gradients_are_those_of_float64(dtype: torch.dtype, last: bool) -> None:
 @pytest.mark.parametrize("batch_dice", [True, False])
 def test_gradients_equal_finite_differences(batch_dice: bool) -> None:
     logits, label = made(ORGANS, CARRIED, 2, 3)
-    loss = DiceCrossEntropy(ORGANS, batch_dice)
+    loss = DiceCrossEntropy(ORGANS, batch_dice, BOTH)
     assert torch.autograd.gradcheck(lambda x: loss(x, label, CARRIED), logits.double().requires_grad_())
     assert torch.autograd.gradcheck(lambda x: exclusion_loss(x, label, CARRIED, None), logits.double().requires_grad_())
 
@@ -140,7 +141,7 @@ def test_cases_that_carry_all_labels_have_the_loss_of_before_bit_by_bit(labels: 
     results = []
     for carried in (None, everything):
         leaf = logits.clone().requires_grad_()
-        loss = DeepSupervisionLoss(DiceCrossEntropy(labels, True))([leaf, leaf[..., ::2, ::2]], label, carried)
+        loss = DeepSupervisionLoss(DiceCrossEntropy(labels, True, BOTH))([leaf, leaf[..., ::2, ::2]], label, carried)
         results.append([loss, *torch.autograd.grad(loss, leaf)])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
