@@ -27,7 +27,7 @@ from umamba.cli.compose import settings_of
 from umamba.evaluation import Rules, score_pairs
 from umamba.evaluation.quality_estimates import estimate
 from umamba.evaluation.quality_plots import plot_quality
-from umamba.evaluation.risk_coverage import area
+from umamba.evaluation.risk_coverage import area, trust
 from umamba.evaluation.statistics import with_case_means
 from umamba.inference import Predictor
 from umamba.inference.agreement import CaseSigns
@@ -205,9 +205,9 @@ def summary(table: pandas.DataFrame) -> str:
     lines = [
         machine(),
         "",
-        "Share of DSC in the 90 % interval, of the predictions with a number; in brackets, the share ",
+        "Share of DSC in the 90 % interval, of the predictions with a number; in brackets, the share of all",
+        "predictions that have none, because they are outside what was calibrated.",
     ]
-    lines[-1] += "of all predictions that have none because they are outside what was calibrated."
     kinds = list(CORRUPTIONS)
     lines += ["", "| method | all | " + " | ".join(kinds) + " |", "| --- " * (len(kinds) + 2) + "|"]
     for method in METHODS:
@@ -216,17 +216,18 @@ def summary(table: pandas.DataFrame) -> str:
         lines.append(f"| {method} | " + " | ".join(map(coverage, parts)) + " |")
     lines += ["", "Area under the risk-coverage curve (1 - DSC) over all predictions; lower is better.", ""]
     lines += [
-        "| method | expected DSC | mean softmax confidence | random order | DSC itself | gain |",
+        "| method | expected DSC | mean softmax confidence | random order | DSC itself | of the possible gain |",
         "| --- " * 6 + "|",
     ]
     for method in METHODS:
         own = table[(table["method"] == method) & table["dsc"].notna()]
         risk = 1 - own["dsc"].to_numpy()
-        expected = area(own["expected"].fillna(-np.inf).to_numpy(), risk)
+        expected = area(trust(own["expected"].to_numpy(), own["disagreement"].to_numpy()), risk)
         confidence, best = area(own["confidence"].to_numpy(), risk), area(-risk, risk)
-        gain = 1 - expected / min(confidence, risk.mean())
+        gained, theirs = (100 * (risk.mean() - found) / (risk.mean() - best) for found in (expected, confidence))
         lines.append(
-            f"| {method} | {expected:.4f} | {confidence:.4f} | {risk.mean():.4f} | {best:.4f} | {100 * gain:.0f} % |"
+            f"| {method} | {expected:.4f} | {confidence:.4f} | {risk.mean():.4f} | {best:.4f} | "
+            f"{gained:.0f} %, confidence {theirs:.0f} % |"
         )
     return "\n".join(lines) + "\n"
 

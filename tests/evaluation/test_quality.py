@@ -139,8 +139,10 @@ def test_a_label_that_is_not_found(calibration: Calibration) -> None:
 def test_those_to_look_at_come_first(calibration: Calibration) -> None:
     cases = {"good": (0.02, 0.02), "fair": (0.1, 0.1), "bad": (0.3, 0.3), "lost": (0.99, 0.99)}
     found = [own for case, both in cases.items() for own in estimate(calibration, case, signs(*both), NEAR, [])]
-    found += estimate(calibration, "strange", signs(0.02, 0.02), NEAR, ["spacing 9 mm"])
-    assert worst_first(found, "mean") == ["lost", "strange", "bad", "fair", "good"]
+    found += estimate(calibration, "alien", signs(0.02, 0.02), NEAR, ["spacing 9 mm"])
+    found += estimate(calibration, "strange", signs(0.4, 0.4), NEAR, ["spacing 9 mm"])
+    found += estimate(calibration, "zero", signs(None, None), NEAR, [])
+    assert worst_first(found, "mean") == ["zero", "lost", "strange", "alien", "bad", "fair", "good"]
 
 
 def test_the_table(calibration: Calibration, tmp_path: Path) -> None:

@@ -286,14 +286,15 @@ def test_the_check_by_hand() -> None:
             "expected": [0.85, 0.9, 0.6, 0.6],
             "low": [0.8, 0.85, 0.4, 0.5],
             "high": [0.95, 1.0, 0.8, 0.7],
-            "beyond": [False, False, False, True],
+            "beyond": [False, False, True, True],
             "confidence": [0.7, 0.9, 0.8, 0.95],
+            "disagreement": [0.1, 0.1, 0.2, 0.5],
         }
     )
     found = check(rows)
-    assert (found["cases"], found["coverage"], found["beyond"]) == (4, pytest.approx(2 / 3), 0.25)
-    assert found["width"] == pytest.approx((0.15 + 0.15 + 0.4) / 3)
-    # Risks in the order of expected DSC, beyond last: 0.2, 0.1, 0.5, 0.9; of confidence: 0.9, 0.2, 0.5, 0.1.
+    assert (found["cases"], found["coverage"], found["beyond"]) == (4, 0.5, 0.5)
+    assert found["width"] == pytest.approx(0.15)
+    # Risks in the order of expected DSC, then of disagreement: 0.2, 0.1, 0.5, 0.9; of confidence: 0.9, 0.2, 0.5, 0.1.
     assert found["aurc_expected"] == pytest.approx((0.2 + 0.15 + 0.8 / 3 + 1.7 / 4) / 4)
     assert found["aurc_confidence"] == pytest.approx((0.9 + 0.55 + 1.6 / 3 + 1.7 / 4) / 4)
     assert found["aurc_random"] == pytest.approx(0.425)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas
 
 from umamba.evaluation.quality import DISTANCES, METRICS, SIGNS, Calibration, LabelFits
+from umamba.evaluation.risk_coverage import trust
 
 # An image may be farther from the training images by so much than the farthest one that was scored: natural logarithms
 # of ratios, so that 0.1 are 10 %.
@@ -140,7 +141,10 @@ def _members(calibration: Calibration) -> str:
 
 
 def worst_first(estimates: Sequence[Estimate], overall: str) -> list[str]:
-    """Return the cases, those that should be looked at first: without a number, then by expected DSC.
+    """Return the cases, those that should be looked at first.
+
+    At first those without a number, by disagreement; then those with a row that somebody should look at, and the rest,
+    both by expected DSC.
 
     Args:
         estimates: of all cases.
@@ -153,9 +157,10 @@ def worst_first(estimates: Sequence[Estimate], overall: str) -> list[str]:
     def urgency(case: str) -> tuple[int, float, str]:
         rows = by_case[case]
         whole = next((row for row in rows if row.label == overall), rows[-1])
-        dsc = whole.scores.get("dsc", (0.0, 0.0, 0.0))[0]
         unknown = not whole.scores and whole.review
-        return (0 if unknown else 1 if any(row.review for row in rows) else 2, dsc, case)
+        expected, disagreement = whole.scores.get("dsc", (math.nan,))[0], whole.signs.get("disagreement")
+        trusted = float(trust(np.array(expected), np.array(math.nan if disagreement is None else disagreement)))
+        return (0 if unknown else 1 if any(row.review for row in rows) else 2, trusted, case)
 
     return sorted(by_case, key=urgency)
 

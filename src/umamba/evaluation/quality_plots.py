@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from umamba.evaluation.risk_coverage import risk_coverage
+from umamba.evaluation.risk_coverage import risk_coverage, trust
 from umamba.io import atomic_path
 from umamba.labels.painting import new_figure
 
@@ -14,7 +14,7 @@ def plot_quality(rows: pandas.DataFrame, path: Path) -> None:
     """Draw two plots into a PNG, of cases that were estimated after learning from others.
 
     Args:
-        rows: a row for each case: dsc, expected, low, high, beyond, confidence.
+        rows: a row for each case: dsc, expected, low, high, beyond, confidence, disagreement.
         path: the file, written atomically.
     """
     figure = new_figure(9.6, 4.2)
@@ -32,7 +32,7 @@ def plot_quality(rows: pandas.DataFrame, path: Path) -> None:
     left.legend(frameon=False, fontsize=8)
     risk = 1 - rows["dsc"].to_numpy()
     orders = {
-        "expected DSC": np.where(beyond, -np.inf, rows["expected"]),
+        "expected DSC": trust(rows["expected"].where(~beyond).to_numpy(), rows["disagreement"].to_numpy()),
         "mean softmax confidence": rows["confidence"].to_numpy(),
         "random": np.zeros(len(rows)),
         "DSC itself": rows["dsc"].to_numpy(),

@@ -39,6 +39,21 @@ def risk_coverage(confidence: np.ndarray, risk: np.ndarray) -> tuple[np.ndarray,
     return number / len(risk), np.cumsum(np.repeat(means, counts)) / number
 
 
+def trust(expected: np.ndarray, disagreement: np.ndarray) -> np.ndarray:
+    """Return the confidence by which segmentations are reviewed: their expected DSC.
+
+    Those without one are trusted less than all others, and the less the more their networks disagree.
+
+    Args:
+        expected: (n,) DSC, NaN where nothing can be said.
+        disagreement: (n,) 0 to 1; NaN, where nothing could be measured, is trusted least.
+
+    >>> trust(np.array([0.8, np.nan, np.nan]), np.array([0.3, 0.2, np.nan]))
+    array([ 0.8, -1.2, -inf])
+    """
+    return np.where(np.isnan(expected), -1 - np.nan_to_num(disagreement, nan=np.inf), expected)
+
+
 def area(confidence: np.ndarray, risk: np.ndarray) -> float:
     """Return the area under the risk-coverage curve (AURC), the mean of its risks.
 

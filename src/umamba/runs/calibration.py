@@ -24,7 +24,7 @@ from umamba.evaluation.quality import (
     fewest_cases,
     out_of_sample,
 )
-from umamba.evaluation.risk_coverage import area
+from umamba.evaluation.risk_coverage import area, trust
 from umamba.inference import Predictor
 from umamba.inference.agreement import CaseSigns
 from umamba.inference.cases import list_cases
@@ -174,7 +174,7 @@ def check(rows: pandas.DataFrame) -> dict[str, float]:
         rows: of `out_of_sample`, one for each case.
 
     Returns:
-        See `Calibrated.checked`; aurc_expected by expected DSC (cases beyond come first), aurc_confidence by mean
+        See `Calibrated.checked`; aurc_expected by expected DSC (see `trust`), aurc_confidence by mean
         softmax confidence, aurc_random for a random order, aurc_best by the DSC itself.
     """
     names = ("coverage", "width", "beyond", "aurc_expected", "aurc_confidence", "aurc_random", "aurc_best")
@@ -182,7 +182,7 @@ def check(rows: pandas.DataFrame) -> dict[str, float]:
         return {"cases": 0.0, **dict.fromkeys(names, float("nan"))}
     dsc, beyond = rows["dsc"].to_numpy(), rows["beyond"].to_numpy(dtype=bool)
     inside = ((rows["low"] <= rows["dsc"]) & (rows["dsc"] <= rows["high"])).to_numpy()[~beyond]
-    risk, expected = 1 - dsc, np.where(beyond, -np.inf, rows["expected"])
+    risk, expected = 1 - dsc, trust(rows["expected"].where(~beyond).to_numpy(), rows["disagreement"].to_numpy())
     return {
         "cases": float(len(rows)),
         "coverage": float(inside.mean()) if inside.size else float("nan"),
