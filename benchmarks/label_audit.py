@@ -29,7 +29,7 @@ from umamba.datasets.numbered_instances import classes_of_instances, holds_insta
 from umamba.evaluation.audit import CaseFacts, inspect_labels
 from umamba.evaluation.audit_ranking import rank_cases
 from umamba.evaluation.label_faults import FAULTS, Fault, auroc, plant_fault
-from umamba.io import make_folder, read_json, read_label, write_json, write_segmentation
+from umamba.io import Geometry, make_folder, read_json, read_label, write_json, write_segmentation
 from umamba.runs.label_audit import audit
 from umamba.runs.out_of_fold import out_of_fold, vote
 from umamba.settings import AuditSettings
@@ -93,16 +93,22 @@ def faulty_copy(dataset: RawDataset, folder: Path, share: float) -> Path:
             linked(image, root / "imagesTr" / image.name)
         assert case.label is not None
         target = root / "labelsTr" / case.label.name
-        labels = read_label(case.label)
+        labels, geometry = label_map(case.label)
         fault = FAULTS[chosen.index(position) % len(FAULTS)] if position in chosen else None
-        if fault is not None and can_have(labels.array[0], fault):
-            write_segmentation(target, plant_fault(labels.array[0], fault, rng), labels.geometry)
+        if fault is not None and can_have(labels, fault):
+            write_segmentation(target, plant_fault(labels, fault, rng), geometry)
             faults[case.case_id] = fault
         else:
             linked(case.label, target)
     linked(dataset.root / "dataset.json", root / "dataset.json")
     write_json(root / "faults.json", faults)
     return root
+
+
+def label_map(file: Path) -> tuple[np.ndarray, Geometry]:
+    """Return a label map (Z, Y, X) as integers, which a file may store as floats, and its geometry."""
+    read = read_label(file)
+    return read.array[0].astype(np.int32), read.geometry
 
 
 def can_have(labels: np.ndarray, fault: Fault) -> bool:
@@ -137,7 +143,7 @@ def replanted(
     """Plant a fault into other cases again and again; return each AUROC, the named kinds, and how many cases."""
     rng = np.random.default_rng([SEED, FAULTS.index(fault)])
     cases = {case.case_id: case for case in dataset.training if case.case_id in facts}
-    able = [name for name, case in cases.items() if case.label and can_have(read_label(case.label).array[0], fault)]
+    able = [name for name, case in cases.items() if case.label and can_have(label_map(case.label)[0], fault)]
     count = max(1, round(arguments.share * len(cases)))
     areas, named = [], Counter[str]()
     for _ in range(arguments.repeats):
@@ -146,8 +152,8 @@ def replanted(
         for name in sorted(chosen):
             label = cases[name].label
             assert label is not None
-            given, file = read_label(label), make_folder(arguments.work / "planted") / label.name
-            write_segmentation(file, plant_fault(given.array[0], fault, rng), given.geometry)
+            (given, geometry), file = label_map(label), make_folder(arguments.work / "planted") / label.name
+            write_segmentation(file, plant_fault(given, fault, rng), geometry)
             maps = vote(RawCase(name, (), file), segmented[name], dataset.labels, dataset.file_ending)
             now[name] = inspect_labels(maps.given, maps.predicted.array[0], maps.margin, dataset.labels.ignore)
         ranked = rank_cases(now)

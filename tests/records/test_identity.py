@@ -326,3 +326,17 @@ def test_a_teacher_is_another_run_also_than_one_that_knew_no_teachers(small: Tra
         "teacher (content of that checkpoint): was null, is ab"
     ]
     assert identity_differences({**before, "teacher": "ab"}, before) == []  # a study's list, which knows settings only
+
+
+def test_weights_of_losses_that_a_run_does_not_have_are_no_part_of_it(
+    small: TrainSettings, make_settings: Make
+) -> None:
+    for key, part in (("exclusion_weight", "partly_labelled"), ("distillation_weight", "teacher")):
+        other = make_settings(f"recipe.loss.{key}=0.5")
+        assert identity_differences(identity(other), identity(small)) == []
+        now, before = ({**identity(each), "teacher": None, part: "yes"} for each in (small, other))
+        found = identity_differences(before, now)
+        default = {"exclusion_weight": "0.0", "distillation_weight": "10.0"}[key]
+        assert found == [f"recipe.loss.{key}: was 0.5, is {default}"]
+        former = {name: value for name, value in before.items() if name != "partly_labelled"}  # an earlier version's
+        assert identity_differences(former, now) == found

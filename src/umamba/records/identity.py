@@ -38,6 +38,8 @@ _ONLOOKERS = frozenset(
     {"EarlyStopping", "LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary", "RichModelSummary"}
 )
 _EARLY_STOPPING = "EarlyStopping"
+# Keys of recipe.loss -> the part of an identity without which they change nothing.
+_NEEDS = {"exclusion_weight": "partly_labelled", "distillation_weight": "teacher"}
 # The keys that a part of the identity follows from, for messages.
 _KEYS = {
     "precision": "trainer.precision (or recipe.precision)",
@@ -140,13 +142,17 @@ def identity_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
     """Return a line `key: was ..., is ...` for each value of two identities that differs.
 
     Options that are newer than the former identity have their defaults in it, and the teacher is none. Other parts that
-    it does not hold at all are not compared.
+    it does not hold at all are not compared, nor weights of losses that this run does not have.
 
     Args:
         before: the identity in run.json.
-        now: the identity of the present command.
+        now: the identity of the present command; `partly_labelled` is there if some cases do not carry all labels.
     """
     former, present = {"teacher": None, **_comparable(before)}, _comparable(now)
+    unused = [name for name, part in _NEEDS.items() if not now.get(part)]
+    for each in (former, present):
+        if isinstance(recipe := each.get("recipe"), Mapping) and isinstance(loss := recipe.get("loss"), Mapping):
+            each["recipe"] = {**recipe, "loss": _without(dict(loss), *unused)}
     lines = []
     for name, value in present.items():
         if name in former:

@@ -108,6 +108,8 @@ def run_identity(settings: TrainSettings, prepared: PreparedDataset, record: Che
     split = split_name(settings, prepared, settings.fold)
     parts = {"split": split, "groups": groups_name(prepared.dataset.groups), **heads}
     own = {**record.identity(), **learnt_settings(settings, processes(settings)), **parts}
+    if prepared.dataset.annotated:
+        own["partly_labelled"] = True
     if prepared.store.previous is not None:
         own["previous_stage"] = prepared.store.previous.name
     if settings.teacher is None:
