@@ -31,8 +31,8 @@ from umamba.settings import TrainSettings
 from umamba.sweeps import read_study
 
 CONFIGURATION = "3d_fullres"
-# Runs in nnU-Net's environment. The arguments are a JSON object.
-TRAIN = """
+# Run in nnU-Net's environment. The arguments are a JSON object.
+SET_UP = """
 import json, sys
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -47,10 +47,15 @@ nnUNetTrainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size = confi
 with open(given["plans"]) as plans, open(given["dataset"]) as dataset:
     plan = {**json.load(plans), "continue_training": False}
     trainer = nnUNetTrainer(plan, given["configuration"], 0, json.load(dataset), torch.device("cpu"))
+"""
+TRAIN = (
+    SET_UP
+    + """
 trainer.num_epochs, trainer.num_iterations_per_epoch = given["epochs"], given["iterations"]
 trainer.num_val_iterations_per_epoch = 1
 trainer.run_training()
 """
+)
 
 
 def prepare(settings: TrainSettings, dataset: RawDataset, plan: Plan, scratch: Path, programs: Path) -> Path:

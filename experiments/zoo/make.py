@@ -53,7 +53,7 @@ FIVE = ("0", "1", "2", "3", "4")
 # A patch holds nearly a whole volume. AdamW, because nnU-Net's SGD with a momentum of 0.99 needs more iterations.
 SMALL = (
     *("plan.patch_size=[40,56,40]", "plan.batch_size=2", "plan.features_per_stage=[16,32,64,128]"),
-    *("recipe.optimizer={name:adamw,lr:0.001}", "trainer.max_epochs=10"),
+    *("recipe.optimizer.name=adamw", "recipe.optimizer.lr=0.001", "trainer.max_epochs=10"),
 )
 NETWORKS = {
     "phantom": Network(
