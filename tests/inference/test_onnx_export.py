@@ -227,7 +227,7 @@ def test_the_same_checkpoint_gives_the_same_files(tmp_path: Path, exported: Path
     (tmp_path / "again").mkdir()  # an empty folder is replaced
     again = export_to_onnx(exported.parent / "last.ckpt", tmp_path / "again")
     names = ["model.json", "model.onnx", "predict_onnx.py", "umamba_onnx.py"]
-    assert sorted(path.name for path in exported.iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == names
     for name in names:
         assert (exported / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert hashlib.sha256((exported / "model.onnx").read_bytes()).hexdigest() == again.sha256
