@@ -9,15 +9,13 @@ losses and the weights are apart. Then the patches of both programs are compared
 the mean, deviation, extremes and padding of the image, and of the size and place of each label.
 """
 
-import argparse
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from measuring import machine
-from nnunet_training import CONFIGURATION, SET_UP, nnunet, prepare
+from nnunet_training import CONFIGURATION, SET_UP, nnunet, prepare, study_parser
 from scipy.stats import ks_2samp
 from torch import Tensor
 
@@ -58,11 +56,7 @@ torch.save({"start": start, "end": trainer.network.state_dict(), "steps": steps,
 
 def main() -> None:
     """Record nnU-Net's batches, repeat its steps, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="folder with sweep.yaml; its first run says what is trained")
-    parser.add_argument("overrides", nargs="*", help="overrides of the run")
-    parser.add_argument("--nnunet-bin", type=Path, required=True, help="folder bin of nnU-Net's environment")
-    parser.add_argument("--scratch", type=Path, default=Path("nnunet_scratch"), help="nnU-Net's folders")
+    parser = study_parser(__doc__)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batches", type=int, default=400, help="of each program, whose patches are compared")
     arguments = parser.parse_intermixed_args()  # overrides may stand after the options

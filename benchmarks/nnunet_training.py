@@ -58,6 +58,16 @@ trainer.run_training()
 )
 
 
+def study_parser(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser of a study's folder, overrides of its first run, and nnU-Net's environment and folders."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="folder with sweep.yaml; its first run says what is trained")
+    parser.add_argument("overrides", nargs="*", help="overrides of the run")
+    parser.add_argument("--nnunet-bin", type=Path, required=True, help="folder bin of nnU-Net's environment")
+    parser.add_argument("--scratch", type=Path, default=Path("nnunet_scratch"), help="nnU-Net's folders")
+    return parser
+
+
 def prepare(settings: TrainSettings, dataset: RawDataset, plan: Plan, scratch: Path, programs: Path) -> Path:
     """Let nnU-Net preprocess the dataset by our plan, unless that is done; return the folder of its plan."""
     raw, folder = scratch / "raw" / dataset.name, scratch / "preprocessed" / dataset.name
@@ -134,11 +144,7 @@ def scored(settings: TrainSettings, dataset: RawDataset, scratch: Path, programs
 
 def main() -> None:
     """Train nnU-Net as often as the study has seeds, and write the scores of all trainings."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="folder with sweep.yaml; its first run says what is trained")
-    parser.add_argument("overrides", nargs="*", help="overrides of the run")
-    parser.add_argument("--nnunet-bin", type=Path, required=True, help="folder bin of nnU-Net's environment")
-    parser.add_argument("--scratch", type=Path, default=Path("nnunet_scratch"), help="nnU-Net's folders")
+    parser = study_parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="CSV of the scores")
     arguments = parser.parse_intermixed_args()  # overrides may stand after the options
     study, scratch = read_study(arguments.study.parent, arguments.study.name), arguments.scratch.resolve()

@@ -1,6 +1,6 @@
 """Makes models of trivial networks, with the plans that they need, and teaches small networks a few labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -139,3 +139,11 @@ def members() -> Callable[..., list[Model]]:
         ]
 
     return make
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Set the number of threads back afterwards."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -152,7 +152,7 @@ class LossSettings(Settings):
     exclusion_weight: float = key(
         0.0,
         "Factor of the exclusion loss of partly labelled cases (annotated_labels): labels that a case does not carry "
-        "are not predicted where another label is known.",
+        "are not predicted where another label is known; 0: none.",
         low=0,
     )
     distillation_weight: float = key(

@@ -212,9 +212,11 @@ def _head(own: Tensor, frozen: Tensor, axis: int, teacher: Teacher) -> Tensor:
     sources = torch.tensor([0, *(channel or 0 for channel in rows)])
     head = frozen.index_select(axis, sources)
     new = [row for row, channel in enumerate(rows, start=1) if channel is None]
+    if not new:
+        return head
     if head.ndim == 1:  # the bias: the background's exponential is divided among background and new labels
-        head[new] += math.log(NEW_SHARE / max(1, len(new)))
-        head[0] += math.log(1 - NEW_SHARE) if new else 0
+        head[new] += math.log(NEW_SHARE / len(new))
+        head[0] += math.log(1 - NEW_SHARE)
     else:
         places = torch.tensor(new, dtype=torch.long)
         head.index_add_(axis, places, own.index_select(axis, places))
