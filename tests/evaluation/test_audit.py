@@ -1,5 +1,6 @@
 """Label audit: each trace by hand or by arithmetic, and planted faults that come first among generated cases."""
 
+import math
 from collections.abc import Iterator
 from functools import cache
 
@@ -115,13 +116,13 @@ def test_ignored_voxels_do_not_count_and_empty_maps_give_nothing() -> None:
     facts = inspect_labels(given, predicted, ignore=3)
     assert facts.overlaps == {1: 1.0}
     assert facts.parts == ()
-    assert inspect_labels(given * 0, given * 0) == CaseFacts({}, {}, (), (), ())
+    assert inspect_labels(given * 0, given * 0) == CaseFacts({}, {}, (), (), (), {})
     with pytest.raises(ValueError, match="differ in shape"):
         inspect_labels(given, predicted[:, 1:])
 
 
 def test_scores_by_hand() -> None:
-    facts = {f"c{index}": CaseFacts({1: 1 - overlap}, {}, (), (), ()) for index, overlap in enumerate(range(11))}
+    facts = {f"c{index}": CaseFacts({1: 1 - overlap}, {}, (), (), (), {}) for index, overlap in enumerate(range(11))}
     ranked = rank_cases(facts)  # differences 0 to 10: median 5, ninth decile 9, spread 4 / 1.2816
     assert [each.case for each in ranked[:2]] == ["c10", "c9"]
     assert ranked[0].score == pytest.approx(5 / (4 / 1.2816))
@@ -129,7 +130,7 @@ def test_scores_by_hand() -> None:
 
 def test_what_all_cases_share_is_no_suspicion() -> None:
     def facts(growth: float, shift: float) -> CaseFacts:
-        return CaseFacts({1: 0.9}, {}, (Offset(1, (0.0, shift, 0.0), growth),), (), ())
+        return CaseFacts({1: 0.9}, {}, (Offset(1, (0.0, shift, 0.0), growth),), (), (), {})
 
     cases = {f"c{index}": facts(-1.0, 1.0) for index in range(9)} | {"odd": facts(0.0, 1.0), "moved": facts(-1.0, 3.0)}
     ranked = rank_cases(cases)
@@ -138,6 +139,27 @@ def test_what_all_cases_share_is_no_suspicion() -> None:
     assert ranked[1].score == pytest.approx(1 / 0.1)
     assert ranked[2].score == 0
     assert reason(ranked[0], NAMES) == "front lies 3.0 voxels away (z +0.0, y +3.0, x +0.0)."
+
+
+def ring(radius: float, thickness: float) -> np.ndarray:
+    """Return a disc (1, 40, 40) of the label 1 with a rim of the label 2 inside of its border."""
+    away = np.hypot(*np.ogrid[-20:20, -20:20])[None]
+    return np.where(away < radius, np.where(away >= radius - thickness, 2, 1), 0).astype(np.uint8)
+
+
+def test_a_thicker_outline_is_found_where_every_annotator_draws_another_border() -> None:
+    def facts(given: np.ndarray) -> CaseFacts:
+        return inspect_labels(given, ring(12, 2))
+
+    assert facts(ring(12, 2)).thickness == {1: 0, 2: 0}
+    assert math.exp(facts(ring(13, 3)).thickness[2]) == pytest.approx(3 / 2, abs=0.05)
+    assert facts(ring(12, 12)).thickness.keys() == {2}, "a label that one map lacks has no thickness"
+    cases = {f"{radius}": facts(ring(radius, 2)) for radius in np.arange(10, 14.1, 0.25)}
+    ranked = rank_cases(cases | {"thick": facts(ring(13, 3))})
+    assert (ranked[0].case, ranked[0].main.kind) == ("thick", "thickness")
+    assert reason(ranked[0], {1: "interior", 2: "rim"}) == (
+        "rim is 1.5 times as thick as in the segmentation, where 1.0 times is usual."
+    )
 
 
 def organs(seed: int) -> np.ndarray:

@@ -6,23 +6,25 @@ deviations, which follow from the ninth decile, so that a tenth of the cases may
 hardly ever happens by chance. The score of a case is its largest one.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from umamba.evaluation.audit import FOREGROUND, CaseFacts, Offset, SliceDifference, length_vox
 from umamba.evaluation.audit_parts import Part
 
-SWAPPED, SHIFTED, RESIZED = "swapped", "shifted", "resized"
+SWAPPED, SHIFTED, RESIZED, THICKNESS = "swapped", "shifted", "resized", "thickness"
 MISSING, INVENTED, MISTAKEN = "missing", "invented", "mistaken"  # a part that is background in one map, or in neither
 SLICE, OVERLAP = "slice", "overlap"
-KINDS = (SWAPPED, SHIFTED, RESIZED, MISSING, INVENTED, MISTAKEN, SLICE, OVERLAP)
+KINDS = (SWAPPED, SHIFTED, RESIZED, THICKNESS, MISSING, INVENTED, MISTAKEN, SLICE, OVERLAP)
 _PART_KINDS = (MISSING, INVENTED, MISTAKEN)
 # Smallest spread of a kind: where networks and labels agree perfectly, the smallest difference is still no finding.
 _LEAST_SPREAD = {
-    **{SWAPPED: 0.05, SHIFTED: 0.15, RESIZED: 0.1, SLICE: 0.1, OVERLAP: 0.03},
+    **{SWAPPED: 0.05, SHIFTED: 0.15, RESIZED: 0.1, THICKNESS: 0.1, SLICE: 0.1, OVERLAP: 0.03},
     **dict.fromkeys(_PART_KINDS, 0.15),
 }
 _HIGH, _HIGH_Z = 0.9, 1.2816  # a quantile, and how many standard deviations of a normal distribution it lies high
@@ -40,12 +42,14 @@ class Suspicion:
         kind: one of `KINDS`.
         values: the label values it is about.
         size: the difference in the unit of its kind.
+        usual: what the median case has, of a kind that has a sign.
         score: compared with the other cases; 0 is ordinary.
     """
 
     kind: str
     values: tuple[int, ...]
     size: float
+    usual: float
     score: float
 
 
@@ -82,10 +86,10 @@ def rank_cases(facts: Mapping[str, CaseFacts]) -> list[RankedCase]:
         facts: case -> what was measured. The cases are compared with each other, so that a few give little.
     """
     found: dict[str, list[Suspicion]] = {case: [] for case in facts}
-    for (kind, _), sizes in _populations(facts).items():
-        median, spread = _spread([size for size, _ in sizes.values()], _LEAST_SPREAD[kind])
-        for case, (size, values) in sizes.items():
-            found[case].append(Suspicion(kind, values, size, (size - median) / spread))
+    for (kind, _), differences in _populations(facts).items():
+        median, spread = _spread([each.size for each in differences.values()], _LEAST_SPREAD[kind])
+        for case, (size, values, usual) in differences.items():
+            found[case].append(Suspicion(kind, values, size, usual, (size - median) / spread))
     ranked = [RankedCase(case, *_largest(suspicions, facts[case]), facts[case]) for case, suspicions in found.items()]
     return sorted(ranked, key=lambda each: -each.score)
 
@@ -111,30 +115,42 @@ def _largest(suspicions: Sequence[Suspicion], facts: CaseFacts) -> tuple[float, 
     return score, tuple(sorted(kept.values(), key=order))
 
 
-def _populations(
-    facts: Mapping[str, CaseFacts],
-) -> dict[tuple[str, tuple[int, ...]], dict[str, tuple[float, tuple[int, ...]]]]:
-    """Return for each kind, and label where labels differ, the difference of each case and the labels it is about."""
-    found: dict[tuple[str, tuple[int, ...]], dict[str, tuple[float, tuple[int, ...]]]] = defaultdict(dict)
+class _Difference(NamedTuple):
+    """A difference of one kind: its size, the label values it is about, and the median case's signed value."""
+
+    size: float
+    values: tuple[int, ...]
+    usual: float = 0.0
+
+
+def _populations(facts: Mapping[str, CaseFacts]) -> dict[tuple[str, tuple[int, ...]], dict[str, _Difference]]:
+    """Return for each kind, and label where labels differ, the difference of each case."""
+    found: dict[tuple[str, tuple[int, ...]], dict[str, _Difference]] = defaultdict(dict)
     for case, each in facts.items():
         for value, overlap in each.overlaps.items():
-            found[OVERLAP, (value,)][case] = 1 - overlap, (value,)
+            found[OVERLAP, (value,)][case] = _Difference(1 - overlap, (value,))
         pair = max(each.crossed, key=lambda own: each.crossed[own], default=())
-        found[SWAPPED, ()][case] = (each.crossed[pair], pair) if pair else (0.0, ())
+        found[SWAPPED, ()][case] = _Difference(each.crossed[pair], pair) if pair else _Difference(0.0, ())
         for kind in _PART_KINDS:
             part = _largest_part(each, kind)
-            found[kind, ()][case] = (0.0, ()) if part is None else (part.size, _values_of(part))
-        plane = max((own.size for own in each.slices), default=0.0)
-        found[SLICE, ()][case] = plane, ()
+            found[kind, ()][case] = _Difference(0.0, ()) if part is None else _Difference(part.size, _values_of(part))
+        found[SLICE, ()][case] = _Difference(max((own.size for own in each.slices), default=0.0), ())
     for value, offsets in _offsets_of(facts).items():
-        shifts = np.array([offset.shift_vox for offset in offsets.values()])
-        growths = np.array([offset.growth_vox for offset in offsets.values()])
-        shift, growth = np.median(shifts, axis=0), float(np.median(growths))  # what networks and labels always differ
-        for case, offset in offsets.items():
-            away = length_vox([own - usual for own, usual in zip(offset.shift_vox, shift, strict=True)])
-            found[SHIFTED, (value,)][case] = away, (value,)
-            found[RESIZED, (value,)][case] = abs(offset.growth_vox - growth), (value,)
+        shifts = {case: offset.shift_vox for case, offset in offsets.items()}
+        shift = np.median(list(shifts.values()), axis=0)  # what networks and labels always differ
+        for case, own in shifts.items():
+            found[SHIFTED, (value,)][case] = _Difference(length_vox(np.subtract(own, shift).tolist()), (value,))
+        found[RESIZED, (value,)] = _around({case: offset.growth_vox for case, offset in offsets.items()}, value)
+    for value in {value for each in facts.values() for value in each.thickness}:
+        thickness = {case: each.thickness[value] for case, each in facts.items() if value in each.thickness}
+        found[THICKNESS, (value,)] = _around(thickness, value)
     return found
+
+
+def _around(signed: Mapping[str, float], value: int) -> dict[str, _Difference]:
+    """Return how far each case lies away from the median case, above or below it."""
+    usual = float(np.median(list(signed.values())))
+    return {case: _Difference(abs(own - usual), (value,), usual) for case, own in signed.items()}
 
 
 def _offsets_of(facts: Mapping[str, CaseFacts]) -> dict[int, dict[str, Offset]]:
@@ -267,6 +283,9 @@ def reason(case: RankedCase, names: Mapping[int, str]) -> str:
     if main.kind == RESIZED and offset is not None:
         side = "larger" if offset.growth_vox > 0 else "smaller"
         return f"{label} is {abs(offset.growth_vox):.1f} voxels {side} all around."
+    if main.kind == THICKNESS:
+        times, usual = (math.exp(value) for value in (case.facts.thickness[main.values[0]], main.usual))
+        return f"{label} is {times:.1f} times as thick as in the segmentation, where {usual:.1f} times is usual."
     part = _largest_part(case.facts, main.kind) if main.kind in _PART_KINDS else None
     if part is not None:
         return part_sentence(part, names)
