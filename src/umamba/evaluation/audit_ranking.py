@@ -18,10 +18,12 @@ from umamba.evaluation.audit import FOREGROUND, CaseFacts, Offset, SliceDifferen
 from umamba.evaluation.audit_parts import Part
 
 SWAPPED, SHIFTED, RESIZED, THICKNESS = "swapped", "shifted", "resized", "thickness"
-MISSING, INVENTED, MISTAKEN = "missing", "invented", "mistaken"  # a part that is background in one map, or in neither
+MISSING, SHORT = "missing", "short"  # an object, or a part of one, that is background in the labels
+INVENTED, LEAKED = "invented", "leaked"  # ... in the segmentation
+MISTAKEN = "mistaken"  # a part that has another label
 SLICE, OVERLAP = "slice", "overlap"
-KINDS = (SWAPPED, SHIFTED, RESIZED, THICKNESS, MISSING, INVENTED, MISTAKEN, SLICE, OVERLAP)
-_PART_KINDS = (MISSING, INVENTED, MISTAKEN)
+KINDS = (SWAPPED, SHIFTED, RESIZED, THICKNESS, MISSING, SHORT, INVENTED, LEAKED, MISTAKEN, SLICE, OVERLAP)
+_PART_KINDS = (MISSING, SHORT, INVENTED, LEAKED, MISTAKEN)
 # Smallest spread of a kind: where networks and labels agree perfectly, the smallest difference is still no finding.
 _LEAST_SPREAD = {
     **{SWAPPED: 0.05, SHIFTED: 0.15, RESIZED: 0.1, THICKNESS: 0.1, SLICE: 0.1, OVERLAP: 0.03},
@@ -162,10 +164,7 @@ def _offsets_of(facts: Mapping[str, CaseFacts]) -> dict[int, dict[str, Offset]]:
 
 
 def _largest_part(facts: CaseFacts, kind: str) -> Part | None:
-    def own(part: Part) -> bool:
-        return kind == (MISSING if part.given == 0 else INVENTED if part.predicted == 0 else MISTAKEN)
-
-    return next(filter(own, facts.parts), None)  # the largest parts come first
+    return next((part for part in facts.parts if part_kind(part) == kind), None)  # the largest parts come first
 
 
 def _values_of(part: Part) -> tuple[int, ...]:
@@ -189,10 +188,10 @@ def part_kind(part: Part) -> str:
         leaked (the labels have it, the segmentation does not), or mistaken (another label).
     """
     if part.given == 0:
-        return "missing" if part.whole else "short"
+        return MISSING if part.whole else SHORT
     if part.predicted == 0:
-        return "invented" if part.whole else "leaked"
-    return "mistaken"
+        return INVENTED if part.whole else LEAKED
+    return MISTAKEN
 
 
 def ranked_parts(ranked: Iterable[RankedCase]) -> list[tuple[str, Part]]:
