@@ -3,19 +3,22 @@
     python benchmarks/measured_plans.py PATH_OF_DATASET --folder FOLDER --budgets 20 [KEY=VALUE ...]
 
 Each backbone gets random budgets (GB, log-uniform between --low and --high). The chosen step is measured once more in a
-new process. It prints the ratio of prediction and measurement, and whether any step was above its budget.
+new process ("again"). `predicted` is what followed from the other steps that were measured, `plan` what the plan says.
+It prints their ratios to the last measurement, and whether any step was above its budget.
 """
 
 import argparse
+import math
 import platform
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from umamba.cli.compose import settings_of
-from umamba.io import UserError
+from umamba.io import UserError, read_json
 from umamba.networks.build import architecture_names
 from umamba.runs.fit import checkpoint_record
 from umamba.runs.measured_plan import kept_copies, with_measured_plan
@@ -36,7 +39,7 @@ def main() -> None:
     parser.add_argument("--architectures", nargs="+", default=list(architecture_names()))
     arguments, overrides = parser.parse_known_args()
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
-    print("architecture  budget_gb  patch  batch  accumulate  checkpointing  again_gb  again/budget")
+    print("architecture  budget_gb  patch  batch  accumulate  checkpointing  again_gb  again/predicted  /plan  /budget")
     generator = np.random.default_rng(0)
     above = 0
     for name in arguments.architectures:
@@ -60,13 +63,23 @@ def main() -> None:
                 chosen_precision(settings),
             )
             above += again > budget * 1e9
+            choice = chosen(arguments.folder, settings_of(TrainSettings, given).planner.gpu_memory_gb)
+            predicted = "-" if choice["predicted"] is None else f"{again / choice['predicted']:.3f}"
             patch = "x".join(map(str, record.configuration.patch_size))
             print(
                 f"{name}  {budget:.2f}  {patch}  {record.configuration.batch_size}  {trainer.accumulate_grad_batches}  "
-                f"{trainer.activation_checkpointing}  {again / 1e9:.2f}  {again / budget / 1e9:.2f}",
+                f"{trainer.activation_checkpointing}  {again / 1e9:.2f}  {predicted}  "
+                f"{again / choice['measured']:.3f}  {again / budget / 1e9:.2f}",
                 flush=True,
             )
     print(f"{above} steps above their budget")
+
+
+def chosen(folder: Path, budget_gb: float | None) -> dict[str, Any]:
+    """Return the content of the file that keeps the choice for a budget; each backbone has budgets of its own."""
+    assert budget_gb is not None
+    files = (folder / "preprocessed").glob("*/measured_*.json")
+    return next(content for content in map(read_json, files) if math.isclose(content["budget"], budget_gb * 1e9))
 
 
 if __name__ == "__main__":
