@@ -278,6 +278,17 @@ def test_tables_in_markdown_and_latex_hold_the_same_numbers(
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
 
 
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_the_star_is_explained_only_beside_the_reference(
+    study: tuple[list[PlannedRun], Path], tmp_path: Path, with_reference: bool
+) -> None:
+    runs = [run for run in study[0] if with_reference or run.method != "unet"]
+    page = write_report(gather("toy", "Which?", runs, None), tmp_path / "report")
+    for path in (page, page.parent / "tables.md", page.parent / "tables.tex"):
+        assert "Bold: shown to be better" in path.read_text()
+        assert ("shown to differ from nnU-Net" in path.read_text()) == with_reference
+
+
 def test_nothing_measured_is_all_missing(tmp_path: Path) -> None:
     (tmp_path / "published.csv").write_text(PUBLISHED)
     runs = [PlannedRun((), RunFolder(tmp_path / method), "toy", method, "all", 0, 2, 100, "x") for method in METHODS]

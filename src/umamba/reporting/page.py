@@ -22,7 +22,7 @@ from umamba.reporting.gallery import gallery
 from umamba.reporting.names import UNET_NOTE, dataset_name, method_name, metric_name
 from umamba.reporting.results import AVERAGE, HELD_OUT, Results
 from umamba.reporting.score_plot import score_plot
-from umamba.reporting.text_tables import BOLD, NumberTable, counted, difference, ours, tables, theirs
+from umamba.reporting.text_tables import NumberTable, counted, difference, legend, ours, tables, theirs
 from umamba.sweeps.ledger import duration
 
 # Lengths of the strokes and gaps of a line in the key of the learning curves, in pixels.
@@ -110,7 +110,7 @@ def _explanation(results: Results, dataset: str, own: Sequence[Number]) -> str:
     return (
         f'<p class="note">Scores of the {html(_images(results))}. {html(rules)} Mean ± standard deviation over cases.'
         f"{paper} n: number of cases that have this score, where other scores have more. No case: the label is in no "
-        f"reference and no prediction. {html(BOLD)}{unet}</p>"
+        f"reference and no prediction. {html(legend(own))}{unet}</p>"
     )
 
 

@@ -19,13 +19,24 @@ CSV_COLUMNS = (
     *("dataset", "method", "label", "metric", "mean", "sd", "cases", "published_mean", "published_sd", "difference"),
     *("p_value", "runs_done", "runs_planned", "split", "rules"),
 )
-BOLD = (
-    f"Bold: shown to be better than every other method. *: shown to differ from {method_name(REFERENCE)}. A difference "
-    f"is shown if its paired t test over cases and trainings stays below {ALPHA} after Holm's correction over the "
-    f"table, and its bootstrap interval excludes 0; it needs {FEWEST_CASES} cases and two trainings of each method."
-)
 MISSING = "missing"
 NO_CASE = "no case"
+
+
+def legend(found: Sequence[Number]) -> str:
+    """Return what bold and starred numbers mean; of the star nothing if the reference is not among the methods.
+
+    Args:
+        found: the numbers of all tables.
+    """
+    starred = any(number.method == REFERENCE for number in found)
+    return (
+        "Bold: shown to be better than every other method. "
+        + (f"*: shown to differ from {method_name(REFERENCE)}. " if starred else "")
+        + f"A difference is shown if its paired t test over cases and trainings stays below {ALPHA} after Holm's "
+        "correction over the table, and its bootstrap interval excludes 0; it needs "
+        f"{FEWEST_CASES} cases and two trainings of each method."
+    )
 
 
 def write_csv(path: Path, found: Sequence[Number]) -> None:
@@ -168,7 +179,7 @@ def markdown(
             *suitability,
         )
     )
-    return text + (f"\n### What the averages show\n\n{escape.markdown(BOLD)}\n\n{told}" if told else "")
+    return text + (f"\n### What the averages show\n\n{escape.markdown(legend(found))}\n\n{told}" if told else "")
 
 
 def _rules(table: NumberTable) -> str:
@@ -199,7 +210,7 @@ def latex(found: Sequence[Number], remark: str) -> str:
     """
     return (
         (f"% {escape.printable(remark)}\n" if remark else "")
-        + f"% {BOLD}\n"
+        + f"% {legend(found)}\n"
         + "\n".join(_latex_table(table, found) for table in tables(found))
     )
 
