@@ -1,8 +1,6 @@
 """`python convert.py ...` is `umamba convert ...`."""
 
-import sys
-
-from umamba.cli.main import main
+from umamba.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["convert", *sys.argv[1:]]))
+    program("convert")

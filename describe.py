@@ -1,8 +1,6 @@
 """`python describe.py ...` is `umamba describe ...`."""
 
-import sys
-
-from umamba.cli.main import main
+from umamba.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["describe", *sys.argv[1:]]))
+    program("describe")

@@ -1,8 +1,6 @@
 """`python evaluate.py ...` is `umamba evaluate ...`."""
 
-import sys
-
-from umamba.cli.main import main
+from umamba.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    program("evaluate")

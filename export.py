@@ -1,8 +1,6 @@
 """`python export.py ...` is `umamba export ...`."""
 
-import sys
-
-from umamba.cli.main import main
+from umamba.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["export", *sys.argv[1:]]))
+    program("export")

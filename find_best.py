@@ -1,8 +1,6 @@
 """`python find_best.py ...` is `umamba find-best ...`."""
 
-import sys
-
-from umamba.cli.main import main
+from umamba.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["find-best", *sys.argv[1:]]))
+    program("find-best")

@@ -1,8 +1,6 @@
 """`python predict.py ...` is `umamba predict ...`."""
 
-import sys
-
-from umamba.cli.main import main
+from umamba.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["predict", *sys.argv[1:]]))
+    program("predict")

@@ -1,8 +1,6 @@
 """`python prepare.py ...` is `umamba prepare ...`."""
 
-import sys
-
-from umamba.cli.main import main
+from umamba.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["prepare", *sys.argv[1:]]))
+    program("prepare")

@@ -1,8 +1,6 @@
 """`python report.py ...` is `umamba report ...`."""
 
-import sys
-
-from umamba.cli.main import main
+from umamba.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["report", *sys.argv[1:]]))
+    program("report")

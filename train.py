@@ -1,8 +1,6 @@
 """`python train.py ...` is `umamba train ...`."""
 
-import sys
-
-from umamba.cli.main import main
+from umamba.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    program("train")

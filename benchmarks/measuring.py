@@ -73,13 +73,15 @@ def measure(command: list[str], environment: dict[str, str]) -> Measured:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         peak, most, cpu = 0.0, 0.0, dict[int, float]()
         while process.poll() is None:
+            begun = time.perf_counter()
             tree = children(process.pid)
             used = {pid: usage(pid) for pid in tree}
             cpu |= {pid: spent for pid, (spent, _) in used.items() if spent}
             resident = sum(memory for _, memory in used.values())
-            if resident > 0.8 * most:  # read the slow measure only near the peak, to disturb the command little
+            if resident > 0.8 * most:  # the slow measure is read near the peak only
                 most, peak = max(most, resident), max(peak, sum(proportional_gb(pid) for pid in tree))
-            time.sleep(0.05)
+            # Reading stops the command while it lasts, so that it may take a twentieth of the time.
+            time.sleep(max(0.05, 20 * (time.perf_counter() - begun)))
         seconds = time.perf_counter() - start
         output.seek(0)
         text = output.read()

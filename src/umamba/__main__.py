@@ -1,8 +1,6 @@
 """`python -m umamba` is the program `umamba`."""
 
-import sys
-
-from umamba.cli.main import main
+from umamba.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -68,6 +68,19 @@ class Read:
     image: Image | None = None
 
 
+def read_channels(case: RawCase, model: Model) -> Image:
+    """Read the image files of a case as a network wants them.
+
+    Args:
+        case: its files.
+        model: the network; its plan says whether channels are turned to the axes of the patient.
+
+    Raises:
+        UserError: a file cannot be read, or the channels do not fit together.
+    """
+    return read_image(case.images, time_is_channels=True, turn_channels=model.plan.reader is not None)
+
+
 @dataclass(frozen=True)
 class CaseQueue:
     """A queue of cases with the networks in the middle: reading threads before them, writing threads behind them.
@@ -83,6 +96,7 @@ class CaseQueue:
         manifest: receives an entry for each case before its segmentation is written.
         orientations: of the images so far, see `warn_of_orientation`.
         classes: receives the probabilities of the classes of each case, if the networks have a classification head.
+        ahead: by case_id, the images that are being read already.
         watch: by case_id, see `Watch`. Such an image stays in memory until then; with a limit of the memory nothing is
             watched.
     """
@@ -97,6 +111,7 @@ class CaseQueue:
     manifest: Manifest
     orientations: set[str] = field(default_factory=set)
     classes: dict[str, Probabilities] = field(default_factory=dict)
+    ahead: dict[str, Future[Image]] = field(default_factory=dict)
     watch: Mapping[str, Watch] = field(default_factory=dict)
 
     def run(self, cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> dict[str, list[dict[str, str]]]:
@@ -151,8 +166,9 @@ class CaseQueue:
         return self.limit.cases_at_once(self.settings.workers, largest)
 
     def _read(self, case: RawCase) -> Read:
-        turn_channels = self.models[0].plan.reader is not None
-        image = read_image(case.images, time_is_channels=True, turn_channels=turn_channels)
+        begun = self.ahead.pop(case.case_id, None)
+        image = read_channels(case, self.models[0]) if begun is None else begun.result()
+        del begun  # it would keep the image
         refuse_flat_image(image, self.models)
         check_image_exports(self.settings.export, image.geometry)
         if wants_dicom(self.settings.export):

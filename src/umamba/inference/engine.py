@@ -81,6 +81,21 @@ def settle_engines(models: Sequence[Model], begun: str | None = None) -> None:
         log.log(level, "Engine: %s.", line)
 
 
+def measures_nothing(models: Sequence[Model], begun: str | None = None) -> bool:
+    """Return whether `settle_engines` takes no time of a network, which other work would disturb.
+
+    Args:
+        models: the networks.
+        begun: as for `settle_engines`.
+    """
+    open_ones = (
+        model
+        for model in models
+        if model.device.type == "cpu" and model.engine == "auto" and not begun and model.compiled is None
+    )
+    return all(model.torch_is_faster or "engine" in _times(model).read() for model in open_ones)
+
+
 def openvino_problem() -> str | None:
     """Return why OpenVINO does not work here, after it computed a small network; None if it works."""
     refused = _import_problem()
@@ -99,14 +114,23 @@ def openvino_problem() -> str | None:
         return None if _relative(found, network(tiles)) <= _TOLERANCE else "its result differs from PyTorch's"
 
 
+def _threads() -> int:
+    """Return how many threads compute a network."""
+    return min(torch.get_num_threads(), available_cpus())
+
+
+def _times(model: Model) -> Kept:
+    """Return the record of how long a network takes by each engine."""
+    return Kept(cache_folder(), kind_of(model, _threads()))
+
+
 def _settled(model: Model, wanted: str) -> Settled:
     """Return the engine of a model that PyTorch computes until now."""
     strict, auto = model.engine == "openvino", wanted == "auto"
     if strict:
         refuse_openvino(model.device)
-    folder, threads = cache_folder(), min(torch.get_num_threads(), available_cpus())
-    kind = kind_of(model, threads)
-    times, agreed = Kept(folder, kind), Kept(folder, f"{kind}-{weights_digest(model.network.state_dict())}")
+    folder, threads, times = cache_folder(), _threads(), _times(model)
+    agreed = Kept(folder, f"{times.name}-{weights_digest(model.network.state_dict())}")
     known = times.read() if auto else {}
 
     def by_torch(reason: str, level: int = logging.INFO, *, keep: bool = auto) -> Settled:

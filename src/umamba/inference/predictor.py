@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,10 @@ import numpy as np
 from umamba.datasets import RawCase
 from umamba.inference.canvas import Canvas
 from umamba.inference.case_classes import Probabilities, classify, classify_cases, named
-from umamba.inference.case_queue import CaseQueue, Watch
+from umamba.inference.case_queue import CaseQueue, Watch, read_channels
 from umamba.inference.cases import find_cases
 from umamba.inference.checkpoints import find_checkpoints
-from umamba.inference.engine import settle_engines
+from umamba.inference.engine import measures_nothing, settle_engines
 from umamba.inference.engine_record import begun_engine, engines_record
 from umamba.inference.exports import check_exports
 from umamba.inference.label_files import write_label_files
@@ -311,8 +312,14 @@ class Predictor:
                 before = None if settings.overwrite else outputs.earlier(record, files)
                 missing = [number for number, own in enumerate(files) if settings.overwrite or not own.complete()]
                 missing = [] if self.classifies_only else missing
+            ahead: dict[str, Future[Image]] = {}
             if missing:
-                settle_engines(self.models, begun_engine(before, outputs.record, self.models))
+                begun = begun_engine(before, outputs.record, self.models)
+                with ThreadPoolExecutor(1) as reader:  # the first image is read while engines are compiled
+                    if settings.max_memory_gb is None and measures_nothing(self.models, begun):
+                        first = cases[missing[0]]
+                        ahead[first.case_id] = reader.submit(read_channels, first, self.models[0])
+                    settle_engines(self.models, begun)
             with storage_errors(folder):
                 if settings.overwrite:
                     for case in cases:
@@ -341,7 +348,7 @@ class Predictor:
             if missing:
                 limit = measure_limit(settings.max_memory_gb, self.models, settings.tta)
                 setup = self.models, self.post_processing, settings, limit, progress, problems, codes, manifest
-                queue = CaseQueue(*setup, watch=watch)
+                queue = CaseQueue(*setup, ahead=ahead, watch=watch)
                 volumes = queue.run([cases[number] for number in missing], [files[number] for number in missing])
                 classes = queue.classes
                 with storage_errors(folder):

@@ -1,0 +1,50 @@
+"""The end of the process: threads, exit functions, output and exit code are kept, and nothing is taken apart."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CODE = """
+import atexit, sys, threading, time
+from umamba.cli import main
+
+class Global:
+    def __del__(self, write=sys.stderr.write):
+        write("taken apart ")
+
+def command(words):
+    def work():
+        time.sleep(0.3)
+        print("thread", end=" ")
+    global kept
+    kept = Global()
+    atexit.register(lambda: print("called", end=" "))
+    threading.Thread(target=work).start()
+    print(*words, end=" ")
+    {end}
+
+main.main = command
+{before}
+main.program("first")
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "end", "code", "taken_apart"),
+    [
+        ("", "return 3", 3, False),
+        ("", "return 0", 0, False),
+        ("sys.settrace(lambda *_: None)", "return 3", 3, True),  # a debugger sees the usual end
+        ("", "raise SystemExit(4)", 4, True),
+        ("", "1 / 0", 1, True),
+    ],
+)
+def test_the_end_of_a_command(before: str, end: str, code: int, taken_apart: bool, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", CODE.format(before=before, end=end), "second", "third=3"]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert found.returncode == code, found.stderr
+    assert found.stdout == "first second third=3 thread called "
+    assert ("taken apart" in found.stderr) == taken_apart
+    assert ("ZeroDivisionError" in found.stderr) == (end == "1 / 0")
