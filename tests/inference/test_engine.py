@@ -12,7 +12,8 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor, nn
 
-from umamba.inference import Model, Predictor, engine
+from umamba.datasets import RawCase
+from umamba.inference import Model, Predictor, engine, predictor
 from umamba.inference.digests import weights_digest
 from umamba.inference.engine_cache import Kept, cache_folder, kind_of
 from umamba.inference.model import FreedNetwork
@@ -239,6 +240,31 @@ def images(tmp_path: Path) -> Path:
         for channel in range(2):
             sitk.WriteImage(sitk.GetImageFromArray(image().array[channel]), str(folder / f"{name}_000{channel}.nii.gz"))
     return folder
+
+
+def test_no_image_is_read_while_engines_are_measured(
+    make_model: MakeModel, trials: Trials, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    read_channels = predictor.read_channels
+
+    def noted(case: RawCase, model: Model) -> Image:
+        read.append(case.case_id)
+        return read_channels(case, model)
+
+    monkeypatch.setattr(predictor, "read_channels", noted)
+
+    def predict(number: int, **settings: Any) -> None:
+        made = make_model(net(), (8, 6, 4), 2)
+        Predictor((made,)).predict(images, tmp_path / f"out{number}", PredictionSettings(**settings), progress=False)
+
+    trials.seconds = [1.57, 0.36]
+    predict(0)
+    assert read == []
+    predict(1)  # the times are known now
+    assert read == ["a"]
+    predict(2, max_memory_gb=4)
+    assert read == ["a"], "an image that is read before the limit is measured may be too much"
 
 
 def test_a_folder_keeps_the_engine_that_began_it(
