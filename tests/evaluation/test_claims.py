@@ -1,6 +1,7 @@
 """Which differences are shown: against scipy and statsmodels, by hand, and on scores whose truth is known."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -167,6 +168,8 @@ def test_a_large_difference_with_trainings_is_shown() -> None:
     turned = one(*drawn(0, 20, 3, Spreads(0.02, 0.003, 0.01), effect=0.06)[::-1])
     assert turned.better == "b"
     assert turned.sentence.startswith("Shown: b is better than a by 0.0")
+    low, high = (float(word) for word in re.search(r"interval (\S+) to (\S+);", turned.sentence).groups())  # type: ignore[union-attr]
+    assert (low, high) == pytest.approx((-turned.ci_t[1], -turned.ci_t[0]), abs=6e-4), "the interval of what is told"
     assert turned.mean_difference == pytest.approx(-claim.mean_difference)
     assert turned.p_false == pytest.approx(claim.p_false)
 

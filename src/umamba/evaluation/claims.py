@@ -220,11 +220,14 @@ def sentence_of(claim: Claim) -> str:
         )
     if claim.error == 0 and claim.mean_difference == 0:
         return f"No difference: {claim.a} and {claim.b} have the same {name} in each case ({common})."
-    interval = f"95 % interval {_short(claim.ci_t[0])} to {_short(claim.ci_t[1])}"
+    low, high = claim.ci_t
+    interval = f"95 % interval {_short(low)} to {_short(high)}"
+    if claim.mean_difference < 0:
+        low, high = -high, -low  # of the difference as it is told, which is above 0
     seen = (
         f"{claim.better or claim.a} is better than {claim.b if claim.better != claim.b else claim.a} by "
-        f"{_short(abs(claim.mean_difference))} {unit} ({interval}; probability of a false claim "
-        f"{_percent(claim.p_false)}; {common})"
+        f"{_short(abs(claim.mean_difference))} {unit} (95 % interval {_short(low)} to {_short(high)}; probability of a "
+        f"false claim {_percent(claim.p_false)}; {common})"
     )
     bounded = not claim.metric.endswith(_DISTANCE)
     unseen = f"a difference below {_short(claim.detectable)} could not be seen"
