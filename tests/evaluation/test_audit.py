@@ -94,7 +94,7 @@ def test_another_label_is_mistaken_and_the_margin_counts() -> None:
     margin = np.where(given == predicted, 0, np.float32(0.25))
     (part,) = inspect_labels(given, predicted, margin).parts
     assert part_kind(part) == "mistaken"
-    assert (part.given, part.predicted, part.margin, part.size) == (1, 2, 0.25, 0.25)
+    assert (part.given, part.predicted, part.margin, part.size) == (1, 2, 0.25, 0.25**2)
 
 
 def test_a_slice_that_was_left_out_is_found() -> None:
