@@ -22,9 +22,12 @@ seeds: [0, 1, 2]
 """
 COUNTS = {
     "ablation_mamba": 24,
+    "baseline_longer": 1,
     "baseline_swaps": 30,
     "controls_hippocampus": 21,
+    "controls_hippocampus_time": 21,
     "controls_nuclei": 24,
+    "controls_nuclei_time": 24,
     "folds": 90,
     "learning_curve": 48,
     "table3_organs_3d": 12,
