@@ -12,6 +12,7 @@ mirroring, nnU-Net in float32 and predict.py in float32 and bfloat16, by both en
 command converts and compares the network, the second finds it in the cache. The whole commands are measured:
 
     voxels/s       voxels of all images on their own grids, divided by the wall time
+    in turn        with --rounds: nnU-Net and the last of our commands again, one after the other, so many times
     CPU time       of the command's process tree, which other work on the machine disturbs less
     peak memory    of the process tree: proportional set size, sampled near its peak (Linux)
     agreement      share of voxels with the same label: as nnU-Net, and as our torch engine in the same precision
@@ -178,9 +179,10 @@ def compare(root: Path, images: Path, pinned: dict[str, Any], scratch: Path, arg
     voxels = sum(read_image([path]).array.size for path in files)
 
     measured: dict[str, Measured] = {}
+    environment = os.environ | {"XDG_CACHE_HOME": str(scratch / "cache")}
     if nnunet_bin and architecture == "unet":
         write_nnunet(scratch / "results", dataset, plan, weights)
-        environment = os.environ | {name: str(scratch) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
+        environment |= {name: str(scratch) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
         environment["nnUNet_results"] = str(scratch / "results")
         theirs = [str(nnunet_bin / "nnUNetv2_predict"), "-i", str(images), "-o", str(scratch / "theirs")]
         theirs += ["-d", dataset.name, "-c", "3d_fullres", "-f", "0", "-device", "cpu", "-step_size", "0.5"]
@@ -189,7 +191,6 @@ def compare(root: Path, images: Path, pinned: dict[str, Any], scratch: Path, arg
 
     ours = [sys.executable, str(PREDICT), f"checkpoint={scratch / 'ours.ckpt'}", f"input={images}", "device=cpu"]
     ours += [f"tta={str(tta).lower()}", "tile_step_size=0.5"]
-    environment = os.environ | {"XDG_CACHE_HOME": str(scratch / "cache")}
     for precision, engine in itertools.product(PRECISIONS, ("torch", "openvino")):
         command = [*ours, f"precision={precision}", f"engine={engine}", f"output={scratch / precision / engine}"]
         title = f"{engine}, {PRECISIONS[precision]}"
@@ -208,6 +209,13 @@ def compare(root: Path, images: Path, pinned: dict[str, Any], scratch: Path, arg
             f"wall {each.seconds:.1f} s, CPU {each.cpu_seconds:.1f} s ({base.cpu_seconds / each.cpu_seconds:.1f} x), "
             f"peak memory {each.peak_gb:.2f} GB ({each.peak_gb / base.peak_gb:.2f} of {base_title})"
         )
+    if "nnU-Net, float32" in measured:
+        for number in range(arguments.rounds):
+            seconds = [measure(each, environment).seconds for each in (theirs, [*command, "overwrite=true"])]
+            print(
+                f"  in turn, {number + 1}: nnU-Net {seconds[0]:.1f} s, {title} {seconds[1]:.1f} s "
+                f"({seconds[0] / seconds[1]:.2f} x)"
+            )
     for precision, engine in itertools.product(PRECISIONS, ("torch", "openvino")):
         found = scratch / precision / engine
         for other in (scratch / "theirs", scratch / precision / "torch"):
@@ -231,6 +239,7 @@ def main() -> None:
     parser.add_argument("--architecture", default="unet", help="unet, umamba_bot, umamba_enc, ...")
     parser.add_argument("--images", type=int, help="how many of the dataset's training images; all if not given")
     parser.add_argument("--iterations", type=int, default=60, help="training iterations before")
+    parser.add_argument("--rounds", type=int, default=0, help="of nnU-Net and our last command in turn")
     parser.add_argument("--tta", action="store_true", help="mirror along all axes")
     arguments = parser.parse_args()
     if not arguments.dataset and not arguments.phantoms:
