@@ -62,7 +62,7 @@ def test_shipped_studies_have_the_runs_that_their_readme_counts(
         assert f"| [{name}]({name}) | {count} " in readme
         own = (experiments / name / "README.md").read_text()
         assert all(f"**{part}.**" in own for part in ("Question", "Command", "Cost", "Result")), name
-        assert f"{count} trainings" in own
+        assert f"{count} training" in own
 
 
 def test_estimated_hours_of_a_study_are_the_sum_of_its_trainings(
