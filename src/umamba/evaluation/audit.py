@@ -132,7 +132,7 @@ def thickness_vox(mask: np.ndarray) -> float:
     Args:
         mask: booleans of any number of axes, not all of them False; what lies beyond the array is outside.
 
-    >>> thickness_vox(np.ones((3, 1000, 1000), dtype=bool)).__round__(2)
+    >>> round(thickness_vox(np.ones((3, 1000, 1000), dtype=bool)), 2)
     2.98
     """
     padded = np.pad(mask, 1).view(np.int8)
