@@ -83,12 +83,15 @@ def by_another_revision(source: Path, name: str, tile: tuple[int, ...], precisio
     """Yield a pass of PyTorch in a process of another revision, which waits while it is not its turn."""
     # Only `umamba.networks` and `umamba.planning` of that revision are used, because it has no engines.
     code = (
-        "import sys, torch\n"
+        "import dataclasses, sys, torch\n"
         f"sys.path.insert(0, {str(source)!r})\n"
         "from umamba.networks import build_network\n"
         "from umamba.planning import Configuration\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
-        f"network = build_network({{'name': {name!r}}}, Configuration(**{ct_plan(tile).__dict__!r}), 1, 14).eval()\n"
+        f"values = {ct_plan(tile).__dict__!r}\n"
+        "known = {field.name for field in dataclasses.fields(Configuration)}\n"
+        "plan = Configuration(**{key: value for key, value in values.items() if key in known})\n"
+        f"network = build_network({{'name': {name!r}}}, plan, 1, 14).eval()\n"
         "network.deep_supervision = False\n"
         f"image = torch.randn(1, 1, *{tile!r})\n"
         f"enabled = {precision == 'bf16-mixed'!r}\n"
