@@ -162,6 +162,18 @@ def test_a_thicker_outline_is_found_where_every_annotator_draws_another_border()
     )
 
 
+def test_a_missing_object_is_compared_with_missing_objects_alone() -> None:
+    def facts(whole: bool) -> CaseFacts:
+        part = Part(0, 1, whole, 50, 0.9, 0.9, (0, 5, 5), ((0, 0), (2, 8), (2, 8)))
+        return CaseFacts({1: 0.9}, {}, (), (part,), (), {})
+
+    cases = {f"short{index}": facts(whole=False) for index in range(20)}  # the networks see objects end later
+    ranked = rank_cases(cases | {"missing": facts(whole=True)})
+    assert (ranked[0].case, ranked[0].main.kind) == ("missing", "missing")
+    assert ranked[0].score == pytest.approx(0.81**2 / 0.15)
+    assert ranked[1].score == 0
+
+
 def organs(seed: int) -> np.ndarray:
     """Return a blob of two labels, one in front of the other, of random size and place (14, 34, 26)."""
     rng = np.random.default_rng(seed)
