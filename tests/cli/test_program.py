@@ -48,3 +48,21 @@ def test_the_end_of_a_command(before: str, end: str, code: int, taken_apart: boo
     assert found.stdout == "first second third=3 thread called "
     assert ("taken apart" in found.stderr) == taken_apart
     assert ("ZeroDivisionError" in found.stderr) == (end == "1 / 0")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])  # so few that they are written at the end, and more than a pipe holds
+def test_a_reader_that_has_seen_enough_gets_no_traceback(lines: int, tmp_path: Path) -> None:
+    code = CODE.format(before="", end=f"print(*['line'] * {lines}, sep=chr(10)); return 0")
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    assert command.stdout is not None and command.stderr is not None
+    command.stdout.close()
+    assert command.stderr.read() == ""
+    assert command.wait() == 141
+
+
+def test_another_broken_pipe_is_an_error_of_the_command(tmp_path: Path) -> None:
+    code = CODE.format(before="", end="raise BrokenPipeError('a worker ended')")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert found.returncode == 1 and "a worker ended" in found.stderr

@@ -16,6 +16,7 @@ from umamba import __version__
 from umamba.io.errors import UserError, disk_error
 
 EXIT_USER_ERROR = 2
+EXIT_CLOSED_PIPE = 141  # what a shell says of a program that the signal of a closed pipe (13) ended
 _HELP = ("-h", "--help", "help")
 
 
@@ -205,11 +206,29 @@ def program(*first: str) -> NoReturn:
 
     Args:
         first: words that stand before those of the command line, such as the command of a script.
+
+    The exit code is that of the command, or 141 without a traceback if what reads the output, such as `head`, ended.
     """
     codes: list[int] = []
     atexit.register(_leave, codes)  # what is registered first is called last
-    codes.append(main([*first, *sys.argv[1:]]))
+    try:
+        codes.append(main([*first, *sys.argv[1:]]))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
+        codes[:] = [EXIT_CLOSED_PIPE]
     sys.exit(codes[0])
+
+
+def _stdout_is_closed() -> bool:
+    """Return whether what reads the output has ended, as `head` does; what is left to print is thrown away then."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _leave(codes: Sequence[int]) -> None:
