@@ -99,6 +99,11 @@ def test_runs_are_named_by_what_they_are(tmp_path: Path) -> None:
         (GOOD.replace("[0, 1, 2]", "[]"), "seeds must be a list"),
         (GOOD.replace("[0, 1, 2]", "[a]"), "seeds: a must be an integer"),
         (GOOD.replace("folds: [", "folds: ]["), "not a valid YAML"),
+        (GOOD + "comparisons: []\n", "comparisons must be a list with at least one entry"),
+        (GOOD + "comparisons: [unet]\n", "comparisons: unet must be two names of methods"),
+        (GOOD + "comparisons: [[unet, 3]]\n", "must be two names of methods: "),
+        (GOOD + "comparisons: [[unet, unet]]\n", "must be two methods, and stand there once"),
+        (GOOD + "comparisons: [[unet, bot], [bot, unet]]\n", "must be two methods, and stand there once"),
     ],
 )
 def test_mistakes_in_a_sweep_file_are_named(tmp_path: Path, text: str, said: str) -> None:
@@ -114,6 +119,15 @@ def test_what_runs_have_in_common_is_written_once(tmp_path: Path) -> None:
     assert {settings_of(TrainSettings, run.overrides).plan.batch_size for run in runs[::6]} == {3}
     with pytest.raises(UserError, match="no line of overrides"):
         read_study(study_folder(tmp_path, "common: [a]\n" + GOOD), "mine")
+
+
+def test_the_comparisons_of_a_study_are_between_its_methods(tmp_path: Path) -> None:
+    study = read_study(study_folder(tmp_path, GOOD + "comparisons:\n  - [unet, umamba_bot_identity]\n"), "mine")
+    assert study.comparisons == (("unet", "umamba_bot_identity"),)
+    assert planned_runs(study)
+    study = read_study(study_folder(tmp_path, GOOD + "comparisons:\n  - [unet, umamba_bot_identiti]\n"), "mine")
+    with pytest.raises(UserError, match=r"umamba_bot_identiti: must be one of unet.* Did you mean umamba_bot_identity"):
+        planned_runs(study)
 
 
 def test_runs_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(lines: int, tmp_path: P
     command = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
-    assert command.stdout is not None and command.stderr is not None
+    assert command.stdout is not None
+    assert command.stderr is not None
     command.stdout.close()
     assert command.stderr.read() == ""
     assert command.wait() == 141
@@ -65,4 +66,5 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(lines: int, tmp_path: P
 def test_another_broken_pipe_is_an_error_of_the_command(tmp_path: Path) -> None:
     code = CODE.format(before="", end="raise BrokenPipeError('a worker ended')")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert found.returncode == 1 and "a worker ended" in found.stderr
+    assert found.returncode == 1
+    assert "a worker ended" in found.stderr

@@ -141,3 +141,7 @@ def test_assumed_numbers_by_hand(tmp_path: Path) -> None:
     (outlook,) = outlooks(runs, PowerSettings(case_sd=0.1, correlation=0.92, training_sd=0.01, cases=33), None)
     assert (outlook.cases, outlook.trainings, outlook.comparisons) == (33, 2, 6)
     assert outlook.spreads.difference == pytest.approx(0.1 * math.sqrt(0.16))
+    named = [("c", "a"), ("a", "other dataset's")]
+    (outlook,) = outlooks(runs, PowerSettings(case_sd=0.1, cases=33), None, named)
+    assert outlook.comparisons == 2, "one pair, DSC and NSD"
+    assert outlooks(runs, PowerSettings(case_sd=0.1, cases=33), None, named[1:]) == []

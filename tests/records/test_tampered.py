@@ -254,6 +254,7 @@ def test_the_state_of_a_run(tmp_path: Path) -> None:
 
 def test_studies(tmp_path: Path) -> None:
     content = {"question": "Which?", "runs": ["recipe=unetr seed=1"], "folds": [0, "all"], "seeds": [0]}
+    content |= {"comparisons": [["unet", "bot"]]}
     (tmp_path / "mine").mkdir()
     check(lambda path: read_study(tmp_path, "mine"), tmp_path / "mine" / "sweep.yaml", changed(content, 3))
 

@@ -13,7 +13,7 @@ from umamba.io.tabular import read_table
 from umamba.records import RunFolder
 from umamba.records.tables import write_scores
 from umamba.reporting import Results, gather, numbers, write_report
-from umamba.reporting.compare import claims_of
+from umamba.reporting.compare import Claim, claims_of
 from umamba.reporting.complement import complement
 from umamba.sweeps import PlannedRun, RunState
 
@@ -99,6 +99,37 @@ def test_wins_and_oracle_are_those_of_all_pairs_of_trainings(runs: list[PlannedR
         assert row["wins_first"] + row["wins_second"] + row["ties"] == pytest.approx(3)
         assert row["oracle"] == pytest.approx(statistics.mean(oracles))
         assert row["gain"] == pytest.approx(statistics.mean(gains))
+
+
+def test_only_the_pairs_that_a_study_names_are_compared_and_corrected_for(tmp_path: Path) -> None:
+    """Four methods, of which the first is far better than the others; the study asks about one pair."""
+    runs = []
+    for quality, method in zip((0.9, 0.5, 0.4, 0.3), ("a", "b", "c", "d"), strict=True):
+        for seed in (0, 1, 2):
+            run = PlannedRun((), RunFolder(tmp_path / f"{method}{seed}"), "toy", method, 0, seed, 1, 1, "x")
+            run.folder.path.mkdir()
+            run.folder.status_file.write_text('{"state": "finished", "max_epochs": 1}')
+            values = [(f"{case:02}", "front", quality + 0.002 * case + 0.001 * seed) for case in range(8)]
+            write_scores(run.folder.scores, pandas.DataFrame(values, columns=["case", "label", "dsc"]))
+            runs.append(run)
+    all_pairs = gather("toy", "Which?", runs, None)
+    one_pair = gather("toy", "Which?", runs, None, comparisons=[("b", "a")])
+    everything, (claim,) = averages(all_pairs), averages(one_pair)
+    assert len(everything) == 6
+    assert {claim.a, claim.b} == {"a", "b"}
+    assert claim.p_holm == pytest.approx(2 * claim.p_false), "one comparison: nothing is corrected"
+    assert [n.method for n in numbers(all_pairs) if n.best and n.label == "average"] == ["a"]
+    assert not any(n.best for n in numbers(one_pair)), "a was not compared with every other method"
+    write_report(one_pair, tmp_path / "report", pictures_mb=0)
+    said = "the study names 1 of the 6 pairs of methods; only these are compared."
+    assert said in (tmp_path / "report" / "index.html").read_text()
+    assert said in (tmp_path / "report" / "tables.md").read_text()
+    assert json.loads((tmp_path / "report" / "runs.json").read_text())["comparisons"] == [["b", "a"]]
+
+
+def averages(results: Results) -> list[Claim]:
+    """Return the claims on the averages."""
+    return [claim for claim in claims_of(results) if claim.label == "average"]
 
 
 def test_curves_and_records_of_all_runs_are_kept_without_places(runs: list[PlannedRun], tmp_path: Path) -> None:
@@ -200,7 +231,8 @@ def from_files(evidence: Path, scores: pandas.DataFrame) -> Results:
         )
         for entry in records["runs"]
     )
-    return Results(records["study"], records["question"], states, scores, {}, {})
+    named = tuple((first, second) for first, second in records.get("comparisons", []))
+    return Results(records["study"], records["question"], states, scores, {}, {}, comparisons=named)
 
 
 def test_a_report_names_no_path_of_the_machine(runs: list[PlannedRun], tmp_path: Path) -> None:

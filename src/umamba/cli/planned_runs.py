@@ -14,6 +14,7 @@ from umamba.records import RunFolder
 from umamba.records.identity import learnt_settings
 from umamba.runs.smoke import smoke_test
 from umamba.settings import TrainSettings, plain
+from umamba.settings.wording import wrong_choice
 from umamba.sweeps import PlannedRun, StudyFile
 
 
@@ -25,7 +26,8 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
         overrides: further overrides of every run, such as smoke=true.
 
     Raises:
-        UserError: a line cannot be composed or has no name, or two runs share a run folder.
+        UserError: a line cannot be composed or has no name, two runs share a run folder, or a comparison names a method
+            that the study does not have.
     """
     runs = []
     for line in study.runs:
@@ -57,6 +59,9 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
     twice = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
     if twice:
         raise UserError(f"study={study.name}: several runs share {twice[0]}. Give them names of their own: name=...")
+    methods = list(dict.fromkeys(run.method for run in runs))
+    for name in (name for pair in study.comparisons for name in pair if name not in methods):
+        raise UserError(wrong_choice(f"study={study.name}: comparisons", name, methods))
     return runs
 
 

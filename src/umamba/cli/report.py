@@ -25,5 +25,7 @@ def main(settings: ReportSettings) -> None:
     study = read_study(share("experiments"), settings.study)
     runs = planned_runs(study, (*settings.overrides, override_of("paths.runs", settings.paths.runs)))
     folder = settings.output or settings.paths.runs / "reports" / study.name
-    results = gather(study.name, study.question, runs, study.published, settings.overrides, settings.images)
+    results = gather(
+        *(study.name, study.question, runs, study.published, settings.overrides, settings.images, study.comparisons)
+    )
     log.info("Report: %s", write_report(results, folder, settings.margin, settings.pictures_mb).absolute())

@@ -66,18 +66,25 @@ def study_power(arguments: Sequence[str]) -> None:
     wanted = parse(PowerSettings, values_of(PowerSettings, own))
     overrides = tuple(text for text in others if text not in names)
     study = read_study(share("experiments"), names[0])
-    for outlook in outlooks(planned_runs(study, overrides), wanted, _measured(wanted, overrides)):
+    runs = planned_runs(study, overrides)
+    for outlook in outlooks(runs, wanted, _measured(wanted, overrides), study.comparisons):
         log.info(outlook_table(outlook, wanted))
         log.info("%s\n", "\n".join(sentences(outlook, wanted)))
 
 
-def outlooks(runs: Sequence[PlannedRun], wanted: PowerSettings, measured: Results | None) -> list[Outlook]:
+def outlooks(
+    runs: Sequence[PlannedRun],
+    wanted: PowerSettings,
+    measured: Results | None,
+    comparisons: Sequence[tuple[str, str]] = (),
+) -> list[Outlook]:
     """Return what a study can show for each dataset: by each measured metric, or by any metric with assumed spreads.
 
     Args:
         runs: the runs of the study.
         wanted: the settings.
         measured: results that give the spreads; None: they are assumed.
+        comparisons: pairs of methods that the study compares; none: all pairs.
 
     Raises:
         UserError: the number of test cases is not known, or a dataset has no results to measure by.
@@ -89,6 +96,10 @@ def outlooks(runs: Sequence[PlannedRun], wanted: PowerSettings, measured: Result
         trainings = wanted.trainings or min(sum(run.method == method for run in own) for method in methods)
         settings = settings_of(TrainSettings, own[0].overrides)
         pairs = max(1, len(methods) * (len(methods) - 1) // 2)
+        if comparisons:
+            pairs = sum(set(pair) <= set(methods) for pair in comparisons)
+        if not pairs:
+            continue
         if measured is None:
             metrics = 1 if settings.dataset.protocol in CELL_PROTOCOLS else 2
             source = (

@@ -10,7 +10,7 @@ A claim says that a method is better than another one on other cases and after o
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -105,9 +105,14 @@ class Claim:
 
 
 def compare(
-    scores: Mapping[str, pandas.DataFrame], metric: str, margin: float, dataset: str = "", label: str = ""
+    scores: Mapping[str, pandas.DataFrame],
+    metric: str,
+    margin: float,
+    dataset: str = "",
+    label: str = "",
+    pairs: Collection[tuple[str, str]] = (),
 ) -> list[Claim]:
-    """Compare every pair of methods; `judged` adds the verdicts, because they depend on the whole family.
+    """Compare pairs of methods; `judged` adds the verdicts, because they depend on the whole family.
 
     Args:
         scores: method -> scores, a row for each training and a column for each case; NaN: no score.
@@ -115,10 +120,14 @@ def compare(
         margin: the largest difference that does not matter; it does not hold for metrics in mm.
         dataset: the benchmark.
         label: name of the label.
+        pairs: the pairs that are compared, in any order; none: every pair.
     """
+    chosen = {frozenset(pair) for pair in pairs}
     margin = math.nan if metric.endswith(_DISTANCE) else margin
     found = []
     for a, b in combinations(scores, 2):
+        if chosen and {a, b} not in chosen:
+            continue
         values_a, values_b, left_out = _common(scores[a], scores[b])
         claim = Claim(
             *(a, b, metric, values_a.shape[1], (len(scores[a]), len(scores[b]))),

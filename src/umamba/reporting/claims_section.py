@@ -14,12 +14,12 @@ _COLUMNS = (
 _MOST_OPEN = 8  # sentences that stand there without a click
 
 
-def claims_section(claims: Sequence[Claim], suitability: Sequence[str]) -> str:
+def claims_section(claims: Sequence[Claim], remarks: Sequence[str]) -> str:
     """Return the comparisons of a dataset's methods.
 
     Args:
         claims: the comparisons of the averages.
-        suitability: sentences on how well the dataset separates the methods.
+        remarks: sentences on the comparisons, such as how well the dataset separates the methods.
 
     Returns:
         HTML; empty if there is no comparison.
@@ -34,7 +34,7 @@ def claims_section(claims: Sequence[Claim], suitability: Sequence[str]) -> str:
         f"{len(shown)} with a difference that is shown, {len(equal)} shown to be equal within the margin, "
         f"{len(others)} open.</p>"
     ]
-    parts += [f"<p>{html(sentence)}</p>" for sentence in suitability]
+    parts += [f"<p>{html(sentence)}</p>" for sentence in remarks]
     for title, group in (("Shown", shown), ("Equivalent", equal), ("Open", others)):
         if len(group) > _MOST_OPEN:
             parts.append(

@@ -24,8 +24,8 @@ __all__ = [
     "claims_of",
     "measured_spreads",
     "numbers",
+    "remarks_on_claims",
     "suitability_of",
-    "suitability_sentences",
 ]
 REFERENCE = "unet"  # a star marks methods that differ from this one
 
@@ -90,7 +90,7 @@ def numbers(results: Results, claims: Sequence[Claim] | None = None) -> list[Num
 
 
 def claims_of(results: Results, margin: float = MARGIN) -> list[Claim]:
-    """Compare all measured methods of a study in pairs, for each dataset, label and metric.
+    """Compare the measured methods of a study in pairs, all or those it names, for each dataset, label and metric.
 
     A family of Holm's correction is what one table of the report compares: the averages of a dataset by all metrics, or
     all labels of a dataset by one metric. A training is a seed of a fold.
@@ -112,7 +112,8 @@ def claims_of(results: Results, margin: float = MARGIN) -> list[Claim]:
         for family in families:
             compared = []
             for label, metric in family:
-                compared += compare(by_method(own, methods, label, metric), metric, margin, dataset, label)
+                scores = by_method(own, methods, label, metric)
+                compared += compare(scores, metric, margin, dataset, label, results.comparisons)
             found += judged(compared)
     return found
 
@@ -130,15 +131,21 @@ def suitability_of(results: Results, dataset: str, metric: str) -> float:
     return suitability([list(sample.groupby(level=["seed", "fold"]).mean()) for sample in samples])
 
 
-def suitability_sentences(results: Results, dataset: str) -> list[str]:
-    """Return a sentence for each metric on how well a dataset separates the methods, where seeds show it.
+def remarks_on_claims(results: Results, dataset: str) -> list[str]:
+    """Return which pairs are compared, unless all are; and, where seeds show it, how well a dataset separates methods.
 
     Args:
         results: the results of the study.
         dataset: the benchmark.
     """
+    methods = results.methods(dataset)
+    named = sum(set(pair) <= set(methods) for pair in results.comparisons)
+    chosen = (
+        f"{dataset_name(dataset)}: the study names {named} of the {len(methods) * (len(methods) - 1) // 2} pairs of "
+        "methods; only these are compared."
+    )
     ratios = {metric: suitability_of(results, dataset, metric) for metric in METRICS}
-    return [
+    return [chosen] * bool(results.comparisons) + [
         f"{dataset_name(dataset)}, {metric_name(metric)}: the methods' means spread {ratio:.1f} times as much as the "
         "trainings of a method (standard deviations). Near 1 the order of the methods is chance."
         for metric, ratio in ratios.items()
@@ -186,6 +193,7 @@ def _of_dataset(results: Results, dataset: str, claims: Sequence[Claim]) -> list
             ):
                 continue
             row = [claim for claim in claims if (claim.dataset, claim.label, claim.metric) == (dataset, label, metric)]
+            measured = {method for method, sample in samples.items() if len(sample)}
             for method, sample in samples.items():
                 runs = results.runs(dataset, method)
                 against = next((claim for claim in row if {claim.a, claim.b} == {method, REFERENCE}), None)
@@ -204,16 +212,16 @@ def _of_dataset(results: Results, dataset: str, claims: Sequence[Claim]) -> list
                         rules=rules,
                         images=results.images,
                         significant=against is not None and against.survives and label not in absent,
-                        best=_is_best(method, row) and label not in absent,
+                        best=_is_best(method, row, measured - {method}) and label not in absent,
                     )
                 )
     return found
 
 
-def _is_best(method: str, row: Sequence[Claim]) -> bool:
-    """Return whether a method is shown to be better than every other one of a row."""
-    own = [claim for claim in row if method in (claim.a, claim.b)]
-    return bool(own) and all(claim.survives and claim.better == method for claim in own)
+def _is_best(method: str, row: Sequence[Claim], others: set[str]) -> bool:
+    """Return whether a method was compared with every other one of a row, and is shown to be better."""
+    beaten = {claim.a if claim.b == method else claim.b for claim in row if claim.survives and claim.better == method}
+    return bool(others) and beaten == others
 
 
 def by_method(own: pandas.DataFrame, methods: Sequence[str], label: str, metric: str) -> dict[str, pandas.DataFrame]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from umamba.io.escape import anchor, html, without_folders
 from umamba.reporting.case_rows import case_figure, case_ids, case_tables
 from umamba.reporting.claims_section import claims_section
-from umamba.reporting.compare import Claim, Number, suitability_sentences
+from umamba.reporting.compare import Claim, Number, remarks_on_claims
 from umamba.reporting.cost import Cost
 from umamba.reporting.document import made_with, scrolled_table, write_document
 from umamba.reporting.figures import Curves, learning_curves
@@ -75,7 +75,7 @@ def _dataset(
     parts += [_table(table, own, results) for table in tables(own)]
     parts.append(_explanation(results, dataset, own))
     averages = [claim for claim in claims if claim.dataset == dataset and claim.label == AVERAGE]
-    parts.append(claims_section(averages, suitability_sentences(results, dataset)))
+    parts.append(claims_section(averages, remarks_on_claims(results, dataset)))
     ids = case_ids(results, dataset)
     if ids:
         parts.append("<h3>Scores over cases</h3>")

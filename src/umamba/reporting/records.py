@@ -31,7 +31,7 @@ def write_curves(path: Path, results: Results) -> None:
 
 
 def write_records(path: Path, results: Results) -> None:
-    """Write for each run how it was started, what decides what it learns, and the versions it was trained with.
+    """Write what is compared, and of each run how it was started, what decides what it learns, and its versions.
 
     Args:
         path: the JSON file.
@@ -51,4 +51,5 @@ def write_records(path: Path, results: Results) -> None:
                 **{name: status[name] for name in _KEPT if name in status},
             }
         )
-    write_json(path, {"study": results.name, "question": results.question, "runs": records})
+    compared = {"comparisons": results.comparisons} if results.comparisons else {}
+    write_json(path, {"study": results.name, "question": results.question, **compared, "runs": records})

@@ -78,6 +78,7 @@ class Results:
         published: (dataset, method, label, metric) -> the paper's number.
         overrides: overrides of every run in addition to those of the study.
         images: which images were scored: test or held-out.
+        comparisons: pairs of methods that are compared; none: all pairs are.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Results:
     published: Mapping[tuple[str, str, str, str], Published]
     overrides: tuple[str, ...] = ()
     images: str = TEST
+    comparisons: tuple[tuple[str, str], ...] = ()
 
     @property
     def datasets(self) -> list[str]:
@@ -198,6 +200,7 @@ def gather(
     published: Path | None,
     overrides: Sequence[str] = (),
     images: str = TEST,
+    comparisons: Sequence[tuple[str, str]] = (),
 ) -> Results:
     """Read the results of a study from its run folders.
 
@@ -208,6 +211,7 @@ def gather(
         published: its published.csv; None if it has none.
         overrides: overrides of every run in addition to those of the study.
         images: test, or held-out: also the validation cases of each run's fold.
+        comparisons: pairs of methods that are compared; none: all pairs are.
 
     Raises:
         UserError: published.csv or a run's scores have an unexpected form.
@@ -229,6 +233,7 @@ def gather(
         published=printed,
         overrides=tuple(overrides),
         images=images,
+        comparisons=tuple(comparisons),
     )
 
 

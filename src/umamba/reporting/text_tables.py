@@ -157,16 +157,14 @@ def tables(found: Sequence[Number]) -> list[NumberTable]:
     return made
 
 
-def markdown(
-    found: Sequence[Number], remark: str, claims: Sequence[Claim] = (), suitability: Sequence[str] = ()
-) -> str:
+def markdown(found: Sequence[Number], remark: str, claims: Sequence[Claim] = (), remarks: Sequence[str] = ()) -> str:
     """Return all tables in Markdown; bold: shown to be better than every other method. Then what the averages show.
 
     Args:
         found: the numbers.
         remark: text above the tables.
         claims: the comparisons of the methods.
-        suitability: sentences on how well the datasets separate the methods.
+        remarks: sentences on the comparisons, such as how well the datasets separate the methods.
     """
     text = (f"{escape.markdown(remark)}\n\n" if remark else "") + "\n".join(
         f"### {escape.markdown(table.title)}\n\n{_rules(table)}{_markdown_table(table, found)}"
@@ -176,7 +174,7 @@ def markdown(
         f"- {escape.markdown(sentence)}\n"
         for sentence in (
             *(f"{dataset_name(claim.dataset)}, {claim_words(claim)}" for claim in claims if claim.label == AVERAGE),
-            *suitability,
+            *remarks,
         )
     )
     return text + (f"\n### What the averages show\n\n{escape.markdown(legend(found))}\n\n{told}" if told else "")

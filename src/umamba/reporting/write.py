@@ -8,7 +8,7 @@ import pandas
 from umamba.evaluation.equivalence import MARGIN
 from umamba.io import atomic_path
 from umamba.io.tabular import write_table
-from umamba.reporting.compare import claims_of, numbers, suitability_sentences
+from umamba.reporting.compare import claims_of, numbers, remarks_on_claims
 from umamba.reporting.complement import complement
 from umamba.reporting.cost import Cost, costs
 from umamba.reporting.page import write_page
@@ -43,9 +43,9 @@ def write_report(results: Results, folder: Path, margin: float = MARGIN, picture
     write_table(folder / "complement.csv", complement(results))
     write_curves(folder / "curves.csv", results)
     write_records(folder / "runs.json", results)
-    suited = [sentence for dataset in results.datasets for sentence in suitability_sentences(results, dataset)]
+    remarks = [sentence for dataset in results.datasets for sentence in remarks_on_claims(results, dataset)]
     texts = {
-        "tables.md": markdown(found, results.remark, claims, suited),
+        "tables.md": markdown(found, results.remark, claims, remarks),
         "tables.tex": latex(found, results.remark),
     }
     for name, text in texts.items():

@@ -2,6 +2,9 @@
 
 Overrides that all runs share can stand once under `common`, for example a small plan. A run may give a key of `common`
 another value.
+
+`comparisons` lists the pairs of methods that the report compares, if a study does not ask about all of them. Fewer
+comparisons are corrected less, so that smaller differences are shown; name them before anything is trained.
 """
 
 import shlex
@@ -16,7 +19,7 @@ from umamba.settings.training import Fold
 from umamba.settings.wording import shown
 
 _KEYS = ("question", "runs", "folds", "seeds")
-_COMMON = "common"
+_COMMON, _COMPARISONS = "common", "comparisons"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class StudyFile:
         runs: overrides of each training, as typed after `umamba train`; those that all have in common come first.
         folds: folds of every run, 0 to 4 or all.
         seeds: seeds of every run.
+        comparisons: pairs of methods that are compared, named as in the report's tables; none: all pairs are.
     """
 
     name: str
@@ -38,6 +42,7 @@ class StudyFile:
     runs: tuple[tuple[str, ...], ...]
     folds: tuple[Fold, ...]
     seeds: tuple[int, ...]
+    comparisons: tuple[tuple[str, str], ...] = ()
 
     @property
     def published(self) -> Path | None:
@@ -82,9 +87,11 @@ def read_study(experiments: Path, name: str) -> StudyFile:
             f"study={name}: the file {path} does not exist. Choose one of {', '.join(list_studies(experiments))}."
         )
     content = read_yaml(path)
-    if not isinstance(content, Mapping) or set(content) - {_COMMON} != set(_KEYS):
+    if not isinstance(content, Mapping) or set(content) - {_COMMON, _COMPARISONS} != set(_KEYS):
         found = shown(", ".join(map(str, content))) if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f"{path}: must have the keys {', '.join(_KEYS)} (and may have {_COMMON}), but has {found}.")
+        raise UserError(
+            f"{path}: must have the keys {', '.join(_KEYS)} (and may have {_COMMON}, {_COMPARISONS}), but has {found}."
+        )
     common = _overrides(path, content.get(_COMMON, ""))
     return StudyFile(
         name=path.parent.name,
@@ -93,6 +100,7 @@ def read_study(experiments: Path, name: str) -> StudyFile:
         runs=tuple((*common, *_overrides(path, line)) for line in _list(path, content, "runs")),
         folds=tuple(_fold(path, fold) for fold in _list(path, content, "folds")),
         seeds=tuple(_seed(path, seed) for seed in _list(path, content, "seeds")),
+        comparisons=_pairs(path, content),
     )
 
 
@@ -111,6 +119,19 @@ def _overrides(path: Path, line: Any) -> tuple[str, ...]:
     except ValueError as error:
         reason = str(error)
     raise UserError(f"{path}: runs: {shown(line)} is no line of overrides ({reason}).")
+
+
+def _pairs(path: Path, content: Mapping[Any, Any]) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of methods; whether the study has these methods, only its composed runs can tell."""
+    if _COMPARISONS not in content:
+        return ()
+    pairs = _list(path, content, _COMPARISONS)
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair)):
+            raise UserError(f"{path}: {_COMPARISONS}: {shown(pair)} must be two names of methods: [unet, umamba_bot].")
+        if pair[0] == pair[1] or sum(set(other) == set(pair) for other in pairs if isinstance(other, list)) > 1:
+            raise UserError(f"{path}: {_COMPARISONS}: {shown(pair)} must be two methods, and stand there once.")
+    return tuple((first, second) for first, second in pairs)
 
 
 def _fold(path: Path, fold: Any) -> Fold:
