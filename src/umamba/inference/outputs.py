@@ -114,6 +114,17 @@ class Outputs:
         for path in (*self._case(case_id, True, True, tuple(FORMS)).paths, *further):
             path.unlink(missing_ok=True)
 
+    def remove_all(self, case_ids: Sequence[str]) -> None:
+        """Delete all files of cases, and those that all cases have in common.
+
+        Args:
+            case_ids: names of the cases.
+        """
+        for case_id in case_ids:
+            self.remove(case_id)
+        for path in self.common:
+            path.unlink(missing_ok=True)
+
     def _case(self, case_id: str, probabilities: bool, instances: bool, forms: Sequence[str]) -> CaseFiles:
         name = case_id if self.only is None else self.only
         return CaseFiles(

@@ -29,7 +29,7 @@ from umamba.inference.likeness import refuse_flat_image
 from umamba.inference.manifest import Manifest, setup_of
 from umamba.inference.memory import measure_limit
 from umamba.inference.model import Model, choose_device
-from umamba.inference.outputs import Outputs
+from umamba.inference.outputs import CaseFiles, Outputs
 from umamba.inference.postprocessing import PostProcessing
 from umamba.inference.prepared_image import check_previous, paint, prepare_image, same_bits, warn_of_orientation
 from umamba.inference.problems import Problems
@@ -282,21 +282,10 @@ class Predictor:
         watch: Mapping[str, Watch] = NOBODY,
     ) -> list[Path]:
         """Segment cases; `unusable` are further cases that cannot be read, each with its reason."""
-        self._check_instances(settings.instances)
-        check_previous(self.models, "" if settings.previous_stage is None else "previous_stage")
-        segments = settings.export or settings.probabilities or settings.instances or settings.agreement
-        if self.classifies_only and segments:
-            raise UserError(
-                "export, probabilities, instances, agreement, quality: the network was trained for classes alone "
-                "(heads.alone=true) and segments nothing. Leave them away."
-            )
-        check_exports(settings.export, self.models)
+        self._check(settings)
         codes = label_codes(self.labels, settings.codes)
         files = [outputs.case(case.case_id, settings) for case in cases]
-        inputs = {os.path.realpath(path) for case in cases for path in case.images}  # also of a link to itself
-        for own in files:
-            if os.path.realpath(own.segmentation) in inputs:
-                raise UserError(f"output: {own.segmentation} is one of the images. Give another folder or file.")
+        _spare_images(cases, files)
         folder = outputs.folder
         problems = Problems(outputs.tracebacks)
         problems.reasons.update(unusable)
@@ -315,17 +304,10 @@ class Predictor:
             ahead: dict[str, Future[Image]] = {}
             if missing:
                 begun = begun_engine(before, outputs.record, self.models)
-                with ThreadPoolExecutor(1) as reader:  # the first image is read while engines are compiled
-                    if settings.max_memory_gb is None and measures_nothing(self.models, begun):
-                        first = cases[missing[0]]
-                        ahead[first.case_id] = reader.submit(read_channels, first, self.models[0])
-                    settle_engines(self.models, begun)
+                ahead = self._settle_engines(begun, cases[missing[0]], settings)
             with storage_errors(folder):
                 if settings.overwrite:
-                    for case in cases:
-                        outputs.remove(case.case_id)
-                    for path in outputs.common:
-                        path.unlink(missing_ok=True)
+                    outputs.remove_all([case.case_id for case in cases])
                 manifest = Manifest(outputs, before)
                 if missing or before is None:
                     manifest.use(setup_of(self.models, settings, self.post_processing))
@@ -362,6 +344,29 @@ class Predictor:
         if problems.reasons:
             raise problems.error(len(cases) + len(unusable), folder)
         return [own.segmentation for own in files]
+
+    def _settle_engines(
+        self, begun: str | None, first: RawCase, settings: PredictionSettings
+    ) -> dict[str, Future[Image]]:
+        """Choose and compile the engines; read the first image beside it, if that disturbs no measurement."""
+        ahead: dict[str, Future[Image]] = {}
+        with ThreadPoolExecutor(1) as reader:
+            if settings.max_memory_gb is None and measures_nothing(self.models, begun):
+                ahead[first.case_id] = reader.submit(read_channels, first, self.models[0])
+            settle_engines(self.models, begun)
+        return ahead
+
+    def _check(self, settings: PredictionSettings) -> None:
+        """Refuse what these networks cannot give, before any image is read."""
+        self._check_instances(settings.instances)
+        check_previous(self.models, "" if settings.previous_stage is None else "previous_stage")
+        segments = settings.export or settings.probabilities or settings.instances or settings.agreement
+        if self.classifies_only and segments:
+            raise UserError(
+                "export, probabilities, instances, agreement, quality: the network was trained for classes alone "
+                "(heads.alone=true) and segments nothing. Leave them away."
+            )
+        check_exports(settings.export, self.models)
 
     def _check_instances(self, method: str | None) -> None:
         if method is None:
@@ -405,3 +410,11 @@ class Predictor:
         if any(model.reproducible for model in self.models):
             record["reproducible"] = True
         return record
+
+
+def _spare_images(cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> None:
+    """Refuse an output that is one of the images, also through a link."""
+    inputs = {os.path.realpath(path) for case in cases for path in case.images}
+    for own in files:
+        if os.path.realpath(own.segmentation) in inputs:
+            raise UserError(f"output: {own.segmentation} is one of the images. Give another folder or file.")
