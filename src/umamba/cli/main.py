@@ -16,6 +16,7 @@ from umamba import __version__
 from umamba.io.errors import UserError, disk_error
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # what a shell says of a program that Ctrl-C (signal 2) ended
 EXIT_CLOSED_PIPE = 141  # what a shell says of a program that the signal of a closed pipe (13) ended
 _HELP = ("-h", "--help", "help")
 
@@ -247,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command and its arguments; None: those of this process.
 
     Returns:
-        The exit code: 0, 2 after a user's mistake (which is printed), or the command's own.
+        The exit code: 0, 2 after a user's mistake (which is printed), 130 after Ctrl-C, or the command's own.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in _HELP:
@@ -262,6 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except OSError as error:
         full = disk_error(error)
         if full is None:

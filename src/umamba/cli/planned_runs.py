@@ -14,6 +14,7 @@ from umamba.records import RunFolder
 from umamba.records.identity import learnt_settings
 from umamba.runs.smoke import smoke_test
 from umamba.settings import TrainSettings, plain
+from umamba.settings.duration import one_end
 from umamba.settings.wording import wrong_choice
 from umamba.sweeps import PlannedRun, StudyFile
 
@@ -34,6 +35,8 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
         settings = _settings(study, (*line, *overrides))
         if settings.name is None:
             raise UserError(f"study={study.name}: give the run '{shlex.join(line)}' a name: name=...")
+        if settings.finish_by is not None:
+            raise UserError(f"study={study.name}: {one_end(settings.finish_by)}")
         dataset, method = dataset_and_method(line, settings)
         if settings.smoke:
             settings = smoke_test(settings)
@@ -41,6 +44,8 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
             one = replace(settings, fold=fold, seed=seed)
             known = learnt_settings(one)
             del known["batches_per_step"]  # the cluster decides how many processes train
+            if one.planner.measure:
+                del known["trainer"]  # how the batch is split is measured where the run is trained
             runs.append(
                 PlannedRun(
                     overrides=(*line, *overrides, f"fold={fold}", f"seed={seed}"),

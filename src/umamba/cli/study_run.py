@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from umamba.cli.planned_runs import absent_datasets, planned_runs
 from umamba.cli.share import share
+from umamba.cli.words import override_of
 from umamba.io.errors import UserError
 from umamba.sweeps import PlannedRun, left_to_do, read_study, run_state
 from umamba.sweeps.study_file import is_study
@@ -55,8 +56,20 @@ def study_run(arguments: Sequence[str]) -> int:
             log.info("Stopped. The same command continues.")
             return EXIT_FAILED
         failed += ended == "failed"
-    log.info("Report: umamba report study=%s", names[0])
+    log.info("Report: %s", shlex.join(["umamba", "report", *report_of(names[0], overrides)]))
     return EXIT_FAILED if failed else 0
+
+
+def report_of(study: str, overrides: Sequence[str]) -> list[str]:
+    """Return the arguments of `umamba report` for a study that was trained with overrides.
+
+    Args:
+        study: its name or the path of its folder.
+        overrides: those of every run.
+    """
+    place = [text for text in overrides if text.startswith("paths.runs=")]
+    others = [text for text in overrides if text not in place]
+    return [override_of("study", study), *place, *([override_of("overrides", others)] if others else [])]
 
 
 def in_turn(runs: Sequence[PlannedRun]) -> list[PlannedRun]:

@@ -61,9 +61,7 @@ def with_previous(
         UserError: the labels of a case do not have the shape of its image, or as `find_labels`.
         StorageError: the disk cannot be written; the cases that are complete are kept.
     """
-    text = json.dumps([store.path.name, list(store.case_ids), made_by], sort_keys=True)
-    key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    folder = store.path.parent / f"previous_{key}"
+    folder = previous_folder(store, made_by)
     result = replace(store, previous=folder)
     files = [case_file(folder, case_id, "previous") for case_id in store.case_ids]
     if _whole(folder, store) and not (check and _damaged(folder, files, workers)):
@@ -87,6 +85,18 @@ def with_previous(
         content = {"cases": list(store.case_ids), "checksums": _sums(files, workers)}
         write_json(folder / _RECORD, content)
     return result
+
+
+def previous_folder(store: CaseStore, made_by: Mapping[str, Any]) -> Path:
+    """Return the folder of the labels that a previous stage finds in the cases of a store.
+
+    Args:
+        store: the preprocessed cases.
+        made_by: everything that the labels depend on, JSON-able.
+    """
+    text = json.dumps([store.path.name, list(store.case_ids), made_by], sort_keys=True)
+    key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return store.path.parent / f"previous_{key}"
 
 
 def _read(folder: Path) -> _Record | None:

@@ -33,6 +33,7 @@ _OF_A_RUN = (
     "budget",
     "forecast",
     "wandb_id",
+    "mlflow_id",
     "continuations",
     "ended_after",
     "scoring",

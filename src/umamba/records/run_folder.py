@@ -320,20 +320,25 @@ def pretrained_file(settings: TrainSettings) -> Path | None:
         settings: `pretrained`; for run:NAME also what the folder of a run follows from.
 
     Raises:
-        UserError: the run of this name has no checkpoint yet.
+        UserError: the run of this name has no checkpoint yet, or its training has not ended.
     """
     given = settings.pretrained
     name = None if given is None else run_name(given)
     if given is None or name is None:
         return given
     own = RunFolder.of(settings).path.relative_to(settings.paths.runs / experiment_name(settings))
-    path = RunFolder(settings.paths.runs / name / own).last
-    if not path.exists():
+    before = RunFolder(settings.paths.runs / name / own)
+    if not before.last.exists():
         raise UserError(
-            f"pretrained={given}: {path} does not exist. Train that run first with the same fold and seed: umamba "
-            f"pretrain (or train) name={name} fold={settings.fold} seed={settings.seed} ..."
+            f"pretrained={given}: {before.last} does not exist. Train that run first with the same fold and seed: "
+            f"umamba pretrain (or train) name={name} fold={settings.fold} seed={settings.seed} ..."
         )
-    return path
+    if before.status().get("state") == "training" and not RunFolder.of(settings).saved():
+        raise UserError(
+            f"pretrained={given}: the training of {before.path} has not ended. Let it end first, or give the file to "
+            f"begin with what it has learnt so far: pretrained={before.last}"
+        )
+    return before.last
 
 
 def experiment_folder(settings: TrainSettings) -> Path:

@@ -18,8 +18,9 @@ from umamba.io import UserError, file_digest, read_image, read_label
 from umamba.planning import fold_cases
 from umamba.planning.plan import LOWRES
 from umamba.preprocessing import preprocess_case, resample_image
-from umamba.preprocessing.previous import with_previous
-from umamba.records import read_checkpoint
+from umamba.preprocessing.previous import previous_folder, with_previous
+from umamba.records import RunFolder, read_checkpoint
+from umamba.records.identity import former_settings
 from umamba.runs.cases import splits_file
 from umamba.runs.first_stage import FirstStage, first_stage
 from umamba.runs.fit import split_name
@@ -70,15 +71,21 @@ def with_first_stage(settings: TrainSettings, prepared: PreparedDataset) -> Prep
     """Return a prepared dataset whose cases also have the first stage's labels; unchanged if the run is no cascade.
 
     Args:
-        settings: the settings of the run; `predict` says how the first stage segments.
+        settings: the settings of the run; `predict`, of a run that has begun as it was then, says how the first stage
+            segments.
         prepared: the dataset and its preprocessed cases.
 
     Raises:
-        UserError: as `check_first_stage`.
+        UserError: as `check_first_stage`; or the run folder holds a run that was trained with other labels.
     """
     stage = first_stage(settings)
     if stage is None or prepared.store.previous is not None:
         return prepared
+    run = RunFolder.of(settings)
+    begun = run.trained() and not settings.restart
+    # A run that has begun keeps the labels it began with, however its own segmentations are made now.
+    former = former_settings(run.config, settings) if begun else None
+    predict = (settings if former is None else former).predict
     held_by = _held_by(stage, settings, prepared)
     cases = {case.case_id: case for case in prepared.dataset.training}
     device = choose_device("cuda" if trains_on_cuda(settings) else "cpu")
@@ -90,14 +97,21 @@ def with_first_stage(settings: TrainSettings, prepared: PreparedDataset) -> Prep
             trust = module_of(settings.architecture.name)
             models[fold] = Model.from_checkpoint(stage.checkpoint(fold), device, trust=trust, engine="torch")
         shape = prepared.store.load(case_id).image.shape[1:]
-        return labels_on_grid(models[fold], cases[case_id], shape, settings.predict.prediction)
+        return labels_on_grid(models[fold], cases[case_id], shape, predict.prediction)
 
     made_by = {
         "checkpoints": {str(fold): file_digest(stage.checkpoint(fold)) for fold in sorted(set(held_by.values()))},
         "held_by": held_by,
-        "tile_step_size": settings.predict.tile_step_size,
-        "tta": settings.predict.tta,
+        "tile_step_size": predict.tile_step_size,
+        "tta": predict.tta,
     }
+    known = run.status().get("identity", {}).get("previous_stage") if begun else None
+    if known not in (None, previous_folder(prepared.store, made_by).name):
+        raise UserError(
+            f"previous_stage: {run.path} was trained with other labels of the first stage than the checkpoints in "
+            f"{stage.folder} give now. Put back the checkpoints it was trained with, give the new run another name "
+            "(name=...), or replace the old run with restart=true."
+        )
     workers = settings.data.prepare_workers or 1
     store = with_previous(prepared.store, made_by, find, check=settings.data.check_store, workers=workers)
     log.info("First stage: %s, folds %s; its labels are in %s", stage.folder, _listed(stage), store.previous)

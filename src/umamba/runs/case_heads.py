@@ -3,10 +3,10 @@
 import hashlib
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from umamba.labels.case_classes import CaseHeads, read_case_table
+from umamba.labels.case_classes import UNKNOWN, CaseHeads, read_case_table
 from umamba.runs.preparation import PlannedDataset
 from umamba.settings import TrainSettings
 
@@ -45,6 +45,16 @@ def case_classes(settings: TrainSettings, heads: CaseHeads | None) -> dict[str, 
     if heads is None or settings.heads.case is None:
         return {}
     return read_case_table(settings.heads.case).targets(heads.tasks)
+
+
+def with_class(cases: Sequence[str], classes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return the cases that have a class in a task at least.
+
+    Args:
+        cases: names of cases.
+        classes: as `case_classes` returns them.
+    """
+    return [case for case in cases if max(classes.get(case, (UNKNOWN,))) >= 0]
 
 
 def heads_identity(settings: TrainSettings, heads: CaseHeads | None, cases: Collection[str]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from umamba.inference.forward import refuse_scale
 from umamba.io import UserError, file_digest, provenance
 from umamba.io.resources import memory_bytes
-from umamba.labels.case_classes import UNKNOWN
 from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
 from umamba.networks.heads import build_case_head
@@ -27,7 +26,7 @@ from umamba.records import CheckpointRecord, RunFolder, find_checkpoint
 from umamba.records.checkpoint import read_checkpoint
 from umamba.records.identity import learnt_settings
 from umamba.records.run_folder import pretrained_file
-from umamba.runs.case_heads import case_classes, case_heads, heads_identity, warn_of_classes
+from umamba.runs.case_heads import case_classes, case_heads, heads_identity, warn_of_classes, with_class
 from umamba.runs.cases import run_cases, splits_file
 from umamba.runs.first_stage import first_stage
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
@@ -225,6 +224,11 @@ def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
             and unknown to the teacher, or the teacher has nothing to teach.
     """
     train_cases, _ = run_cases(settings, planned)
+    if settings.heads.alone and not with_class(train_cases, case_classes(settings, case_heads(settings, planned))):
+        raise UserError(
+            f"heads.case={settings.heads.case}: no training case of fold {settings.fold} has a class there, so that "
+            "heads.alone=true has nothing to train. Add classes of these cases, or choose another fold."
+        )
     labels = planned.labels
     carried = [planned.dataset.annotated.get(case_id, labels.names) for case_id in train_cases]
     teacher = settings.teacher
@@ -298,7 +302,7 @@ def attempt(
     known = case_classes(settings, record.heads)
     warn_of_classes(settings, record.heads, train_cases)
     if settings.heads.alone:
-        train_cases = [case for case in train_cases if max(known.get(case, (UNKNOWN,))) >= 0]
+        train_cases = with_class(train_cases, known)
     taught = None if settings.teacher is None else read_teacher(settings.teacher, record)
     teacher = None if taught is None else taught[0]
     if record.masking is None:

@@ -53,11 +53,13 @@ def with_measured_plan(settings: Run) -> Run:
     fingerprint, digest = fingerprint_dataset(dataset, settings.paths.preprocessed, workers)
     budget = _budget(settings)
     path = _file(settings, dataset, digest, budget)
-    with exclusive(path.with_name(f".{path.stem}.lock"), f"the measured plan of {dataset.name}"):
-        found = _kept_choice(path)
-        if found is None:
-            found = _measured(settings, dataset, fingerprint, digest, budget)
-            write_json(path, asdict(found))
+    found = _kept_choice(path)  # also on a disk that cannot be written, where nothing can be locked
+    if found is None:
+        with exclusive(path.with_name(f".{path.stem}.lock"), f"the measured plan of {dataset.name}"):
+            found = _kept_choice(path)
+            if found is None:
+                found = _measured(settings, dataset, fingerprint, digest, budget)
+                write_json(path, asdict(found))
     log.info(found.sentence())
     trial = found.trial
     return replace(

@@ -139,13 +139,19 @@ def budget_plan(
         raise UserError(explained) from error
     plan = _plan(settings, trainer, seconds, ends, speed)
     folder.set_status(budget=asdict(plan))
-    schedule = settings.recipe.schedule
+    schedule, finetune = settings.recipe.schedule, settings.recipe.finetune
+    begins = (
+        f"follows recipe.finetune in the first {100 * (finetune.frozen + finetune.warm_up):g} %"
+        if finetune.on
+        else f"rises in the first {100 * schedule.warm_up:g} %"
+    )
     log.info(
-        "%s The learning rate rises in the first %g %% of the time and falls to 0 in the last %g %% "
-        "(recipe.schedule.name=wsd, which takes the place of the recipe's own schedule).",
+        "%s The learning rate %s of the time and falls to 0 in the last %g %%%s (recipe.schedule.name=wsd, which takes "
+        "the place of the recipe's own schedule).",
         plan.sentence(),
-        100 * schedule.warm_up,
+        begins,
         100 * schedule.decay,
+        " of the rest" if finetune.on else "",
     )
     return plan
 

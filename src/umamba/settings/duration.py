@@ -36,6 +36,18 @@ def is_clock_time(text: str) -> bool:
     return next_time(text, datetime(2000, 1, 1)) is not None
 
 
+def one_end(finish_by: str) -> str:
+    """Return the message about several runs that would all have one end.
+
+    Args:
+        finish_by: the time.
+    """
+    return (
+        f"finish_by={finish_by}: is the end of one run. Of several the first takes all the time until then, and the "
+        "others begin after it. Give each run a time instead: budget=..."
+    )
+
+
 def next_time(text: str, now: datetime) -> datetime | None:
     """Return the next moment at which the clock shows a time, or the moment of a date and time.
 
@@ -51,12 +63,13 @@ def next_time(text: str, now: datetime) -> datetime | None:
     """
     match = _CLOCK.fullmatch(text.strip())
     if match is None:
-        try:
-            moment = datetime.fromisoformat(text.strip())
-        except ValueError:
-            return None
         if ":" not in text:
             return None
-        return moment if moment.tzinfo is None else moment.astimezone().replace(tzinfo=None)
+        try:
+            local = datetime.fromisoformat(text.strip()).astimezone().replace(tzinfo=None)
+            local.timestamp()
+        except (ValueError, OverflowError, OSError):  # no time, or one that the clocks of computers do not have
+            return None
+        return local
     moment = now.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
     return moment if moment > now else moment + timedelta(days=1)

@@ -242,6 +242,12 @@ class TrainSettings(Settings):
                 "predict.checkpoint=best: without validation batches there is no best checkpoint. Give "
                 "data.val_iterations above 0, or predict.checkpoint=last."
             )
+        every = self.trainer.further.get("check_val_every_n_epoch") or 1
+        if self.predict.checkpoint == "best" and not self.timed and every > self.trainer.max_epochs:
+            yield (
+                f"trainer.check_val_every_n_epoch={every}: no epoch of {self.trainer.max_epochs} is validated, so that "
+                "there is no best checkpoint. Give a smaller number, or predict.checkpoint=last."
+            )
         yield from self._wrong_heads()
 
     def _wrong_cascade(self) -> Iterator[str]:

@@ -98,7 +98,9 @@ def run_state(run: PlannedRun, now: float | None = None) -> RunState:
             return RunState(run, "done", epochs, 0.0, main_score(read_scores(run.folder.scores)))
         except UserError as error:
             return RunState(run, "failed", epochs, reason=str(error))
-    epoch_s = seconds_per_epoch(rows, run.batches)
+    budget = status.get("budget") or {}  # of the time; it decides the length of the epochs
+    batches = sum(int(budget.get(name, 0)) for name in ("iterations", "val_iterations")) or run.batches
+    epoch_s = seconds_per_epoch(rows, batches)
     if not status and not task:
         return RunState(run, "pending")
     if task.get("state") == "failed":
@@ -111,9 +113,9 @@ def run_state(run: PlannedRun, now: float | None = None) -> RunState:
     if silence > max(_SILENCE_S, 3 * (epoch_s or 0.0)):
         return RunState(run, "failed", epochs, reason=f"no change of its files for {duration(silence)}; killed?")
     eta = None if epoch_s is None else epoch_s * max(0, run.max_epochs - epochs)
-    if status.get("budget"):  # its epochs are not counted in advance
+    if budget:  # its epochs are not counted in advance
         used = float(rows[-1].get("time/used_s") or 0.0) if rows else 0.0
-        eta = max(0.0, float(status["budget"].get("seconds", 0.0)) - used)
+        eta = max(0.0, float(budget.get("seconds", 0.0)) - used)
     return RunState(run, "running", epochs, eta, reason=str(status.get("state", "starting")))
 
 
@@ -146,7 +148,7 @@ def state_table(states: Sequence[RunState], title: str) -> Table:
             str(run.fold),
             str(run.seed),
             entry.state,
-            f"{entry.epochs}/{run.max_epochs}",
+            f"{entry.epochs}" if run.learnt.get("budget") else f"{entry.epochs}/{run.max_epochs}",
             duration(entry.eta_s) if entry.state == "running" and entry.eta_s is not None else "",
             "" if math.isnan(entry.score) else f"{entry.score:.4f}",
             rich_text(entry.reason),

@@ -1,7 +1,8 @@
 """Run one training as a cluster job: record its state, and stop it in time when the cluster takes the node back.
 
-SLURM sends SIGUSR1 some time before the time limit, and SIGTERM at preemption, requeue and cancellation. Both signals
-end the training. The last checkpoint is that of the last completed epoch; the same command continues from it.
+SLURM sends SIGUSR1 some time before the time limit, and SIGTERM at preemption, requeue and cancellation; Ctrl-C sends
+SIGINT. Each of them ends the training. The last checkpoint is that of the last completed epoch; the same command
+continues from it.
 """
 
 import os
@@ -21,7 +22,11 @@ from umamba.records import RunFolder
 
 # Seconds between updates of the record; the ledger waits for many of them before it calls a run killed.
 HEARTBEAT_S = 30.0
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_STOP_SIGNALS = {
+    signal.SIGUSR1: "the time limit approached",
+    signal.SIGTERM: "the cluster took the node back, or the job was cancelled",
+    signal.SIGINT: "by Ctrl-C",
+}
 # Seconds in which a training must stop before it is killed; SLURM's usual KillWait is 30 s.
 _STOP_S = 20.0
 
@@ -59,14 +64,9 @@ def run_task(command: Sequence[str], folder: RunFolder, job: str | None = None) 
             # The training received the signal, and this process did not.
             received += [number for number in _STOP_SIGNALS if code in (-number, 128 + number)]
         if received:
-            near_limit = received[0] == signal.SIGUSR1
-            why = (
-                "the time limit approached"
-                if near_limit
-                else "the cluster took the node back, or the job was cancelled"
-            )
+            why = _STOP_SIGNALS[signal.Signals(received[0])]
             write_json(record, {**facts, "state": "stopped", "reason": f"stopped: {why}"})
-            if near_limit and job:
+            if received[0] == signal.SIGUSR1 and job:
                 subprocess.run(["scontrol", "requeue", job], check=False)
             return "stopped"
         if code:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import lightning
@@ -83,8 +84,9 @@ class BudgetPlan:
     def sentence(self) -> str:
         """Return what the plan is, for the user."""
         epochs = self.seconds / (self.iterations * self.step_s + self.rest_s)
+        end = "" if self.ends is None else f" (until {datetime.fromtimestamp(self.ends):%Y-%m-%d %H:%M})"
         return (
-            f"Time budget {self.seconds:.0f} s: {self.step_s:.3g} s a step measured, so about "
+            f"Time budget {self.seconds:.0f} s{end}: {self.step_s:.3g} s a step measured, so about "
             f"{epochs * self.iterations:.0f} iterations in epochs of {self.iterations}, with {self.val_iterations} "
             f"validation batches each (data.num_workers={self.workers})."
         )

@@ -6,6 +6,7 @@ is done, so that a continued run does the same.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from umamba.io import UserError
 from umamba.networks.build import Architecture
@@ -37,7 +38,8 @@ def finetuning_factor(
 ) -> Callable[[float], float]:
     """Return the factor on the learning rate as a function of the epoch (or of a fraction of one).
 
-    It rises linearly to 1 within each of the two phases, and then follows the schedule over the rest of the epochs. An
+    It rises linearly to 1 within each of the two phases, and then follows the schedule over the rest of the epochs,
+    without a warm-up of the schedule (wsd), because the second phase is one. An
     epoch has the rate of its end, so that a phase of one epoch has the whole rate.
 
     Args:
@@ -50,7 +52,7 @@ def finetuning_factor(
     [0.05, 0.5, 1.0, 0.05, 0.5, 1.0, 1.0, 0.5, 0.0]
     """
     frozen, begun = phases(finetune, max_epochs)
-    rest = learning_rate_factor(schedule, max_epochs - begun)
+    rest = learning_rate_factor(replace(schedule, warm_up=0.0) if begun else schedule, max_epochs - begun)
 
     def factor(epoch: float) -> float:
         if epoch >= begun:

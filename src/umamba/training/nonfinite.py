@@ -73,7 +73,8 @@ class SkipNonFinite(Callback):
     """Skips optimiser steps with non-finite gradients, and saves the first batch of each series of skipped steps.
 
     The metric `train/skipped_steps` counts them by epoch. A file holds `batch` (image, label, case_id), `epoch`,
-    `batch_index`, `seed` and `first_nonfinite`, the layer that gave the first non-finite value.
+    `batch_index`, `batches_of_step`, `seed` and `first_nonfinite`, the layer that gave the first non-finite value. Of a
+    step over several batches (trainer.accumulate_grad_batches) it is the last one.
 
     Args:
         folder: folder of the saved batches.
@@ -164,6 +165,7 @@ class SkipNonFinite(Callback):
             "batch": {key: v.cpu() if isinstance(v, Tensor) else v for key, v in step.batch.items()},
             "epoch": trainer.current_epoch,
             "batch_index": step.batch_index,
+            "batches_of_step": trainer.accumulate_grad_batches,
             "seed": self.seed,
             "first_nonfinite": layer,
         }
@@ -173,9 +175,10 @@ class SkipNonFinite(Callback):
         except (OSError, RuntimeError) as error:  # a full disk must not end the run here
             log.warning("%s could not be written: %s", self.folder / name, error)
         log.info(
-            "Skipped a step whose gradients are not finite (epoch %d, batch %d, precision %s; first in %s): %s",
+            "Skipped a step whose gradients are not finite (epoch %d, batch %d%s, precision %s; first in %s): %s",
             trainer.current_epoch + 1,
             step.batch_index,
+            _accumulated(trainer),
             trainer.precision,
             layer,
             self.folder / name,
@@ -189,6 +192,12 @@ class SkipNonFinite(Callback):
         """
         self.settle(trainer, pl_module)
         pl_module.log("train/skipped_steps", float(self.skipped))
+
+
+def _accumulated(trainer: lightning.Trainer) -> str:
+    """Say that gradients are those of several batches, of which only the last one is looked at."""
+    count = trainer.accumulate_grad_batches
+    return "" if count == 1 else f", the last of the up to {count} of its step, of which another one may be the cause"
 
 
 def _skip_if(found: Tensor, optimizer: Optimizer) -> None:

@@ -90,8 +90,9 @@ class EpochLines(Callback):
     def _show(self, trainer: lightning.Trainer, step: int, outputs: Any) -> None:
         where = _numbered(trainer)
         steps = f"step {step}/{trainer.num_training_batches}"
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        words = [f"loss {float(loss):.3f}"] if isinstance(loss, torch.Tensor) else []
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs  # divided by the batches of a step
+        batches = trainer.accumulate_grad_batches
+        words = [f"loss {float(loss) * batches:.3f}"] if isinstance(loss, torch.Tensor) else []
         if self.time_left is not None and self.time_left.step_s:
             words += [f"{self.time_left.seconds_per_step:.3g} s/it", f"{self._left(trainer, step)} left"]
         if self.progress is not None:
@@ -155,14 +156,16 @@ class EpochLines(Callback):
         now = time.perf_counter()
         self.time_left.rest_s.append(now - self.epoch_start - self.training_s)
         self.said = now
-        checked = "val" if "val/loss" in metrics else "seen"
+        checked = next((name for name in ("val", "seen") if f"{name}/loss" in metrics), None)
+        of_checked = (
+            "" if checked is None else f", {checked} {metrics[f'{checked}/loss']:.2f}{_scores(metrics, checked)}"
+        )
         skipped = metrics.get("train/skipped_steps", 0)
         done = trainer.current_epoch + 1
         log.info(
             "%s",
             f"{_numbered(trainer)}: loss {metrics.get('train/loss', float('nan')):.2f}"
-            f", {checked} {metrics.get(f'{checked}/loss', float('nan')):.2f}"
-            f"{_scores(metrics, checked)}"
+            f"{of_checked}"
             f", {metrics.get('time/iteration_s', float('nan')):.3g} s/it"
             f", {self._left(trainer, 0, done)} left"
             + (f", {skipped:.0f} steps skipped (not finite)" if skipped else ""),
