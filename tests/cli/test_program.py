@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from umamba.cli import main
+
 CODE = """
 import atexit, sys, threading, time
 from umamba.cli import main
@@ -68,3 +70,12 @@ def test_another_broken_pipe_is_an_error_of_the_command(tmp_path: Path) -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 1
     assert "a worker ended" in found.stderr
+
+
+def test_ctrl_c_ends_a_command_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(name: str, arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "_run", interrupted)
+    assert main.main(["prepare"]) == 130
+    assert capsys.readouterr().err == "Stopped by Ctrl-C.\n"

@@ -1,16 +1,19 @@
 """`umamba study run`: which runs are trained, in which order, and what a failed or stopped one does."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from umamba.cli import study_run
+from umamba.cli.compose import settings_of
 from umamba.cli.main import main
 from umamba.cli.study_run import study_run as run_study
 from umamba.io import UserError, write_json
 from umamba.records import RunFolder
 from umamba.records.tables import write_metrics
+from umamba.settings import ReportSettings
 
 STUDY = """question: Why?
 common: dataset=phantom trainer.max_epochs=2
@@ -90,3 +93,20 @@ def test_a_study_must_be_named_and_its_dataset_must_be_there(study: list[str], t
     with pytest.raises(UserError, match=r"dataset\.root: there is no folder"):
         run_study(absent)
     assert main(["study", "run", *absent]) == 2
+
+
+def test_a_study_whose_runs_would_have_one_end_is_refused(study: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="finish_by=07:30: is the end of one run"):
+        trained([*study, "finish_by='07:30'"], monkeypatch)
+
+
+def test_the_report_that_is_named_is_of_these_runs(
+    study: list[str], monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
+) -> None:
+    trained([*study, "smoke=true"], monkeypatch)
+    line = messages.messages[-1].removeprefix("Report: ")
+    program, command, *given = shlex.split(line)
+    assert (program, command) == ("umamba", "report")
+    settings = settings_of(ReportSettings, given)
+    assert (settings.study, str(settings.paths.runs)) == (study[0], study[1].removeprefix("paths.runs="))
+    assert list(settings.overrides) == ["smoke=true"]

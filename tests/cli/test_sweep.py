@@ -99,7 +99,11 @@ def test_the_exit_code_is_that_of_a_sweep(fixed: list[str], capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    "wrong", ["recipe.optimizer.lrr=0.1,0.2", "augmentation=light,heavy", "recipe.optimizer.lr=-1,-2"]
+    "wrong",
+    [
+        *("recipe.optimizer.lrr=0.1,0.2", "augmentation=light,heavy", "recipe.optimizer.lr=-1,-2"),
+        "finish_by='07:30'",  # all would have one end
+    ],
 )
 def test_what_no_run_can_do_is_refused_at_once(
     fixed: list[str], tmp_path: Path, wrong: str, capsys: pytest.CaptureFixture[str]

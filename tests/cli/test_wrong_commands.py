@@ -191,6 +191,12 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     (f"train {PHANTOM} predict.tile_step_size=0", ("predict.tile_step_size=0", "above 0")),
     (f"train {PHANTOM} predict.tta=both", ("predict.tta=both", "true or false")),
     (f"train {PHANTOM} predict.checkpoint=best data.val_iterations=0", ("predict.checkpoint=best", "val_iterations")),
+    (
+        f"train {PHANTOM} predict.checkpoint=best trainer.max_epochs=3 ++trainer.check_val_every_n_epoch=5",
+        ("trainer.check_val_every_n_epoch=5", "no epoch of 3 is validated"),
+    ),
+    (f"train {PHANTOM} finish_by=9999-12-31T23:59-05:00", ("finish_by=9999", "07:30")),
+    (f"train {PHANTOM} finish_by=0001-01-01T00:00", ("finish_by=0001", "07:30")),
     (f"train {PHANTOM} paths.raws=x", ("paths.raws", "Did you mean 'paths.raw'")),
     # The other commands.
     (f"pretrain {PHANTOM} masking.share=1.5", ("masking.share=1.5", "below 1")),

@@ -150,13 +150,15 @@ def test_a_command_that_failed_before_training_does_not_count(
     wrong, right = make_settings("recipe.optimizer.lr=0.5"), small
     folder = RunFolder(tmp_path)
     begin(folder, identity(wrong), wrong, 0)
-    folder.set_status(found_lr=0.7, precision="32-true", wandb_id="ab")
+    folder.set_status(found_lr=0.7, precision="32-true", wandb_id="ab", mlflow_id="c")
     check_same_run(folder, identity(right), right)
     begin(folder, identity(right), right, 0)
     assert OmegaConf.load(folder.config).recipe.optimizer.lr == 0.01
     status = folder.status()
     assert status["identity"]["recipe"]["optimizer"]["lr"] == 0.01
-    assert not {"found_lr", "precision", "wandb_id", "continuations"} & status.keys(), "they were the other run's"
+    assert not {"found_lr", "precision", "wandb_id", "mlflow_id", "continuations"} & status.keys(), (
+        "they were the other run's"
+    )
 
 
 def test_the_same_command_that_died_before_training_keeps_what_it_found(small: TrainSettings, tmp_path: Path) -> None:

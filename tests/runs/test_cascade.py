@@ -1,6 +1,7 @@
 """The cascade end to end on the phantom: planned, trained on what the first stage finds, predicted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import SimpleITK as sitk
 from umamba.datasets import RawCase
 from umamba.io import UserError, write_json
 from umamba.planning import split_folds
-from umamba.records import read_checkpoint
+from umamba.records import RunFolder, read_checkpoint
+from umamba.records.begin import begin
 from umamba.runs import RunResult, predict, train
 from umamba.runs.cascade import check_first_stage, with_first_stage
 from umamba.runs.first_stage import first_stage
@@ -93,6 +95,40 @@ def test_each_case_gets_the_labels_of_the_fold_that_held_it_out(
             found: Any = store.load(case_id).previous
             assert (found[:] == fold).all()
     assert len(store.case_ids) == 5
+
+
+def test_a_run_keeps_the_labels_that_it_began_with(
+    make_settings: Make, prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever `predict` says when its test images are segmented again; other checkpoints are refused at once."""
+    given = (*CASCADE, f"paths.runs={tmp_path}", "name=both")
+    for fold in range(5):
+        write_run(tmp_path / "both" / "3d_lowres" / f"fold_{fold}" / "seed_0", "finished")
+    asked: list[bool] = []
+
+    def labels(model: Any, case: RawCase, shape: tuple[int, ...], how: PredictionSettings) -> np.ndarray:
+        asked.append(how.tta)
+        return np.zeros(shape, np.uint8)
+
+    monkeypatch.setattr("umamba.runs.cascade.Model.from_checkpoint", lambda *_, **__: None)
+    monkeypatch.setattr("umamba.runs.cascade.labels_on_grid", labels)
+    first = make_settings(*given)
+    store = with_first_stage(first, prepared).store
+    assert asked == [False] * 5
+    folder = RunFolder.of(first)
+    folder.last.parent.mkdir(parents=True)
+    folder.last.write_bytes(b"weights")
+    assert store.previous is not None
+    begin(folder, {"plan": {}, "previous_stage": store.previous.name}, first, 0)
+    again = make_settings(*given, "predict.tta=true")
+    assert with_first_stage(again, prepared).store.previous == store.previous
+    assert len(asked) == 5, "nothing is segmented again"
+    (tmp_path / "both" / "3d_lowres" / "fold_2" / "seed_0" / "checkpoints" / "last.ckpt").write_bytes(b"others")
+    with pytest.raises(UserError, match=r"was trained with other labels of the first stage than the checkpoints in"):
+        with_first_stage(again, prepared)
+    assert len(asked) == 5
+    assert with_first_stage(replace(again, restart=True), prepared).store.previous != store.previous
+    assert asked[5:] == [True] * 5
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from umamba.records import RunFolder, read_checkpoint
 from umamba.records.share import share_checkpoint
 from umamba.records.tables import read_metrics
 from umamba.runs import PreparedDataset, run
+from umamba.runs.fit import check_fold
 from umamba.settings import TrainSettings
 from umamba.training.classification import case_loss, targets_of
 from umamba.training.module import SegmentationModule
@@ -207,6 +208,19 @@ def test_wrong_combinations_are_refused_together(make_settings: Make, table: Pat
     wrong = r"3 settings[\s\S]*trainer\.compile=true[\s\S]*predict\.probabilities=true[\s\S]*predict\.checkpoint=best"
     with pytest.raises(UserError, match=wrong):
         make_settings(*heads, "predict.checkpoint=best")
+
+
+def test_a_fold_without_any_class_is_refused_before_anything_is_done(
+    make_settings: Make, prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, *others = prepared.store.case_ids
+    folds = {0: (others, [first, second]), 1: ([first, *others], [second])}
+    monkeypatch.setattr("umamba.runs.fit.run_cases", lambda settings, _: folds[settings.fold])
+    (tmp_path / "classes.csv").write_text(f"case,ill\n{first},yes\n{second},no\n")
+    given = (f"heads.case={tmp_path / 'classes.csv'}", "heads.alone=true")
+    with pytest.raises(UserError, match=r"heads\.case=.*classes\.csv: no training case of fold 0 has a class there"):
+        check_fold(make_settings(*given), prepared)
+    check_fold(make_settings(*given, "fold=1"), prepared)
 
 
 def test_patches_without_a_class_do_not_count() -> None:

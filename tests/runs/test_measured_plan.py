@@ -1,18 +1,22 @@
 """planner.measure=true: the choice is pinned, kept and used again; and a real step's memory is measured."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from umamba.cli.planned_runs import planned_runs
 from umamba.io import UserError
 from umamba.planning.measured import Trial
 from umamba.records import CheckpointRecord
+from umamba.records.identity import identity_differences, learnt_settings
 from umamba.runs import PreparedDataset, measured_plan
 from umamba.runs.fit import checkpoint_record
 from umamba.runs.measured_plan import kept_copies, with_measured_plan
 from umamba.settings import TrainSettings
+from umamba.sweeps import read_study
 from umamba.training.measured_step import peak_here, step_peak
 
 Make = Callable[..., TrainSettings]
@@ -59,6 +63,36 @@ def test_the_choice_is_pinned_and_kept(
         kept.write_text("{}")
     assert with_measured_plan(settings) == found
     assert len(steps) > count, "a damaged file is measured again"
+
+
+def test_what_was_measured_is_used_on_a_disk_that_cannot_be_written(
+    make_settings: Make, prepared: PreparedDataset, steps: list[Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(*FREE, "planner.gpu_memory_gb=0.65")
+    found = with_measured_plan(settings)
+
+    def locked(path: Path, *_: object) -> None:
+        raise AssertionError(f"{path} is locked, which a read-only disk refuses")
+
+    monkeypatch.setattr(measured_plan, "exclusive", locked)
+    assert with_measured_plan(settings) == found
+
+
+def test_a_study_does_not_know_how_a_measured_batch_is_split(
+    make_settings: Make, prepared: PreparedDataset, steps: list[Trial], tmp_path: Path
+) -> None:
+    """A run over several batches a step is the planned one, although the plan says one batch."""
+    given = make_settings(*FREE, "planner.gpu_memory_gb=0.6")
+    measured = with_measured_plan(given)
+    split = replace(measured, trainer=replace(measured.trainer, accumulate_grad_batches=2))
+    line = shlex.join([f"dataset.root={given.dataset.root}", "dataset=nnunet", "planner.measure=true", "name=m"])
+    (tmp_path / "mine").mkdir()
+    write_yaml = f"question: Q?\nruns: ['{line}']\nfolds: [0]\nseeds: [0]\n"
+    (tmp_path / "mine" / "sweep.yaml").write_text(write_yaml)
+    (run,) = planned_runs(read_study(tmp_path, "mine"))
+    learnt = {name: learnt_settings(split)[name] for name in ("trainer", "fold", "seed")}
+    assert identity_differences(learnt, run.learnt) == []
+    assert identity_differences({**learnt, "seed": 1}, run.learnt)
 
 
 def test_averages_and_several_devices_keep_copies_of_the_weights(make_settings: Make) -> None:

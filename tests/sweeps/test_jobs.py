@@ -120,7 +120,9 @@ def test_a_task_records_how_it_ended(tmp_path: Path, code: str, state: str, said
     assert said is None or said in record["reason"]
 
 
-@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+@pytest.mark.parametrize(
+    ("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False), (signal.SIGINT, False)]
+)
 def test_a_warned_task_stops_its_training_and_asks_for_a_requeue(
     tmp_path: Path, number: signal.Signals, requeued: bool
 ) -> None:

@@ -55,6 +55,21 @@ def test_the_time_left_of_a_budget_is_its_rest(tmp_path: Path) -> None:
     assert run_state(planned(tmp_path, 1000), NOW).eta_s == 865.0
 
 
+def test_a_budget_decides_the_length_of_an_epoch_and_the_table_counts_none(tmp_path: Path) -> None:
+    status = {
+        "state": "training",
+        "max_epochs": 1000,
+        "budget": {"seconds": 9e5, "iterations": 90, "val_iterations": 9},
+    }
+    write(tmp_path, "run.json", json.dumps(status), age_s=5000)
+    write(tmp_path, "metrics.csv", metrics(4, iteration_s=10.0), age_s=2500)
+    run = replace(planned(tmp_path, 1000), learnt={"budget": 9e5})
+    state = run_state(run, NOW)
+    assert state.state == "running", "three epochs of 99 steps of 10 s are longer than the silence"
+    assert list(state_table([state], "s").columns[4].cells) == ["4"]
+    assert list(state_table([replace(state, run=planned(tmp_path, 1000))], "s").columns[4].cells) == ["4/1000"]
+
+
 @pytest.mark.parametrize(
     ("age_s", "iteration_s", "expected"), [(500, 2, "running"), (700, 2, "failed"), (700, 30, "running")]
 )

@@ -40,6 +40,13 @@ def test_without_phases_the_schedule_stays(name: str) -> None:
     assert [ours(epoch) for epoch in range(1000)] == [expected(epoch) for epoch in range(1000)]
 
 
+def test_the_warm_up_of_fine_tuning_is_the_only_one() -> None:
+    """Two of ten epochs frozen, two of warm-up; of the other six the last half falls to 0."""
+    schedule = ScheduleSettings(name="wsd", warm_up=0.1, decay=0.5)
+    rate = finetuning_factor(FinetuneSettings(frozen=0.2, warm_up=0.2), schedule, 10)
+    assert [rate(epoch) for epoch in range(11)] == pytest.approx([0.5, 1, 0.5, 1, 1, 1, 1, 1, 2 / 3, 1 / 3, 0])
+
+
 def test_the_encoder_of_a_unet(prepared: PreparedDataset) -> None:
     network = build_network("unet", prepared.configuration, 1, 3)
     names = encoder_names("unet", prepared.configuration, 1, 3)

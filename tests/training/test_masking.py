@@ -14,6 +14,7 @@ from umamba.io import UserError
 from umamba.planning import fold_cases
 from umamba.records import RunFolder, read_checkpoint
 from umamba.records.checkpoint import read_weights
+from umamba.records.run_folder import pretrained_file
 from umamba.records.tables import read_metrics
 from umamba.runs import PreparedDataset, plan_of, pretrain
 from umamba.runs.cases import run_cases
@@ -130,6 +131,23 @@ def test_a_run_that_is_not_trained_is_named(make_settings: Any, prepared: Prepar
 
     with pytest.raises(UserError, match=r"pretrained=run:mae: .*seed_3.*does not exist.*umamba pretrain"):
         check_network(make_settings("pretrained=run:mae", f"paths.runs={tmp_path}", "seed=3"), prepared)
+
+
+def test_a_run_that_still_trains_is_no_beginning(make_settings: Any, tmp_path: Path) -> None:
+    settings = make_settings("pretrained=run:mae", f"paths.runs={tmp_path}", "name=tuned")
+    own = RunFolder.of(settings)
+    before = RunFolder(tmp_path / "mae" / own.path.relative_to(tmp_path / "tuned"))
+    before.last.parent.mkdir(parents=True)
+    before.last.touch()
+    before.set_status(state="training")
+    with pytest.raises(UserError, match=r"pretrained=run:mae: the training of .*mae.* has not ended"):
+        pretrained_file(settings)
+    own.last.parent.mkdir(parents=True)
+    own.last.touch()
+    assert pretrained_file(settings) == before.last, "a training that has begun with it continues"
+    own.last.unlink()
+    before.set_status(state="finished")
+    assert pretrained_file(settings) == before.last
 
 
 def test_images_that_are_learnt(make: Make, prepared: PreparedDataset, tmp_path: Path) -> None:

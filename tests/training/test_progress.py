@@ -35,14 +35,16 @@ def test_the_time_left_follows_the_recent_speed() -> None:
     assert estimate.left(0, 550) == pytest.approx(725)
 
 
-def lines(monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture, seconds: float) -> list[str]:
+def lines(
+    monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture, seconds: float, **given: Any
+) -> list[str]:
     """Return the lines of an epoch of five steps that take some seconds each, without a terminal."""
     clock = [1000.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
     callback = EpochLines()
     trainer: Any = SimpleNamespace(
         **{"max_epochs": 1000, "num_training_batches": 5, "num_val_batches": [2], "is_global_zero": True},
-        **{"current_epoch": 998, "callbacks": [], "callback_metrics": {}},
+        **{"current_epoch": 998, "callbacks": [], "callback_metrics": {}, "accumulate_grad_batches": 1, **given},
     )
     module: Any = SimpleNamespace(log=lambda *_, **__: None)
     callback.on_train_start(trainer, module)
@@ -68,6 +70,24 @@ def test_a_log_file_gets_a_line_after_the_first_step_and_then_every_minute(
     assert said[1].endswith("25 s/it, 0:03:03 left")
     assert said[-1].startswith("epoch 999/1000: loss -0.51, val -0.41, patch Dice 0.612, 25 s/it, ")
     assert max(len(line) for line in said) <= 80
+
+
+def test_the_loss_of_a_step_over_several_batches_is_not_divided(
+    monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
+) -> None:
+    said = lines(monkeypatch, messages, 0.1, accumulate_grad_batches=4)  # Lightning gives a fourth of a batch's loss
+    assert said[0] == "epoch 999/1000: step 1/5, loss -2.000"
+
+
+def test_an_epoch_without_validation_has_no_validation_loss(messages: pytest.LogCaptureFixture) -> None:
+    callback = EpochLines()
+    callback.time_left = TimeLeft(epochs=2, steps=1, val_steps=0, steps_after=0, recent_epochs=1)
+    values = {"train/loss": torch.tensor(-0.5), "time/iteration_s": torch.tensor(2.0)}
+    trainer: Any = SimpleNamespace(
+        **{"max_epochs": 2, "is_global_zero": True, "current_epoch": 0, "callbacks": [], "callback_metrics": values}
+    )
+    callback.on_train_epoch_end(trainer, SimpleNamespace())
+    assert messages.messages[-1].startswith("epoch 1/2: loss -0.50, 2 s/it, ")
 
 
 def test_fast_steps_do_not_fill_a_log_file(monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture) -> None:
