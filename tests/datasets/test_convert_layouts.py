@@ -1,6 +1,7 @@
 """Converters of layouts that people have: files of the sources, read by nibabel and PIL, against the converted ones."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -142,6 +143,20 @@ def test_a_folder_for_each_patient(tmp_path: Path) -> None:
         assert case.label is not None
         truth = truths[case.case_id]
         assert np.array_equal(read(case.label), np.where(truth == 4, 3, truth))
+
+
+def test_cases_with_an_equal_first_channel_are_different_images(tmp_path: Path) -> None:
+    """A modality that is missing everywhere was filled with zeros; copies of all channels are still found."""
+    source = tmp_path / "source"
+    brats(source)
+    for path in source.rglob("*_flair.nii.gz"):
+        nifti(path, np.zeros_like(read(path)))
+    layout = Layout("Dataset500_Tumour", labels=("necrosis", "edema", "enhancing"))
+    convert_archive("folders", source, tmp_path / "raw", 1, layout=layout)
+    training, test = next(source.rglob("BraTS_001_t1ce.nii.gz")), next(source.rglob("BraTS_003_t1ce.nii.gz"))
+    shutil.copy(training, test)
+    with pytest.raises(UserError, match="The same image is a training and a test image"):
+        convert_archive("folders", source, tmp_path / "again", 1, layout=layout)
 
 
 def test_a_folder_that_cannot_be_told_apart_says_what_to_give(tmp_path: Path) -> None:

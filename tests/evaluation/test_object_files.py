@@ -1,5 +1,6 @@
 """Scores of objects from files: connected parts of labels, cells of classes, and the FROC of probabilities."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,12 @@ def test_probabilities_give_a_froc(tmp_path: Path) -> None:
     assert (lesion["objects"] == 4).all()
     summary = read_table(tmp_path / "out" / "summary.csv", ("label", "metric"))
     assert {"pq", "ap_mean", "object_f1", "object_dsc"} <= set(summary["metric"])
+    # Nobody looked for lesions in b: what is found there is neither right nor wrong.
+    partly = replace(rules, annotated={"b": ("other",)})
+    evaluate_folders({"x": tmp_path / "found"}, tmp_path / "truth", tmp_path / "partly", partly, workers=1)
+    table = read_table(tmp_path / "partly" / "froc.csv", ("label", "false_per_case"))
+    assert table.groupby("label")["cases"].unique().str[0].to_dict() == {"lesion": 1, "other": 2}
+    assert set(table[table["label"] == "lesion"]["objects"]) == {2}
     (tmp_path / "found" / "b.npz").write_bytes(b"no archive")
     broken = evaluate_folders({"x": tmp_path / "found"}, tmp_path / "truth", tmp_path / "out", rules, workers=1)
     assert len(broken.problems) == 1

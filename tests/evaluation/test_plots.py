@@ -43,6 +43,15 @@ def test_every_label_is_drawn_where_there_are_few(figures: list[Figure]) -> None
     assert " of " not in figures[0].get_suptitle().split("\n", 1)[-1] or "\n" not in figures[0].get_suptitle()
 
 
+def test_bland_altman_leaves_out_what_is_not_annotated(figures: list[Figure]) -> None:
+    partly = table(2)
+    partly.loc[partly["case"].eq("c0") & partly["label"].eq("l001"), ["volume_ml", "true_volume_ml"]] = np.nan
+    plots.bland_altman(partly, Path("unused"))
+    assert {axes.get_title() for axes in figures[0].axes} == {"l000: -1.00 ± 0.00 ml", "l001: -1.00 ± 0.00 ml"}
+    plots.bland_altman(partly.assign(volume_ml=np.nan), Path("unused"))
+    assert len(figures) == 1, "there is nothing to draw"
+
+
 def test_bland_altman_shows_the_labels_that_differ_most(figures: list[Figure]) -> None:
     plots.bland_altman(table(125), Path("unused"))
     titles = [axes.get_title() for axes in figures[0].axes if axes.get_visible()]

@@ -11,7 +11,8 @@ import SimpleITK as sitk
 from rich.console import Console
 
 from umamba.evaluation import Rules, score_case, score_folder, score_table, worst_median_best
-from umamba.evaluation.score import score_files
+from umamba.evaluation.score import _COMPARED, score_files
+from umamba.evaluation.terminal_table import score_tables
 from umamba.io import UserError
 from umamba.labels import LabelSet
 
@@ -95,13 +96,24 @@ def test_folder(tmp_path: Path) -> None:
 
 def test_every_bad_file_is_named_and_nothing_written(tmp_path: Path) -> None:
     array = np.ones((3, 4, 5), dtype=np.uint8)
-    truths = {case: write(tmp_path / "truth" / f"{case}.nii.gz", array) for case in ("good", "size", "value", "absent")}
+    truths = {
+        case: write(tmp_path / "truth" / f"{case}.nii.gz", array)
+        for case in ("good", "size", "value", "huge", "absent")
+    }
     write(tmp_path / "good.nii.gz", array)
     write(tmp_path / "size.nii.gz", array[:, :-1])
     write(tmp_path / "value.nii.gz", array * 9)
+    write(tmp_path / "huge.nii.gz", array.astype(np.uint32) * 4_000_000_000)
     with pytest.raises(UserError) as raised:
         score_folder(tmp_path, truths, Rules(PLAIN), ".nii.gz", output=tmp_path / "scores.csv", workers=1)
-    for part in ("size.nii.gz", "shape", "value.nii.gz", "[9]", "absent.nii.gz"):
+    for part in (
+        "size.nii.gz",
+        "shape",
+        "value.nii.gz",
+        "[9]",
+        "absent.nii.gz",
+        "value 4000000000, but labels are 32767",
+    ):
         assert part in str(raised.value)
     assert "good" not in str(raised.value)
     assert not (tmp_path / "scores.csv").exists()
@@ -131,6 +143,16 @@ def test_table_leaves_absent_labels_out() -> None:
     assert "0.6000 ± 0.1414" in text  # label a
     assert "0.9000" in text  # label b: one case
     assert "0.7000 ± 0.0000" in text  # the means of x and y are both 0.7
+
+
+def test_many_metrics_are_shown_with_all_digits_in_80_characters() -> None:
+    values = {name: 0.8123 + number / 1000 for number, name in enumerate(_COMPARED)}
+    scores = pandas.DataFrame([{"case": case, "label": "a", **values} for case in ("x", "y")])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(score_tables(scores, rules="The rules."))
+    text = console.export_text()
+    assert all(f"{value:.4f}" in text for value in values.values())
+    assert text.count("The rules.") == 1
 
 
 def test_worst_median_best() -> None:

@@ -31,6 +31,12 @@ def test_single_files(tmp_path: Path) -> None:
     assert found(tmp_path, 3)["b"] == ["b_0000.png"]  # a colour image in one file
 
 
+def test_jpeg_files_are_named(tmp_path: Path, messages: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a.png", "b.JPG", "c.jpeg")
+    assert list(found(tmp_path, 1)) == ["a"]
+    assert f"2 JPEG files in {tmp_path}, such as b.JPG, are left out" in messages.text
+
+
 def test_all_problems_together(tmp_path: Path) -> None:
     touch(tmp_path, "a_0000.png", "a_0002.png", "b_0000.png", "b_0000.tif")
     with pytest.raises(UserError) as raised:

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from torch import nn
 
 from umamba.inference import Model, Predictor
-from umamba.inference.likeness import unlike_training
+from umamba.inference.likeness import distances, unlike_training
 from umamba.inference.resize import whole
 from umamba.io import Geometry, Image
 from umamba.planning import Intensity
@@ -62,6 +62,13 @@ def test_intensities_in_other_units(model: Model) -> None:
     assert "intensities" in said(model, scaled)
     assert "other units" in said(model, scaled - 0.5)
     assert "other units" in said(model, 1000 * ct())
+
+
+def test_a_blank_image_is_named_and_far(model: Model) -> None:
+    blank = np.zeros((20, 60, 60))
+    assert said(model, blank) == "intensities are all 0: a blank image?"
+    geometry = Geometry((3.0, 0.9, 0.9), (0.0, 0.0, 0.0), DIRECTION, blank.shape, False)  # type: ignore[arg-type]
+    assert distances(Image(blank[None], geometry), whole(blank.shape), model)["intensities"] > 10
 
 
 def test_z_scores_forget_the_scale_within_reason(model: Model) -> None:

@@ -25,6 +25,7 @@ from umamba.datasets.phantom import phantom_case
 from umamba.inference import PostProcessing, Predictor, onnx_export
 from umamba.inference.onnx_export import export_to_onnx
 from umamba.inference.onnx_standalone import ModelError, Segmenter
+from umamba.inference.tiling import tile_starts
 from umamba.io import Geometry, Image, UserError
 from umamba.networks import build_network
 from umamba.networks.conformance import small_configuration
@@ -221,6 +222,47 @@ def test_images_are_turned_to_ras(tmp_path: Path, main: Callable[[list[str]], in
     ours, found = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (written, tmp_path / "a.nii.gz"))
     assert (ours == found).mean() >= SHARE
     assert len(np.unique(found)) > 1
+
+
+def test_units_axes_and_damage_of_files(
+    tmp_path: Path, exported: Path, main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A volume in metres or with a fourth axis of 1 is the same volume; damaged and coloured files are refused."""
+    import nibabel as nib
+
+    file: Any = nib.load(write_nifti(tmp_path / "a.nii.gz", phantom()))
+    voxels, affine, scaled = np.asarray(file.dataobj), file.affine, file.affine.copy()
+    scaled[:3] /= 1000
+    metres = nib.Nifti1Image(voxels, scaled)
+    metres.header.set_xyzt_units("meter")
+    metres.to_filename(tmp_path / "metres.nii.gz")
+    nib.Nifti1Image(voxels[..., None], affine).to_filename(tmp_path / "four.nii.gz")
+    found = {}
+    for name in ("a", "metres", "four"):
+        assert main([str(tmp_path / f"{name}.nii.gz"), "--output", str(tmp_path / "seg.nii.gz")]) == 0, name
+        found[name] = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "seg.nii.gz")))
+    assert (found["a"] == found["metres"]).all()
+    assert (found["a"] == found["four"]).all()
+
+    content = bytearray((tmp_path / "a.nii.gz").read_bytes())
+    content[-8] ^= 1  # the checksum of the content
+    (tmp_path / "damaged.nii.gz").write_bytes(content)
+    colours = np.zeros(voxels.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.Nifti1Image(colours, affine).to_filename(tmp_path / "colours.nii.gz")
+    nib.Nifti1Image(voxels.astype(np.complex64), affine).to_filename(tmp_path / "complex.nii.gz")
+    for name, said in (("damaged", "cannot be read as NIfTI"), ("colours", "one real number"), ("complex", "one real")):
+        assert main([str(tmp_path / f"{name}.nii.gz"), "--output", str(tmp_path / "none.nii.gz")]) == 2
+        error = capsys.readouterr().err
+        assert f"{name}.nii.gz" in error
+        assert said in error
+    assert not (tmp_path / "none.nii.gz").exists()
+
+
+@pytest.mark.parametrize(("length", "patch", "step"), [(10, 1, 0.5), (10, 1, 1.0), (21, 10, 0.5), (5, 8, 0.5)])
+def test_tiles_are_those_of_the_predictor(exported: Path, length: int, patch: int, step: float) -> None:
+    along = runpy.run_path(str(exported / "umamba_onnx.py"))["tiles_along"]
+    starts = [start for start, _ in along(length, patch, step, 1 / 8)]
+    assert starts == [start - max(patch - length, 0) // 2 for start in tile_starts(max(length, patch), patch, step)]
 
 
 def test_the_same_checkpoint_gives_the_same_files(tmp_path: Path, exported: Path) -> None:

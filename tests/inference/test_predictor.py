@@ -1,6 +1,9 @@
 """The predictor needs a checkpoint and images, writes on each image's own grid, and continues where it stopped."""
 
 import json
+import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 
 from umamba.datasets import RawCase
 from umamba.inference import Model, Predictor
+from umamba.inference.same_images import changed_at
 from umamba.io import UserError, read_image, read_label
 from umamba.labels import LabelSet
 from umamba.networks import build_network
@@ -142,6 +146,49 @@ def test_only_missing_ones_are_segmented_and_all_are_returned(
     assert predictor.predict(images, output, overwrite, progress=False) == written
     assert all(path.stat().st_mtime_ns > old for path, old in zip(written, after, strict=True))
     assert capsys.readouterr().out == ""
+
+
+def test_another_image_of_the_same_name_is_not_taken_for_segmented(
+    checkpoint: Path, images: Path, tmp_path: Path
+) -> None:
+    """A fixed output file, a file that is replaced, and a folder whose image lies elsewhere now."""
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    first, second = images / "a_0000.nii.gz", images / "b_0000.nii.gz"
+    (one,) = predictor.predict(first, tmp_path / "seg.nii.gz", progress=False)
+    made = one.read_bytes()
+    with pytest.raises(UserError, match=r"segmentations of other images than these.*seg\.nii\.gz.*overwrite=true"):
+        predictor.predict(second, one, progress=False)
+    assert one.read_bytes() == made
+    renamed = shutil.copy(first, tmp_path / "renamed_0000.nii.gz")
+    predictor.predict(renamed, one, progress=False)  # the same image
+    (again,) = predictor.predict(second, one, PredictionSettings(overwrite=True), progress=False)
+    assert sitk.ReadImage(str(again)).GetSize() == sitk.ReadImage(str(second)).GetSize()
+
+    output = tmp_path / "out"
+    written = predictor.predict(images, output, progress=False)
+    elsewhere = shutil.copytree(images, tmp_path / "elsewhere")  # the same images, written later
+    assert predictor.predict(elsewhere, output, progress=False) == written
+    shutil.copy(elsewhere / "a_0000.nii.gz", elsewhere / "b_0000.nii.gz")
+    shutil.copy(first, second)
+    for folder in (images, elsewhere):
+        with pytest.raises(UserError, match=r"other images than these, or of an earlier content.*: \S*b\.nii\.gz\."):
+            predictor.predict(folder, output, progress=False)
+    (output / "b.nii.gz").unlink()  # what is deleted is made of the new image
+    predictor.predict(images, output, progress=False)
+    np.testing.assert_array_equal(read_label(output / "b.nii.gz").array, read_label(output / "a.nii.gz").array)
+
+
+def test_a_replaced_slice_of_a_series_is_another_image(tmp_path: Path) -> None:
+    """What counts is when a file of the folder changed, also if the time that it carries is old."""
+    folder = tmp_path / "series"
+    folder.mkdir()
+    (folder / "1.dcm").write_bytes(b"a")
+    before = changed_at(folder)
+    time.sleep(0.02)
+    (tmp_path / "2.dcm").write_bytes(b"b")
+    os.utime(tmp_path / "2.dcm", (1e9, 1e9))
+    (tmp_path / "2.dcm").rename(folder / "1.dcm")
+    assert changed_at(folder) > before
 
 
 def test_segmentations_of_different_networks_are_not_mixed(checkpoint: Path, images: Path, tmp_path: Path) -> None:

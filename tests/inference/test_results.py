@@ -101,6 +101,13 @@ def test_volumes_by_hand(make_model: Callable[..., Model], tmp_path: Path) -> No
     (output / "1e3.nii.gz").unlink()
     predictor.predict(tmp_path / "in", output, WHOLE, progress=False)
     assert table(output / "volumes.csv") == expected
+    write(tmp_path / "later" / "2.nii.gz", array * 0, (0.5, 2.0, 3.0))
+    predictor.predict(tmp_path / "later", output, WHOLE, progress=False)
+    assert [row["case"] for row in table(output / "volumes.csv")] == ["2", "2", "001", "001", "1e3", "1e3"]
+    assert table(output / "volumes.csv")[2:] == expected
+    (output / "001.nii.gz").unlink()
+    predictor.predict(tmp_path / "later", output, WHOLE, progress=False)
+    assert [row["case"] for row in table(output / "volumes.csv")] == ["2", "2", "1e3", "1e3"]
 
 
 def test_a_photograph_has_no_millilitres(make_model: Callable[..., Model], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from umamba.evaluation.quality import Calibration
 from umamba.inference import Predictor
+from umamba.inference.problems import UnsegmentedCases
 from umamba.io import UserError
 from umamba.io.tabular import read_table
 from umamba.labels import LabelSet
@@ -261,6 +262,18 @@ def test_too_few_cases(candidate: Path, raw: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="holds no reference of the images"):
         calibrate(CalibrateSettings(labels=tmp_path / "none", output=tmp_path / "out", **common))  # type: ignore[arg-type]
+
+
+def test_no_image_could_be_segmented(
+    candidate: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UnsegmentedCases("case00: too few channels")
+
+    monkeypatch.setattr(Predictor, "predict_cases", fail)
+    with pytest.raises(UserError, match="no case could be segmented"):
+        calibrate(settings_of(candidate, raw, tmp_path / "out"))
+    assert "case00: too few channels" in messages.text
 
 
 def test_the_settings_name_one_source(candidate: Path, raw: Path, tmp_path: Path) -> None:

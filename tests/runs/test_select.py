@@ -199,6 +199,14 @@ def test_other_folds_are_named(raw: Path, tmp_path: Path) -> None:
         fold_checkpoints(tmp_path, "last", 0)
 
 
+def test_candidates_of_one_name_are_refused(raw: Path, tmp_path: Path) -> None:
+    candidates = tuple(run_folder(tmp_path / place, "one", seed) for seed, place in enumerate(("runs", "others")))
+    settings = FindBestSettings(candidates=candidates, raw_dataset=raw, output=tmp_path / "best", device="cpu")
+    with pytest.raises(UserError, match=r"runs/one/3d_fullres, .*others/one/3d_fullres have one name, one\.3d_fullres"):
+        find_best(settings)
+    assert not (tmp_path / "best").exists()
+
+
 def test_candidates_are_checked_when_the_settings_are_made(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"candidates=\[\]: give at least one folder"):
         FindBestSettings(candidates=(), raw_dataset=raw, output=tmp_path / "best")

@@ -86,7 +86,8 @@ def test_an_epoch_without_validation_has_no_validation_loss(messages: pytest.Log
     trainer: Any = SimpleNamespace(
         **{"max_epochs": 2, "is_global_zero": True, "current_epoch": 0, "callbacks": [], "callback_metrics": values}
     )
-    callback.on_train_epoch_end(trainer, SimpleNamespace())
+    module: Any = SimpleNamespace()
+    callback.on_train_epoch_end(trainer, module)
     assert messages.messages[-1].startswith("epoch 1/2: loss -0.50, 2 s/it, ")
 
 

@@ -114,8 +114,10 @@ def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path
         written = in_threads(partial(_write_case, converter, target), cases, workers, "Converting")
         done = len(cases) - sum(written)
         log.info("%s: %d cases converted, %d were converted before.", converter.folder, sum(written), done)
+        channels = range(converter.channel_files)
         digests = in_threads(
-            lambda case: content_digest(image_path(converter, target, case)), cases, workers, "Comparing"
+            lambda case: content_digest(*(image_path(converter, target, case, channel) for channel in channels)),
+            *(cases, workers, "Comparing"),
         )
         for remark in check_content(dict(zip(cases, digests, strict=True))):
             log.info(remark)
@@ -176,15 +178,17 @@ def image_path(converter: Converter, target: Path, case: SourceCase, channel: in
     return below(target, f"images{case.split}", f"{case.case_id}_{channel:04d}{converter.file_ending}")
 
 
-def content_digest(path: Path) -> str:
+def content_digest(*paths: Path) -> str:
     """Return a hash of an image's size and voxels, which does not depend on name, compression or other headers.
 
     Args:
-        path: the image file.
+        paths: its files, one for each channel or one of all.
     """
-    image = decode(path)
-    total = hashlib.blake2b(repr((image.GetSize(), image.GetNumberOfComponentsPerPixel())).encode(), digest_size=16)
-    total.update(sitk.GetArrayViewFromImage(image).tobytes())
+    total = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        image = decode(path)
+        total.update(repr((image.GetSize(), image.GetNumberOfComponentsPerPixel())).encode())
+        total.update(sitk.GetArrayViewFromImage(image).tobytes())
     return total.hexdigest()
 
 

@@ -60,7 +60,7 @@ def merge_datasets(source: Path, names: Sequence[str], raw: Path, name: str, wor
     with exclusive(raw / f".{name}.lock", f"the joining of {name}"):
         make_folder(target / "labelsTr")
         in_threads(lambda pair: _write_label(*pair, labels, target), pairs, workers, "Joining")
-        digests = in_threads(lambda pair: content_digest(pair[1].images[0]), pairs, workers, "Comparing")
+        digests = in_threads(lambda pair: content_digest(*pair[1].images), pairs, workers, "Comparing")
         groups = joint_groups(ids, [_group(*pair) for pair in pairs], digests)
         content = {
             **dataset_json(datasets[0].channel_names, labels.names, len(pairs), datasets[0].file_ending),

@@ -18,7 +18,7 @@ from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.rules import Rules
 from umamba.evaluation.score import TITLES, metrics_of, score_pairs, worst_median_best
 from umamba.evaluation.statistics import summarize
-from umamba.evaluation.terminal_table import score_table
+from umamba.evaluation.terminal_table import score_tables
 from umamba.io import UserError, below, oriented_like, read_image, read_json, read_label, supported_endings
 from umamba.io.tabular import write_table
 from umamba.io.voice import shown
@@ -168,8 +168,8 @@ def evaluate_folders(
         scores[method] = table
         _write_tables(table, pairs, rules, targets[method])
         if rules.objects and rules.protocol == "generic":
-            problems += write_froc(pairs, rules.labels, targets[method] / "froc.csv")
-        log.info(score_table(table, method, rules.sentence, expected=len(pairs) + len(missing)))
+            problems += write_froc(pairs, rules.labels, targets[method] / "froc.csv", rules.annotated)
+        log.info(score_tables(table, method, rules.sentence, expected=len(pairs) + len(missing)))
         if images is not None:
             try:
                 draw_overlays(table, pairs, images, rules, targets[method] / "overlays")

@@ -14,17 +14,22 @@ from umamba.io import UserError, oriented_like, read_label, supported_endings
 from umamba.io.tabular import write_table
 from umamba.io.voice import tracked
 from umamba.labels import LabelSet
+from umamba.labels.annotated import Annotated
 
 log = logging.getLogger(__name__)
+NOTHING_PARTIAL: Annotated = {}
 
 
-def write_froc(pairs: Mapping[str, tuple[Path, Path]], labels: LabelSet, output: Path) -> list[str]:
-    """Write the sensitivity of each label at seven numbers of false objects for each case.
+def write_froc(
+    pairs: Mapping[str, tuple[Path, Path]], labels: LabelSet, output: Path, annotated: Annotated = NOTHING_PARTIAL
+) -> list[str]:
+    """Write the sensitivity of each label at seven numbers of false objects for each case that is annotated for it.
 
     Args:
         pairs: files (prediction, reference) of each case; NAME.npz beside the prediction holds `probabilities`
             (num_classes, Z, Y, X).
         labels: the label set.
+        annotated: labels of the partly labelled cases; nothing is known of the others there.
         output: CSV file: label, false_per_case, sensitivity, objects, cases; the row `mean` is the mean over the seven.
 
     Returns:
@@ -39,14 +44,16 @@ def write_froc(pairs: Mapping[str, tuple[Path, Path]], labels: LabelSet, output:
     absent = [case for case in pairs if case not in present]
     if absent:
         return [f"{files[absent[0]]}: there is no such file, so there is no FROC. Predict with probabilities=true."]
-    found: list[list[Candidates]] = []  # for each case those of each label
+    found: dict[str, list[Candidates]] = {name: [] for name in labels.names}
     try:
         for case, (prediction, truth) in tracked(pairs.items(), "FROC", len(pairs)):
-            found.append(_of_case(files[case], prediction, truth, labels))
+            known = annotated.get(case, labels.names)
+            for name, own in zip(labels.names, _of_case(files[case], prediction, truth, labels), strict=True):
+                found[name] += [own] if name in known else []
     except UserError as error:
         return [str(error)]
     rows = []
-    for name, cases in zip(labels.names, zip(*found, strict=True), strict=True):
+    for name, cases in found.items():
         curve = froc(cases)
         counts = {"objects": curve.objects, "cases": curve.cases}
         rows += [{"label": name, "false_per_case": str(r), "sensitivity": curve.at(r), **counts} for r in RATES]

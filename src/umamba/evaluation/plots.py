@@ -83,12 +83,16 @@ def bland_altman(scores: pandas.DataFrame, path: Path) -> None:
     """Draw Bland-Altman plots into a PNG: predicted minus true volume over the mean of both, one plot for each label.
 
     Lines mark the mean difference and 1.96 standard deviations on both sides. At most 16 labels are drawn, those with
-    the largest mean absolute difference in proportion to their volume; the picture says so.
+    the largest mean absolute difference in proportion to their volume; the picture says so. Without volumes nothing is
+    written.
 
     Args:
         scores: columns label, volume_ml and true_volume_ml (millilitres).
         path: the file to write, atomically.
     """
+    scores = scores.dropna(subset=["true_volume_ml", "volume_ml"])  # nothing is known of labels that are not annotated
+    if scores.empty:
+        return
     true, predicted = scores["true_volume_ml"], scores["volume_ml"]
     relative = (predicted - true).abs() / (predicted + true).clip(lower=1e-12)
     labels, note = _drawn(scores.assign(agreement=-relative), "agreement", _MOST_BLAND_ALTMAN, "that differ most")

@@ -36,6 +36,7 @@ from umamba.io.tabular import write_table
 from umamba.io.voice import tracked
 from umamba.labels import LabelSet
 from umamba.labels.instance_maps import WATERSHED, grouped_instances
+from umamba.labels.label_set import MOST_VALUE
 
 WITH_MISSES = "hd95_with_misses_mm"
 TITLES = {
@@ -232,7 +233,10 @@ def _label_map(image: Image, path: Path, labels: LabelSet | None) -> np.ndarray:
         array = whole
     if array.size and array.min() < 0:
         raise UserError(f"{path}: contains the value {array.min()}, but labels are 0 or more. Export it again.")
-    array = array.astype(np.min_scalar_type(int(array.max(initial=0))), copy=False)
+    most = int(array.max(initial=0))
+    if labels is not None and most > MOST_VALUE:  # the boxes of all values up to it would not fit the memory
+        raise UserError(f"{path}: contains the value {most}, but labels are {MOST_VALUE} at most. Is it a label map?")
+    array = array.astype(np.min_scalar_type(most), copy=False)
     unknown = sorted(label_boxes(array).keys() - set(labels.all_values)) if labels is not None else []
     if unknown and labels is not None:
         raise UserError(

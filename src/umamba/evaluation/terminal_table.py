@@ -1,16 +1,40 @@
 """The printable table of scores: what was scored by which rules, and of how many cases each number is made."""
 
 import pandas
+from rich.console import Group
 from rich.table import Table
 
 from umamba.evaluation.score import TITLES, WITH_MISSES, metrics_of
 from umamba.evaluation.statistics import mean_label
 from umamba.io.escape import rich_text
 
+_COLUMNS = 4  # metrics that 80 characters hold
 MISSES_RULE = (
     "A label in only one of prediction and reference counts as DSC and NSD 0; HD95 leaves it out, HD95 with misses "
     "counts it with the image's diagonal."
 )
+
+
+def score_tables(
+    scores: pandas.DataFrame, title: str | None = None, rules: str | None = None, expected: int | None = None
+) -> Group:
+    """Return the printable tables of many metrics, a few of them in each, so that a narrow terminal shows all digits.
+
+    Args:
+        scores: as for `score_table`.
+        title: of each table.
+        rules: caption of the first one.
+        expected: as for `score_table`.
+    """
+    metrics = metrics_of(scores)
+    others = [column for column in scores if column not in metrics]
+    parts = [metrics[start : start + _COLUMNS] for start in range(0, len(metrics), _COLUMNS)] or [[]]
+    return Group(
+        *(
+            score_table(scores[[*others, *part]], title, None if number else rules, expected)
+            for number, part in enumerate(parts)
+        )
+    )
 
 
 def score_table(

@@ -3,10 +3,14 @@
 A folder that holds a DICOM series counts as a file of the folder's name.
 """
 
+import logging
 from pathlib import Path
 
 from umamba.datasets import CHANNEL_NAME, RawCase
 from umamba.io import UserError, holds_dicom, supported_endings
+
+log = logging.getLogger(__name__)
+_LOSSY = (".jpg", ".jpeg")
 
 
 def list_cases(source: Path, num_channels: int) -> list[RawCase]:
@@ -14,7 +18,7 @@ def list_cases(source: Path, num_channels: int) -> list[RawCase]:
 
     A case has a file for each channel, or a single file that holds all channels; the suffix `_0000` of a single file
     may be left out. For a file NAME_0000.ext the other channels are taken from its folder. Hidden files and files that
-    are no images are ignored.
+    are no images are ignored; a warning names JPEG files.
 
     Args:
         source: an image file, a folder of a DICOM series, or a folder of images and such folders.
@@ -93,6 +97,12 @@ def _group(folder: Path, paths: list[Path], num_channels: int) -> tuple[list[Raw
         if channel in files:
             problems[case] = f"{path}: {files[channel].name} has the same case and channel. Keep one of them."
         files.setdefault(channel, path)
+    skipped = sorted(path.name for path in paths if path.suffix.lower() in _LOSSY)
+    if skipped:
+        log.warning(
+            "%d JPEG files in %s, such as %s, are left out, because their compression changes voxels. Give PNG files.",
+            *(len(skipped), folder, skipped[0]),
+        )
     if not found and not problems:
         raise UserError(
             f"input: no images in {folder}. Put files there that end in {', '.join(supported_endings())}, or DICOM "

@@ -152,10 +152,10 @@ def _sizes_seen(
 
 
 def _sample(channel: np.ndarray) -> np.ndarray:
-    """Return some intensities of a channel (Z, Y, X) without zeros, which are mostly background."""
+    """Return some intensities of a channel (Z, Y, X), without zeros (mostly background) unless all of them are 0."""
     z, y, x = (max(1, length // _SAMPLES) for length in channel.shape)
     sample = channel[::z, ::y, ::x].astype(np.float64)
-    return sample[sample != 0]
+    return sample[sample != 0] if channel.any() else sample.reshape(-1)
 
 
 def _unlike_intensities(channel: np.ndarray, scheme: str, trained: Intensity) -> str | None:
@@ -163,6 +163,8 @@ def _unlike_intensities(channel: np.ndarray, scheme: str, trained: Intensity) ->
     sample = _sample(channel)
     if not sample.size:
         return None
+    if not sample.any():
+        return "are all 0: a blank image?"
     low, high = (float(value) for value in np.percentile(sample, (0.5, 99.5)))
     first, last = float(channel.min()), float(channel.max())
     usual_low, usual_high = trained.percentile_00_5, trained.percentile_99_5

@@ -155,8 +155,7 @@ class Manifest:
         Raises:
             StorageError: the journal cannot be written.
         """
-        names = tuple(os.fsencode(os.path.abspath(path)).decode("utf-8", "replace") for path in images)
-        entry = CaseEntry(names, image, label_digest(segmentation), self._setup)
+        entry = CaseEntry(written_paths(images), image, label_digest(segmentation), self._setup)
         line = json.dumps({"case": case_id, **asdict(entry)}, ensure_ascii=False) + "\n"
         with self._lock, storage_errors(self._outputs.journal):
             self.cases[case_id] = entry
@@ -170,6 +169,15 @@ class Manifest:
             "setups": {name: setup for name, setup in self.setups.items() if name in named},
             "cases": {case_id: asdict(entry) for case_id, entry in sorted(self.cases.items())},
         }
+
+
+def written_paths(images: Sequence[Path]) -> tuple[str, ...]:
+    """Return the paths of an image as an entry holds them.
+
+    Args:
+        images: its files.
+    """
+    return tuple(os.fsencode(os.path.abspath(path)).decode("utf-8", "replace") for path in images)
 
 
 def _lines(journal: Path) -> list[dict[str, Any]]:

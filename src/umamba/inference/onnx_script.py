@@ -9,14 +9,36 @@ beside umamba_onnx.py, which does the work. Only the functions import it, becaus
 """
 
 import argparse
+import gzip
 import os
 import secrets
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+
+
+def check_whole(path: Path) -> None:
+    """Read a compressed file to its end, where its checksum is, which the reader of NIfTI leaves out.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: the checksum is wrong, or the file is cut (EOFError).
+        zlib.error: the compressed data is damaged.
+    """
+    with open(path, "rb") as raw:
+        if raw.read(2) != b"\x1f\x8b":
+            return
+    with gzip.open(path) as file:
+        while file.read(1 << 20):
+            pass
 
 
 def segment_files(segmenter: Any, paths: Sequence[Path], step: float | None, mirror: bool) -> Any:
@@ -41,8 +63,13 @@ def segment_files(segmenter: Any, paths: Sequence[Path], step: float | None, mir
         try:
             image: Any = nib.load(path)
             voxels = np.asanyarray(image.dataobj)
-        except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+            check_whole(path)
+        except (OSError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
             raise ModelError(f"{path}: cannot be read as NIfTI ({error}). Convert it to .nii.gz.") from None
+        if voxels.dtype.kind not in "biuf":
+            raise ModelError(f"{path}: holds {voxels.dtype} voxels. Give one real number for each voxel.")
+        while voxels.ndim > 3 and voxels.shape[-1] == 1:
+            voxels = voxels[..., 0]
         if voxels.ndim == 5 and voxels.shape[3] == 1:
             parts += list(np.moveaxis(voxels[:, :, :, 0], -1, 0))
         elif voxels.ndim in (2, 3):
@@ -57,7 +84,8 @@ def segment_files(segmenter: Any, paths: Sequence[Path], step: float | None, mir
     if flat and len(segmenter.description.patch_size) == 3:
         raise ModelError(f"{paths[0]}: is two-dimensional, and the network sees volumes. Give the volume.")
     array = np.stack([part[..., None] if flat else part for part in parts])
-    spacing = [float(mm) for mm in first.header.get_zooms()[: parts[0].ndim]]
+    unit = _MILLIMETRES.get(first.header.get_xyzt_units()[0], 1.0)
+    spacing = [unit * float(length) for length in first.header.get_zooms()[: parts[0].ndim]]
     if flat:
         spacing.append(999 * max(spacing))
     turn = io_orientation(first.affine) if segmenter.description.turn_to_ras and not flat else None

@@ -311,7 +311,7 @@ def tiles_along(length: int, patch: int, step: float, sigma: float) -> list[tupl
     An axis shorter than the patch is padded on both sides, more at its end.
     """
     before, covered = max(patch - length, 0) // 2, max(length, patch)
-    count = math.ceil((covered - patch) / (patch * step))
+    count = math.ceil((covered - patch) / max(1.0, patch * step))
     starts = [round((covered - patch) / count * index) for index in range(count + 1)] if count else [0]
     gaussian = np.exp(-0.5 * ((np.arange(patch) - patch // 2) / (patch * sigma)) ** 2)
     total = np.zeros(covered)

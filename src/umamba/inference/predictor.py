@@ -6,7 +6,7 @@ Training's own predictions and `predict.py` both use this class, therefore they 
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from umamba.inference.outputs import CaseFiles, Outputs
 from umamba.inference.postprocessing import PostProcessing
 from umamba.inference.prepared_image import check_previous, paint, prepare_image, same_bits, warn_of_orientation
 from umamba.inference.problems import Problems
+from umamba.inference.same_images import refuse_other_images
 from umamba.inference.volumes import write_volumes
 from umamba.io import Image, UserError, exclusive, storage_errors
 from umamba.io.voice import shown
@@ -299,6 +300,8 @@ class Predictor:
                 outputs.remove_stale(files)
                 record = self._record(settings)
                 before = None if settings.overwrite else outputs.earlier(record, files)
+                manifest = Manifest(outputs, before)
+                refuse_other_images(cases, files, outputs, manifest, self.models[0])
                 missing = [number for number, own in enumerate(files) if settings.overwrite or not own.complete()]
                 missing = [] if self.classifies_only else missing
             ahead: dict[str, Future[Image]] = {}
@@ -308,7 +311,6 @@ class Predictor:
             with storage_errors(folder):
                 if settings.overwrite:
                     outputs.remove_all([case.case_id for case in cases])
-                manifest = Manifest(outputs, before)
                 if missing or before is None:
                     manifest.use(setup_of(self.models, settings, self.post_processing))
                     record |= engines_record(before, self.models)
@@ -340,6 +342,7 @@ class Predictor:
             if self.heads is not None:
                 segmented = [case for case, own in zip(cases, files, strict=True) if own.segmentation.exists()]
                 classify_cases(segmented, self.models, outputs.classes, classes, problems, settings.tta)
+            segmentations += _of_earlier_commands(outputs, manifest, {case.case_id for case in cases})
             write_volumes(outputs.volumes, segmentations, volumes, self.labels, problems)
         if problems.reasons:
             raise problems.error(len(cases) + len(unusable), folder)
@@ -410,6 +413,14 @@ class Predictor:
         if any(model.reproducible for model in self.models):
             record["reproducible"] = True
         return record
+
+
+def _of_earlier_commands(outputs: Outputs, manifest: Manifest, cases: Set[str]) -> list[tuple[str, Path]]:
+    """Return name and segmentation of the other cases that an output holds: of the same network and settings."""
+    if outputs.only is not None:
+        return []
+    others = [case_id for case_id in manifest.cases if case_id not in cases]
+    return [(case_id, outputs.case(case_id, DEFAULTS).segmentation) for case_id in others]
 
 
 def _spare_images(cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> None:

@@ -91,13 +91,13 @@ def write_volumes(
     labels: LabelSet,
     problems: Problems,
 ) -> None:
-    """Write the table of all segmentations that exist.
+    """Write the table of all segmentations that exist, those of earlier commands included.
 
     Rows of an earlier table are kept. A segmentation without rows, such as that of an interrupted command, is read.
 
     Args:
         path: the table.
-        segmentations: case and file.
+        segmentations: case and file, first those of this command.
         new: rows of the cases that were segmented now.
         labels: the label set.
         problems: receives the segmentations that cannot be read.

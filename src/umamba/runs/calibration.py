@@ -110,6 +110,8 @@ def calibrate(settings: CalibrateSettings) -> Calibrated:
     """
     found = _cross_validated(settings) if settings.candidates else _held_out(settings)
     make_folder(settings.output)
+    if not found.pairs:
+        raise UserError("calibrate: no case could be segmented, so that nothing is learned; the reasons stand above.")
     rules = Rules(found.labels, tolerance_mm=settings.tolerance_mm, annotated=found.annotated)
     scores, problems = score_pairs(found.pairs, rules)
     if problems:
@@ -130,6 +132,12 @@ def calibrate(settings: CalibrateSettings) -> Calibrated:
     names, cases = found.labels.names, table["case"].nunique()
     learned = calibrate_labels(table, names, found.groups, settings.coverage)
     if not any(own.fits for own in learned):
+        if found.groups and any(own.cases >= fewest_cases(settings.coverage) for own in learned):
+            raise UserError(
+                f"calibrate: coverage={settings.coverage:g} needs {fewest_cases(settings.coverage)} cases in two "
+                f"halves, and the cases of a group stay together. The {len(set(found.groups.values()))} groups are too "
+                "few or too unequal for that. Give cases of more groups, or a smaller coverage."
+            )
         raise UserError(
             f"{settings.output / 'cases.csv'}: in fewer than {fewest_cases(settings.coverage)} of {cases} cases a "
             f"label was found and the agreement of the networks measured, but coverage={settings.coverage:g} needs "

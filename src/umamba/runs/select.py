@@ -284,6 +284,14 @@ def find_best(settings: FindBestSettings) -> Selection:
     dataset = read_dataset(settings.raw_dataset)
     own = dataset.root / "splits_final.json"
     splits = settings.splits or (own if own.exists() else None)
+    names = [_name(path) for path in settings.candidates]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        listed = ", ".join(str(path) for path in settings.candidates if _name(path) == twice)
+        raise UserError(
+            f"candidates: {listed} have one name, {twice}, so that their results could not be told apart. Give another "
+            "name to the folder of one of them."
+        )
     members = {_name(path): fold_checkpoints(path, settings.checkpoint, settings.seed) for path in settings.candidates}
     members = {name: without_repeats(checkpoints, dataset, splits) for name, checkpoints in members.items()}
     if len({tuple(sorted(folds)) for folds in members.values()}) != 1:

@@ -100,6 +100,11 @@ class EvaluateSettings(Settings):
 
     def conflicts(self) -> Iterator[str]:
         """Yield objects without a rule, a missing method, wrong folders, and keys that contradict each other."""
+        if self.strict_official and self.protocol not in ("abdomen", "endoscopy", "cell"):
+            yield (
+                f"strict_official=true: protocol={self.protocol} has no official script. Give protocol=abdomen, "
+                "endoscopy or cell, or strict_official=false."
+            )
         if self.objects and self.protocol not in ("generic", *CELL_PROTOCOLS):
             yield (
                 f"objects=true: protocol={self.protocol} has no rule for objects. Give protocol=generic, cell or "
