@@ -185,3 +185,13 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read_image([tmp_path / "a.mha"])
     assert "\x1b" not in str(error.value)
+
+
+def test_a_format_without_a_direction_is_refused_where_it_would_be_lost(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.ones((3, 4, 5), np.uint8))
+    write_image(tmp_path / "a.gipl", image)
+    assert sitk.ReadImage(str(tmp_path / "a.gipl")).GetSize() == (5, 4, 3)
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    with pytest.raises(UserError, match=r"b\.gipl: a GIPL file cannot hold the direction"):
+        write_image(tmp_path / "b.gipl", image)
+    assert not (tmp_path / "b.gipl").exists()

@@ -23,13 +23,16 @@ def write_image(path: Path, image: sitk.Image) -> None:
         image: the image.
 
     Raises:
-        UserError: the image holds NaN or infinity, or the name is no text.
+        UserError: the image holds NaN or infinity, the name is no text, or the format cannot hold the direction.
         StorageError: the disk could not be written.
     """
     check_text(path)
     voxels = sitk.GetArrayViewFromImage(image)
     if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():
         raise nonfinite_error(path, voxels.size - int(np.count_nonzero(np.isfinite(voxels))))
+    identity = np.eye(image.GetDimension()).ravel()
+    if path.name.lower().endswith(".gipl") and not np.allclose(image.GetDirection(), identity, atol=1e-4):
+        raise UserError(f"{path}: a GIPL file cannot hold the direction of this image. Give .nii.gz, .nrrd or .mha.")
     with atomic_path(path) as temporary:
         lower = temporary.with_name(temporary.name.lower())  # ITK knows only endings in lower case
         try:
