@@ -30,7 +30,6 @@ from umamba.settings import (
     TrainSettings,
     parse,
 )
-from umamba.settings.duration import one_end
 from umamba.settings.training import NO_DATASET
 from umamba.settings.wording import unknown_name, wrong_choice
 
@@ -220,9 +219,8 @@ def sweep_problems(record: type[Settings], overrides: Sequence[str]) -> list[str
     for index in range(min(_TRIED, max(map(len, choices), default=1))):
         found: list[str] = []
         config = _composed(record, [each[index % len(each)] for each in choices], folders, found)
-        settings = None if config is None else settings_from(record, config, found)
-        if isinstance(settings, TrainSettings) and settings.finish_by is not None:
-            found.append(one_end(settings.finish_by))
+        if config is not None:
+            settings_from(record, config, found)
         if not found:
             return problems
         if found == first:  # the mistake is none of the values that vary

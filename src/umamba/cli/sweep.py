@@ -27,6 +27,7 @@ from umamba.cli.share import share
 from umamba.cli.sweep_table import Outcome, collect_outcomes, outcome_table, write_outcome, write_table
 from umamba.io.errors import UserError
 from umamba.settings import InvalidSettings, Settings, TrainSettings
+from umamba.settings.duration import one_end
 from umamba.settings.training import is_folder_name
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def through_hydra(function: Callable[[Any], int | None], record: type[Settings],
         _run_hydra(lambda config: codes.append(int(function(_checked(record, config)) or 0)), record, forced)
         return max(codes, default=0)
     problems = sweep_problems(record, overrides)
+    ends = [text.partition("=")[2].strip("'\"") for text in overrides if text.lstrip("+").startswith("finish_by=")]
+    problems += [one_end(end) for end in ends if end != "null"]
     if problems:
         raise InvalidSettings(problems)
     return _sweep(function, record, forced)
