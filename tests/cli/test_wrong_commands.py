@@ -192,6 +192,22 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     (f"train {PHANTOM} predict.tta=both", ("predict.tta=both", "true or false")),
     (f"train {PHANTOM} predict.checkpoint=best data.val_iterations=0", ("predict.checkpoint=best", "val_iterations")),
     (
+        f"train {PHANTOM} trainer.callbacks=[{{name:EarlyStopping,monitor:val/case_loss}}]",
+        ("monitor=val/case_loss", "heads.case=TABLE"),
+    ),
+    (
+        f"train {PHANTOM} budget=10min trainer.callbacks=[{{name:EarlyStopping,monitor:val/case_dice}}]",
+        ("monitor=val/case_dice", "a budget validates no whole cases"),
+    ),
+    (
+        f"train {PHANTOM} logger=csv trainer.callbacks=[{{name:LearningRateMonitor}}]",
+        ("LearningRateMonitor sends values to a logger", "logger=tensorboard"),
+    ),
+    (
+        f"train {PHANTOM} data.iterations_per_epoch=2 ++trainer.val_check_interval=5",
+        ("trainer.val_check_interval=5", "an epoch has 2 batches"),
+    ),
+    (
         f"train {PHANTOM} predict.checkpoint=best trainer.max_epochs=3 ++trainer.check_val_every_n_epoch=5",
         ("trainer.check_val_every_n_epoch=5", "no epoch of 3 is validated"),
     ),

@@ -182,6 +182,7 @@ def test_groups(raw: Path) -> None:
     for content, words in (
         ("a;p1\n", "must name|first line"),
         ("case,group\na,\n", "line 2 has no case or no group"),
+        ("case,group\na,p1\n\n\nb,\n", "line 5 has no case or no group"),
         ("case,group\na,p1\na,p2\n", "in the groups p1 and p2"),
     ):
         (raw / "groups.csv").write_text(content)

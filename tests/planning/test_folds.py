@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from umamba.io import UserError
-from umamba.planning import fold_cases, split_folds
+from umamba.planning import fold_cases, held_out_cases, split_folds
 
 NAMES = [f"case_{number:03d}" for number in range(23)]
 
@@ -84,6 +84,10 @@ def test_a_splits_file_wins(tmp_path: Path) -> None:
     path = tmp_path / "splits_final.json"
     path.write_text(json.dumps([{"train": NAMES[:20], "val": NAMES[20:]}]))
     assert fold_cases(NAMES, 0, path) == (NAMES[:20], NAMES[20:])
+    assert held_out_cases(NAMES, 0, path) == NAMES[20:]
+    path.write_text(json.dumps([{"train": NAMES[:22], "val": NAMES[20:]}]))
+    assert held_out_cases(NAMES, 0, path) == NAMES[22:], "the network has seen the other two"
+    assert held_out_cases(NAMES, "all") == []
 
 
 @pytest.mark.parametrize(

@@ -162,11 +162,19 @@ def test_a_pinned_spacing_changes_the_median_size(record: dict[str, Any]) -> Non
         ({"kernel_sizes": [[2, 2, 2]] * 6}, "plan.kernel_sizes: 2 is even"),
         ({"strides": [[2, 2, 2], [2, 2, 2]]}, "plan.strides: the first stage"),
         ({"depth": 3}, "plan.depth cannot be pinned"),
+        # micrometres for mm: 114 * 2.82977 / 1000 is no voxel
+        ({"spacing": [1000, 730, 730]}, r"plan\.spacing=.*1000.* is so coarse that the median image has 0"),
+        ({"strides": [[1, 1, 1], *[[2, 2, 2]] * 7]}, r"no patch fits 8 GB\. Give fewer plan\.strides"),
     ],
 )
 def test_pinned_values_that_do_not_fit_are_named(record: dict[str, Any], pinned: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan_of(record, "nnunet", overrides={"3d_fullres": pinned})
+
+
+def test_memory_in_which_no_patch_fits_is_named(record: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"no patch fits 1e-06 GB\. Give a larger planner\.gpu_memory_gb"):
+        plan_of(record, "nnunet", gpu_memory_gb=1e-6)
 
 
 def test_unknown_rules_and_absent_configurations_are_named(record: dict[str, Any]) -> None:

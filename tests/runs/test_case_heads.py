@@ -223,6 +223,32 @@ def test_a_fold_without_any_class_is_refused_before_anything_is_done(
     check_fold(make_settings(*given, "fold=1"), prepared)
 
 
+def test_what_a_head_logs_can_be_monitored(make_settings: Make, prepared: PreparedDataset, table: Path) -> None:
+    def stopping(monitor: str, mode: str) -> tuple[str, ...]:
+        return (f"heads.case={table}", f"trainer.callbacks=[{{name:EarlyStopping,monitor:{monitor},mode:{mode}}}]")
+
+    make_settings("heads.alone=true", *stopping("val/case_loss", "min"))
+    make_settings(*stopping("val/case_accuracy/ill", "max"))
+    with pytest.raises(UserError, match="Give seen/case_loss with mode=min"):
+        make_settings("heads.alone=true", "fold=all", *stopping("seen/patch_dice", "max"))
+
+
+def test_what_is_never_logged_is_refused_before_the_training(
+    make_settings: Make, prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def monitoring(monitor: str) -> TrainSettings:
+        return make_settings(f"trainer.callbacks=[{{name:EarlyStopping,monitor:{monitor},mode:max}}]")
+
+    label = prepared.labels.names[0]
+    check_fold(monitoring(f"val/patch_dice/{label}"), prepared)
+    with pytest.raises(UserError, match=rf"val/patch_dice/nosuch: the label=nosuch: must be one of .*{label}"):
+        check_fold(monitoring("val/patch_dice/nosuch"), prepared)
+    names = list(prepared.store.case_ids)
+    monkeypatch.setattr("umamba.runs.fit.run_cases", lambda *_: (names, names[:1]))
+    with pytest.raises(UserError, match=r"trains on some of its validation cases.*Give seen/patch_dice"):
+        check_fold(monitoring("val/patch_dice"), prepared)
+
+
 def test_patches_without_a_class_do_not_count() -> None:
     targets = targets_of(["a", "b", "x"], {"a": (1, -1), "b": (0, -1)}, 2, torch.device("cpu"))
     assert targets.tolist() == [[1, -1], [0, -1], [-1, -1]]

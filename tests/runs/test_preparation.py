@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 from umamba.cli.prepare import summary
 from umamba.datasets import read_dataset
-from umamba.io import StorageError, UserError, read_json
+from umamba.io import StorageError, UserError, read_json, write_json
 from umamba.planning import Fingerprint, plan_table, to_nnunet_plans
 from umamba.runs.preparation import fingerprint_dataset, make_plan, plan_of, prepare, preprocess
 from umamba.settings import (
@@ -247,6 +247,9 @@ def test_a_plans_file_stands_alone_and_fits_the_dataset(
     for pinned, key in (({"batch_size": 4}, "batch_size"), ({"paper": True}, "paper")):
         with pytest.raises(InvalidSettings, match=rf"plan\.from_file.*plan\.{key} cannot be given as well"):
             replace(PlanSettings(from_file=path), **pinned)
+    content = read_json(path)
+    write_json(path, {**content, "foreground_intensity_properties_per_channel": {}})  # where nothing is clipped by them
+    make_plan(replace(settings, plan=PlanSettings(from_file=path)), dataset, statistics)
     other = read_dataset(write_raw(tmp_path / "Dataset002_Two", ("T1", "T2")))
     with pytest.raises(UserError, match=r"made for 1 channel\(s\), Dataset002_Two has 2"):
         make_plan(replace(settings, plan=PlanSettings(from_file=path)), other, statistics)

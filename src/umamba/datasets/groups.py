@@ -65,10 +65,13 @@ def _rows(path: Path) -> tuple[list[tuple[str, str]], str]:
     try:
         if not set(_HEADER) <= set(reader.fieldnames or ()):
             return [], "its first line must name the columns: case,group (separated by a comma)."
-        rows = [((row["case"] or "").strip(), (row["group"] or "").strip()) for row in reader]
+        lines, rows = [], []
+        for row in reader:
+            lines.append(reader.line_num)  # blank lines are no rows
+            rows.append(((row["case"] or "").strip(), (row["group"] or "").strip()))
     except csv.Error as error:
         return [], f"cannot be read as a table ({error})."
-    incomplete = [number for number, (case_id, group) in enumerate(rows, start=2) if not case_id or not group]
+    incomplete = [line for line, (case_id, group) in zip(lines, rows, strict=True) if not case_id or not group]
     if incomplete:
         return [], f"line {incomplete[0]} has no case or no group."
     return rows, ""

@@ -11,7 +11,7 @@ from umamba.planning.plan_table import plan_table
 if TYPE_CHECKING:
     from umamba.planning.crop import nonzero_box, nonzero_extent
     from umamba.planning.fingerprint import Fingerprint, compute_fingerprint, inspect_dataset
-    from umamba.planning.folds import fold_cases, split_folds
+    from umamba.planning.folds import fold_cases, held_out_cases, split_folds
     from umamba.planning.nnunet_files import foreign_settings, parse_nnunet_plans, read_nnunet_plans, to_nnunet_plans
     from umamba.planning.paper import PaperSetting, assumed_fingerprint, paper_setting, planned_configuration
     from umamba.planning.plan import Configuration, Intensity, Plan
@@ -28,6 +28,7 @@ __getattr__, __dir__ = lazy_names(
         ),
         "folds": (
             "fold_cases",
+            "held_out_cases",
             "split_folds",
         ),
         "nnunet_files": (
@@ -61,6 +62,7 @@ __all__ = [
     "compute_fingerprint",
     "fold_cases",
     "foreign_settings",
+    "held_out_cases",
     "inspect_dataset",
     "nonzero_box",
     "nonzero_extent",

@@ -86,6 +86,27 @@ def _members(names: Sequence[str], groups: Mapping[str, str]) -> list[list[str]]
     return list(members.values())
 
 
+def held_out_cases(
+    case_ids: Sequence[str],
+    fold: int | Literal["all"],
+    splits_file: Path | None = None,
+    groups: Mapping[str, str] = NO_GROUPS,
+) -> list[str]:
+    """Return the validation cases of a fold that its network does not train on; none with fold=all.
+
+    A splits file may have a case in both parts.
+
+    Args:
+        case_ids: as for `fold_cases`.
+        fold: as for `fold_cases`.
+        splits_file: as for `fold_cases`.
+        groups: as for `fold_cases`.
+    """
+    train, val = fold_cases(case_ids, fold, splits_file, groups)
+    seen = set(train)
+    return [case_id for case_id in val if case_id not in seen]
+
+
 def fold_cases(
     case_ids: Sequence[str],
     fold: int | Literal["all"],

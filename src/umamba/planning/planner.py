@@ -247,6 +247,11 @@ def _derive(
             rules.residual_encoder,
         )
 
+    if "spacing" in pinned and min(median_shape) < 1:
+        raise UserError(
+            f"{name}: plan.spacing={listed(spacing)} mm is so coarse that the median image has {listed(median_shape)} "
+            "voxels. Give a finer spacing, in mm."
+        )
     decisions.append(f"{name}: at {listed(spacing)} mm the median image has {listed(median_shape)} voxels")
     if "patch_size" in pinned:
         topology = topology_of(pinned["patch_size"])
@@ -260,6 +265,10 @@ def _derive(
         limit = reference if rules.fit_batch is None else reference * reference_batch / rules.fit_batch
         while estimate > limit:
             topology = topology_of(shorter_patch(topology, median_shape, topology_of))
+            if min(topology.patch_size) < 1:
+                remedy = "fewer plan.strides, plan.patch_size, or " if "strides" in pinned else ""
+                memory = rules.memory_gb if dataset.gpu_memory_gb is None else dataset.gpu_memory_gb
+                raise UserError(f"{name}: no patch fits {memory:g} GB. Give {remedy}a larger planner.gpu_memory_gb.")
             estimate = estimate_of(topology)
         decisions.append(
             f"{name}: patch {listed(topology.patch_size)}, {estimate / 1e6:.4g}M feature map values "

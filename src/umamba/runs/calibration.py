@@ -35,7 +35,7 @@ from umamba.io.tabular import write_table
 from umamba.io.voice import showing
 from umamba.labels import LabelSet
 from umamba.labels.annotated import Annotated, annotated_beside
-from umamba.planning import fold_cases
+from umamba.planning import held_out_cases
 from umamba.runs.select import fold_checkpoints, without_repeats
 from umamba.settings import CalibrateSettings
 
@@ -218,7 +218,7 @@ def _cross_validated(settings: CalibrateSettings) -> _Segmented:
     if any(sorted(member) != folds for member in members):
         raise UserError("candidates: not the same folds of all folders and seeds are trained. Train the missing ones.")
     cases = {case.case_id: case for case in dataset.training}
-    held_out = {fold: fold_cases(list(cases), fold, splits, dataset.groups)[1] for fold in folds}
+    held_out = {fold: held_out_cases(list(cases), fold, splits, dataset.groups) for fold in folds}
     _check_number(sum(map(len, held_out.values())), f"raw_dataset={settings.raw_dataset}", settings)
     found = _Segmented(dataset.labels, groups=dict(dataset.groups or {}), annotated=dataset.annotated)
     for fold in folds:

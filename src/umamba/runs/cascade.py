@@ -15,7 +15,7 @@ from umamba.datasets import RawCase
 from umamba.inference import Model, choose_device, decide_labels, tile_forward, tile_window, whole_logits
 from umamba.inference.memory import sums_device
 from umamba.io import UserError, file_digest, read_image, read_label
-from umamba.planning import fold_cases
+from umamba.planning import held_out_cases
 from umamba.planning.plan import LOWRES
 from umamba.preprocessing import preprocess_case, resample_image
 from umamba.preprocessing.previous import previous_folder, with_previous
@@ -167,8 +167,7 @@ def _held_by(stage: FirstStage, settings: TrainSettings, planned: PlannedDataset
     names = [case.case_id for case in planned.dataset.training]
     found: dict[str, int] = {}
     for fold in sorted(stage.runs):
-        train, val = fold_cases(names, fold, splits_file(settings, planned), planned.dataset.groups)
-        for case_id in set(val) - set(train):
+        for case_id in held_out_cases(names, fold, splits_file(settings, planned), planned.dataset.groups):
             found.setdefault(case_id, fold)
     missing = sorted(set(names) - set(found))
     if missing:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from umamba.inference.forward import refuse_scale
 from umamba.io import UserError, file_digest, provenance
 from umamba.io.resources import memory_bytes
+from umamba.labels import LabelSet
 from umamba.networks import build_network
 from umamba.networks.cost import build_without_data, network_cost
 from umamba.networks.heads import build_case_head
@@ -43,6 +44,7 @@ from umamba.runs.trainer import (
 )
 from umamba.settings import PretrainSettings, TrainSettings
 from umamba.settings.training import Fold
+from umamba.settings.wording import wrong_choice
 from umamba.training.activation_checkpointing import checkpoint_stages
 from umamba.training.added_class import read_teacher, start_from_teacher
 from umamba.training.backward_graph import BackwardGraph, backward_graph, freeze
@@ -223,13 +225,14 @@ def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
         UserError: there is no such fold, or too few cases to split; a label is carried by none of the training cases
             and unknown to the teacher, or the teacher has nothing to teach.
     """
-    train_cases, _ = run_cases(settings, planned)
+    train_cases, val_cases = run_cases(settings, planned)
     if settings.heads.alone and not with_class(train_cases, case_classes(settings, case_heads(settings, planned))):
         raise UserError(
             f"heads.case={settings.heads.case}: no training case of fold {settings.fold} has a class there, so that "
             "heads.alone=true has nothing to train. Add classes of these cases, or choose another fold."
         )
     labels = planned.labels
+    _check_monitors(settings, labels, disjoint=set(train_cases).isdisjoint(val_cases))
     carried = [planned.dataset.annotated.get(case_id, labels.names) for case_id in train_cases]
     teacher = settings.teacher
     known = () if teacher is None else read_checkpoint(teacher, trust=None).record.labels.names
@@ -245,6 +248,20 @@ def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:
             f"teacher={teacher}: knows {', '.join(known)}, and the training cases carry all of these, so that it would "
             "teach nothing. Name the labels of each case in annotated_labels, or give pretrained=... instead."
         )
+
+
+def _check_monitors(settings: TrainSettings, labels: LabelSet, disjoint: bool) -> None:
+    """Refuse a callback that monitors a value which this run never logs, because of its labels or its split."""
+    for monitor in (str(entry["monitor"]) for entry in settings.trainer.callbacks if "monitor" in entry):
+        given, part = f"trainer.callbacks: monitor={monitor}", monitor.partition("/")[0]
+        _, of_label, label = monitor.partition("/patch_dice/")
+        if of_label and label not in labels.names:
+            raise UserError(wrong_choice(f"{given}: the label", label, labels.names))
+        if part == "val" and settings.fold != "all" and not disjoint:
+            raise UserError(
+                f"{given}: fold {settings.fold} trains on some of its validation cases (splits_final.json), so that "
+                f"the values begin with seen/. Give seen{monitor.removeprefix('val')}, or correct the split."
+            )
 
 
 def fit(

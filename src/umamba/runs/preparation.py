@@ -198,7 +198,7 @@ def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerp
         return replace(record.plan, orientations=fingerprint.orientations), configuration
     if wanted.from_file:
         plan = read_nnunet_plans(wanted.from_file)
-        found, expected = len(plan.intensity), len(dataset.channel_names)
+        found, expected = len(plan.configuration(configuration).normalization), len(dataset.channel_names)
         if found != expected:
             raise UserError(
                 f"plan.from_file={wanted.from_file}: made for {found} channel(s), {dataset.name} has {expected}."

@@ -27,7 +27,7 @@ from umamba.io.escape import rich_text
 from umamba.io.voice import showing
 from umamba.labels import LabelSet
 from umamba.labels.annotated import Annotated, annotated_mask
-from umamba.planning import fold_cases
+from umamba.planning import held_out_cases
 from umamba.planning.plan import LOWRES
 from umamba.records import read_checkpoint
 from umamba.runs.first_stage import FirstStage, trained_folds
@@ -178,7 +178,7 @@ def validate(
     segmentations: dict[str, Path] = {}
     previous: list[Path] = []
     for fold in folds:
-        _, held_out = fold_cases(list(cases), fold, splits, dataset.groups)
+        held_out = held_out_cases(list(cases), fold, splits, dataset.groups)
         predictor = Predictor.from_checkpoint(
             [checkpoints[fold] for checkpoints in members.values()],
             device,
@@ -358,7 +358,7 @@ def without_repeats(checkpoints: Mapping[int, Path], dataset: RawDataset, splits
     kept: dict[int, Path] = {}
     counted: set[str] = set()
     for fold, path in sorted(checkpoints.items()):
-        held_out = set(fold_cases([case.case_id for case in dataset.training], fold, splits, dataset.groups)[1])
+        held_out = set(held_out_cases([case.case_id for case in dataset.training], fold, splits, dataset.groups))
         if held_out & counted:
             log.warning("%s is left out: fold %d validates cases of other folds, which would count twice.", path, fold)
             continue

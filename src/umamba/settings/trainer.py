@@ -18,11 +18,12 @@ from umamba.settings.recipe import Precision
 from umamba.settings.validate import Settings, unknown_name, wrong_choice
 
 _TIME = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d):([0-5]?\d)")
-# What EarlyStopping can monitor; a label's own is val/patch_dice/LABEL.
+# What EarlyStopping can monitor; a label's own is val/patch_dice/LABEL, a task's val/case_accuracy/TASK.
 MONITORED = (
-    *(f"{part}/{name}" for part in ("val", "seen") for name in ("loss", "patch_dice", "ema_patch_dice")),
+    *(f"{part}/{name}" for part in ("val", "seen") for name in ("loss", "patch_dice", "ema_patch_dice", "case_loss")),
     *("val/case_dice", "train/loss"),
 )
+_OF_ONE = ("val/patch_dice/", "seen/patch_dice/", "val/case_accuracy/", "seen/case_accuracy/")
 _WORDS: Mapping[type, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -163,7 +164,7 @@ class TrainerSettings(Settings):
                 yield from (f"{where}: {name} needs {key}: ..." for key in needed if key not in given)
             monitor = given.get("monitor")
             own = any(":" in str(entry.get("name")) for entry in self.callbacks)  # may log further values
-            label = str(monitor).startswith(("val/patch_dice/", "seen/patch_dice/"))
+            label = str(monitor).startswith(_OF_ONE)
             if name == "EarlyStopping" and monitor is not None and monitor not in MONITORED and not label and not own:
                 yield wrong_choice(f"{where}.monitor", monitor, [*MONITORED, "val/patch_dice/LABEL"])
 

@@ -20,6 +20,7 @@ from umamba.settings.validate import Settings
 NO_DATASET = "(not given)"  # dataset.root of `umamba describe` if none is given
 Which = Literal["last", "best"]
 Fold = int | Literal["all"]
+_NEED_A_LOGGER = {"LearningRateMonitor", "DeviceStatsMonitor"}
 
 
 @dataclass(frozen=True)
@@ -235,12 +236,23 @@ class TrainSettings(Settings):
                 f"recipe.loss.component_weight={self.recipe.loss.component_weight:g}: the components of labels are "
                 "found by the processes that make patches. Give augmentation.device=auto or cpu."
             )
+        log = self.logger
+        if not (log.wandb or log.tensorboard or log.mlflow or log.further):
+            for name in {str(entry.get("name")) for entry in self.trainer.callbacks} & _NEED_A_LOGGER:
+                yield f"trainer.callbacks: {name} sends values to a logger, and none is on. Give logger=tensorboard."
         for monitor in (entry.get("monitor") for entry in self.trainer.callbacks if "monitor" in entry):
             yield from self._wrong_monitor(str(monitor))
         if self.predict.checkpoint == "best" and not self.val_batches:
             yield (
                 "predict.checkpoint=best: without validation batches there is no best checkpoint. Give "
                 "data.val_iterations above 0, or predict.checkpoint=last."
+            )
+        interval = self.trainer.further.get("val_check_interval")
+        per_epoch = self.trainer.further.get("check_val_every_n_epoch", 1) is not None
+        if type(interval) is int and per_epoch and not self.timed and interval > self.train_batches:
+            yield (
+                f"trainer.val_check_interval={interval}: an epoch has {self.train_batches} batches. Give at most so "
+                "many, or trainer.check_val_every_n_epoch=null to count over epochs."
             )
         every = self.trainer.further.get("check_val_every_n_epoch") or 1
         if self.predict.checkpoint == "best" and not self.timed and every > self.trainer.max_epochs:
@@ -369,9 +381,14 @@ class TrainSettings(Settings):
         elif monitor.startswith("seen/") and self.fold != "all":
             yield f"{given}: fold={self.fold} holds cases out, so that the values begin with val/."
         elif self.heads.alone and "dice" in monitor:
-            yield f"{given}: heads.alone=true trains no segmentation. Give val/case_loss with mode=min."
+            part = "seen" if self.fold == "all" else "val"
+            yield f"{given}: heads.alone=true trains no segmentation. Give {part}/case_loss with mode=min."
+        elif "/case_" in monitor and monitor != "val/case_dice" and self.heads.case is None:
+            yield f"{given}: is of the classes of whole cases, and there are none. Give heads.case=TABLE."
         elif monitor == "val/case_dice":
-            if self.data.validate_cases_every != 1 or not self.data.validation_cases:
+            if self.timed:
+                yield f"{given}: a budget validates no whole cases. Give val/patch_dice."
+            elif self.data.validate_cases_every != 1 or not self.data.validation_cases:
                 yield f"{given}: is not computed in every epoch. Give data.validate_cases_every=1, or val/patch_dice."
         elif monitor.startswith(("val/", "seen/")) and not self.val_batches:
             yield f"{given}: there are no validation batches. Give data.val_iterations above 0."
