@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from umamba.io import UserError
 from umamba.networks.scan import cpu, resolve_backend, selective_scan
@@ -206,6 +207,28 @@ def test_a_probe_in_inference_mode_does_not_refuse_the_backend() -> None:
     why_not.cache_clear()
     with torch.inference_mode():
         assert why_not("cpu", "cpu") is None
+
+
+def test_a_first_use_within_activation_checkpointing_does_not_refuse_the_backend() -> None:
+    """The gradients of the test must not run the checkpointed stage again in the middle of its first pass."""
+    _resolve.cache_clear()
+    why_not.cache_clear()
+    u = torch.randn(1, 2, 5, requires_grad=True)
+    delta, A, B = torch.rand(1, 2, 5), -torch.rand(2, 3), torch.randn(1, 3, 5)
+    passes = []
+
+    def stage(u: torch.Tensor) -> torch.Tensor:
+        passes.append(u)
+        out = selective_scan(u, delta, A, B, B)
+        assert isinstance(out, torch.Tensor)
+        return out.square()
+
+    checkpoint(stage, u, use_reentrant=False).sum().backward()
+    assert resolve_backend("cpu", "auto") == "cpu"
+    assert len(passes) == 2, "once forward, once for the gradients"
+    (expected,) = torch.autograd.grad(stage(u).sum(), u)
+    assert u.grad is not None
+    assert torch.equal(u.grad, expected)
 
 
 def test_backends_that_cannot_be_are_refused_with_a_reason() -> None:

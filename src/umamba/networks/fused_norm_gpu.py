@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umamba.networks.fused_norm import channels_last
+from umamba.networks.own_autograd import own_autograd
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def disagreement(device: torch.device) -> str | None:
     """
     layouts = (torch.contiguous_format, channels_last(3))
     generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with own_autograd(device.type):
         for dtype, size, layout in product((torch.float32, torch.bfloat16), _SIZES, layouts):
             for name, error in _errors(device, dtype, size, layout, generator).items():
                 if not error < _TOLERANCE:  # NaN too

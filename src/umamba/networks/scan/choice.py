@@ -13,6 +13,8 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from umamba.networks.own_autograd import own_autograd
+
 log = logging.getLogger(__name__)
 
 _NAMES = ("triton", "cuda")
@@ -62,7 +64,7 @@ def seconds(scan: Callable[..., tuple[Tensor, Tensor]], device: str, shape: tupl
         shape: of the scan's input (B, D, L).
     """
     batch, channels, length = shape
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
+    with own_autograd("cuda"):
         random = torch.Generator(device).manual_seed(0)  # the global one must not move
         widths = (channels, channels, channels, 2 * _STATES)
         rows = [torch.randn(batch, length, width, device=device, generator=random) for width in widths]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from umamba.io import UserError
+from umamba.networks.own_autograd import own_autograd
 from umamba.networks.scan.reference import scan as reference_scan
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ def why_not(backend: str, device: str) -> str | None:
     if home != kind:
         return f"it runs on {home} devices, not on {kind}."
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(kind, enabled=False):
+        with own_autograd(kind):
             cases = _CASES if kind == "cuda" else _CASES[:1]
             return disagreement(
                 _backend(backend), device, [c for c in cases if c.dtype in _DTYPES.get(backend, _PLAIN)]
