@@ -96,7 +96,7 @@ def test_a_study_must_be_named_and_its_dataset_must_be_there(study: list[str], t
 
 
 def test_a_study_whose_runs_would_have_one_end_is_refused(study: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="finish_by=07:30: is the end of one run"):
+    with pytest.raises(UserError, match="finish_by=07:30: the first of several runs"):
         trained([*study, "finish_by='07:30'"], monkeypatch)
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from umamba.io.tabular import read_table
 from umamba.labels import LabelSet
 from umamba.networks import build_network
 from umamba.planning import Configuration, Plan
-from umamba.runs import predict
+from umamba.runs import calibration, predict
 from umamba.runs.calibration import calibrate, check
 from umamba.runs.quality import read_calibration
 from umamba.runs.select import fold_checkpoints
@@ -274,6 +275,17 @@ def test_no_image_could_be_segmented(
     with pytest.raises(UserError, match="no case could be segmented"):
         calibrate(settings_of(candidate, raw, tmp_path / "out"))
     assert "case00: too few channels" in messages.text
+
+
+def test_groups_that_cannot_be_halved_are_named(
+    candidate: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two scanners of 20 and 4 cases: a label was found in all 24, but not enough of them are in each half."""
+    of_cases = calibration._cross_validated
+    scanners = {case: "large" if number < 20 else "small" for number, case in enumerate(CASES)}
+    monkeypatch.setattr(calibration, "_cross_validated", lambda given: replace(of_cases(given), groups=scanners))
+    with pytest.raises(UserError, match=r"coverage=0\.9 needs 20 cases in two halves.*The 2 groups are too few"):
+        calibrate(settings_of(candidate, raw, tmp_path / "out"))
 
 
 def test_the_settings_name_one_source(candidate: Path, raw: Path, tmp_path: Path) -> None:

@@ -87,8 +87,8 @@ def test_a_study_does_not_know_how_a_measured_batch_is_split(
     split = replace(measured, trainer=replace(measured.trainer, accumulate_grad_batches=2))
     line = shlex.join([f"dataset.root={given.dataset.root}", "dataset=nnunet", "planner.measure=true", "name=m"])
     (tmp_path / "mine").mkdir()
-    write_yaml = f"question: Q?\nruns: ['{line}']\nfolds: [0]\nseeds: [0]\n"
-    (tmp_path / "mine" / "sweep.yaml").write_text(write_yaml)
+    sweep = f"question: Q?\nruns: ['{line}']\nfolds: [0]\nseeds: [0]\n"
+    (tmp_path / "mine" / "sweep.yaml").write_text(sweep)
     (run,) = planned_runs(read_study(tmp_path, "mine"))
     learnt = {name: learnt_settings(split)[name] for name in ("trainer", "fold", "seed")}
     assert identity_differences(learnt, run.learnt) == []

@@ -172,6 +172,17 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(
     assert_equal(weights(spoiled), weights(short))
 
 
+def test_of_several_batches_in_a_step_another_one_may_be_the_cause(
+    small_fit: Fit, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
+) -> None:
+    spoil(monkeypatch, lambda module, index: index == 0)
+    options = ("trainer.limit_train_batches=2", "trainer.max_epochs=1", "trainer.accumulate_grad_batches=2")
+    (path,) = small_fit(*options).nonfinite.glob("*.pt")
+    kept = torch.load(path, weights_only=True)
+    assert (kept["batch_index"], kept["batches_of_step"]) == (1, 2)
+    assert "the last of up to 2 batches of its step; another of them may be the cause" in messages.text
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_skipped_first_step_leaves_no_trace_in_the_optimizer(
     small_fit: Fit, monkeypatch: pytest.MonkeyPatch, optimizer: str

@@ -9,11 +9,11 @@ from torch import Tensor
 
 @contextmanager
 def own_autograd(device: str) -> Iterator[None]:
-    """Compute gradients and without autocast within the block, whatever surrounds it.
+    """Compute with gradients and without autocast within the block, whatever surrounds it.
 
-    The first use of a kernel may lie in inference mode, under autocast, or in a stage whose activations are computed
-    again: then the hooks of activation checkpointing would take the tensors that the block keeps for its gradients,
-    and run the stage again in the middle of its first pass.
+    A kernel may be used for the first time in inference mode, under autocast, or in a stage with activation
+    checkpointing. Without hooks of its own, the block would give the tensors of its gradients to the hooks of the
+    checkpointing, which would run the stage again in the middle of its first pass.
 
     Args:
         device: type of the device, such as "cpu" or "cuda".

@@ -111,7 +111,7 @@ def calibrate(settings: CalibrateSettings) -> Calibrated:
     found = _cross_validated(settings) if settings.candidates else _held_out(settings)
     make_folder(settings.output)
     if not found.pairs:
-        raise UserError("calibrate: no case could be segmented, so that nothing is learned; the reasons stand above.")
+        raise UserError("calibrate: no case could be segmented, so nothing can be learned; the reasons stand above.")
     rules = Rules(found.labels, tolerance_mm=settings.tolerance_mm, annotated=found.annotated)
     scores, problems = score_pairs(found.pairs, rules)
     if problems:

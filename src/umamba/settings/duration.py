@@ -43,8 +43,8 @@ def one_end(finish_by: str) -> str:
         finish_by: the time.
     """
     return (
-        f"finish_by={finish_by}: is the end of one run. Of several the first takes all the time until then, and the "
-        "others begin after it. Give each run a time instead: budget=..."
+        f"finish_by={finish_by}: the first of several runs would take all the time until then, and the others would "
+        "begin after it. Give each run a duration instead: budget=..."
     )
 
 

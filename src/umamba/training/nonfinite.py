@@ -197,7 +197,7 @@ class SkipNonFinite(Callback):
 def _accumulated(trainer: lightning.Trainer) -> str:
     """Say that gradients are those of several batches, of which only the last one is looked at."""
     count = trainer.accumulate_grad_batches
-    return "" if count == 1 else f", the last of the up to {count} of its step, of which another one may be the cause"
+    return "" if count == 1 else f", the last of up to {count} batches of its step; another of them may be the cause"
 
 
 def _skip_if(found: Tensor, optimizer: Optimizer) -> None:
