@@ -1,9 +1,10 @@
 """What the loss of single components is worth: recall of planted lesions at equal numbers of false ones.
 
-python benchmarks/planted_lesions.py data/raw/Dataset004_Hippocampus work [--seeds 3] [--weight 1] [train overrides ...]
+python benchmarks/planted_lesions.py data/raw/Dataset004_Hippocampus work [--seeds 3] [--weight 1] [--contrast 0.5 1.5]
+    [train overrides ...]
 
-Lesions of 10 to 200 voxels, brighter or darker than their surroundings by 0.5 to 1.5 standard deviations of the volume,
-are planted in the training volumes of a 3D dataset (zero to five in a volume, the same for every seed); they are the
+Lesions of 10 to 200 voxels, brighter or darker than their surroundings by --contrast standard deviations of the volume
+(a range), are planted in the training volumes of a 3D dataset (zero to five in a volume, the same for every seed); they are the
 only label. Every fifth volume is a test case. The same network is trained with recipe.loss.component_weight=0 and with
 --weight, predicts the test cases with probabilities, and is scored by `umamba evaluate objects=true`. The table shows
 the mean recall over the seeds at each number of false lesions for each case (FROC), and the difference. Further
@@ -35,12 +36,13 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--weight", type=float, default=1.0)
+    parser.add_argument("--contrast", type=float, nargs=2, default=(0.5, 1.5))
     arguments, overrides = parser.parse_known_args()
     work = arguments.work.resolve()
     raw = work / "raw" / "Dataset990_PlantedLesions"
     if not (raw / "dataset.json").exists():
         shutil.rmtree(raw, ignore_errors=True)
-        plant_dataset(arguments.dataset, raw)
+        plant_dataset(arguments.dataset, raw, tuple(arguments.contrast))
     tables = {
         weight: [froc_of(work, raw, weight, seed, overrides) for seed in range(arguments.seeds)]
         for weight in (0.0, arguments.weight)
@@ -58,7 +60,7 @@ def main() -> None:
         print(f"| {rate} | {old.mean():.3f} | {new.mean():.3f} | {new.mean() - old.mean():+.3f} ({each}) |")
 
 
-def plant_dataset(source: Path, target: Path) -> None:
+def plant_dataset(source: Path, target: Path, contrast: tuple[float, float]) -> None:
     """Write a dataset in nnU-Net's raw layout with planted lesions; dataset.json comes last."""
     images = sorted((source / "imagesTr").glob("*_0000.nii.gz"))
     for kind in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
@@ -66,7 +68,8 @@ def plant_dataset(source: Path, target: Path) -> None:
     for number, path in enumerate(images):
         split = "Ts" if number % 5 == 0 else "Tr"
         volume = sitk.ReadImage(str(path))
-        array, label = plant(sitk.GetArrayFromImage(volume).astype(np.float32), np.random.default_rng([0, number]))
+        voxels = sitk.GetArrayFromImage(volume).astype(np.float32)
+        array, label = plant(voxels, np.random.default_rng([0, number]), contrast)
         for kind, made in (("images", array), ("labels", label)):
             image = sitk.GetImageFromArray(made)
             image.CopyInformation(volume)
@@ -80,8 +83,16 @@ def plant_dataset(source: Path, target: Path) -> None:
     )
 
 
-def plant(array: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return a volume (Z, Y, X) with lesions and their labels, uint8; lesions do not touch each other."""
+def plant(
+    array: np.ndarray, rng: np.random.Generator, contrast: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a volume (Z, Y, X) with lesions and their labels, uint8; lesions do not touch each other.
+
+    Args:
+        array: the volume.
+        rng: draws the lesions.
+        contrast: smallest and largest difference to the surroundings, in standard deviations of the volume.
+    """
     label, deviation = np.zeros(array.shape, dtype=np.uint8), float(array.std())
     for _ in range(int(rng.integers(MOST + 1))):
         # The voxels of a smooth random field that lie nearest to its place make a lesion of an uneven shape.
@@ -96,8 +107,8 @@ def plant(array: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.n
         near = ndimage.binary_dilation(lesion, iterations=2)
         if lesion.sum() < SMALLEST or label[near].any():
             continue
-        contrast = rng.choice((-1, 1)) * rng.uniform(0.5, 1.5) * deviation
-        array = array + contrast * ndimage.gaussian_filter(lesion.astype(np.float32), 0.5)
+        change = rng.choice((-1, 1)) * rng.uniform(*contrast) * deviation
+        array = array + change * ndimage.gaussian_filter(lesion.astype(np.float32), 0.5)
         label[lesion] = 1
     return array.astype(np.float32), label
 
