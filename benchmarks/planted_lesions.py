@@ -4,11 +4,11 @@ python benchmarks/planted_lesions.py data/raw/Dataset004_Hippocampus work [--see
     [train overrides ...]
 
 Lesions of 10 to 200 voxels, brighter or darker than their surroundings by --contrast standard deviations of the volume
-(a range), are planted in the training volumes of a 3D dataset (zero to five in a volume, the same for every seed); they are the
-only label. Every fifth volume is a test case. The same network is trained with recipe.loss.component_weight=0 and with
---weight, predicts the test cases with probabilities, and is scored by `umamba evaluate objects=true`. The table shows
-the mean recall over the seeds at each number of false lesions for each case (FROC), and the difference. Further
-overrides go to each training, such as architecture=unet trainer.max_epochs=30.
+(a range), are planted in the training volumes of a 3D dataset (zero to five in a volume, the same for every seed); they
+are the only label. Every fifth volume is a test case. The same network is trained with recipe.loss.component_weight=0
+and with --weight, predicts the test cases with probabilities, and is scored by `umamba evaluate objects=true`. The
+table shows the mean recall over the seeds at each number of false lesions for each case (FROC), and the difference.
+Further overrides go to each training, such as architecture=unet trainer.max_epochs=30.
 """
 
 import argparse
@@ -83,9 +83,7 @@ def plant_dataset(source: Path, target: Path, contrast: tuple[float, float]) -> 
     )
 
 
-def plant(
-    array: np.ndarray, rng: np.random.Generator, contrast: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray]:
+def plant(array: np.ndarray, rng: np.random.Generator, contrast: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Return a volume (Z, Y, X) with lesions and their labels, uint8; lesions do not touch each other.
 
     Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import SimpleITK as sitk
 import torch
@@ -206,6 +207,15 @@ def test_predicted_with_expected_scores(
     before = (tmp_path / "out" / "quality.csv").read_bytes()
     predict(settings)  # continues: nothing is segmented, the table is the same
     assert (tmp_path / "out" / "quality.csv").read_bytes() == before
+    further = tmp_path / "further"
+    further.mkdir()
+    (further / "new_0000.nii.gz").symlink_to(raw / "imagesTr" / f"{CASES[4]}_0000.nii.gz")
+    predict(replace(settings, input=further))
+    both = read_table(tmp_path / "out" / "quality.csv", ("case", "label", "reason"))
+    kept = both[both["case"] != "new"].reset_index(drop=True)
+    pandas.testing.assert_frame_equal(kept, table)
+    assert len(both) == 5 * 3
+    assert f">{CASES[0]}<" in (tmp_path / "out" / "quality.html").read_text()
 
 
 def test_the_expected_scores_are_those_of_the_fit(candidate: Path, raw: Path, quality: Path, tmp_path: Path) -> None:

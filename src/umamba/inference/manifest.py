@@ -134,6 +134,15 @@ class Manifest:
         if entry is not None and isinstance(case_id, str):
             self.cases[case_id] = entry
 
+    def other_cases(self, cases: Sequence[str]) -> list[str]:
+        """Return the further cases that an output holds: those of earlier commands with the same network and settings.
+
+        Args:
+            cases: of this command.
+        """
+        # The only segmentation has the name of the output, and its entry that of the image.
+        return [] if self._outputs.only is not None else [name for name in self.cases if name not in set(cases)]
+
     def use(self, setup: Mapping[str, Any]) -> None:
         """Name the setup of the cases that are segmented from now on.
 

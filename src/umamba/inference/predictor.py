@@ -6,7 +6,7 @@ Training's own predictions and `predict.py` both use this class, therefore they 
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -342,7 +342,8 @@ class Predictor:
             if self.heads is not None:
                 segmented = [case for case, own in zip(cases, files, strict=True) if own.segmentation.exists()]
                 classify_cases(segmented, self.models, outputs.classes, classes, problems, settings.tta)
-            segmentations += _of_earlier_commands(outputs, manifest, {case.case_id for case in cases})
+            others = manifest.other_cases([case.case_id for case in cases])
+            segmentations += [(case_id, outputs.case(case_id, DEFAULTS).segmentation) for case_id in others]
             write_volumes(outputs.volumes, segmentations, volumes, self.labels, problems)
         if problems.reasons:
             raise problems.error(len(cases) + len(unusable), folder)
@@ -413,14 +414,6 @@ class Predictor:
         if any(model.reproducible for model in self.models):
             record["reproducible"] = True
         return record
-
-
-def _of_earlier_commands(outputs: Outputs, manifest: Manifest, cases: Set[str]) -> list[tuple[str, Path]]:
-    """Return name and segmentation of the other cases that an output holds: of the same network and settings."""
-    if outputs.only is not None:
-        return []
-    others = [case_id for case_id in manifest.cases if case_id not in cases]
-    return [(case_id, outputs.case(case_id, DEFAULTS).segmentation) for case_id in others]
 
 
 def _spare_images(cases: Sequence[RawCase], files: Sequence[CaseFiles]) -> None:

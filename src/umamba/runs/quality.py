@@ -9,8 +9,10 @@ from umamba.evaluation.quality_estimates import Estimate, estimate, quality_tabl
 from umamba.inference import Predictor
 from umamba.inference.agreement import CaseSigns
 from umamba.inference.cases import find_cases
+from umamba.inference.manifest import Manifest
 from umamba.inference.outputs import Outputs
-from umamba.io import UserError, storage_errors
+from umamba.io import UserError, read_json, storage_errors
+from umamba.io.documents import OWN_BYTES
 from umamba.io.tabular import write_table
 from umamba.reporting.quality_page import write_quality_page
 from umamba.settings import PredictSettings
@@ -63,6 +65,8 @@ def estimates_of(
 ) -> tuple[list[Estimate], list[str]]:
     """Write quality.csv, log the list of segmentations to look at, and return what is expected.
 
+    Segmentations of earlier commands in the same folder, of other images, are among them.
+
     Args:
         calibration: what was learned.
         predictor: the networks.
@@ -76,14 +80,16 @@ def estimates_of(
         UserError: the signs of a case are damaged.
         StorageError: the table cannot be written.
     """
-    cases, _ = find_cases(settings.input, predictor.num_channels)
+    names = [case.case_id for case in find_cases(settings.input, predictor.num_channels)[0]]
+    if outputs.record.exists():
+        names += Manifest(outputs, read_json(outputs.record, OWN_BYTES)).other_cases(names)
     found: dict[str, list[Estimate]] = {}
-    for case in cases:
-        files = outputs.case(case.case_id, settings)
+    for name in names:
+        files = outputs.case(name, settings)
         if files.agreement is not None and files.complete():
             signs = CaseSigns.read(files.agreement)
-            found[case.case_id] = estimate(
-                *(calibration, case.case_id, signs.labels, signs.distances, signs.differences),
+            found[name] = estimate(
+                *(calibration, name, signs.labels, signs.distances, signs.differences),
                 review_below=settings.review_below,
             )
     order = worst_first([own for rows in found.values() for own in rows], calibration.overall)
