@@ -128,6 +128,8 @@ def _outcome(
         from umamba.records.swept_name import swept_name
 
         _refuse_several_processes(settings)
+        if settings.finish_by is not None:  # from a preset; one of the command line is refused before any run
+            raise UserError(one_end(settings.finish_by))
         settings = replace(settings, name=swept_name(settings, swept) or settings.name)
     code = int(function(settings) or 0)
     if code:
