@@ -20,7 +20,7 @@ import torch
 from umamba.cli.compose import settings_of
 from umamba.io import UserError, read_json
 from umamba.networks.build import architecture_names
-from umamba.runs.fit import checkpoint_record
+from umamba.runs.identity import checkpoint_record
 from umamba.runs.measured_plan import kept_copies, with_measured_plan
 from umamba.runs.preparation import plan_of
 from umamba.runs.trainer import chosen_precision, trains_on_cuda

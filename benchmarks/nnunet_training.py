@@ -25,7 +25,7 @@ from umamba.evaluation import Rules, score_folder
 from umamba.io.tabular import read_table, write_table
 from umamba.planning import Plan, fold_cases, to_nnunet_plans
 from umamba.reporting.results import METRICS, SCORE_COLUMNS, VALIDATION
-from umamba.runs.fit import splits_file
+from umamba.runs.cases import splits_file
 from umamba.runs.preparation import plan_of
 from umamba.settings import TrainSettings
 from umamba.sweeps import read_study

@@ -267,7 +267,8 @@ def small_fit(
     """Return a function that trains in the folder `name` and returns it; `cases=None` prepares its own plan."""
     from umamba.records import RunFolder
     from umamba.runs import prepare
-    from umamba.runs.fit import checkpoint_record, fit
+    from umamba.runs.fit import fit
+    from umamba.runs.identity import checkpoint_record
 
     def run(*overrides: str, name: str = "run", cases: "PreparedDataset | None" = prepared) -> "RunFolder":
         settings = make_settings(*overrides)

@@ -118,9 +118,11 @@ def test_one_end_in_a_preset_is_refused_for_its_runs_only(fixed: list[str], tmp_
     presets.mkdir(parents=True)
     for name, key in (("night", "finish_by: '07:30'"), ("short", "budget: 5min")):
         (presets / f"{name}.yaml").write_text(f"# @package _global_\n{key}\n")
-    trained = []
+    trained: list[TrainSettings] = []
     own = f"hydra.searchpath=['file://{tmp_path / 'own'}']"
-    assert through_hydra(trained.append, TrainSettings, [*fixed[1:], own, "experiment=night,short", "-m"]) == EXIT_FAILED
+    assert (
+        through_hydra(trained.append, TrainSettings, [*fixed[1:], own, "experiment=night,short", "-m"]) == EXIT_FAILED
+    )
     assert [settings.budget for settings in trained] == ["5min"]
     assert "finish_by=07:30: the first of several runs" in table(tmp_path / "runs" / "sweep_s.csv")[0]["reason"]
 

@@ -17,7 +17,7 @@ from umamba.io.image import Geometry
 from umamba.records import RunFolder
 from umamba.runs import PreparedDataset
 from umamba.runs import score as score_module
-from umamba.runs.fit import checkpoint_record
+from umamba.runs.identity import checkpoint_record
 from umamba.runs.trainer import build_trainer
 from umamba.settings import PredictionSettings, TrainSettings
 from umamba.training.case_validation import CaseValidation

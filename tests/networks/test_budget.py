@@ -13,7 +13,7 @@ from umamba.labels import LabelSet
 from umamba.networks import architecture_names, build_network, configuration_for_patch
 from umamba.networks.budget import stored_numbers, weight_budget
 from umamba.networks.cost import build_without_data
-from umamba.runs.fit import check_network
+from umamba.runs.checks import check_network
 from umamba.settings import DatasetSettings, TrainSettings, UNetSettings
 
 CONFIGURATION = configuration_for_patch((64, 64, 64))

@@ -111,7 +111,7 @@ def test_a_shared_checkpoint_can_be_exported_and_fine_tuned(
     assert socket.gethostname().encode() not in exported
     assert str(tmp_path).encode() not in exported
 
-    from umamba.runs.fit import checkpoint_record
+    from umamba.runs.identity import checkpoint_record
 
     settings = make_settings("trainer.max_epochs=1", f"pretrained={shared}")
     folder = RunFolder(tmp_path / "tuned")

@@ -19,7 +19,7 @@ from umamba.records import RunFolder, read_checkpoint
 from umamba.records.share import share_checkpoint
 from umamba.records.tables import read_metrics
 from umamba.runs import PreparedDataset, run
-from umamba.runs.fit import check_fold
+from umamba.runs.checks import check_fold
 from umamba.settings import TrainSettings
 from umamba.training.classification import case_loss, targets_of
 from umamba.training.module import SegmentationModule
@@ -215,7 +215,7 @@ def test_a_fold_without_any_class_is_refused_before_anything_is_done(
 ) -> None:
     first, second, *others = prepared.store.case_ids
     folds = {0: (others, [first, second]), 1: ([first, *others], [second])}
-    monkeypatch.setattr("umamba.runs.fit.run_cases", lambda settings, _: folds[settings.fold])
+    monkeypatch.setattr("umamba.runs.checks.run_cases", lambda settings, _: folds[settings.fold])
     (tmp_path / "classes.csv").write_text(f"case,ill\n{first},yes\n{second},no\n")
     given = (f"heads.case={tmp_path / 'classes.csv'}", "heads.alone=true")
     with pytest.raises(UserError, match=r"heads\.case=.*classes\.csv: no training case of fold 0 has a class there"):
@@ -244,7 +244,7 @@ def test_what_is_never_logged_is_refused_before_the_training(
     with pytest.raises(UserError, match=rf"val/patch_dice/nosuch: the label=nosuch: must be one of .*{label}"):
         check_fold(monitoring("val/patch_dice/nosuch"), prepared)
     names = list(prepared.store.case_ids)
-    monkeypatch.setattr("umamba.runs.fit.run_cases", lambda *_: (names, names[:1]))
+    monkeypatch.setattr("umamba.runs.checks.run_cases", lambda *_: (names, names[:1]))
     with pytest.raises(UserError, match=r"trains on some of its validation cases.*Give seen/patch_dice"):
         check_fold(monitoring("val/patch_dice"), prepared)
 

@@ -11,7 +11,7 @@ from umamba.planning import fold_cases
 from umamba.records.identity import identity_differences
 from umamba.runs import PreparedDataset
 from umamba.runs.cases import drawn_cases, run_cases
-from umamba.runs.fit import checkpoint_record, run_identity, split_name
+from umamba.runs.identity import checkpoint_record, run_identity, split_name
 from umamba.settings import TrainSettings
 
 Make = Callable[..., TrainSettings]

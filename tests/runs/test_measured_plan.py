@@ -13,7 +13,7 @@ from umamba.planning.measured import Trial
 from umamba.records import CheckpointRecord
 from umamba.records.identity import identity_differences, learnt_settings
 from umamba.runs import PreparedDataset, measured_plan
-from umamba.runs.fit import checkpoint_record
+from umamba.runs.identity import checkpoint_record
 from umamba.runs.measured_plan import kept_copies, with_measured_plan
 from umamba.settings import TrainSettings
 from umamba.sweeps import read_study

@@ -38,7 +38,7 @@ def test_a_run_with_the_example_continues_exactly(
 
 
 def test_a_transform_that_does_not_fit_the_plan_is_refused_before_preprocessing(make_settings: Any) -> None:
-    from umamba.runs.fit import check_network
+    from umamba.runs.checks import check_network
     from umamba.runs.preparation import plan_of
 
     settings = make_settings("augmentation.extra=[{name:RandomSwap,patch_size:12}]")

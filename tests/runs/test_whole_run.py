@@ -16,7 +16,9 @@ from umamba.records import RunFolder
 from umamba.records.tables import read_metrics, read_scores
 from umamba.runs import PreparedDataset, RunResult, prepare, run, train
 from umamba.runs import whole_run as whole_run_module
-from umamba.runs.fit import check_network, checkpoint_record, fit
+from umamba.runs.checks import check_network
+from umamba.runs.fit import fit
+from umamba.runs.identity import checkpoint_record
 from umamba.runs.score import predict_and_score, references, scoring_rules
 from umamba.settings import TrainerSettings, TrainSettings, read_architecture
 

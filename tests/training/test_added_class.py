@@ -19,7 +19,8 @@ from umamba.records import RunFolder
 from umamba.records.checkpoint import read_checkpoint, store_record
 from umamba.records.identity import identity_differences
 from umamba.runs import PreparedDataset
-from umamba.runs.fit import check_fold, check_network, checkpoint_record, run_identity
+from umamba.runs.checks import check_fold, check_network
+from umamba.runs.identity import checkpoint_record, run_identity
 from umamba.runs.preparation import make_plan
 from umamba.runs.trainer import build_datamodule
 from umamba.settings import LossSettings, TrainSettings

@@ -17,8 +17,7 @@ from umamba.networks import architecture_names, build_network
 from umamba.networks.blocks import CellMean3d, _CellMean
 from umamba.networks.conformance import small_configuration
 from umamba.records import RunFolder
-from umamba.runs import PreparedDataset
-from umamba.runs import fit as fit_module
+from umamba.runs import PreparedDataset, checks
 from umamba.runs.trainer import SEVERAL, build_trainer, check_deterministic
 from umamba.settings import InvalidSettings, LossSettings, TrainerSettings, TrainSettings
 from umamba.training import backward_graph as backward_graph_module
@@ -240,11 +239,11 @@ def test_the_loss_of_components_has_a_deterministic_gradient(labels: LabelSet) -
 def test_they_are_refused_before_preprocessing(
     make_settings: Make, prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_module, "trains_on_cuda", lambda settings: True)
+    monkeypatch.setattr(checks, "trains_on_cuda", lambda settings: True)
     monkeypatch.setattr(CellMean3d, "forward", torch.nn.AvgPool3d.forward)
-    fit_module.check_network(make_settings("architecture=resenc_unet", "trainer.deterministic=warn"), prepared)
+    checks.check_network(make_settings("architecture=resenc_unet", "trainer.deterministic=warn"), prepared)
     with pytest.raises(UserError, match=r"trainer\.deterministic=true: resenc_unet"):
-        fit_module.check_network(make_settings("architecture=resenc_unet", "trainer.deterministic=true"), prepared)
+        checks.check_network(make_settings("architecture=resenc_unet", "trainer.deterministic=true"), prepared)
 
 
 def test_parameters_without_gradient_are_known_before_training() -> None:

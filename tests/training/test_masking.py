@@ -127,7 +127,7 @@ def test_a_training_starts_from_it(
 
 
 def test_a_run_that_is_not_trained_is_named(make_settings: Any, prepared: PreparedDataset, tmp_path: Path) -> None:
-    from umamba.runs.fit import check_network
+    from umamba.runs.checks import check_network
 
     with pytest.raises(UserError, match=r"pretrained=run:mae: .*seed_3.*does not exist.*umamba pretrain"):
         check_network(make_settings("pretrained=run:mae", f"paths.runs={tmp_path}", "seed=3"), prepared)

@@ -23,7 +23,7 @@ from umamba.records import RunFolder, read_checkpoint
 from umamba.records.identity import former_settings
 from umamba.runs.cases import splits_file
 from umamba.runs.first_stage import FirstStage, first_stage
-from umamba.runs.fit import split_name
+from umamba.runs.identity import split_name
 from umamba.runs.preparation import PlannedDataset, PreparedDataset
 from umamba.runs.trainer import trains_on_cuda
 from umamba.settings import PredictionSettings, TrainSettings

@@ -14,7 +14,9 @@ from umamba.records import RunFolder
 from umamba.records.begin import begin, check_same_run
 from umamba.records.identity import early_stopping
 from umamba.runs.cases import TRAINING, run_cases
-from umamba.runs.fit import check_network, checkpoint_record, fit, run_identity
+from umamba.runs.checks import check_network
+from umamba.runs.fit import fit
+from umamba.runs.identity import checkpoint_record, run_identity
 from umamba.runs.preparation import PlannedDataset, PreparedDataset, plan_of
 from umamba.runs.smoke import smoke_test
 from umamba.runs.trainer import check_trainer, is_first_process, processes

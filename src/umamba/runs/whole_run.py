@@ -20,7 +20,9 @@ from umamba.records.identity import early_stopping, scoring_settings
 from umamba.records.replacement import replacing
 from umamba.records.tables import read_curves, read_scores
 from umamba.runs.cascade import check_first_stage, with_first_stage
-from umamba.runs.fit import check_fold, check_network, checkpoint_record, fit, run_identity
+from umamba.runs.checks import check_fold, check_network
+from umamba.runs.fit import fit
+from umamba.runs.identity import checkpoint_record, run_identity
 from umamba.runs.measured_plan import with_measured_plan
 from umamba.runs.preparation import PreparedDataset, plan_of, preprocess
 from umamba.runs.score import check_scoring, draw_cases, predict_and_score, table_of_test_images
