@@ -100,6 +100,26 @@ def test_a_study_whose_runs_would_have_one_end_is_refused(study: list[str], monk
         trained([*study, "finish_by='07:30'"], monkeypatch)
 
 
+def test_a_study_that_would_begin_again_forever_is_refused(study: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"restart=true would train a run afresh.*Delete the run folders"):
+        trained([*study, "restart=true"], monkeypatch)
+
+
+def test_a_run_that_another_command_takes_meanwhile_is_left_to_it(
+    study: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere(Trainings):
+        def __call__(self, command: Sequence[str], folder: RunFolder) -> str:
+            other = RunFolder(tmp_path / "runs" / "phantom_b" / "3d_fullres" / "fold_0" / "seed_1")
+            write_json(other.task_file, {"state": "running"})
+            return super().__call__(command, folder)
+
+    trainings = Elsewhere()
+    monkeypatch.setattr(study_run, "run_task", trainings)
+    assert run_study(study) == 0
+    assert trainings.seen == [run for run in ALL if run != ("phantom_b", 1)]
+
+
 def test_the_report_that_is_named_is_of_these_runs(
     study: list[str], monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
 ) -> None:

@@ -127,6 +127,17 @@ def test_one_end_in_a_preset_is_refused_for_its_runs_only(fixed: list[str], tmp_
     assert "finish_by=07:30: the first of several runs" in table(tmp_path / "runs" / "sweep_s.csv")[0]["reason"]
 
 
+def test_sweeps_without_a_name_keep_their_tables(fixed: list[str], tmp_path: Path) -> None:
+    unnamed = [text for text in fixed if not text.startswith("name=")]
+    for kind in ("unet", "segresnet"):
+        assert through_hydra(lambda settings: None, TrainSettings, [*unnamed, *SHORT, f"architecture={kind}"]) == 0
+    tables = list((tmp_path / "runs").glob("sweep_*.csv"))
+    assert sorted(table(path)[0]["folder"].split("/")[0].split("__")[0] for path in tables) == [
+        "Dataset900_Phantom_segresnet",
+        "Dataset900_Phantom_unet",
+    ]
+
+
 def test_a_signal_ends_the_whole_sweep(fixed: list[str], tmp_path: Path) -> None:
     seen = []
 

@@ -19,6 +19,7 @@ from umamba.io import UserError, read_label
 from umamba.records import RunFolder, read_checkpoint
 from umamba.records.checkpoint import read_weights
 from umamba.records.share import share_checkpoint
+from umamba.records.zoo import zoo_weights
 from umamba.runs import PreparedDataset
 from umamba.runs.fit import fit
 
@@ -144,3 +145,11 @@ def test_what_cannot_be_shared_is_refused(run: RunFolder, tmp_path: Path, capsys
     for wrong, said in (("output=x.ckpt fold=1", "has no fold"), ("output=x", "ends in .ckpt")):
         assert main(["export", f"checkpoint={run.last}", "format=share", *wrong.split()]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_network_of_the_zoo_is_shared(tmp_path: Path) -> None:
+    assert main(["export", "checkpoint=zoo:phantom", f"output={tmp_path / 'phantom.ckpt'}", "format=share"]) == 0
+    (packaged,) = zoo_weights(Path("zoo:phantom"))
+    given, shared = (read_checkpoint(path, trust=None) for path in (packaged, tmp_path / "phantom.ckpt"))
+    assert given.weights.keys() == shared.weights.keys()
+    assert all(torch.equal(given.weights[name], shared.weights[name]) for name in given.weights)

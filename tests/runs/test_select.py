@@ -199,6 +199,15 @@ def test_other_folds_are_named(raw: Path, tmp_path: Path) -> None:
         fold_checkpoints(tmp_path, "last", 0)
 
 
+def test_a_fold_that_still_trains_is_named(tmp_path: Path, messages: pytest.LogCaptureFixture) -> None:
+    candidate = run_folder(tmp_path / "runs", "one", 0)
+    (candidate / "fold_0" / "seed_0" / "run.json").write_text('{"state": "finished"}')
+    (candidate / "fold_1" / "seed_0" / "run.json").write_text('{"state": "training"}')
+    assert sorted(fold_checkpoints(candidate, "last", 0)) == [0, 1]
+    (warning,) = messages.messages
+    assert warning.startswith(f"{candidate / 'fold_1' / 'seed_0'}: its training is not finished")
+
+
 def test_candidates_of_one_name_are_refused(raw: Path, tmp_path: Path) -> None:
     candidates = tuple(run_folder(tmp_path / place, "one", seed) for seed, place in enumerate(("runs", "others")))
     settings = FindBestSettings(candidates=candidates, raw_dataset=raw, output=tmp_path / "best", device="cpu")

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from umamba.cli.words import override_of
-from umamba.io import UserError, read_json
+from umamba.io import UserError, read_json, write_json
 from umamba.networks import configuration_for_patch
 from umamba.planning import Intensity, Plan
 from umamba.records import RunFolder
@@ -150,6 +151,47 @@ def test_a_warned_task_stops_its_training_and_asks_for_a_requeue(
         assert (tmp_path / "asked").read_text() == "requeue 17_4\n"
 
 
+def test_a_run_that_another_process_trains_keeps_its_record(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_json(folder.task_file, {"state": "running", "host": "gpu-node-1"})
+    with folder.lock():
+        assert folder.in_use()
+        assert run_task([sys.executable, "-c", "raise SystemExit(1)"], folder) == "elsewhere"
+    assert read_json(folder.task_file) == {"state": "running", "host": "gpu-node-1"}
+    assert not folder.in_use()
+    assert run_task([sys.executable, "-c", "pass"], folder) == "done"
+
+
+def test_a_training_has_all_its_time_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the signal comes: also just before a heartbeat."""
+    monkeypatch.setattr("umamba.sweeps.task.HEARTBEAT_S", 0.5)
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    training = (
+        "import signal, sys, time; from pathlib import Path\n"
+        "def stop(*_): time.sleep(2.5); Path(sys.argv[2]).touch(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop); Path(sys.argv[1]).touch(); time.sleep(60)"
+    )
+
+    def signalled() -> None:
+        while not begun.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=signalled)
+    sender.start()
+    assert run_task([sys.executable, "-c", training, str(begun), str(ended)], RunFolder(tmp_path)) == "stopped"
+    sender.join()
+    assert ended.exists()
+
+
+def test_a_training_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("umamba.sweeps.task.STOP_S", 1.0)
+    training = "import os, signal, time; signal.signal(15, signal.SIG_IGN); os.kill(os.getppid(), 15); time.sleep(60)"
+    before = time.monotonic()
+    assert run_task([sys.executable, "-c", training], RunFolder(tmp_path)) == "stopped"
+    assert time.monotonic() - before < 30
+
+
 def test_reasons() -> None:
     assert failure(2, ["Error: a\n", "later line\n"]) == "exit code 2: a"
     assert failure(1, []) == "exit code 1: no message"
@@ -173,7 +215,7 @@ def test_a_good_request_passes_and_a_poor_one_is_told_what_to_ask_for(tmp_path: 
     assert all(part in remarks for part in ("Ask for 13", "memory 2 GB", "partition gpux", "Choose one of gpu"))
     too_much = SlurmSettings(cpus=64, memory_gb=999, gpus=8, time_limit="7-00:00:00")
     remarks = "\n".join(preflight(runs(tmp_path), too_much, offered))
-    assert all(part in remarks for part in ("has 32", "has 256", "has 4", "allows 1 d"))
+    assert all(part in remarks for part in ("more than 32", "more than 256", "more than 4", "allows 1 d"))
 
 
 def test_a_time_limit_of_an_epoch_is_refused_once_the_epoch_is_known(tmp_path: Path) -> None:
@@ -280,6 +322,17 @@ def test_paths_of_logs_and_reports_are_quoted(tmp_path: Path) -> None:
     assert output == f"--output={tmp_path}/100%% (é)/logs/%A_%a.log"
     wrapped = shlex.split(jobs.collect[-1].removeprefix("--wrap="))
     assert wrapped == ["python", "-m", "umamba", "report", f"paths.runs='{folder}'", "overrides=['name=my run']"]
+
+
+def test_the_nodes_of_a_partition_are_taken_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_slurm(tmp_path, monkeypatch)
+    lines = (
+        "big|64|257024|gpu:a100:4|1-00:00:00|up",
+        "cpu*|8|16384|(null)|infinite|up",
+        "big|96|131072|(null)|1-00:00:00|down",
+    )
+    (tmp_path / "bin" / "sinfo").write_text("#!/bin/sh\n" + "".join(f'echo "{line}"\n' for line in lines))
+    assert partitions() == [Partition("cpu*", 8, 16.0, 0, None), Partition("big", 96, 251.0, 4, 86400.0)]
 
 
 def test_what_the_cluster_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

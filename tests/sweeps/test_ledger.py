@@ -99,6 +99,18 @@ def test_records_of_jobs_that_failed_or_stopped(tmp_path: Path) -> None:
     assert left_to_do([failed, stopped]) == [failed.run, stopped.run]
 
 
+def test_a_run_that_was_continued_by_hand_is_running(tmp_path: Path) -> None:
+    """The record of the job that failed before says nothing of it."""
+    write(tmp_path, "task.json", json.dumps({"state": "failed", "reason": "exit code 2: no memory"}), age_s=900)
+    write(tmp_path, "run.json", json.dumps({"state": "training", "max_epochs": 10}), age_s=60)
+    write(tmp_path, "metrics.csv", metrics(3), age_s=20)
+    state = run_state(planned(tmp_path), NOW)
+    assert (state.state, state.epochs, state.reason) == ("running", 3, "training")
+    write(tmp_path, "metrics.csv", metrics(3), age_s=800)
+    write(tmp_path, "run.json", json.dumps({"state": "training", "max_epochs": 10}), age_s=800)
+    assert "killed?" in run_state(planned(tmp_path), NOW).reason
+
+
 def test_a_finished_run_is_done_with_its_score(tmp_path: Path) -> None:
     write(tmp_path, "run.json", json.dumps({"state": "finished", "max_epochs": 10}), age_s=1e6)
     write(tmp_path, "metrics.csv", metrics(10))

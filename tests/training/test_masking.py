@@ -158,13 +158,20 @@ def test_images_that_are_learnt(make: Make, prepared: PreparedDataset, tmp_path:
     (tmp_path / "Dataset1_Other" / "imagesTr" / "new_0000.nii.gz").write_bytes(first.read_bytes())
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "x_0000.nii.gz").write_bytes(first.read_bytes())
+    (tmp_path / "plain" / "volume.tif").write_bytes(b"voxels")
+    (tmp_path / "plain" / "volume.json").write_text('{"spacing": [3, 1, 1]}')  # belongs to it, wherever both lie
     settings = make(tmp_path, f"images=[{tmp_path / 'Dataset1_Other'},{tmp_path / 'plain'}]")
     images = without_labels(settings, plan_of(settings))
     assert all(case.label is None for case in images.dataset.training)
     train, val = run_cases(settings, images)
     expected_train, expected_val = fold_cases(prepared.store.case_ids, 0)
     assert val == [f"imagesTr_{name}" for name in expected_val]
-    assert set(train) == {"images0Tr_new", "images1_x", *(f"imagesTr_{name}" for name in expected_train)}
+    assert set(train) == {
+        "images0Tr_new",
+        "images1_x",
+        "images1_volume",
+        *(f"imagesTr_{name}" for name in expected_train),
+    }
     everything, seen = run_cases(replace(settings, fold="all"), images)
     assert set(everything) == {*train, *val}
     assert set(seen) == {f"imagesTr_{name}" for name in prepared.store.case_ids}

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -24,6 +26,7 @@ from umamba.training.losses import DeepSupervisionLoss
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import IN_A_ROW, watched
 from umamba.training.stopping import SIGNALS, LeaveOnSignal
+from umamba.training.workers import memory_report
 
 SizeLimit = Callable[[int], AbstractContextManager[None]]
 
@@ -375,3 +378,51 @@ def test_more_time_continues_a_run_that_ended_with_its_time(tmp_path: Path) -> N
     assert not folder.is_finished(10, 90.0)
     assert not folder.is_finished(10, None)
     assert not folder.is_finished(11, 60.0)
+
+
+_GROUP = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from umamba.training.stopping import LeaveOnSignal
+
+class Noise(torch.utils.data.Dataset):
+    def __len__(self): return 10**6
+    def __getitem__(self, index): return torch.randn(64, 64) @ torch.randn(64, 64)
+
+with LeaveOnSignal(Path("run")).installed():
+    batches = iter(torch.utils.data.DataLoader(Noise(), batch_size=8, num_workers=2))
+    try:
+        for count, _ in enumerate(batches):
+            if count == 5:
+                print("begun", flush=True)
+    except BaseException:  # as Lightning does: tear down, then raise again
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            pass
+        raise
+"""
+
+
+def test_a_signal_to_workers_too_is_no_error_of_theirs() -> None:
+    """`timeout`, `systemctl stop` and SLURM signal all processes of a run at once."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _GROUP],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said[-2000:]
+    assert "RuntimeError" not in said
+
+
+def test_the_memory_of_a_job_is_named_where_it_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("umamba.training.workers.memory_bytes", lambda: 10**9)
+    assert "limit of this job 1.0 GB" in memory_report()
+    monkeypatch.setattr("umamba.training.workers.memory_bytes", lambda: 2**62)  # as an unlimited control group says
+    assert "limit" not in memory_report()

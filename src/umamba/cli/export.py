@@ -38,18 +38,15 @@ def main(settings: ExportSettings) -> None:
 
 
 def _share(settings: ExportSettings) -> None:
+    from umamba.records import find_checkpoint
     from umamba.records.share import share_checkpoint
 
-    written, before = share_checkpoint(settings.checkpoint, settings.output), settings.checkpoint
-    sizes = (
-        ""
-        if before.is_dir()
-        else f", {written.stat().st_size / 1e6:.3g} MB instead of {before.stat().st_size / 1e6:.3g}"
-    )
+    written = share_checkpoint(settings.checkpoint, settings.output)
+    sizes = [file.stat().st_size / 1e6 for file in (written, find_checkpoint(settings.checkpoint))]
     log.info(
-        "Written to share: %s%s. It names dataset, channels, labels and versions, but no case, path, machine or user.",
-        written.absolute(),
-        sizes,
+        "Written to share: %s, %.3g MB instead of %.3g. It names dataset, channels, labels and versions, but no case, "
+        "path, machine or user.",
+        *(written.absolute(), *sizes),
     )
     log.info("umamba predict checkpoint=%s input=IMAGES output=SEGMENTATIONS", shlex.quote(str(written)))
 

@@ -37,6 +37,11 @@ def planned_runs(study: StudyFile, overrides: tuple[str, ...] = ()) -> list[Plan
             raise UserError(f"study={study.name}: give the run '{shlex.join(line)}' a name: name=...")
         if settings.finish_by is not None:
             raise UserError(f"study={study.name}: {one_end(settings.finish_by)}")
+        if settings.restart:
+            raise UserError(
+                f"study={study.name}: restart=true would train a run afresh whenever its job is continued, and never "
+                "end. Delete the run folders that are to be trained again, or give another paths.runs."
+            )
         dataset, method = dataset_and_method(line, settings)
         if settings.smoke:
             settings = smoke_test(settings)

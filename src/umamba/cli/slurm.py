@@ -169,7 +169,10 @@ def train_task(list_file: Path) -> int:
     overrides, folder = read_task(list_file, index)
     command = launched([*PROGRAM, "train", *overrides], os.environ)
     log.info("task %d of %s: %s", index, list_file, shlex.join(overrides))
-    return EXIT_FAILED if run_task(command, folder, job) == "failed" else EXIT_STOPPED
+    ended = run_task(command, folder, job)
+    if ended == "elsewhere":
+        log.info("Another process trains this run: %s", folder.path)
+    return EXIT_FAILED if ended == "failed" else EXIT_STOPPED
 
 
 def _read(arguments: Sequence[str]) -> tuple[str, str, SlurmSettings, tuple[str, ...]]:

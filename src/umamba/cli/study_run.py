@@ -50,6 +50,9 @@ def study_run(arguments: Sequence[str]) -> int:
         )
     failed = 0
     for number, run in enumerate(todo, 1):
+        if run_state(run).state in ("running", "done"):  # by another command in the meantime
+            log.info("Run %d of %d is trained elsewhere: %s", number, len(todo), shlex.join(run.overrides))
+            continue
         log.info("Run %d of %d: %s", number, len(todo), shlex.join(run.overrides))
         ended = run_task([sys.executable, "-m", "umamba", "train", *run.overrides], run.folder)
         if ended == "stopped":

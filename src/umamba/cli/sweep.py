@@ -109,9 +109,11 @@ def _sweep(function: Callable[[Any], int | None], record: type[Settings], forced
         if found:
             log.info(outcome_table(found))
     if record is TrainSettings:
-        table = runs / (f"sweep_{name}.csv" if name and is_folder_name(name) else "sweep.csv")
-        write_table(table, found)
-        log.info("Table: %s", table)
+        # Without a name, by the command, so that sweeps of several datasets keep their tables.
+        table = runs / f"sweep_{name if name and is_folder_name(name) else digest}.csv"
+        if found:
+            write_table(table, found)
+            log.info("Table: %s", table)
     return EXIT_FAILED if failed or any(each.state != "finished" for each in found) else 0
 
 

@@ -39,7 +39,12 @@ def dataset_digest(
         paths.append(dataset.root / FILE)
     for case in dataset.training:
         paths += [*case.images, *([] if case.label is None else [case.label])]
-    paths += sorted({beside for beside in map(spacing_file, paths) if beside is not None})
+
+    def name(path: Path) -> str:
+        return (names or {}).get(path) or relative(path, dataset.root)
+
+    beside = {path for path in map(spacing_file, paths) if path is not None}
+    paths += sorted(beside, key=lambda path: Path(name(path)))
     known = _read_cache(cache)
     with ThreadPoolExecutor(max_workers=4) as pool:
         found = list(pool.map(lambda path: _entry(path, known.get(str(path))), paths))
@@ -52,8 +57,7 @@ def dataset_digest(
         write_json(cache, current)
     total = hashlib.blake2b(digest_size=16)
     for path, (_, _, digest) in zip(paths, entries, strict=True):
-        name = (names or {}).get(path) or relative(path, dataset.root)
-        total.update(f"{name}\0{digest}\n".encode())
+        total.update(f"{name(path)}\0{digest}\n".encode())
     return total.hexdigest()
 
 

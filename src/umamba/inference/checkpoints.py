@@ -46,7 +46,7 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
 def _in_folder(folder: Path) -> list[Path]:
     for pattern in (f"checkpoints/{LAST}", LAST, FILE_NAME):
         if (folder / pattern).is_file():
-            return [_told(folder / pattern)]
+            return [told_if_unfinished(folder / pattern)]
     official = sorted(folder.glob(f"fold_*/{FILE_NAME}"))
     if official:
         return official
@@ -72,11 +72,18 @@ def _in_folder(folder: Path) -> list[Path]:
             f"checkpoint={folder}: holds runs of different configurations or seeds:\n{runs}\nGive one of these "
             "folders, or several as checkpoint=[a,b]."
         )
-    return [_told(file) for file in next(iter(kinds.values()))]
+    return [told_if_unfinished(file) for file in next(iter(kinds.values()))]
 
 
-def _told(checkpoint: Path) -> Path:
-    """Warn if a run is not finished; return its checkpoint."""
+def told_if_unfinished(checkpoint: Path) -> Path:
+    """Warn if the run of a checkpoint still trains or was interrupted.
+
+    Args:
+        checkpoint: a file; one that belongs to no run is not judged.
+
+    Returns:
+        The file.
+    """
     run = RunFolder(checkpoint.parents[1])
     if checkpoint.parent.name == "checkpoints" and run.status_file.exists():
         try:

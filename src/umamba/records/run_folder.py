@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from umamba.io import UserError, exclusive, read_json, write_json
+from umamba.io import StorageError, UserError, exclusive, read_json, write_json
 from umamba.planning import Configuration, Plan, planned_configuration
 from umamba.settings import PretrainSettings, TrainSettings, key
 from umamba.settings.fields import run_name
@@ -26,6 +26,7 @@ from umamba.settings.validate import read_record
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
+_LOCK = ".lock"
 DRY_RUN = "fast_dev_run_"  # begins the name of the experiment of trainer.fast_dev_run
 
 
@@ -256,6 +257,22 @@ class RunFolder:
         """The fold, from the folder's name."""
         return self.path.parent.name.removeprefix("fold_")
 
+    def in_use(self) -> bool:
+        """Return whether another process trains this run now.
+
+        Raises:
+            StorageError: the lock file cannot be opened.
+        """
+        if not (self.path / _LOCK).exists():
+            return False
+        try:
+            with self.lock():
+                return False
+        except StorageError:
+            raise
+        except UserError:
+            return True
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the run folder for this process.
@@ -264,7 +281,7 @@ class RunFolder:
             UserError: another process uses the run folder.
         """
         busy = f"{self.path} is in use by another process. Wait for it, stop it, or choose another fold, seed or name."
-        with exclusive(self.path / ".lock", "the run", busy):
+        with exclusive(self.path / _LOCK, "the run", busy):
             yield
 
     def saved(self) -> bool:

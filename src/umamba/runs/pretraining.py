@@ -8,6 +8,7 @@ from umamba.datasets import RawCase, RawDataset, dataset_digest
 from umamba.inference.cases import list_cases
 from umamba.io import UserError
 from umamba.io.resources import available_cpus
+from umamba.io.tiff_spacing import spacing_file
 from umamba.io.voice import shown
 from umamba.preprocessing import prepare_store
 from umamba.records import RunFolder
@@ -86,7 +87,9 @@ def without_labels(settings: PretrainSettings, planned: PlannedDataset) -> Plann
             name = f"images{number}_" if part == folder else f"images{number}{part.name.removeprefix('images')}_"
             found = list_cases(part, planned.num_channels)
             cases += [replace(case, case_id=name + case.case_id) for case in found]
-            names |= {path: f"{name}/{path.name}" for case in found for path in case.images}
+            files = [path for case in found for path in case.images]
+            files += [beside for beside in map(spacing_file, files) if beside is not None]
+            names |= {path: f"{name}/{path.name}" for path in files}
     _refuse_twice(dataset, cases)
     cases.sort(key=lambda case: case.case_id)
     images = replace(dataset, training=tuple(cases), test=(), num_training=len(cases), annotated={})

@@ -21,6 +21,7 @@ from umamba.datasets import RawDataset, read_dataset
 from umamba.evaluation import dice
 from umamba.evaluation.statistics import mean_label
 from umamba.inference import PostProcessing, Predictor
+from umamba.inference.checkpoints import told_if_unfinished
 from umamba.inference.first_stage import segment_first
 from umamba.io import UserError, oriented_like, read_label, write_json
 from umamba.io.escape import rich_text
@@ -80,13 +81,13 @@ def fold_checkpoints(candidate: Path, checkpoint: str, seed: int) -> dict[int, P
         seed: seed of the runs.
 
     Returns:
-        Fold -> checkpoint file.
+        Fold -> checkpoint file. There is a warning for a fold that still trains or was interrupted.
 
     Raises:
         UserError: there is none.
     """
     found = {
-        int(path.parents[2].name.removeprefix("fold_")): path
+        int(path.parents[2].name.removeprefix("fold_")): told_if_unfinished(path)
         for path in sorted(Path(candidate).glob(f"fold_[0-9]*/seed_{seed}/checkpoints/{checkpoint}.ckpt"))
     }
     if not found:
@@ -304,7 +305,7 @@ def find_best(settings: FindBestSettings) -> Selection:
     stages = {
         _name(path): trained_folds(settings.previous_stage or path.absolute().parent / LOWRES, settings.seed)
         for path in settings.candidates
-        if _is_cascade(path, settings)
+        if _is_cascade(next(iter(members[_name(path)].values())))
     }
     for name, stage in stages.items():
         for fold in members[name]:
@@ -341,10 +342,9 @@ def find_best(settings: FindBestSettings) -> Selection:
     return Selection(ranked, steps, scores)
 
 
-def _is_cascade(candidate: Path, settings: FindBestSettings) -> bool:
-    """Return whether the networks of a candidate are the second stage of a cascade."""
-    path = next(iter(fold_checkpoints(candidate, settings.checkpoint, settings.seed).values()))
-    return read_checkpoint(path, trust=None).record.configuration.previous_stage is not None
+def _is_cascade(checkpoint: Path) -> bool:
+    """Return whether a network is the second stage of a cascade."""
+    return read_checkpoint(checkpoint, trust=None).record.configuration.previous_stage is not None
 
 
 def without_repeats(checkpoints: Mapping[int, Path], dataset: RawDataset, splits: Path | None) -> dict[int, Path]:

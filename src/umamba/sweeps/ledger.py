@@ -22,6 +22,8 @@ from umamba.records.tables import main_score, read_metrics, read_scores, seconds
 State = Literal["pending", "running", "failed", "done"]
 # A run counts as killed if its files are unchanged for this many seconds and for three epochs.
 _SILENCE_S = 600.0
+# The record of a job that ended is written after all other files; clocks of file systems are that exact.
+_WRITING_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,9 @@ def run_state(run: PlannedRun, now: float | None = None) -> RunState:
     epoch_s = seconds_per_epoch(rows, batches)
     if not status and not task:
         return RunState(run, "pending")
-    if task.get("state") == "failed":
-        return RunState(run, "failed", epochs, reason=str(task.get("reason", "")))
-    if task.get("state") == "stopped":
-        return RunState(run, "pending", epochs, reason=str(task.get("reason", "")))
+    if task.get("state") in ("failed", "stopped") and _is_last(run.folder):
+        ended: State = "failed" if task["state"] == "failed" else "pending"
+        return RunState(run, ended, epochs, reason=str(task.get("reason", "")))
     if status.get("state") == "finished":
         return RunState(run, "pending", epochs, reason=f"trained for only {status.get('max_epochs')} epochs")
     silence = now - _last_change(run.folder)
@@ -182,5 +183,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _last_change(folder: RunFolder) -> float:
     """Return the Unix time at which a file of the run last changed."""
-    files = (folder.status_file, folder.metrics, folder.task_file, folder.last)
-    return max(file.stat().st_mtime for file in files if file.exists())
+    return max(map(_changed, (folder.status_file, folder.metrics, folder.task_file, folder.last)))
+
+
+def _is_last(folder: RunFolder) -> bool:
+    """Return whether the job's record is what was written last; else the run was continued without a job."""
+    return _changed(folder.task_file) + _WRITING_S >= _last_change(folder)
+
+
+def _changed(file: Path) -> float:
+    """Return the Unix time at which a file last changed; 0: it does not exist."""
+    return file.stat().st_mtime if file.exists() else 0.0

@@ -23,13 +23,13 @@ _NO_LIMIT = 10**6
 
 @dataclass(frozen=True)
 class Partition:
-    """The largest node of a partition.
+    """What the nodes of a partition have at most.
 
     Attributes:
         name: name of the partition; the default one ends in *.
-        cpus: CPUs of a node.
-        memory_gb: memory of a node, GiB.
-        gpus: GPUs of a node.
+        cpus: CPUs of a node, the most of all nodes.
+        memory_gb: memory of a node, GiB, likewise.
+        gpus: GPUs of a node, likewise.
         time_limit_s: time limit of a job, seconds; None: no limit.
         up: whether the partition runs jobs.
     """
@@ -44,8 +44,11 @@ class Partition:
 
 def partitions() -> list[Partition]:
     """Return SLURM's partitions, the default one first; empty if SLURM is not installed or does not answer."""
-    listed = _asked("sinfo", "-h", "-o", "%P|%c|%m|%G|%l|%a")
-    return sorted((_partition(line) for line in listed.splitlines()), key=lambda entry: not entry.name.endswith("*"))
+    listed = _asked("sinfo", "-h", "-e", "-o", "%P|%c|%m|%G|%l|%a")
+    found: dict[str, Partition] = {}
+    for own in map(_partition, listed.splitlines()):  # a line for each kind of node of a partition
+        found[own.name] = _larger(own, found.get(own.name, own))
+    return sorted(found.values(), key=lambda entry: not entry.name.endswith("*"))
 
 
 def cluster_obstacles(offered: Sequence[Partition]) -> list[str]:
@@ -81,6 +84,18 @@ def _partition(line: str) -> Partition:
     gpus = sum(int(count) for count in re.findall(r"gpu(?::[\w.-]+)?:(\d+)", gres))
     gigabytes = float(memory.rstrip("+")) / 1024
     return Partition(name, int(cpus.rstrip("+")), gigabytes, gpus, seconds(limit), state == "up")
+
+
+def _larger(first: Partition, second: Partition) -> Partition:
+    """Return the most of each resource of two kinds of nodes of one partition."""
+    return Partition(
+        first.name,
+        max(first.cpus, second.cpus),
+        max(first.memory_gb, second.memory_gb),
+        max(first.gpus, second.gpus),
+        first.time_limit_s,
+        first.up or second.up,
+    )
 
 
 def seconds(limit: str) -> float | None:
@@ -188,7 +203,7 @@ def _of_partition(offered: Partition, request: SlurmSettings) -> list[str]:
     name = offered.name.rstrip("*")
     remarks = [] if offered.up else [f"partition {name}: it is down, so jobs wait. Name another partition."]
     remarks += [
-        f"{what} {asked:g}: the largest node of partition {name} has {has:g}. Ask for {has:g}, or name another "
+        f"{what} {asked:g}: no node of partition {name} has more than {has:g}. Ask for {has:g}, or name another "
         "partition."
         for what, asked, has in (
             ("cpus", request.cpus, offered.cpus),

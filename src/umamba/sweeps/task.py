@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ _STOP_SIGNALS = {
     signal.SIGINT: "by Ctrl-C",
 }
 # Seconds in which a training must stop before it is killed; SLURM's usual KillWait is 30 s.
-_STOP_S = 20.0
+STOP_S = 20.0
 
 
 def run_task(command: Sequence[str], folder: RunFolder, job: str | None = None) -> str:
@@ -41,11 +42,14 @@ def run_task(command: Sequence[str], folder: RunFolder, job: str | None = None) 
             the training is no SLURM job.
 
     Returns:
-        How the training ended: done, failed or stopped.
+        How the training ended: done, failed or stopped; elsewhere: another process trains this run, whose record stays
+        as it is.
     """
+    if folder.in_use():
+        return "elsewhere"
     record = folder.task_file
     facts = {"job": job, "host": socket.gethostname(), "pid": os.getpid(), "command": shlex.join(command)}
-    received: list[int] = []
+    received: list[tuple[int, float]] = []
     write_json(record, {**facts, "state": "running"})
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
     last_lines: deque[str] = deque(maxlen=200)
@@ -53,7 +57,7 @@ def run_task(command: Sequence[str], folder: RunFolder, job: str | None = None) 
     reader.start()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        received.append((number, time.monotonic()))
         process.terminate()
 
     previous = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
@@ -62,11 +66,12 @@ def run_task(command: Sequence[str], folder: RunFolder, job: str | None = None) 
         reader.join(timeout=5)
         if code and not received:
             # The training received the signal, and this process did not.
-            received += [number for number in _STOP_SIGNALS if code in (-number, 128 + number)]
+            received += [(number, 0.0) for number in _STOP_SIGNALS if code in (-number, 128 + number)]
         if received:
-            why = _STOP_SIGNALS[signal.Signals(received[0])]
+            number = received[0][0]
+            why = _STOP_SIGNALS[signal.Signals(number)]
             write_json(record, {**facts, "state": "stopped", "reason": f"stopped: {why}"})
-            if received[0] == signal.SIGUSR1 and job:
+            if number == signal.SIGUSR1 and job:
                 subprocess.run(["scontrol", "requeue", job], check=False)
             return "stopped"
         if code:
@@ -88,16 +93,19 @@ def _forward(process: "subprocess.Popen[str]", last_lines: deque[str]) -> None:
         last_lines.append(line)
 
 
-def _wait(process: "subprocess.Popen[str]", record: Path, received: Sequence[int]) -> int:
-    """Wait for the training and update the record; kill the training if it does not stop in time."""
+def _wait(process: "subprocess.Popen[str]", record: Path, received: Sequence[tuple[int, float]]) -> int:
+    """Wait for the training and update the record; kill the training if it does not stop in time after a signal."""
+    touched = time.monotonic()
     while True:
         try:
-            return process.wait(timeout=_STOP_S if received else HEARTBEAT_S)
+            return process.wait(timeout=1.0)  # a signal does not end the wait
         except subprocess.TimeoutExpired:
-            if received:
-                process.kill()
-            elif record.exists():  # restart=true deletes it with the run folder's content
-                os.utime(record)
+            now = time.monotonic()
+        if received and now - received[0][1] >= STOP_S:
+            process.kill()
+        elif now - touched >= HEARTBEAT_S and record.exists():  # restart=true deletes it with the run folder's content
+            os.utime(record)
+            touched = now
 
 
 def failure(code: int, last_lines: Sequence[str]) -> str:

@@ -20,6 +20,10 @@ from lightning.pytorch.callbacks import Callback
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by doing nothing."""
+
+
 class LeaveOnSignal(Callback):
     """Ends the process with a message and the exit code 128 + number, and sends the signal to the ranks it started.
 
@@ -47,6 +51,9 @@ class LeaveOnSignal(Callback):
         launcher = self.trainer.strategy.launcher if self.trainer else None
         if launcher is not None:
             launcher.kill(signal.Signals(number))
+        # A signal to the whole process group ends the workers, too; PyTorch would raise a RuntimeError for each of
+        # them, which would take the place of SystemExit while it leaves the training.
+        signal.signal(signal.SIGCHLD, _nothing)
         raise SystemExit(128 + number)
 
     @contextmanager

@@ -6,9 +6,8 @@ import signal
 import traceback
 from pathlib import Path
 
+from umamba.io.resources import memory_bytes
 from umamba.patches import PatchDataModule
-
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def explain_worker_error(error: Exception, datamodule: PatchDataModule) -> str | None:
@@ -66,12 +65,10 @@ def memory_report() -> str:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        free, total = (int(values[key].split()[0]) / 1e6 for key in ("MemAvailable", "MemTotal"))
-        parts.append(f"memory {free:.1f} of {total:.1f} GB free")
-    for limit in map(Path, CGROUP_LIMITS):
-        if limit.exists() and limit.read_text().strip().isdigit():
-            parts.append(f"limit of this job {int(limit.read_text()) / 1e9:.1f} GB")
-            break
+        free, total = (int(values[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
+        parts.append(f"memory {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
+        if memory_bytes() < total:
+            parts.append(f"limit of this job {memory_bytes() / 1e9:.1f} GB")
     if Path("/dev/shm").exists():
         usage = shutil.disk_usage("/dev/shm")
         parts.append(f"/dev/shm {usage.free / 1e9:.2f} of {usage.total / 1e9:.2f} GB free")
