@@ -65,7 +65,12 @@ def test_mistakes_are_named(raw: Path, entry: Any, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("case,label\na,\n", "line 2"), ("case;label\na;liver\n", "columns"), ("case,label\nx,liver\n", "x")],
+    [
+        ("case,label\na,\n", "annotated_labels.csv: line 2"),
+        ("case,label\na,liver\n\n\nb,\n", "annotated_labels.csv: line 5"),  # as an editor counts: blank ones, too
+        ("case;label\na;liver\n", "annotated_labels.csv: its first line must name the columns"),
+        ("case,label\nx,liver\n", "x"),
+    ],
 )
 def test_mistakes_of_the_table_are_named(raw: Path, text: str, said: str) -> None:
     (raw / "annotated_labels.csv").write_text(text)

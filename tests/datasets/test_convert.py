@@ -48,16 +48,16 @@ def picture(path: Path, array: np.ndarray) -> None:
     write_picture(path, array)
 
 
-def flare_archive(folder: Path) -> Path:
+def flare_archive(folder: Path, size: tuple[int, int, int] = (4, 8, 8)) -> Path:
     """Write two training, two test and one unlabelled case as FLARE22's archives have them."""
     rng = np.random.default_rng(0)
     for index in range(2):
-        image, label = rng.integers(-1000, 1000, (4, 8, 8)).astype(np.int16), rng.integers(0, 14, (4, 8, 8))
+        image, label = rng.integers(-1000, 1000, size).astype(np.int16), rng.integers(0, 14, size)
         volume(folder / "FLARE22Train" / "images" / f"FLARE22_Tr_{index + 1:04d}_0000.nii.gz", image)
         volume(folder / "FLARE22Train" / "labels" / f"FLARE22_Tr_{index + 1:04d}.nii.gz", label.astype(np.uint8))
         volume(folder / "Validation" / "images" / f"FLARETs_{index + 1:04d}_0000.nii.gz", image + np.int16(1))
         volume(folder / "Validation" / "labels" / f"FLARETs_{index + 1:04d}.nii.gz", label.astype(np.uint8))
-    volume(folder / "Unlabeled" / "Case_00001_0000.nii.gz", rng.integers(0, 9, (4, 8, 8)).astype(np.int16))
+    volume(folder / "Unlabeled" / "Case_00001_0000.nii.gz", rng.integers(0, 9, size).astype(np.int16))
     return folder
 
 
@@ -262,7 +262,7 @@ def test_an_interrupted_conversion_continues(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_no_cut_image_and_the_next_conversion_ends_as_an_undisturbed_one(
     tmp_path: Path, file_size_limit: SizeLimit
 ) -> None:
-    source = flare_archive(tmp_path / "source")
+    source = flare_archive(tmp_path / "source", (8, 16, 16))  # so that images are larger than the lists of files
     whole = convert(FLARE, source, tmp_path / "whole", 1)
     files = sorted(path.relative_to(whole) for path in whole.rglob("*.*") if path.is_file())
     sizes = sorted((whole / path).stat().st_size for path in files)
@@ -274,6 +274,8 @@ def test_a_full_disk_leaves_no_cut_image_and_the_next_conversion_ends_as_an_undi
         assert set(found) <= set(files)  # no partial file
         for path in found:
             assert (target / path).read_bytes() == (whole / path).read_bytes()
+    assert any(path.parent.name == "imagesTr" for path in found)
+    assert len(found) < len(files) - 1  # an image and dataset.json were not written
     convert(FLARE, source, tmp_path / "raw", 2)
     for path in files:
         assert (target / path).read_bytes() == (whole / path).read_bytes()

@@ -119,6 +119,43 @@ def test_total_segmentator(tmp_path: Path) -> None:
         convert_archive("totalsegmentator", source, tmp_path, 1, layout=Layout("X", labels=("heart",)))
 
 
+def totals(source: Path) -> None:
+    """Write three patients of TotalSegmentator."""
+    for patient in ("s0000", "s0011", "s0020"):
+        nifti(source / patient / "ct.nii.gz", volume().astype(np.int16))
+        nifti(source / patient / "segmentations" / "liver.nii.gz", labels(1))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_the_split_of_meta_csv_is_kept(tmp_path: Path, delimiter: str, messages: pytest.LogCaptureFixture) -> None:
+    totals(tmp_path)
+    rows = ("\ufeffimage_id,age,split", "s0000,60,train", "s0020,70,test")
+    text = "\n".join(rows).replace(",", delimiter)
+    (tmp_path / "meta.csv").write_text(text, encoding="utf-8")
+    layout = Layout("Dataset600_All")
+    dataset = read_dataset(convert_archive("totalsegmentator", tmp_path, tmp_path / "raw", 1, layout=layout))
+    assert [case.case_id for case in dataset.training] == ["s0000", "s0011"]
+    assert [case.case_id for case in dataset.test] == ["s0020"]
+    assert "does not list s0011 (patients: 1). They become training cases." in " ".join(messages.messages)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"image_id;age\ns0000;60\n", r"must name the columns: image_id,split \(separated by a semicolon or a comma\)"),
+        (b"", "must name the columns"),
+        ("image_id;split\nM\u00fcller;test\n".encode("latin-1"), "cannot be read as text.*Save it as UTF-8"),
+        ("image_id;split\ns0000;test\n".encode("utf-16-le"), "cannot be read as text.*Save it as UTF-8"),
+    ],
+)
+def test_a_meta_csv_without_a_split_is_named(tmp_path: Path, text: bytes, said: str) -> None:
+    totals(tmp_path)
+    (tmp_path / "meta.csv").write_bytes(text)
+    with pytest.raises(UserError, match=rf"meta\.csv: .*{said}"):
+        convert_archive("totalsegmentator", tmp_path, tmp_path / "raw", 1, layout=Layout("Dataset600_All"))
+    assert not (tmp_path / "raw").exists()
+
+
 def brats(source: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Write three patients of two channels with the label values of BraTS; the last one without a label map."""
     images, truths = {}, {}
@@ -304,3 +341,66 @@ def test_groups_are_written_only_if_one_has_several_cases(tmp_path: Path) -> Non
     root = convert_archive("bids", tmp_path / "ds", tmp_path / "raw", 1, layout=Layout("Dataset502_One"))
     assert "groups" not in read_json(root / "dataset.json")
     assert read_dataset(root).labels.names == ("label_1",)
+
+
+def brain(source: Path, table: bytes) -> np.ndarray:
+    """Write a subject with the label values 3, 5 and 8 and a table of their names; return the label map."""
+    nifti(source / "sub-01" / "anat" / "sub-01_T1w.nii.gz", volume())
+    truth = nifti(source / "derivatives" / "x" / "sub-01" / "sub-01_dseg.nii.gz", labels(3, 5, 8))
+    (source / "derivatives" / "x" / "dseg.tsv").write_bytes(table)
+    (source / "derivatives" / "._dseg.tsv").write_bytes(b"\xff\0of macOS")
+    return truth
+
+
+def test_values_of_one_name_keep_their_own_label(tmp_path: Path, messages: pytest.LogCaptureFixture) -> None:
+    table = b"index\tname\n3\thippocampus\n\n5\tbackground\n8\thippocampus\n9\n11\thippocampus\n"
+    truth = brain(tmp_path / "ds", table)
+    root = convert_archive("bids", tmp_path / "ds", tmp_path / "raw", 1, layout=Layout("Dataset502_One"))
+    dataset = read_dataset(root)
+    assert dataset.labels.names == ("hippocampus_3", "background_5", "hippocampus_8")
+    assert dataset.training[0].label is not None
+    assert np.array_equal(read(dataset.training[0].label), (truth == 3) + 2 * (truth == 5) + 3 * (truth == 8))
+    assert "background_5, hippocampus_3, hippocampus_8 have their value" in " ".join(messages.messages)
+
+
+def test_a_table_of_names_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    layout = Layout("Dataset502_One")
+    for table, said in (
+        ("index\tname\n3\tHirnh\u00e4lfte\n".encode("latin-1"), "cannot be read as text"),
+        (b"index\tname\n3\ta\0b\n", "cannot be read as text"),
+        (b"index\tname\n3\ta\n\n3\tb\n", "line 4 names 3 b, an earlier one a"),
+    ):
+        brain(tmp_path / "ds", table)
+        with pytest.raises(UserError, match=rf"dseg\.tsv: {said}"):
+            convert_archive("bids", tmp_path / "ds", tmp_path / "raw", 1, layout=layout)
+    named = Layout("Dataset502_One", labels=("a", "b", "c"))  # names that are given need no table
+    root = convert_archive("bids", tmp_path / "ds", tmp_path / "raw", 1, layout=named)
+    assert read_dataset(root).labels.names == ("a", "b", "c")
+
+
+def test_a_task_with_two_labels_of_one_name_is_refused(tmp_path: Path) -> None:
+    task = tmp_path / "Task04_Hippocampus"
+    nifti(task / "imagesTr" / "h_001.nii.gz", volume())
+    nifti(task / "labelsTr" / "h_001.nii.gz", labels(1, 2))
+    facts = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "Part", "2": "Part"},
+        "training": [{"image": "./imagesTr/h_001.nii.gz", "label": "./labelsTr/h_001.nii.gz"}],
+    }
+    (task / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=f"source={task}: labels: Part is the name of label 1 and of label 2"):
+        convert_archive("msd", task, tmp_path / "raw", 1, layout=Layout())
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_solution_that_is_no_table_is_named(tmp_path: Path) -> None:
+    solution = tmp_path / "stage1_solution.csv"
+    for text, said in (
+        ("ImageId,EncodedPixels,Height,Width\n\na,1 2 3,3,4\n", "line 3 has no pairs"),
+        ("ImageId,EncodedPixels,Height,Width\na,1 2,3,x\n", "line 2 has no pairs"),
+        ("ImageId,Height,Width\na,3,4\n", "must name the columns"),
+        ("ImageId,EncodedPixels,Height,Width\na," + "1 2 " * 50000 + ",3,4\n", "cannot be read as a table"),
+    ):
+        solution.write_text(text)
+        with pytest.raises(UserError, match=rf"stage1_solution\.csv: .*{said}"):
+            convert_archive("nuclei", tmp_path, tmp_path / "raw", 1, layout=Layout())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 
 from umamba.cli.compose import settings_of
 from umamba.datasets import inspect_case, read_dataset
@@ -91,3 +92,28 @@ def test_the_command_names_its_keys(raw: Path) -> None:
         settings_of(ConvertSettings, ["archive=msd", f"source={raw.parent}", "datasets=[A,B]"])
     with pytest.raises(UserError, match="name=Dataset700_Joined"):
         convert_archive("merge", raw.parent, raw.parent, 1, layout=Layout())
+
+
+def test_tiff_volumes_keep_their_spacing(tmp_path: Path) -> None:
+    """nnU-Net keeps it in a file CASE.json beside the image and beside the label map."""
+    rng = np.random.default_rng(0)
+    spacings = {"Dataset001_A": [4.0, 0.5, 0.75], "Dataset002_B": None}
+    for (name, spacing), label in zip(spacings.items(), ("liver", "spleen"), strict=True):
+        root = tmp_path / name
+        for folder, file in (("imagesTr", "c_0000"), ("labelsTr", "c")):
+            (root / folder).mkdir(parents=True)
+            array = rng.integers(0, 2 if folder == "labelsTr" else 255, (6, 16, 16)).astype(np.uint8)
+            tifffile.imwrite(root / folder / f"{file}.tif", array)
+            if spacing:
+                (root / folder / "c.json").write_text(json.dumps({"spacing": spacing}))
+        facts = {"channel_names": {"0": "x"}, "labels": {"background": 0, label: 1}, "numTraining": 1}
+        (root / "dataset.json").write_text(json.dumps({**facts, "file_ending": ".tif"}))
+    layout = Layout("Dataset700_Joined")
+    target = convert_archive("merge", tmp_path, tmp_path, 1, layout=layout, datasets=tuple(spacings))
+    dataset = read_dataset(target)
+    for case, expected in zip(dataset.training, ((4.0, 0.5, 0.75), (1.0, 1.0, 1.0)), strict=True):
+        inspection = inspect_case(dataset, case)
+        assert inspection.image is not None
+        assert inspection.label is not None
+        assert inspection.label.geometry.spacing == inspection.image.geometry.spacing == expected
+        assert [finding for finding in inspection.findings if finding.severity == "error"] == []

@@ -67,6 +67,46 @@ def test_a_changed_folder_is_made_again(nuclei: Path, tmp_path: Path) -> None:
     assert len(read_dataset(classes_of_instances(nuclei, tmp_path / "classes", 1)).training) == 2
 
 
+def test_classes_of_unchanged_pictures_are_never_removed(nuclei: Path, tmp_path: Path) -> None:
+    """A training may be reading them."""
+    picture = sorted((nuclei / "imagesTr").iterdir())[0]
+    instances = nuclei / "instancesTr" / f"{picture.stem}_label.tiff"
+    for path in (picture, instances):
+        path.rename(tmp_path / path.name)
+    root = classes_of_instances(nuclei, tmp_path / "classes", 1)
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in root.glob("*T[rs]/*")}
+    assert len(before) == 3 * (2 + 2)
+    for path in (picture, instances):
+        (tmp_path / path.name).rename(path)
+    assert classes_of_instances(nuclei, tmp_path / "classes", 1) == root
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in before} == before
+    assert len(read_dataset(root).training) == 3
+
+
+def test_folders_of_one_name_keep_their_own_classes(nuclei: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / nuclei.name
+    shutil.copytree(nuclei, other)
+    for picture in sorted((other / "imagesTr").iterdir())[1:]:
+        picture.unlink()
+    first = classes_of_instances(nuclei, tmp_path / "classes", 1)
+    made = {path: path.stat().st_mtime_ns for path in first.rglob("*.*")}
+    second = classes_of_instances(other, tmp_path / "classes", 1)
+    assert [len(read_dataset(root).training) for root in (first, second)] == [3, 1]
+    assert first.name == second.name == nuclei.name  # the name of the prepared cases
+    relative = tmp_path / "other" / ".." / nuclei.name
+    assert classes_of_instances(relative, tmp_path / "classes", 1) == first
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*.*")} == made
+
+
+def test_classes_whose_conversion_was_interrupted_are_completed(nuclei: Path, tmp_path: Path) -> None:
+    root = classes_of_instances(nuclei, tmp_path / "classes", 1)
+    whole = {path: path.read_bytes() for path in root.rglob("*.*")}
+    for path in (root / "dataset.json", sorted(root.glob("labelsTr/*"))[0]):
+        path.unlink()
+        classes_of_instances(nuclei, tmp_path / "classes", 1)
+        assert {path: path.read_bytes() for path in root.rglob("*.*")} == whole
+
+
 def test_a_picture_without_instances_is_named(nuclei: Path, tmp_path: Path) -> None:
     lost = sorted((nuclei / "instancesTr").iterdir())[0]
     lost.unlink()

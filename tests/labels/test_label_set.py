@@ -84,3 +84,13 @@ def test_values_that_no_label_map_holds_are_refused_at_once(value: int) -> None:
         LabelSet.from_json({"background": 0, "a": value})
     with pytest.raises(UserError, match="must be consecutive"):
         LabelSet.from_json({"background": 0, "a": 30_000})
+
+
+def test_labels_in_any_order_are_those_of_their_values() -> None:
+    """As in nnU-Net: the k-th output of a network is the value k, wherever its name stands in the file."""
+    shuffled = LabelSet.from_json({"tumour": 2, "ignore": 3, "background": 0, "kidney": 1})
+    assert shuffled == LabelSet(("kidney", "tumour"), ((1,), (2,)), ignore=3)
+    with pytest.raises(ValueError, match=r"1, 2, 3, \.\.\. in this order, not \(\(2,\), \(1,\)\)"):
+        LabelSet(("tumour", "kidney"), ((2,), (1,)))
+    regions = {"background": 0, "core": 2, "whole": [1, 2]}
+    assert LabelSet.from_json(regions, [2, 1]).names == ("core", "whole")  # regions have outputs of their own

@@ -4,10 +4,10 @@
     derivatives/PIPELINE/sub-ID/.../sub-ID_dseg.nii.gz  label maps (dseg or mask); choose one of several kinds
     derivatives/PIPELINE/[..._]dseg.tsv                 names of the label values: columns index, name
 
-The sessions of a subject are one group, so that they are in one fold.
+A name that several label values have gets the value behind it. The sessions of a subject are one group, so that they
+are in one fold.
 """
 
-import csv
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -15,8 +15,10 @@ from pathlib import Path
 from umamba.datasets.convert_common import Converter, SourceCase
 from umamba.datasets.convert_patients import Layout, generic
 from umamba.io import UserError
+from umamba.io.rows import find_columns
 
 _IMAGE = re.compile(r"(?P<entities>sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9]+)*)_(?P<suffix>[A-Za-z0-9]+)\.nii(\.gz)?")
+_INDEX = re.compile(r"[0-9]{1,9}")
 _LABEL_SUFFIXES = ("dseg", "mask")
 _NOT_RAW = ("derivatives", "sourcedata", "code")
 # These entities say which subject and session it is, or from which image a label map was made; the others are the kind.
@@ -35,7 +37,8 @@ def bids(source: Path, layout: Layout, workers: int) -> Converter:
         workers: threads that read the label values.
 
     Raises:
-        UserError: channels and label map cannot be told apart, or files are missing or not unique.
+        UserError: channels and label map cannot be told apart, files are missing or not unique, or a table of names
+            cannot be read.
     """
     images, labels = _files(source, raw=True), _files(source, raw=False)
     kinds = Counter(kind for own in labels.values() for kind in own)
@@ -63,7 +66,8 @@ def bids(source: Path, layout: Layout, workers: int) -> Converter:
             map_ = labels.get(subject, {}).get(label)
             name = "_".join(filter(None, subject))
             cases.append(SourceCase(name, "Tr" if map_ else "Ts", own, (_one(map_),) if map_ else (), subject[0]))
-    return generic(layout, channels, lambda _: cases, cases, workers, _names(source))
+    names = {} if layout.labels else _names(source)
+    return generic(layout, channels, lambda _: cases, cases, workers, names)
 
 
 def _files(source: Path, raw: bool) -> Files:
@@ -93,8 +97,15 @@ def _one(paths: list[Path]) -> Path:
 def _names(source: Path) -> dict[int, str]:
     """Return the names of the label values from the first table of them."""
     for path in sorted(source.rglob("*dseg.tsv")):
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-        if rows and {"index", "name"} <= set(rows[0]):
-            return {int(row["index"]): row["name"] for row in rows if str(row["index"]).isdecimal()}
+        rows = None if path.name.startswith(".") else find_columns(path, ("index", "name"), "\t")
+        if rows is None:
+            continue
+        names: dict[int, str] = {}
+        for line, (index, name) in rows:
+            if _INDEX.fullmatch(index) and name and names.setdefault(int(index), name) != name:
+                first = names[int(index)]
+                raise UserError(
+                    f"{path}: line {line} names {index} {name}, an earlier one {first}. Keep one of the two."
+                )
+        return names
     return {}

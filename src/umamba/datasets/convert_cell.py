@@ -152,6 +152,7 @@ CELL = Converter(
     published=(1000, 101),
     source="zenodo.org/records/10719375 (Training-labeled and Tuning), neurips22-cellseg.grand-challenge.org",
     licence="see neurips22-cellseg.grand-challenge.org",
+    made_with={"archive": "cell"},
     find=find_cells,
     read_image=read_picture,
     read_label=read_classes,

@@ -2,7 +2,8 @@
 
 A converter lists the cases of an archive and reads an image and a label. This module writes them atomically, so that an
 interrupted conversion continues. It writes dataset.json last, so a folder with this file is complete, and none of its
-training images is also a test image.
+training images is also a test image. A file of an earlier conversion is kept only if it was made from the same files in
+the same way (see `made_from`).
 """
 
 import hashlib
@@ -13,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import SimpleITK as sitk
 
 from umamba.datasets.declared import dataset_json
-from umamba.io import UserError, below, exclusive, make_folder, write_image, write_json
+from umamba.datasets.made_from import begin, origin
+from umamba.io import UserError, below, exclusive, make_folder, read_json, write_image, write_json
 from umamba.io.decode import decode
 from umamba.io.voice import tracked
 
@@ -64,6 +66,8 @@ class Converter:
         published: number of training and test cases in the paper; None for a dataset that is not in the paper.
         source: where the archive is published; empty for a dataset of the user's.
         licence: licence of the data.
+        made_with: everything but the source files that decides what the converted files hold: the archive's kind, the
+            label values in their order, a crop. Plain values. If it changes, the cases are converted again.
         find: lists the cases in a folder.
         read_image: reads an image file of a case; a 4D image has the channels along its last axis.
         read_label: reads the label map of a case from all its label files.
@@ -79,6 +83,7 @@ class Converter:
     published: tuple[int, int] | None
     source: str
     licence: str
+    made_with: Mapping[str, Any]
     find: Callable[[Path], list[SourceCase]]
     read_image: Callable[[Path], sitk.Image]
     read_label: Callable[[tuple[Path, ...]], sitk.Image]
@@ -87,7 +92,10 @@ class Converter:
 
 
 def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path:
-    """Convert an archive to a dataset in nnU-Net's raw layout; files that exist are not converted again.
+    """Convert an archive to a dataset in nnU-Net's raw layout.
+
+    Files of an earlier conversion that were made from the same source files in the same way are kept. Its other files
+    are replaced, or removed if the source no longer has their case.
 
     Args:
         converter: how to convert it.
@@ -99,15 +107,19 @@ def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path
         The dataset's folder, raw/<converter.folder>.
 
     Raises:
-        UserError: the source holds no training case, a label is missing, a file cannot be read, or an image is both a
-            training and a test image.
+        UserError: the source holds no training case, a label is missing, two labels have one name, a file cannot be
+            read, an image is both a training and a test image, or the dataset's folder holds files of unknown origin.
     """
     if not source.is_dir():
         raise UserError(f"source={source}: no such folder. Unpack the archive and pass its folder.")
     cases = converter.find(source)
     _check_cases(cases, source, converter)
+    counts = {split: sum(case.split == split for case in cases) for split in ("Tr", "Ts")}
+    content = _content(converter, cases, counts["Tr"], source)
     target = below(raw, converter.folder)
+    files = planned_files(converter, target, cases)
     with exclusive(raw / f".{converter.folder}.lock", f"the conversion of {converter.folder}"):
+        begin(target, files)
         for case in cases:
             for kind in ("images", "labels", *(("instances",) if converter.read_instances else ())):
                 make_folder(target / f"{kind}{case.split}")
@@ -121,22 +133,47 @@ def convert(converter: Converter, source: Path, raw: Path, workers: int) -> Path
         )
         for remark in check_content(dict(zip(cases, digests, strict=True))):
             log.info(remark)
-        counts = {split: sum(case.split == split for case in cases) for split in ("Tr", "Ts")}
         for line in count_lines(converter, counts["Tr"], counts["Ts"]):
             log.info(line)
-        facts = {"licence": converter.licence, "reference": converter.source}
-        content = dataset_json(
-            converter.channel_names,
-            converter.labels,
-            counts["Tr"],
-            converter.file_ending,
-            **{name: text for name, text in facts.items() if text},
-        )
-        groups = {case.case_id: case.group for case in cases if case.group and case.split == "Tr"}
-        if len(set(groups.values())) < len(groups):
-            content["groups"] = groups
-        write_json(target / "dataset.json", content)
+        path = target / "dataset.json"
+        if not path.exists() or read_json(path) != content:  # its time tells when the conversion was complete
+            write_json(path, content)
     return target
+
+
+def _content(converter: Converter, cases: Sequence[SourceCase], training: int, source: Path) -> dict[str, Any]:
+    """Return the content of dataset.json."""
+    facts = {"licence": converter.licence, "reference": converter.source}
+    facts = {name: text for name, text in facts.items() if text}
+    try:
+        content = dataset_json(converter.channel_names, converter.labels, training, converter.file_ending, **facts)
+    except UserError as error:
+        raise UserError(f"source={source}: {error}") from None
+    groups = {case.case_id: case.group for case in cases if case.group and case.split == "Tr"}
+    if len(set(groups.values())) < len(groups):
+        content["groups"] = groups
+    return content
+
+
+def planned_files(converter: Converter, target: Path, cases: Sequence[SourceCase]) -> dict[str, str]:
+    """Return the files that a conversion writes, below the dataset's folder, and what each is made from (`origin`).
+
+    Args:
+        converter: how it is converted.
+        target: the dataset's folder.
+        cases: the cases of the archive.
+
+    Raises:
+        UserError: a case's name cannot be a file name, or a source file does not exist.
+    """
+    files: dict[Path, str] = {}
+    for case in cases:
+        images, label, instances = _paths(converter, target, case)
+        files |= dict.fromkeys(images, origin(converter.made_with, case.images))
+        if case.labels:
+            made = origin(converter.made_with, case.labels)
+            files |= {path: made for path in (label, instances) if path is not None}
+    return {path.relative_to(target).as_posix(): made for path, made in files.items()}
 
 
 def count_lines(converter: Converter, training: int, test: int) -> list[str]:
@@ -234,8 +271,7 @@ def _check_cases(cases: Sequence[SourceCase], source: Path, converter: Converter
 
 def _write_case(converter: Converter, target: Path, case: SourceCase) -> bool:
     """Write the missing files of a case; return whether its image or label was missing."""
-    images = [image_path(converter, target, case, channel) for channel in range(converter.channel_files)]
-    label = below(target, f"labels{case.split}", f"{case.case_id}{converter.file_ending}")
+    images, label, instances = _paths(converter, target, case)
     was_missing = False
     if not all(image.exists() for image in images):
         for image, channel in zip(images, _channels(converter, case), strict=True):
@@ -244,11 +280,18 @@ def _write_case(converter: Converter, target: Path, case: SourceCase) -> bool:
     if case.labels and not label.exists():
         write_image(label, converter.read_label(case.labels))
         was_missing = True
-    if converter.read_instances and case.labels:
-        instances = below(target, f"instances{case.split}", f"{case.case_id}_label.tiff")
-        if not instances.exists():
-            write_image(instances, converter.read_instances(case.labels))
+    if converter.read_instances and instances and case.labels and not instances.exists():
+        write_image(instances, converter.read_instances(case.labels))
     return was_missing
+
+
+def _paths(converter: Converter, target: Path, case: SourceCase) -> tuple[list[Path], Path, Path | None]:
+    """Return the files of a case: images, label map, and numbered instances if the converter writes them."""
+    images = [image_path(converter, target, case, channel) for channel in range(converter.channel_files)]
+    label = below(target, f"labels{case.split}", f"{case.case_id}{converter.file_ending}")
+    if converter.read_instances is None:
+        return images, label, None
+    return images, label, below(target, f"instances{case.split}", f"{case.case_id}_label.tiff")
 
 
 def _channels(converter: Converter, case: SourceCase) -> list[sitk.Image]:

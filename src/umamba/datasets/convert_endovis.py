@@ -162,6 +162,7 @@ def endovis(crop: bool, videos: str) -> Converter:
         published=(1800, 1200),
         source="endovissub2017-roboticinstrumentsegmentation.grand-challenge.org",
         licence="see endovissub2017-roboticinstrumentsegmentation.grand-challenge.org",
+        made_with={"archive": "endovis", "crop": crop},
         find=partial(find_frames, videos=videos),
         read_image=partial(read_frame, crop=crop),
         read_label=partial(read_types, crop=crop),

@@ -49,6 +49,7 @@ def decathlon(source: Path, folder: str | None) -> Converter:
         published=None,
         source="medicaldecathlon.com",
         licence=str(facts.get("licence", "CC-BY-SA 4.0")),
+        made_with={"archive": "msd", "values": values},
         find=partial(_cases, root, facts),
         read_image=decode,
         read_label=lambda paths: renumbered(paths[0], values),

@@ -6,7 +6,7 @@ stage1_test/ID/images/ID.png
 stage1_solution.csv                   ImageId, EncodedPixels (runs down the columns, from pixel 1 on), Height, Width
 """
 
-import csv
+import re
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
@@ -19,9 +19,12 @@ from umamba.datasets.convert_cell import CELL, numbered
 from umamba.datasets.convert_common import Converter, SourceCase
 from umamba.io import UserError
 from umamba.io.decode import decode
+from umamba.io.rows import read_columns
 from umamba.labels.instance_maps import interior_and_boundary
 
 _TRAINING, _TEST, _SOLUTION = "stage1_train", "stage1_test", "stage1_solution.csv"
+_COLUMNS = ("ImageId", "EncodedPixels", "Height", "Width")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 Runs = dict[str, list[tuple[str, int, int]]]
 
 
@@ -34,7 +37,7 @@ def nuclei(source: Path) -> Converter:
     Raises:
         UserError: the solution cannot be read.
     """
-    solutions = sorted(source.rglob(_SOLUTION))
+    solutions = tuple(sorted(source.rglob(_SOLUTION))[:1])
     runs = _read_solution(solutions[0]) if solutions else {}
     return replace(
         CELL,
@@ -42,18 +45,20 @@ def nuclei(source: Path) -> Converter:
         published=None,
         source="bbbc.broadinstitute.org/BBBC038 (stage1_train, stage1_test, stage1_solution.csv)",
         licence="CC0",
-        find=partial(find_nuclei, runs=runs),
+        made_with={"archive": "nuclei"},
+        find=partial(find_nuclei, runs=runs, solutions=solutions),
         read_label=lambda paths: _classes(read_nuclei(paths, runs)),
         read_instances=lambda paths: numbered(read_nuclei(paths, runs)),
     )
 
 
-def find_nuclei(source: Path, runs: Runs) -> list[SourceCase]:
+def find_nuclei(source: Path, runs: Runs, solutions: tuple[Path, ...]) -> list[SourceCase]:
     """List the pictures.
 
     Args:
         source: folder of the unpacked archives; its subfolders are searched, too.
         runs: the solution of the test pictures; those without one are left out.
+        solutions: the file of the solution, which the labels of the test pictures are made from; none if there is none.
     """
     cases = []
     for image in sorted(source.rglob(f"{_TRAINING}/*/images/*.png")):
@@ -61,7 +66,7 @@ def find_nuclei(source: Path, runs: Runs) -> list[SourceCase]:
         cases.append(SourceCase(image.stem, "Tr", (image,), masks))
     for image in sorted(source.rglob(f"{_TEST}/*/images/*.png")):
         if image.stem in runs:
-            cases.append(SourceCase(image.stem, "Ts", (image,), (image,)))
+            cases.append(SourceCase(image.stem, "Ts", (image,), (image, *solutions)))
     return cases
 
 
@@ -69,7 +74,7 @@ def read_nuclei(paths: tuple[Path, ...], runs: Runs) -> np.ndarray:
     """Return the numbered nuclei of a picture.
 
     Args:
-        paths: the mask of each nucleus, or the picture itself if it is a test picture.
+        paths: the mask of each nucleus; or, for a test picture, itself and the file of the solution.
         runs: the solution of the test pictures.
 
     Returns:
@@ -124,13 +129,10 @@ def _classes(instances: np.ndarray) -> sitk.Image:
 
 def _read_solution(path: Path) -> Runs:
     runs: Runs = defaultdict(list)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            for row in csv.DictReader(stream):
-                runs[row["ImageId"]].append((row["EncodedPixels"], int(row["Height"]), int(row["Width"])))
-                if len(row["EncodedPixels"].split()) % 2:
-                    raise ValueError("an odd number of pixels")
-    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError) as error:
-        message = f"cannot be read ({error}); its columns must be ImageId, EncodedPixels, Height, Width."
-        raise UserError(f"{path}: {message} Get the file again.") from None
+    remedy = "Get the file again."
+    for line, (name, pixels, height, width) in read_columns(path, _COLUMNS, remedy=remedy):
+        words = pixels.split()
+        if len(words) % 2 or not all(_NUMBER.fullmatch(word) for word in (*words, height, width)):
+            raise UserError(f"{path}: line {line} has no pairs of pixel numbers with height and width. {remedy}")
+        runs[name].append((pixels, int(height), int(width)))
     return dict(runs)

@@ -4,7 +4,7 @@ SOURCE/PATIENT/ct.nii.gz, SOURCE/PATIENT/segmentations/STRUCTURE.nii.gz         
 SOURCE/PATIENT/PATIENT_t1.nii.gz, PATIENT_flair.nii.gz, ..., PATIENT_seg.nii.gz  BraTS and the like
 """
 
-import csv
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +15,9 @@ from umamba.datasets.convert_common import Converter, SourceCase, Split
 from umamba.datasets.label_values import merged, renumbered, values_in
 from umamba.io import UserError
 from umamba.io.decode import decode
+from umamba.io.rows import read_columns
+
+log = logging.getLogger(__name__)
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 _ENDING = ".nii.gz"
@@ -42,14 +45,15 @@ class Layout:
 def total_segmentator(source: Path, layout: Layout) -> Converter:
     """Return the converter of TotalSegmentator's training data, CT or MR.
 
-    Cases that meta.csv calls test become test cases. Where masks overlap, the structure that is named later counts.
+    Cases that meta.csv calls test become test cases; without this file there are none. Where masks overlap, the
+    structure that is named later counts.
 
     Args:
         source: folder of the patients.
         layout: `name` and `labels` are read.
 
     Raises:
-        UserError: the folder holds no such patient, or a chosen structure does not exist.
+        UserError: the folder holds no such patient, a chosen structure does not exist, or meta.csv cannot be read.
     """
     patients = sorted(folder.parent for folder in source.glob(f"*/{_STRUCTURES}") if folder.is_dir())
     images = {
@@ -66,8 +70,9 @@ def total_segmentator(source: Path, layout: Layout) -> Converter:
     unknown = sorted(set(layout.labels) - set(found))
     if unknown:
         raise UserError(f"labels: {', '.join(unknown)} is no structure of {source}. It has {', '.join(found)}.")
-    values = {name: value for value, name in enumerate(layout.labels or found, start=1)}
-    splits = _splits(source / "meta.csv")
+    structures = layout.labels or tuple(found)
+    values = {name: value for value, name in enumerate(structures, start=1)}
+    splits = _splits(source / "meta.csv", [path.name for path in patients])
 
     def find(_: Path) -> list[SourceCase]:
         cases = []
@@ -80,11 +85,12 @@ def total_segmentator(source: Path, layout: Layout) -> Converter:
     return Converter(
         folder=_name(layout),
         channel_names=("CT" if image.startswith("ct") else "MR",),
-        labels=tuple(values),
+        labels=structures,
         file_ending=_ENDING,
         published=None,
         source="zenodo.org/records/10047292 (CT) and zenodo.org/records/14710732 (MR)",
         licence="CC BY 4.0 (CT), CC BY-NC-SA 2.0 (MR)",
+        made_with={"archive": "totalsegmentator", "structures": structures},
         find=find,
         read_image=decode,
         read_label=lambda paths: merged((path, values[path.name.removesuffix(_ENDING)]) for path in paths),
@@ -95,13 +101,18 @@ def _masks(patient: Path) -> list[Path]:
     return sorted(path for path in (patient / _STRUCTURES).glob(f"*{_ENDING}") if not path.name.startswith("."))
 
 
-def _splits(path: Path) -> dict[str, Split]:
+def _splits(path: Path, patients: Sequence[str]) -> dict[str, Split]:
     """Return the split of each patient from meta.csv; nothing if there is no such file."""
-    if not path.is_file():
+    if not path.exists():
         return {}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter=";"))
-    return {str(row.get("image_id")): "Ts" if row.get("split") == "test" else "Tr" for row in rows}
+    remedy = "Get the file again; without it, all cases are training cases."
+    rows = read_columns(path, ("image_id", "split"), ";,", remedy)
+    splits: dict[str, Split] = {name: "Ts" if split.lower() == "test" else "Tr" for _, (name, split) in rows}
+    unlisted = [name for name in patients if name not in splits]
+    if unlisted:
+        shown = ", ".join(unlisted[:5]) + (", ..." if len(unlisted) > 5 else "")
+        log.warning("%s does not list %s (patients: %d). They become training cases.", path, shown, len(unlisted))
+    return splits
 
 
 def patient_folders(source: Path, layout: Layout, workers: int) -> Converter:
@@ -159,7 +170,8 @@ def generic(
         find: lists the cases.
         cases: the cases.
         workers: threads.
-        names: names of the label values, if they are known.
+        names: names of the label values, if they are known. A name that several values have, or that means the
+            background, gets the value behind it.
 
     Raises:
         UserError: the dataset has no name, or the number of names is not that of the values.
@@ -169,15 +181,23 @@ def generic(
     if layout.labels and len(layout.labels) != len(values):
         found = ", ".join(map(str, values))
         raise UserError(f"labels: {len(layout.labels)} names are given, but the label maps hold the values {found}.")
-    known = names or {}
+    named = [(names or {}).get(value, f"label_{value}") for value in values]
+    own = [
+        name if named.count(name) == 1 and name != "background" else f"{name}_{value}"
+        for name, value in zip(named, values, strict=True)
+    ]
+    if own != named and not layout.labels:
+        changed = ", ".join(sorted(set(own) - set(named)))
+        log.warning("labels: %s have their value behind their name, because it would not be theirs alone.", changed)
     return Converter(
         folder=folder,
         channel_names=tuple(channels),
-        labels=layout.labels or tuple(known.get(value, f"label_{value}") for value in values),
+        labels=layout.labels or tuple(own),
         file_ending=_ENDING,
         published=None,
         source="",
         licence="",
+        made_with={"values": values},
         find=find,
         read_image=decode,
         read_label=lambda paths: renumbered(paths[0], values),

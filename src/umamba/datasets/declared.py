@@ -27,10 +27,19 @@ def dataset_json(
         num_training: number of training cases.
         file_ending: ending of images and labels.
         **facts: further entries, such as the licence.
+
+    Raises:
+        UserError: two labels have the same name, or a name cannot be that of a label.
     """
+    values: dict[str, int] = {}
+    for value, name in enumerate(("background", *labels)):
+        if values.setdefault(name, value) != value:
+            meaning = "the background" if name == "background" else f"label {values[name]}"
+            raise UserError(f"labels: {shown(name)} is the name of {meaning} and of label {value}. Rename one of them.")
+    LabelSet.from_json(values)
     return {
         "channel_names": {str(index): name for index, name in enumerate(channel_names)},
-        "labels": {"background": 0} | {name: value for value, name in enumerate(labels, start=1)},
+        "labels": values,
         "numTraining": num_training,
         "file_ending": file_ending,
         **facts,

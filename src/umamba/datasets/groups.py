@@ -1,12 +1,12 @@
 """Read which cases belong together, such as a patient's: from groups.csv, or the key `groups` of dataset.json."""
 
-import csv
-import io
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from umamba.datasets.findings import Finding
+from umamba.io import UserError
+from umamba.io.rows import read_columns
 
 FILE = "groups.csv"
 _HEADER = ("case", "group")
@@ -58,20 +58,10 @@ def _entries(groups: Any) -> tuple[list[tuple[str, str]], str]:
 def _rows(path: Path) -> tuple[list[tuple[str, str]], str]:
     """Return cases and groups of a CSV file, or what is wrong."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        return [], f"cannot be read as text ({error})."
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        if not set(_HEADER) <= set(reader.fieldnames or ()):
-            return [], "its first line must name the columns: case,group (separated by a comma)."
-        lines, rows = [], []
-        for row in reader:
-            lines.append(reader.line_num)  # blank lines are no rows
-            rows.append(((row["case"] or "").strip(), (row["group"] or "").strip()))
-    except csv.Error as error:
-        return [], f"cannot be read as a table ({error})."
-    incomplete = [line for line, (case_id, group) in zip(lines, rows, strict=True) if not case_id or not group]
+        rows = read_columns(path, _HEADER)
+    except UserError as error:
+        return [], str(error).removeprefix(f"{path}: ")
+    incomplete = [line for line, (case_id, group) in rows if not case_id or not group]
     if incomplete:
         return [], f"line {incomplete[0]} has no case or no group."
-    return rows, ""
+    return [(case_id, group) for _, (case_id, group) in rows], ""

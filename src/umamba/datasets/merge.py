@@ -17,6 +17,7 @@ from umamba.datasets.declared import dataset_json
 from umamba.datasets.label_values import mapped
 from umamba.datasets.nnunet_raw import RawCase, RawDataset, read_dataset
 from umamba.io import UserError, below, exclusive, make_folder, write_image, write_json
+from umamba.io.tiff_spacing import read_spacing, spacing_file, write_spacing
 from umamba.labels import LabelSet
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,12 @@ def values_in_joint(own: LabelSet, joint: LabelSet) -> Mapping[int, int]:
 
 
 def _write_label(dataset: RawDataset, case: RawCase, labels: LabelSet, target: Path) -> None:
-    """Write the label map of a case."""
+    """Write the label map of a case, and the spacing of a TIFF volume beside it."""
     if case.label is None:
         raise UserError(f"{dataset.root}: {case.case_id} has no label map. Add it, or remove the image.")
-    write_image(_label_path(dataset, case, target), mapped(case.label, values_in_joint(dataset.labels, labels)))
+    path = _label_path(dataset, case, target)
+    write_image(path, mapped(case.label, values_in_joint(dataset.labels, labels)))
+    beside = spacing_file(case.label)
+    if beside is not None:
+        z, y, x = read_spacing(beside)
+        write_spacing(path, (z, y, x))

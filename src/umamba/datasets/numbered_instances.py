@@ -8,15 +8,14 @@ The result is a dataset in nnU-Net's raw layout with the labels background, inte
 depth. It keeps the instances for the scores.
 """
 
-import shutil
+import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from umamba.datasets.convert_cell import CELL, ENDINGS, label_file, read_depth
-from umamba.datasets.convert_common import SourceCase, Split, convert
-from umamba.io import UserError, exclusive, read_json, write_json
-from umamba.io.documents import OWN_BYTES
+from umamba.datasets.convert_common import SourceCase, Split, convert, planned_files
+from umamba.datasets.made_from import is_made_from
+from umamba.io import exclusive
 from umamba.labels.instance_depth import DEPTH_CLASSES
 
 SPLITS: tuple[Split, ...] = ("Tr", "Ts")
@@ -34,6 +33,8 @@ def holds_instances(root: Path) -> bool:
 def classes_of_instances(root: Path, folder: Path, workers: int, targets: str = "boundary") -> Path:
     """Convert a folder of numbered instances, unless that is done and the folder has not changed since.
 
+    If it has changed, only the classes of the changed pictures are made again, because others may be reading the rest.
+
     Args:
         root: the folder of numbered instances.
         folder: where converted datasets are written.
@@ -41,31 +42,35 @@ def classes_of_instances(root: Path, folder: Path, workers: int, targets: str = 
         targets: boundary (the classes interior and boundary), or depth (levels of depth, see `instance_depth`).
 
     Returns:
-        The converted dataset, folder/<name of root>, or folder/<name of root>Depth.
+        The converted dataset, folder/<name of root>_<hash of its path>/<name of root>, or .../<name of root>Depth. The
+        hash keeps folders of one name apart.
 
     Raises:
         UserError: there is no training picture, a picture has no instances, or a file cannot be read.
     """
     name = root.name + ("Depth" if targets == "depth" else "")
-    target = folder / name
-    listing = {
-        path.relative_to(root).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns]
-        for split in SPLITS
-        for kind in ("images", "instances")
-        for path in sorted((root / f"{kind}{split}").glob("*.*"))
-    }
-    made_from = target / "made_from.json"
-    if _read(made_from) == listing:
+    place = folder / f"{root.name}_{hashlib.blake2b(bytes(root.resolve()), digest_size=4).hexdigest()}"
+    target = place / name
+    converter = replace(
+        CELL,
+        folder=name,
+        published=None,
+        source=str(root),
+        licence="",
+        made_with={"archive": "instances", "targets": targets},
+        find=find_instances,
+    )
+    if targets == "depth":
+        converter = replace(converter, labels=DEPTH_CLASSES, read_label=read_depth)
+
+    def is_done() -> bool:
+        return is_made_from(target, planned_files(converter, target, find_instances(root)))
+
+    if is_done():
         return target
-    with exclusive(folder / f".{name}.made.lock", f"the classes of {name}"):
-        if _read(made_from) == listing:
-            return target
-        shutil.rmtree(target, ignore_errors=True)
-        converter = replace(CELL, folder=name, published=None, source=str(root), licence="", find=find_instances)
-        if targets == "depth":
-            converter = replace(converter, labels=DEPTH_CLASSES, read_label=read_depth)
-        convert(converter, root, folder, workers)
-        write_json(made_from, listing)
+    with exclusive(place / f".{name}.made.lock", f"the classes of {name}"):
+        if not is_done():
+            convert(converter, root, place, workers)
     return target
 
 
@@ -81,11 +86,3 @@ def find_instances(root: Path) -> list[SourceCase]:
         for image in sorted((root / f"images{split}").glob("*.*"))
         if image.suffix.lower() in ENDINGS
     ]
-
-
-def _read(made_from: Path) -> Any:
-    """Return what the classes were made from; None if the file is missing or damaged, so that they are made again."""
-    try:
-        return read_json(made_from, OWN_BYTES)
-    except UserError:
-        return None

@@ -4,8 +4,7 @@ A case that is not listed carries all labels. In the label map of a listed case,
 case carries": background, or a label that nobody looked for.
 """
 
-import csv
-import io
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from umamba.io import UserError, read_json
+from umamba.io.rows import read_columns
 from umamba.labels.label_set import LabelSet
 from umamba.settings.wording import nearest, shown
 
@@ -48,7 +48,7 @@ def read_annotated(
     try:
         entries = _rows(path) if path.exists() else _entries(declared[KEY], cases)
     except UserError as error:
-        return {}, [str(error)]
+        return {}, [str(error).removeprefix(f"{root}{os.sep}")]  # the caller names the dataset
     file = FILE if path.exists() else KEY
     problems = []
     unknown = sorted(set(entries) - set(cases))
@@ -160,20 +160,9 @@ def _entries(given: Any, cases: Collection[str]) -> dict[str, set[str]]:
 
 def _rows(path: Path) -> dict[str, set[str]]:
     """Return the labels of each case in the CSV file."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.name}: cannot be read as text ({error}).") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
     found: dict[str, set[str]] = {}
-    try:
-        if not set(_HEADER) <= set(reader.fieldnames or ()):
-            raise UserError(f"{path.name}: its first line must name the columns: case,label (separated by a comma).")
-        for number, row in enumerate(reader, start=2):
-            case_id, name = ((row[column] or "").strip() for column in _HEADER)
-            if not case_id or not name:
-                raise UserError(f"{path.name}: line {number} has no case or no label.")
-            found.setdefault(case_id, set()).add(name)
-    except csv.Error as error:
-        raise UserError(f"{path.name}: cannot be read as a table ({error}).") from None
+    for line, (case_id, name) in read_columns(path, _HEADER):
+        if not case_id or not name:
+            raise UserError(f"{path}: line {line} has no case or no label. Complete or remove it.")
+        found.setdefault(case_id, set()).add(name)
     return found

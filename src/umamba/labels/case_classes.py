@@ -170,11 +170,12 @@ def read_case_table(path: Path, *, predicted: bool = False) -> CaseTable:
         text = Path(path).read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]
         delimiter = ";" if ";" in first and "," not in first else ","
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(row)]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        rows = [(reader.line_num, row) for row in reader if any(row)]
     except (OSError, ValueError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{path}: cannot be read as a table ({reason}). {remedy}") from None
-    head = [from_cell(cell.strip()) for cell in rows[0]] if rows else []
+    head = [from_cell(cell.strip()) for cell in rows[0][1]] if rows else []
     if head.count(CASE) != 1 or len(head) < 2:
         raise UserError(f"{path}: its first line must name the column case and a column of classes. {remedy}")
     place = head.index(CASE)
@@ -182,13 +183,13 @@ def read_case_table(path: Path, *, predicted: bool = False) -> CaseTable:
     if not predicted:
         _check_names(columns, str(path))
     table: dict[str, tuple[str, ...]] = {}
-    for number, row in enumerate(rows[1:], start=2):
+    for line, row in rows[1:]:
         if len(row) != len(head):
-            raise UserError(f"{path}: row {number} has {len(row)} cells, the first one {len(head)}. {remedy}")
+            raise UserError(f"{path}: line {line} has {len(row)} cells, the first one {len(head)}. {remedy}")
         cells = [from_cell(cell.strip()) for cell in row]
         case = cells.pop(place)
         if not case:
-            raise UserError(f"{path}: row {number} has no case. {remedy}")
+            raise UserError(f"{path}: line {line} has no case. {remedy}")
         if case in table:
             raise UserError(f"{path}: the case {case} has two rows. Keep one of them.")
         table[case] = tuple(cells)

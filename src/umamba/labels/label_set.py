@@ -5,7 +5,7 @@ several values. If there is one, every entry has its own sigmoid output, and `re
 each of them writes into the final map; later ones overwrite earlier ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ class LabelSet:
     """The foreground classes of a dataset.
 
     Attributes:
-        names: foreground names in the order of dataset.json, without background and ignore.
+        names: foreground names without background and ignore: plain labels in the order of their values, because the
+            k-th output of a network stands for the value k (as in nnU-Net); regions in the order of dataset.json.
         values: the label values of each name: one, or several for a region.
         ignore: value of the voxels that loss and scores skip, or None. It is always the highest value.
         region_order: `regions_class_order`, the value that each region writes; None for plain labels.
@@ -30,6 +31,16 @@ class LabelSet:
     values: tuple[tuple[int, ...], ...]
     ignore: int | None = None
     region_order: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse plain labels that are not 1, 2, 3, ... in this order.
+
+        Raises:
+            ValueError: they are not.
+        """
+        ordered = tuple((value,) for value in range(1, len(self.names) + 1))
+        if self.region_order is None and self.values != ordered:
+            raise ValueError(f"plain labels must have the values 1, 2, 3, ... in this order, not {self.values}")
 
     @property
     def has_regions(self) -> bool:
@@ -107,9 +118,11 @@ class LabelSet:
         if not has_regions and regions_class_order is not None:
             _check_order(regions_class_order, values)  # nnU-Net ignores it without regions
         order = _order_of(names, values, regions_class_order) if has_regions else None
-        label_set = cls(names, values, ignore, order)
-        _check_consecutive(label_set)
-        return label_set
+        _check_consecutive({0}.union(*values, () if ignore is None else (ignore,)))
+        if not has_regions:
+            names = tuple(sorted(names, key=entries.__getitem__))
+            values = tuple(entries[name] for name in names)
+        return cls(names, values, ignore, order)
 
     def to_json(self) -> dict[str, Any]:
         """Return `labels` and `regions_class_order` (None for plain labels) as dataset.json writes them."""
@@ -155,10 +168,9 @@ def _check_unique(names: Sequence[str], values: Sequence[tuple[int, ...]]) -> No
         owner[value] = name
 
 
-def _check_consecutive(label_set: LabelSet) -> None:
-    found = label_set.all_values
-    if found != tuple(range(len(found))):
-        missing = sorted(set(range(found[-1])) - set(found))
+def _check_consecutive(found: Set[int]) -> None:
+    missing = sorted(set(range(max(found))) - found)
+    if missing:
         listed = shown(missing)
         raise UserError(f"labels: the values must be consecutive from 0 on, but {listed} are missing. Renumber them.")
 
