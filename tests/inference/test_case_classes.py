@@ -1,16 +1,18 @@
 """Classes of whole images: the weighted mean over tiles, against a slow version; and their table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from torch import Tensor, nn
 
 from umamba.inference import Model, Predictor
-from umamba.inference.case_classes import image_logits, read_classes, write_classes
+from umamba.inference.case_classes import Probabilities, classify, image_logits, read_classes, write_classes
+from umamba.inference.prepared_image import PreparedImage
 from umamba.io import Geometry, Image, UserError
 from umamba.labels.case_classes import CaseHeads, CaseTask
 from umamba.networks.heads import build_case_head
@@ -146,6 +148,51 @@ def test_networks_for_classes_alone_segment_nothing(make_model: Callable[..., Mo
     with pytest.raises(UserError, match="segments nothing"):
         predictor.predict_cases([], Path("nowhere"), PredictionSettings(probabilities=True))
     assert set(predictor.classify_image(image())) == {"grade", "side"}
+
+
+def test_classes_belong_to_one_image(make_model: Callable[..., Model], tmp_path: Path) -> None:
+    """Another image of the same name is refused; with overwrite=true its row is made again, and the others stay."""
+    network = Deep(3)
+    model = with_head(make_model(network, (6, 8, 7), 2, num_channels=1), network, heads=CaseHeads(HEADS.tasks, True))
+    predictor, output = Predictor((model,)), tmp_path / "out"
+    folders = [tmp_path / name for name in ("first", "second")]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        voxels = np.random.default_rng(number).normal(number, size=(8, 9, 10)).astype(np.float32)
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(folder / "image.nii.gz"))
+        sitk.WriteImage(sitk.GetImageFromArray(voxels + 1), str(folder / f"other{number}.nii.gz"))
+    predictor.predict(folders[0], output, progress=False)
+    table = (output / "classes.csv").read_text()
+    predictor.predict(folders[0], output, progress=False)
+    with pytest.raises(
+        UserError, match=r"classes in \S*classes\.csv of other images than these.*: image\. Give another"
+    ):
+        predictor.predict(folders[1], output, progress=False)
+    assert (output / "classes.csv").read_text() == table
+    predictor.predict(folders[1], output, PredictionSettings(overwrite=True), progress=False)
+    predictor.predict(folders[1], tmp_path / "fresh", progress=False)
+    rows, fresh = (read_classes(path / "classes.csv", HEADS.tasks) for path in (output, tmp_path / "fresh"))
+    assert rows == {**fresh, "other0": rows["other0"]}
+
+
+def test_a_kill_keeps_the_classes_so_far(make_model: Callable[..., Model], tmp_path: Path) -> None:
+    network = Deep(3)
+    model = with_head(make_model(network, (6, 8, 7), 2, num_channels=1), network, heads=CaseHeads(HEADS.tasks, True))
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        volume = sitk.GetImageFromArray(np.random.default_rng(ord(name)).normal(size=(8, 9, 10)).astype(np.float32))
+        sitk.WriteImage(volume, str(tmp_path / "images" / f"{name}.nii.gz"))
+    seen: list[list[str]] = []
+
+    def dying(prepared: PreparedImage, models: Sequence[Model], tta: bool) -> Probabilities:
+        seen.append(sorted(read_classes(tmp_path / "out" / "classes.csv", HEADS.tasks)))
+        return classify(prepared, models, tta)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("umamba.inference.case_classes._WRITE_S", 0.0)
+        patch.setattr("umamba.inference.case_classes.classify", dying)
+        Predictor((model,)).predict(tmp_path / "images", tmp_path / "out", progress=False)
+    assert seen == [[], ["a"], ["a", "b"]]
 
 
 def test_the_table_keeps_what_it_holds(tmp_path: Path) -> None:

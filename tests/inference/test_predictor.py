@@ -200,6 +200,43 @@ def test_segmentations_of_different_networks_are_not_mixed(checkpoint: Path, ima
     assert len(other.predict(images, output, PredictionSettings(overwrite=True))) == 3
 
 
+def test_what_is_not_made_again_stays_what_it_is(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    """Of the same network it stays with its entry and volumes; that of another one would pass as made by this one."""
+    output, again = tmp_path / "out", PredictionSettings(overwrite=True)
+    first = Predictor.from_checkpoint(checkpoint, device="cpu")
+    first.predict(images, output, progress=False)
+    volumes, before = (output / "volumes.csv").read_text(), json.loads((output / "prediction.json").read_text())
+    some = tmp_path / "some"
+    some.mkdir()
+    shutil.copy(images / "a_0000.nii.gz", some)
+    first.predict(some, output, again, progress=False)
+    assert sorted((output / "volumes.csv").read_text().splitlines()) == sorted(volumes.splitlines())
+    after = json.loads((output / "prediction.json").read_text())
+    assert {name: entry["result"] for name, entry in after["cases"].items()} == {
+        name: entry["result"] for name, entry in before["cases"].items()
+    }
+    other = Predictor.from_checkpoint(save_checkpoint(tmp_path / "other.ckpt", seed=1), device="cpu")
+    made = {path: path.read_bytes() for path in output.glob("*.nii.gz")}
+    with pytest.raises(
+        UserError, match=r"by another network.*does not make again.*b\.nii\.gz, \S*c\.nii\.gz\. Give another"
+    ):
+        other.predict(some, output, again, progress=False)
+    assert {path: path.read_bytes() for path in output.glob("*.nii.gz")} == made
+    for name in "bc":
+        (output / f"{name}.nii.gz").unlink()
+    other.predict(some, output, again, progress=False)
+    assert list(json.loads((output / "prediction.json").read_text())["cases"]) == ["a"]
+
+
+def test_the_folder_of_the_images_is_no_output(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    (tmp_path / "link").symlink_to(images)
+    for output in (images, tmp_path / "link", images / "seg.nii.gz"):
+        with pytest.raises(UserError, match="is the folder of the images"):
+            predictor.predict(images, output, progress=False)
+    predictor.predict(images / "a_0000.nii.gz", images / "seg.nii.gz", progress=False)  # one file beside the other
+
+
 def test_good_images_are_done_and_bad_ones_named(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     (images / "b_0000.nii.gz").write_bytes((images / "b_0000.nii.gz").read_bytes()[:500])
     vectors = sitk.GetImageFromArray(np.zeros((4, 6, 6, 3), dtype=np.float32), isVector=True)

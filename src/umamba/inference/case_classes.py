@@ -12,6 +12,7 @@ import csv
 import itertools
 import logging
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor
 
 from umamba.datasets import RawCase
+from umamba.inference.digests import image_digest
 from umamba.inference.forward import at_once, by_single_threads, pooled_forward
 from umamba.inference.likeness import refuse_flat_image
+from umamba.inference.manifest import Manifest
 from umamba.inference.model import Model
 from umamba.inference.prepared_image import PreparedImage, prepare_image, warn_of_orientation
 from umamba.inference.problems import Problems
@@ -33,6 +36,7 @@ from umamba.labels.case_classes import CASE, CaseTask
 log = logging.getLogger(__name__)
 STEP = 1.0  # largest step between tiles as a fraction of the patch
 _DIGITS = 6
+_WRITE_S = 5.0  # a kill loses the classes of so many seconds at most
 Probabilities = tuple[tuple[float, ...], ...]  # of each class of each task
 
 
@@ -64,6 +68,7 @@ def classify_cases(
     new: Mapping[str, Probabilities],
     problems: Problems,
     tta: bool,
+    manifest: Manifest | None = None,
 ) -> None:
     """Write classes.csv; cases without a row, such as those of an interrupted command, are read and classified now.
 
@@ -74,6 +79,7 @@ def classify_cases(
         new: rows of cases that were classified together with their segmentation.
         problems: receives the cases that cannot be classified.
         tta: see `classify`.
+        manifest: notes of which image each row is; None: the segmentation of the case says it.
 
     Raises:
         StorageError: the table cannot be written.
@@ -84,6 +90,7 @@ def classify_cases(
     turn_channels = models[0].plan.reader is not None
     seen: set[str] = set()
     todo = [case for case in cases if case.case_id not in rows]
+    written = time.monotonic()
     try:
         for case in tracked(todo, "Classes", len(todo)):
             with problems.noting(case.case_id):
@@ -91,7 +98,13 @@ def classify_cases(
                 refuse_flat_image(image, models)
                 prepared = prepare_image(image, models, case.case_id)
                 warn_of_orientation(case.case_id, prepared.geometry, models, seen)
-                rows[case.case_id] = classify(prepared, models, tta)
+                found = classify(prepared, models, tta)
+                if manifest is not None:
+                    manifest.note_classes(case.case_id, case.images, image_digest(image))
+                rows[case.case_id] = found
+            if time.monotonic() - written >= _WRITE_S:
+                write_classes(path, heads.tasks, rows)
+                written = time.monotonic()
     finally:
         write_classes(path, heads.tasks, rows)
     log.info("Classes of %d cases: %s", len(rows), path)
@@ -166,6 +179,22 @@ def read_classes(path: Path, tasks: Sequence[CaseTask]) -> dict[str, Probabiliti
     except (OSError, ValueError, csv.Error):
         return {}
     return found
+
+
+def forget_classes(path: Path, tasks: Sequence[CaseTask], cases: Sequence[str]) -> None:
+    """Remove the rows of cases from a classes.csv.
+
+    Args:
+        path: the table; a missing one stays missing.
+        tasks: the tasks.
+        cases: names of the cases.
+
+    Raises:
+        StorageError: the table cannot be written.
+    """
+    rows = read_classes(path, tasks)
+    if not rows.keys().isdisjoint(cases):
+        write_classes(path, tasks, {name: row for name, row in rows.items() if name not in cases})
 
 
 def write_classes(path: Path, tasks: Sequence[CaseTask], rows: Mapping[str, Probabilities]) -> None:

@@ -27,6 +27,7 @@ def segment_first(
     *,
     device: str = "auto",
     engine: str = "auto",
+    precision: str = "auto",
     trust: str | Sequence[str] = (),
     reproducible: bool = False,
 ) -> Asked:
@@ -42,13 +43,16 @@ def segment_first(
         settings: how both stages segment.
         device: auto, cpu, cuda, ...
         engine: auto, torch or openvino.
+        precision: of the networks (see `Predictor.from_checkpoint`).
         trust: packages whose functions may build the networks.
         reproducible: the same bits for any number of threads (see `Model`).
 
     Raises:
         UserError: the checkpoints are no first stage, or one of other labels or channels than those of the second.
     """
-    predictor = Predictor.from_checkpoint(checkpoints, device, trust=trust, engine=engine, reproducible=reproducible)
+    predictor = Predictor.from_checkpoint(
+        checkpoints, device, precision, trust=trust, engine=engine, reproducible=reproducible
+    )
     source = predictor.models[0].source
     if any(model.configuration.previous_stage is not None for model in predictor.models):
         raise UserError(f"{source}: is itself the second stage of a cascade. Give the checkpoints of its first stage.")

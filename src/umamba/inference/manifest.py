@@ -20,7 +20,7 @@ import torch
 
 from umamba.inference.digests import label_digest, plain_digest
 from umamba.inference.model import Model
-from umamba.inference.outputs import Outputs
+from umamba.inference.outputs import CLASSIFIED, Outputs
 from umamba.inference.postprocessing import PostProcessing
 from umamba.io import provenance, storage_errors
 from umamba.io.versions import package_versions, source_digest
@@ -122,17 +122,14 @@ class Manifest:
         setups, cases = found.get("setups"), found.get("cases")
         self.setups: dict[str, Any] = dict(setups) if isinstance(setups, Mapping) else {}
         self.cases: dict[str, CaseEntry] = {}
-        for case_id, entry in cases.items() if isinstance(cases, Mapping) else ():
-            self._take(case_id, entry)
+        self.classified: dict[str, CaseEntry] = {}
+        for kept, entries in ((self.cases, cases), (self.classified, found.get(CLASSIFIED))):
+            for case_id, entry in entries.items() if isinstance(entries, Mapping) else ():
+                _take(kept, case_id, entry)
         if before is not None:
             for line in _lines(outputs.journal):
-                self._take(line.get("case"), line)
+                _take(self.classified if line.get(CLASSIFIED) else self.cases, line.get("case"), line)
         self._setup = ""
-
-    def _take(self, case_id: Any, found: Any) -> None:
-        entry = CaseEntry.from_json(found)
-        if entry is not None and isinstance(case_id, str):
-            self.cases[case_id] = entry
 
     def other_cases(self, cases: Sequence[str]) -> list[str]:
         """Return the further cases that an output holds: those of earlier commands with the same network and settings.
@@ -142,6 +139,16 @@ class Manifest:
         """
         # The only segmentation has the name of the output, and its entry that of the image.
         return [] if self._outputs.only is not None else [name for name in self.cases if name not in set(cases)]
+
+    def forget(self, cases: Sequence[str]) -> None:
+        """Remove the entries of cases that are segmented again.
+
+        Args:
+            cases: their names.
+        """
+        for name in cases:
+            self.cases.pop(name, None)
+            self.classified.pop(name, None)
 
     def use(self, setup: Mapping[str, Any]) -> None:
         """Name the setup of the cases that are segmented from now on.
@@ -165,19 +172,39 @@ class Manifest:
             StorageError: the journal cannot be written.
         """
         entry = CaseEntry(written_paths(images), image, label_digest(segmentation), self._setup)
-        line = json.dumps({"case": case_id, **asdict(entry)}, ensure_ascii=False) + "\n"
+        self._append(self.cases, case_id, entry)
+
+    def note_classes(self, case_id: str, images: Sequence[Path], image: str) -> None:
+        """Note a case that was classified without a segmentation, before its row is written.
+
+        Args:
+            case_id: the case.
+            images: its files.
+            image: hash of the image.
+
+        Raises:
+            StorageError: the journal cannot be written.
+        """
+        self._append(self.classified, case_id, CaseEntry(written_paths(images), image, "", self._setup), CLASSIFIED)
+
+    def _append(self, entries: dict[str, CaseEntry], case_id: str, entry: CaseEntry, *marks: str) -> None:
+        content = {"case": case_id, **asdict(entry), **dict.fromkeys(marks, True)}
+        line = json.dumps(content, ensure_ascii=False) + "\n"
         with self._lock, storage_errors(self._outputs.journal):
-            self.cases[case_id] = entry
+            entries[case_id] = entry
             with self._outputs.journal.open("a", encoding="utf-8") as file:
                 file.write(line)
 
     def content(self) -> dict[str, Any]:
         """Return what stands in prediction.json: the setups that cases name, or that is used now, and the cases."""
-        named = {self._setup, *(entry.setup for entry in self.cases.values())}
-        return {
+        named = {self._setup, *(entry.setup for kept in (self.cases, self.classified) for entry in kept.values())}
+        content = {
             "setups": {name: setup for name, setup in self.setups.items() if name in named},
             "cases": {case_id: asdict(entry) for case_id, entry in sorted(self.cases.items())},
         }
+        if self.classified:
+            content[CLASSIFIED] = {case_id: asdict(entry) for case_id, entry in sorted(self.classified.items())}
+        return content
 
 
 def written_paths(images: Sequence[Path]) -> tuple[str, ...]:
@@ -187,6 +214,13 @@ def written_paths(images: Sequence[Path]) -> tuple[str, ...]:
         images: its files.
     """
     return tuple(os.fsencode(os.path.abspath(path)).decode("utf-8", "replace") for path in images)
+
+
+def _take(kept: dict[str, CaseEntry], case_id: Any, found: Any) -> None:
+    """Keep what a file holds, if it is the entry of a case."""
+    entry = CaseEntry.from_json(found)
+    if entry is not None and isinstance(case_id, str):
+        kept[case_id] = entry
 
 
 def _lines(journal: Path) -> list[dict[str, Any]]:

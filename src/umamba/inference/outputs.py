@@ -24,8 +24,9 @@ FORMS = {
 DICOM_FORMS = ("dicom_seg", "dicom_labelmap", "rtstruct", "secondary_capture")
 _PREVIEWS, _AGREEMENT = "previews", "agreement"
 CLASSES = "classes.csv"  # in a folder of predictions
+CLASSIFIED = "classified"  # key of the record: entries of cases that have classes and no segmentation
 # What `prediction.json` says beside: it may change with the machine that continues a folder, or from case to case.
-MACHINE_KEYS = ("engine", "precision", "checkpoints", "setups", "cases")
+MACHINE_KEYS = ("engine", "precision", "checkpoints", "setups", "cases", CLASSIFIED)
 
 
 def wants_dicom(forms: Sequence[str]) -> bool:
@@ -114,14 +115,8 @@ class Outputs:
         for path in (*self._case(case_id, True, True, tuple(FORMS)).paths, *further):
             path.unlink(missing_ok=True)
 
-    def remove_all(self, case_ids: Sequence[str]) -> None:
-        """Delete all files of cases, and those that all cases have in common.
-
-        Args:
-            case_ids: names of the cases.
-        """
-        for case_id in case_ids:
-            self.remove(case_id)
+    def remove_common(self) -> None:
+        """Delete the files that all cases have in common."""
         for path in self.common:
             path.unlink(missing_ok=True)
 
@@ -256,8 +251,7 @@ class Outputs:
         if self.record.exists():
             recorded = self._recorded()
             found = dict(recorded) if isinstance(recorded, dict) else {}
-            compared = {name: value for name, value in found.items() if name not in MACHINE_KEYS}
-            if compared != dict(record):
+            if not _alike(found, record):
                 where = self.folder if self.only is None else files[0].segmentation
                 raise UserError(
                     f"{where}: holds segmentations of another network or other settings ({self.record.name}). Give "
@@ -273,6 +267,21 @@ class Outputs:
             )
         return None
 
+    def beside(self, record: Mapping[str, Any]) -> tuple[dict[str, Any], bool] | None:
+        """Return the record of earlier segmentations of a folder, and whether they were made with the same.
+
+        Args:
+            record: what the segmentations are made with now.
+
+        Returns:
+            None: there is no record that can be read.
+        """
+        try:
+            recorded = self._recorded() if self.record.exists() else None
+        except UserError:
+            return None
+        return (recorded, _alike(recorded, record)) if isinstance(recorded, dict) else None
+
     def claim(self, record: Mapping[str, Any]) -> None:
         """Record what the segmentations are made with.
 
@@ -280,3 +289,8 @@ class Outputs:
             record: plain values.
         """
         write_json(self.record, dict(record))
+
+
+def _alike(recorded: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Return whether two records say the same of what the segmentations are made with."""
+    return {name: value for name, value in recorded.items() if name not in MACHINE_KEYS} == dict(record)

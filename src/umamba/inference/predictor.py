@@ -17,7 +17,7 @@ import numpy as np
 
 from umamba.datasets import RawCase
 from umamba.inference.canvas import Canvas
-from umamba.inference.case_classes import Probabilities, classify, classify_cases, named
+from umamba.inference.case_classes import Probabilities, classify, classify_cases, forget_classes, named, read_classes
 from umamba.inference.case_queue import CaseQueue, Watch, read_channels
 from umamba.inference.cases import find_cases
 from umamba.inference.checkpoints import find_checkpoints
@@ -33,7 +33,7 @@ from umamba.inference.outputs import CaseFiles, Outputs
 from umamba.inference.postprocessing import PostProcessing
 from umamba.inference.prepared_image import check_previous, paint, prepare_image, same_bits, warn_of_orientation
 from umamba.inference.problems import Problems
-from umamba.inference.same_images import refuse_other_images
+from umamba.inference.same_images import left_beside, refuse_other_classes, refuse_other_images
 from umamba.inference.volumes import write_volumes
 from umamba.io import Image, UserError, exclusive, storage_errors
 from umamba.io.voice import shown
@@ -235,8 +235,13 @@ class Predictor:
         Raises:
             UserError: there are no images, the output is a file and there are several, or as in `predict_cases`.
         """
-        cases, problems = find_cases(Path(input), self.num_channels)
         outputs = Outputs.at(Path(output), self.file_ending)
+        if os.path.realpath(input) == os.path.realpath(outputs.folder):
+            raise UserError(
+                f"output={output}: is the folder of the images, so that the next command would take segmentations for "
+                "images. Give another folder."
+            )
+        cases, problems = find_cases(Path(input), self.num_channels)
         if outputs.only is not None and len(cases) + len(problems) > 1:
             raise UserError(
                 f"output={output}: is a file, but {input} holds {len(cases) + len(problems)} images. Give a folder."
@@ -299,9 +304,15 @@ class Predictor:
                 stack.enter_context(exclusive(outputs.lock, f"the predictions in {folder}"))
                 outputs.remove_stale(files)
                 record = self._record(settings)
-                before = None if settings.overwrite else outputs.earlier(record, files)
+                names = [case.case_id for case in cases]
+                again = settings.overwrite
+                before = left_beside(outputs, record, names) if again else outputs.earlier(record, files)
                 manifest = Manifest(outputs, before)
+                manifest.forget(names if again else [])
                 refuse_other_images(cases, files, outputs, manifest, self.models[0])
+                if self.classifies_only and self.heads is not None:
+                    rows = read_classes(outputs.classes, self.heads.tasks)
+                    refuse_other_classes(cases, rows, outputs, manifest, self.models[0])
                 missing = [number for number, own in enumerate(files) if settings.overwrite or not own.complete()]
                 missing = [] if self.classifies_only else missing
             ahead: dict[str, Future[Image]] = {}
@@ -310,15 +321,23 @@ class Predictor:
                 ahead = self._settle_engines(begun, cases[missing[0]], settings)
             with storage_errors(folder):
                 if settings.overwrite:
-                    outputs.remove_all([case.case_id for case in cases])
-                if missing or before is None:
+                    for name in names:
+                        outputs.remove(name)
+                    if before is None:
+                        outputs.remove_common()
+                    elif self.heads is not None:
+                        forget_classes(outputs.classes, self.heads.tasks, names)
+                if missing or before is None or self.classifies_only:
                     manifest.use(setup_of(self.models, settings, self.post_processing))
                     record |= engines_record(before, self.models)
                     outputs.claim(record | self._sources() | manifest.content())
                     outputs.journal.unlink(missing_ok=True)  # its entries stand in the record now
                 outputs.tracebacks.unlink(missing_ok=True)
             if self.classifies_only:
-                classify_cases(cases, self.models, outputs.classes, {}, problems, settings.tta)
+                classify_cases(cases, self.models, outputs.classes, {}, problems, settings.tta, manifest)
+                with storage_errors(folder):
+                    outputs.claim(record | self._sources() | manifest.content())
+                    outputs.journal.unlink(missing_ok=True)
                 if problems.reasons:
                     raise problems.error(len(cases) + len(unusable), folder)
                 return []
@@ -342,7 +361,7 @@ class Predictor:
             if self.heads is not None:
                 segmented = [case for case, own in zip(cases, files, strict=True) if own.segmentation.exists()]
                 classify_cases(segmented, self.models, outputs.classes, classes, problems, settings.tta)
-            others = manifest.other_cases([case.case_id for case in cases])
+            others = manifest.other_cases(names)
             segmentations += [(case_id, outputs.case(case_id, DEFAULTS).segmentation) for case_id in others]
             write_volumes(outputs.volumes, segmentations, volumes, self.labels, problems)
         if problems.reasons:

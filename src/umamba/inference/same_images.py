@@ -5,8 +5,9 @@ another patient, a file whose content was replaced. prediction.json says of whic
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from umamba.datasets import RawCase
 from umamba.inference.case_queue import read_channels
@@ -15,8 +16,10 @@ from umamba.inference.manifest import CaseEntry, Manifest, written_paths
 from umamba.inference.model import Model
 from umamba.inference.outputs import CaseFiles, Outputs
 from umamba.io import UserError
+from umamba.settings import PredictionSettings
 
 _NAMED = 5
+_PLAIN = PredictionSettings()
 
 
 def refuse_other_images(
@@ -43,21 +46,78 @@ def refuse_other_images(
         named = manifest.cases.get(case.case_id)
         entry = next(iter(manifest.cases.values()), None) if outputs.only is not None and named is None else named
         if entry is not None and own.segmentation.exists() and not _same(case, own.segmentation, entry, model):
-            others.append(own.segmentation)
+            others.append(str(own.segmentation))
+    _refuse(others, "segmentations", outputs)
+
+
+def refuse_other_classes(
+    cases: Sequence[RawCase], rows: Container[str], outputs: Outputs, manifest: Manifest, model: Model
+) -> None:
+    """Refuse a classes.csv that holds a row of another image of the same name (see `refuse_other_images`).
+
+    Args:
+        cases: the images.
+        rows: the cases that have a row.
+        outputs: where the table is.
+        manifest: what made the rows that are there.
+        model: a network; its plan says how channels are turned.
+
+    Raises:
+        UserError: a row is of another image.
+    """
+    known = [(case, manifest.classified.get(case.case_id)) for case in cases if case.case_id in rows]
+    others = [
+        case.case_id for case, entry in known if entry is not None and not _same(case, outputs.classes, entry, model)
+    ]
+    _refuse(others, f"classes in {outputs.classes}", outputs)
+
+
+def _refuse(others: Sequence[str], what: str, outputs: Outputs) -> None:
     if others:
-        listed = ", ".join(map(str, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
         raise UserError(
-            "output: holds segmentations of other images than these, or of an earlier content of their files, as "
-            f"{outputs.record.name} says: {listed}. Give another place, or overwrite=true to segment all images again."
+            f"output: holds {what} of other images than these, or of an earlier content of their files, as "
+            f"{outputs.record.name} says: {_few(others)}. Give another place, or overwrite=true to make them again."
         )
 
 
-def _same(case: RawCase, segmentation: Path, entry: CaseEntry, model: Model) -> bool:
+def left_beside(outputs: Outputs, record: Mapping[str, Any], cases: Sequence[str]) -> dict[str, Any] | None:
+    """Return the record of the segmentations of other images, which stay where cases are segmented again (overwrite).
+
+    Args:
+        outputs: where the segmentations are.
+        record: what they are made with now.
+        cases: names of the cases that are segmented again.
+
+    Raises:
+        UserError: segmentations of other images were made with something else, and would pass as made with this.
+    """
+    found = outputs.beside(record)
+    if found is None or outputs.only is not None:
+        return None
+    earlier, alike = found
+    if alike:
+        return earlier
+    others_named = Manifest(outputs, earlier).other_cases(cases)
+    paths = [outputs.case(name, _PLAIN).segmentation for name in others_named]
+    others = [str(path) for path in paths if path.exists()]
+    if others:
+        raise UserError(
+            "output: holds segmentations of other images by another network or other settings, which overwrite=true "
+            f"does not make again, as {outputs.record.name} says: {_few(others)}. Give another folder, or delete them."
+        )
+    return None
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def _same(case: RawCase, made: Path, entry: CaseEntry, model: Model) -> bool:
     try:
         changed = max(map(changed_at, case.images))
-    except OSError:  # it is gone, and its segmentation is there
+    except OSError:  # it is gone, and what was made of it is there
         return True
-    if written_paths(case.images) == entry.images and changed <= segmentation.stat().st_mtime:
+    if written_paths(case.images) == entry.images and changed <= made.stat().st_mtime:
         return True
     try:
         return image_digest(read_channels(case, model)) == entry.image

@@ -98,6 +98,7 @@ def _with_first_stage(predictor: Predictor, settings: PredictSettings) -> Predic
         replace(settings, previous_checkpoint=None),
         device=settings.device,
         engine=settings.engine,
+        precision=settings.precision,
         trust=settings.trust,
         reproducible=settings.reproducible,
     )
