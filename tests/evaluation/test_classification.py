@@ -1,6 +1,7 @@
 """Scores of classes agree with torchmetrics and with arithmetic by hand; their tables and plots are written."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -12,7 +13,7 @@ from umamba.evaluation.classification import auc, auc_interval, score_classes, s
 from umamba.evaluation.evaluate import evaluate
 from umamba.io import UserError
 from umamba.labels.case_classes import CaseTask
-from umamba.settings import EvaluateSettings
+from umamba.settings import EvaluateSettings, InvalidSettings
 
 GRADE = CaseTask("grade", ("low", "mid", "high"))
 
@@ -121,3 +122,44 @@ def test_folds_are_scored_together_and_each_case_once(tmp_path: Path) -> None:
     second.write_text("case,side,side=left,side=up\nc,left,0.7,0.3\n")
     with pytest.raises(UserError, match="has other classes"):
         score_classes([first, second], truth)
+
+
+@pytest.mark.parametrize("replaced", ["predicted", "predicted of a method", "truth", "classes"])
+def test_scores_do_not_replace_a_table_that_they_read(tmp_path: Path, replaced: str) -> None:
+    table = "case,side,side=left,side=right\na,left,0.9,0.1\nb,right,0.2,0.8\n"
+    for name in ("m", "n"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "classes.csv").write_text(table)
+    truth = tmp_path / "truth" / "classes.csv"
+    truth.parent.mkdir()
+    truth.write_text("case,side\na,left\nb,left\n")
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    given: dict[str, dict[str, Any]] = {
+        "predicted": {"predictions": tmp_path / "m", "truth": truth, "output": tmp_path / "link"},
+        "predicted of a method": {
+            "predictions": {"n": str(tmp_path / "m"), "m": str(tmp_path / "n")},
+            "truth": truth,
+            "output": tmp_path,
+        },
+        "truth": {"predictions": tmp_path / "m", "truth": truth, "output": truth.parent},
+        "classes": {"predictions": tmp_path / "m", "truth": tmp_path, "classes": truth, "output": truth.parent},
+    }
+    before = {path: path.read_text() for path in tmp_path.glob("*/*")}
+    with pytest.raises(
+        UserError, match=r"the scores would replace .*classes\.csv, which holds predicted or true classes"
+    ):
+        evaluate(EvaluateSettings(**given[replaced]), progress=False)
+    assert {path: path.read_text() for path in tmp_path.glob("*/*")} == before
+
+
+def test_keys_of_segmentations_are_refused_beside_a_table_of_classes(tmp_path: Path) -> None:
+    truth = tmp_path / "truth.csv"
+    truth.write_text("case,side\na,left\n")
+    folders: dict[str, Any] = {"predictions": tmp_path, "truth": truth, "output": tmp_path / "out"}
+    given: dict[str, Any] = {"images": tmp_path, "objects": True, "dataset_json": truth, "tolerance_mm": 1.0}
+    with pytest.raises(InvalidSettings) as raised:
+        EvaluateSettings(**folders, **given, protocol="whole_cells")
+    for name in (*given, "protocol"):
+        assert f"{name}: truth={truth} is a table of classes; segmentations are not scored" in str(raised.value)
+    assert "margin:" not in str(raised.value)
+    assert EvaluateSettings(**folders, workers=1).truth == truth

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from scipy.stats import ttest_rel
 
 from umamba.cli.compose import settings_of
+from umamba.cli.main import main
 from umamba.evaluation import Rules, instances, score, score_case
 from umamba.evaluation.comparison import compare_methods
 from umamba.evaluation.evaluate import evaluate, evaluate_folders, find_pairs, label_names
@@ -404,9 +405,61 @@ def test_a_missing_image_leaves_all_methods_scored(two_methods: dict[str, Path],
     truth, output = tmp_path / "data" / "truth", tmp_path / "out"
     found = evaluate_folders(two_methods, truth, output, Rules(GENERIC), tmp_path / "images", workers=1)
     assert list(found.scores) == ["near", "far"]
-    assert len(found.problems) == 2
-    assert all("contains no image of case" in problem for problem in found.problems)
+    assert not found.problems
+    assert len(found.undrawn) >= 3, "the worst, median and best case of the methods"
+    assert all("contains no image of case" in problem for problem in found.undrawn)
     assert (output / "comparison.csv").exists()
+
+
+def test_images_on_another_grid_are_named_after_all_scores(
+    two_methods: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for case in range(8):
+        shape = (7, 20, 20) if case < 7 else (8, 24, 24)
+        write(tmp_path / "images" / f"case{case}_0000.nii.gz", np.zeros(shape, dtype=np.int16), (1, 1, 2))
+    (tmp_path / "data" / "dataset.json").write_text('{"labels": {"background": 0, "a": 1, "b": 2}}')
+    given = ",".join(f"{name}:{folder}" for name, folder in two_methods.items())
+    overrides = [f"predictions={{{given}}}", f"truth={tmp_path / 'data' / 'truth'}", "workers=1"]
+    overrides += [f"output={tmp_path / 'out'}", f"images={tmp_path / 'images'}"]
+    assert main(["evaluate", *overrides]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "These overlays could not be drawn; no score depends on them:" in said
+    assert "could not be scored" not in said
+    assert "case0_0000.nii.gz: its grid differs from that of" in said
+    assert "shape (Z, Y, X) (7, 20, 20) against (8, 24, 24)" in said
+    assert (tmp_path / "out" / "far" / "scores.csv").exists()
+    assert (tmp_path / "out" / "comparison.csv").exists()
+    drawn = {path.name.partition("_")[2] for path in (tmp_path / "out").glob("*/overlays/*.png")}
+    assert drawn <= {"case7.png"}, "a case with a fitting image is drawn all the same"
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="none: contains no image"):
+        evaluate_folders(
+            *(two_methods, tmp_path / "data" / "truth", tmp_path / "again", Rules(GENERIC), tmp_path / "none"),
+            workers=1,
+        )
+    assert not (tmp_path / "again").exists(), "refused before any work"
+
+
+def test_overlays_of_images_with_a_time_axis(two_methods: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    steps = [sitk.GetImageFromArray(np.full((8, 24, 24), step, np.float32)) for step in range(2)]
+    for step in steps:
+        step.SetSpacing((1, 1, 2))
+    for case in range(8):
+        sitk.WriteImage(sitk.JoinSeries(steps), str(tmp_path / "images" / f"case{case}.nii.gz"))
+    folders = {"near": two_methods["near"]}, tmp_path / "data" / "truth", tmp_path / "out"
+    found = evaluate_folders(*folders, Rules(GENERIC), tmp_path / "images", workers=1)
+    assert (found.problems, found.undrawn) == ((), ())
+    assert len(list((tmp_path / "out" / "overlays").glob("*.png"))) == 3
+
+
+def test_several_processes_without_a_common_case(two_methods: dict[str, Path], tmp_path: Path) -> None:
+    for path in list(two_methods["near"].iterdir()):
+        path.rename(path.with_name(path.name.replace(".nii.gz", "_0000.nii.gz")))
+    with pytest.raises(UserError, match=r"No case could be scored:\n.*there is no segmentation of case0"):
+        evaluate_folders(
+            {"near": two_methods["near"]}, tmp_path / "data" / "truth", tmp_path / "out", Rules(GENERIC), workers=2
+        )
 
 
 def test_labels_that_a_reference_does_not_carry_have_no_score(tmp_path: Path) -> None:

@@ -96,6 +96,22 @@ def test_a_missing_first_stage_is_named(second: Callable[..., Model], images: Pa
         predictor.predict(images, tmp_path / "other", settings, progress=False)
 
 
+def test_another_first_stage_makes_another_segmentation(
+    second: Callable[..., Model], images: Path, tmp_path: Path
+) -> None:
+    predictor, output = Predictor((second(),)), tmp_path / "out"
+    settings = PredictionSettings(previous_stage=tmp_path / "first")
+    predictor.predict(images, output, settings, progress=False)
+    first = read_label(tmp_path / "first" / "a.nii.gz").array[0]
+    write(tmp_path / "first" / "a.nii.gz", first)  # the same, written again
+    predictor.predict(images, output, settings, progress=False)
+    (tmp_path / "first" / "a.nii.gz").unlink()  # it is not needed any more
+    predictor.predict(images, output, settings, progress=False)
+    write(tmp_path / "first" / "a.nii.gz", np.flip(first, 0).copy())
+    with pytest.raises(UserError, match=r"of other images than these, or of an earlier content.*a\.nii\.gz"):
+        predictor.predict(images, output, settings, progress=False)
+
+
 def test_the_first_stage_must_be_of_the_same_image(second: Callable[..., Model], images: Path, tmp_path: Path) -> None:
     predictor = Predictor((second(),))
     for wrong, said in ((np.zeros((7, 20, 17)), "shape"), (np.full(SHAPE, 7), "holds values from 7 to 7")):

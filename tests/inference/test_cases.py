@@ -50,3 +50,27 @@ def test_nothing_to_do_is_said(tmp_path: Path) -> None:
         list_cases(tmp_path, 1)
     with pytest.raises(UserError, match="no file or folder"):
         list_cases(tmp_path / "absent", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("IM_0000.dcm", "IM_0000"),
+        ("IM_0001.dcm", "IM_0001"),
+        ("IM0001", "IM0001"),
+        ("slice.ima", "slice"),
+        ("1.2.840.7", "1.2.840.7"),
+    ],
+)
+def test_a_single_dicom_file_is_a_case_whatever_its_name(tmp_path: Path, name: str, case: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"\0" * 128 + b"DICM")
+    assert [(one.case_id, one.images) for one in list_cases(file, 1)] == [(case, (file,))]
+
+
+def test_a_single_file_without_the_mark_of_dicom_goes_by_its_ending(tmp_path: Path) -> None:
+    touch(tmp_path, "a_0000.png", "a_0001.png", "IM0001", "old_0000.dcm")
+    assert found(tmp_path / "a_0000.png", 2) == {"a": ["a_0000.png", "a_0001.png"]}
+    assert found(tmp_path / "old_0000.dcm", 1) == {"old_0000": ["old_0000.dcm"]}
+    with pytest.raises(UserError, match="IM0001 is no image"):
+        list_cases(tmp_path / "IM0001", 1)

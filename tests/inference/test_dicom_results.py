@@ -411,6 +411,58 @@ def test_predictions_of_a_series(make_model: Callable[..., Any], tmp_path: Path)
     assert read_image([series.folder]).geometry.shape == SHAPE
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("PatientSex", "U"), ("StudyTime", "10:11:12"), ("StudyDate", "2020"), ("StudyDate", "20201332")],
+)
+def test_what_dicom_does_not_allow_is_left_empty(
+    tmp_path: Path, messages: pytest.LogCaptureFixture, keyword: str, value: str
+) -> None:
+    odd: dict[str, Any] = {keyword: value}
+    series = Series(tmp_path / "series", RIGHT_ANGLES[0], **odd)
+    kept = {"PatientSex": "M", "StudyTime": "101112", "StudyDate": "20200101", "PatientBirthDate": "19700102"}
+    expected = {**kept, keyword: ""}
+    for form in FORMS:
+        found = pydicom.dcmread(series.write(form, MARKER))
+        assert {name: str(found.get(name) or "") for name in kept} == expected
+    told = [record.getMessage() for record in messages.records if "does not allow" in record.getMessage()]
+    assert len(told) == 1, "once for all slices and forms"
+    assert f"DICOM does not allow the value of {keyword}. " in told[0]
+    assert str(series.folder) in told[0]
+
+
+def test_an_export_that_fails_leaves_the_segmentation_and_is_tried_again(
+    make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from umamba.inference import dicom_seg
+
+    series = Series(tmp_path / "in" / "scan", RIGHT_ANGLES[0])
+    plain = tmp_path / "out" / "scan.nii.gz"
+    predictor = Predictor((make_model(Classes(), SHAPE, 4, num_channels=1),))
+    settings = PredictionSettings(export=("dicom_seg", "rtstruct"))
+    passes: list[int] = []
+
+    def broken(*arguments: Any, **options: Any) -> Dataset:
+        assert not plain.exists(), "a command that is killed here leaves a case that is begun again"
+        passes.append(1)
+        raise UserError("1.2.3.4: the series lacks something. Leave dicom_seg out of export.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dicom_seg, "segmentation_object", broken)
+        with pytest.raises(UserError) as raised:
+            predictor.predict(series.folder.parent, tmp_path / "out", settings, progress=False)
+        said = f"scan: {plain} is written, but not all of its exports: export=[dicom_seg]: 1.2.3.4: the series lacks"
+        assert said in str(raised.value)
+        first = plain.read_bytes()
+        assert (tmp_path / "out" / "rtstruct" / "scan.dcm").exists(), "the other form"
+        assert "scan,label 3,108," in (tmp_path / "out" / "volumes.csv").read_text()
+        assert predictor.predict(series.folder.parent, tmp_path / "out", progress=False) == [plain]
+        assert len(passes) == 1, "nothing is missing without export"
+    assert predictor.predict(series.folder.parent, tmp_path / "out", settings, progress=False) == [plain]
+    assert plain.read_bytes() == first
+    assert (tmp_path / "out" / "dicom_seg" / "scan.dcm").exists()
+
+
 def test_other_images_and_series_without_identifiers_are_refused(
     make_model: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -169,3 +169,29 @@ def test_a_missing_channel_is_a_finding_of_its_case(make_model: Callable[..., Mo
     ):
         assert any(part in str(raised.value) for part in reason.split("|")), str(raised.value)
     assert segmented(tmp_path / "out") == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("name", ["seg.png", "SEG.BMP"])
+def test_a_file_that_holds_no_volume_is_refused_before_the_networks(
+    make_model: Callable[..., Model], tmp_path: Path, name: str
+) -> None:
+    write(tmp_path / "images", "a.nii.gz", np.where(volume() == 2, 1000, 1))
+    network = Fragile(lambda: AssertionError("the network was asked"))
+    predictor = Predictor((make_model(network, (16, 8, 8), 3, num_channels=1),))
+    with pytest.raises(UserError, match=r"2D images only, and the image is a volume .* \(16, 14, 12\)") as raised:
+        predictor.predict(tmp_path / "images" / "a.nii.gz", tmp_path / name, progress=False)
+    assert f"{tmp_path / name}: this format holds" in str(raised.value)
+    assert "output=NAME.nii.gz" in str(raised.value)
+
+
+def test_a_format_without_direction_is_refused_before_the_networks(
+    make_model: Callable[..., Model], tmp_path: Path
+) -> None:
+    network = Fragile(lambda: AssertionError("the network was asked"))
+    predictor = Predictor((make_model(network, (16, 8, 8), 3, num_channels=1),))
+    (tmp_path / "images").mkdir()
+    image = sitk.GetImageFromArray(np.where(volume() == 2, 1000, 1).astype(np.int16))
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    sitk.WriteImage(image, str(tmp_path / "images" / "a.nii.gz"))
+    with pytest.raises(UserError, match=r"seg\.gipl: this format cannot hold the direction"):
+        predictor.predict(tmp_path / "images" / "a.nii.gz", tmp_path / "seg.gipl", progress=False)

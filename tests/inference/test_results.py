@@ -17,7 +17,7 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor, nn
 
-from umamba.inference import Model, Predictor
+from umamba.inference import Model, Predictor, exports
 from umamba.inference.exports import outline_features
 from umamba.inference.label_files import itksnap_text, label_entries, slicer_text
 from umamba.inference.outlines import polygons
@@ -168,6 +168,26 @@ def test_cells_in_forms_for_other_programs(make_model: Callable[..., Model], tmp
     (output / "geojson" / "a.geojson").unlink()
     predictor.predict(tmp_path / "in", output, forms, progress=False)
     assert (output / "geojson" / "a.geojson").exists()
+
+
+def test_a_form_that_cannot_be_written_leaves_the_segmentation_and_the_other_forms(
+    make_model: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = np.zeros((16, 16))
+    classes[1:7, 1:6] = 1
+    write(tmp_path / "in" / "a.png", classes)
+    predictor, output = make(make_model, (16, 16), "interior", "boundary"), tmp_path / "out"
+    forms = replace(WHOLE, export=("map16", "geojson"))
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, "_MOST", 0)
+        with pytest.raises(UserError, match="is written, but not all of its exports") as raised:
+            predictor.predict(tmp_path / "in", output, forms, progress=False)
+    assert "the map would hold 1 cells" in str(raised.value)
+    np.testing.assert_array_equal(read_label(output / f"a{predictor.file_ending}").array[0, 0], classes)
+    assert (output / "geojson" / "a.geojson").exists()
+    assert not (output / "map16" / "a.png").exists()
+    predictor.predict(tmp_path / "in", output, forms, progress=False)
+    assert (output / "map16" / "a.png").exists()
 
 
 def test_outlines_of_labels() -> None:

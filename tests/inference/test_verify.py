@@ -374,3 +374,25 @@ def test_a_reproducible_prediction_is_verified_as_one(
         Predictor.from_checkpoint(checkpoint, device="cpu").predict(
             predicted / "images", tmp_path / "out", progress=False
         )
+
+
+def test_why_nothing_can_be_verified(
+    folder: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "q_0000.nii.gz").write_bytes(b"no")
+    with pytest.raises(UserError, match="1 of 1 images"):
+        predictor(checkpoint).predict(tmp_path / "bad", tmp_path / "none", progress=False)
+
+    def said(output: Path) -> str:
+        assert main(["verify", str(output)]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    failed = said(tmp_path / "none")
+    assert "because nothing was segmented there" in failed
+    assert "earlier version" not in failed
+    file = folder / "out" / "prediction.json"
+    change(file, lambda record: record.update(cases={"a": 3}))
+    assert "its entries of cases are damaged" in said(folder / "out")
+    change(file, lambda record: record.pop("cases"))
+    assert "because an earlier version wrote it" in said(folder / "out")

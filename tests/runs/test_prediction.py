@@ -132,3 +132,13 @@ def test_one_file_and_no_previews(checkpoint: Path, tmp_path: Path) -> None:
     predict(settings(checkpoint, image, tmp_path / "two" / "seg.nii.gz", previews=0))
     assert not list((tmp_path / "two").glob("*.png"))
     assert (tmp_path / "one" / "seg.nii.gz").read_bytes()[20:] == (tmp_path / "two" / "seg.nii.gz").read_bytes()[20:]
+
+
+def test_jpeg_files_are_named_once(checkpoint: Path, tmp_path: Path, messages: pytest.LogCaptureFixture) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(INTENSITIES), str(images / "a.nii.gz"))
+    (images / "b.jpg").write_bytes(b"x")
+    predict(settings(checkpoint, images, tmp_path / "out"))
+    assert (tmp_path / "out" / "previews" / "a.png").exists()
+    assert messages.text.count("1 JPEG files in") == 1

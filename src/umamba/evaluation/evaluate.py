@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas
 
 from umamba.evaluation.comparison import compare_methods, comparison_sentences, comparison_table
@@ -19,7 +20,18 @@ from umamba.evaluation.rules import Rules
 from umamba.evaluation.score import TITLES, metrics_of, score_pairs, worst_median_best
 from umamba.evaluation.statistics import summarize
 from umamba.evaluation.terminal_table import score_tables
-from umamba.io import UserError, below, oriented_like, read_image, read_json, read_label, supported_endings
+from umamba.io import (
+    Geometry,
+    StorageError,
+    UserError,
+    below,
+    geometry_difference,
+    oriented_like,
+    read_image,
+    read_json,
+    read_label,
+    supported_endings,
+)
 from umamba.io.tabular import write_table
 from umamba.io.voice import shown
 from umamba.labels import LabelSet
@@ -31,6 +43,7 @@ from umamba.settings.dataset import CELL_PROTOCOLS
 log = logging.getLogger(__name__)
 
 _NAMES = ["label", "metric"]
+_CLASSES = "classes.csv"
 _CELL_SUFFIX = "_label"
 _FIRST_CHANNEL = "_0000"
 
@@ -43,11 +56,13 @@ class Evaluation:
         scores: one table for each method: case, label, metrics; empty if only classes were scored.
         comparison: what is shown of each pair of methods, None with a single method.
         problems: what is wrong with the cases that were not scored; the others are.
+        undrawn: what is wrong with the pictures that were not drawn; no score depends on them.
     """
 
     scores: Mapping[str, pandas.DataFrame]
     comparison: pandas.DataFrame | None
     problems: tuple[str, ...]
+    undrawn: tuple[str, ...] = ()
 
 
 def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation:
@@ -58,9 +73,11 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Evaluation
         progress: show the tables.
 
     Raises:
-        UserError: a folder is absent or empty, or no case can be scored.
+        UserError: a folder is absent or empty, a table that is read would be replaced, or no case can be scored.
     """
     with shown(progress):
+        if settings.classes is not None:
+            _class_targets(settings.methods, settings.classes, settings.output)
         if settings.truth.suffix == ".csv":
             return Evaluation({}, None, tuple(evaluate_classes(settings.methods, settings.truth, settings.output)))
         labels = label_names(settings.truth, settings.dataset_json, settings.protocol)
@@ -102,17 +119,39 @@ def evaluate_classes(predictions: Mapping[str, Path], truth: Path, output: Path)
 
     Returns:
         What is wrong with the tables that could not be scored.
+
+    Raises:
+        UserError: a table that is read would be replaced by the scores. Nothing is scored then.
     """
     from umamba.evaluation.classification import class_table, write_class_scores
 
     problems = []
+    targets = _class_targets(predictions, truth, output)
     for method, folder in predictions.items():
-        target = (below(output, method) if len(predictions) > 1 else output) / "classes.csv"
+        scored = [folder / _CLASSES], truth, targets[method]
         try:
-            log.info(class_table(write_class_scores([folder / "classes.csv"], truth, target), f"{method}: classes"))
+            log.info(class_table(write_class_scores(*scored), f"{method}: classes"))
         except UserError as error:
             problems.append(str(error))
     return problems
+
+
+def _class_targets(predictions: Mapping[str, Path], truth: Path, output: Path) -> dict[str, Path]:
+    """Return the table of scores of each method; refuse one that is a table of predicted or true classes."""
+    targets = {method: folder / _CLASSES for method, folder in _targets(predictions, output).items()}
+    read = {path.resolve() for path in (truth, *(folder / _CLASSES for folder in predictions.values()))}
+    for target in targets.values():
+        if target.resolve() in read:
+            raise UserError(
+                f"output={output}: the scores would replace {target}, which holds predicted or true classes. Give "
+                "another folder."
+            )
+    return targets
+
+
+def _targets(predictions: Mapping[str, Path], output: Path) -> dict[str, Path]:
+    """Return the folder of the results of each method."""
+    return {method: below(output, method) if len(predictions) > 1 else output for method in predictions}
 
 
 def evaluate_folders(
@@ -151,30 +190,28 @@ def evaluate_folders(
         margin: the largest difference of DSC, NSD or F1 between methods that does not matter.
 
     Returns:
-        The scores, the comparison, and what is wrong with the cases that were not scored.
+        The scores, the comparison, and what is wrong with the cases that were not scored or drawn.
 
     Raises:
         UserError: a folder does not exist or is empty, or no case can be scored.
     """
+    if images is not None:
+        _files(images, "images")  # an empty folder is refused before any work
     scores: dict[str, pandas.DataFrame] = {}
     problems: list[str] = []
-    targets = {method: below(output, method) if len(predictions) > 1 else output for method in predictions}
+    all_pairs: dict[str, Mapping[str, tuple[Path, Path]]] = {}
+    targets = _targets(predictions, output)
     for method, folder in predictions.items():
         pairs, missing = find_pairs(folder, truth, rules)
         table, found = score_pairs(pairs, rules, workers)
         problems += [*missing, *found]
         if table.empty:
             raise UserError("No case could be scored:\n" + "\n".join(problems))
-        scores[method] = table
+        scores[method], all_pairs[method] = table, pairs
         _write_tables(table, pairs, rules, targets[method])
         if rules.objects and rules.protocol == "generic":
             problems += write_froc(pairs, rules.labels, targets[method] / "froc.csv", rules.annotated)
         log.info(score_tables(table, method, rules.sentence, expected=len(pairs) + len(missing)))
-        if images is not None:
-            try:
-                draw_overlays(table, pairs, images, rules, targets[method] / "overlays")
-            except UserError as error:  # without pictures the scores are as good
-                problems.append(str(error))
     metrics = metrics_of(next(iter(scores.values())))
     _draw_scores(scores, metrics, output, targets)
     methods = trainings or {name: name for name in scores}
@@ -184,7 +221,11 @@ def evaluate_folders(
         write_table(output / "comparison.csv", comparison)
         log.info(comparison_table(comparison))
         log.info("\n".join(comparison_sentences(comparison)))
-    return Evaluation(scores, comparison, tuple(problems))
+    undrawn: list[str] = []
+    if images is not None:
+        for method, table in scores.items():
+            undrawn += draw_overlays(table, all_pairs[method], images, rules, targets[method] / "overlays")
+    return Evaluation(scores, comparison, tuple(problems), tuple(dict.fromkeys(undrawn)))
 
 
 def find_pairs(predictions: Path, truth: Path, rules: Rules) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
@@ -242,7 +283,8 @@ def _files(folder: Path, key: str) -> dict[str, Path]:
                 raise UserError(f"{key}={folder}: {found[case].name} and {path.name} are one case. Remove one of them.")
             found[case] = path
     if not found:
-        raise UserError(f"{key}={folder}: contains no label map ({', '.join(supported_endings())}). Check the path.")
+        what = "image" if key == "images" else "label map"
+        raise UserError(f"{key}={folder}: contains no {what} ({', '.join(supported_endings())}). Check the path.")
     return found
 
 
@@ -291,7 +333,7 @@ def _annotated(settings: EvaluateSettings, labels: LabelSet) -> Annotated:
 
 def draw_overlays(
     scores: pandas.DataFrame, pairs: Mapping[str, tuple[Path, Path]], images: Path, rules: Rules, folder: Path
-) -> None:
+) -> list[str]:
     """Draw image, truth and prediction of the worst, the median and the best case.
 
     Args:
@@ -301,20 +343,44 @@ def draw_overlays(
         rules: by which they were scored.
         folder: where the PNG files are written.
 
+    Returns:
+        What is wrong with the cases that could not be drawn: without an image, or with one that cannot be read or lies
+        on another grid.
+
     Raises:
-        UserError: a case has no image in the folder.
+        UserError: the folder holds no image.
+        StorageError: a picture cannot be written.
     """
     from umamba.evaluation.overlay import case_figure, write_overlay
 
+    problems = []
     found = _renamed(_files(images, "images"), [*pairs, *(f"{case}{_FIRST_CHANNEL}" for case in pairs)])
     for rank, case in worst_median_best(scores).items():
         path = found.get(case, found.get(f"{case}{_FIRST_CHANNEL}"))
-        if path is None:
-            raise UserError(f"images={images}: contains no image of {case}. Give the folder of the images.")
-        image = read_image([path])
-        prediction, truth = (oriented_like(read_label(file), image.geometry).array[0] for file in pairs[case])
-        target = folder / f"{rank}_{case}.png"
-        write_overlay(case_figure(image, truth, prediction, rules, scores, case), target)
+        try:
+            if path is None:
+                raise UserError(f"images={images}: contains no image of {case}. Give the folder of the images.")
+            image = read_image([path], time_is_channels=True)
+            prediction, truth = (_on_grid(file, image.geometry, path) for file in pairs[case])
+            figure = case_figure(image, truth, prediction, rules, scores, case)
+            write_overlay(figure, folder / f"{rank}_{case}.png")
+        except StorageError:
+            raise
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _on_grid(segmentation: Path, image: Geometry, path: Path) -> np.ndarray:
+    """Return a segmentation (Z, Y, X) in the orientation of its image; refuse an image on another grid."""
+    found = oriented_like(read_label(segmentation), image)
+    flat = image.is_2d or found.geometry.is_2d  # of photographs only the shape counts, because PNG keeps no spacing
+    difference = None if flat and image.shape == found.geometry.shape else geometry_difference(image, found.geometry)
+    if difference is not None:
+        raise UserError(
+            f"{path}: its grid differs from that of {segmentation}: {difference}. Give the image that was segmented."
+        )
+    return found.array[0]
 
 
 def _draw_scores(

@@ -264,7 +264,7 @@ def score_pairs(
     scores: dict[str, Scores] = {}
     problems: list[str] = []
     score = partial(score_files, rules=replace(rules, annotated={}))  # each process gets a copy
-    processes = workers or min(available_cpus(), len(pairs) // _CASES_PER_PROCESS)
+    processes = min(workers or min(available_cpus(), len(pairs) // _CASES_PER_PROCESS), len(pairs))
 
     def keep(case: str, get: Callable[[], Scores]) -> None:
         try:
@@ -280,7 +280,7 @@ def score_pairs(
         for case, files in tracked(pairs.items(), "Scoring", len(pairs)):
             keep(case, partial(score, *files))
     else:
-        with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=_context()) as pool:
+        with ProcessPoolExecutor(processes, mp_context=_context()) as pool:
             futures = {pool.submit(score, *files): case for case, files in pairs.items()}
             for future in tracked(as_completed(futures), "Scoring", len(futures)):
                 keep(futures[future], future.result)

@@ -16,7 +16,7 @@ from umamba.inference.agreement import Agreement, CaseSigns, further_views
 from umamba.inference.canvas import Canvas
 from umamba.inference.case_classes import Probabilities, classify
 from umamba.inference.digests import image_digest
-from umamba.inference.exports import check_image_exports, write_exports
+from umamba.inference.exports import check_image_exports, check_segmentation_file, write_exports
 from umamba.inference.likeness import Unlike, distances, refuse_flat_image, unlike_training
 from umamba.inference.manifest import Manifest
 from umamba.inference.memory import MemoryLimit
@@ -25,7 +25,7 @@ from umamba.inference.outputs import CaseFiles, wants_dicom
 from umamba.inference.postprocessing import PostProcessing
 from umamba.inference.prepared_image import PreparedImage, paint, prepare_image, warn_of_orientation
 from umamba.inference.probabilities import ProbabilitiesFile
-from umamba.inference.problems import Problems
+from umamba.inference.problems import IncompleteCase, Problems
 from umamba.inference.progress import CaseProgress
 from umamba.inference.volumes import volume_rows
 from umamba.io import (
@@ -66,6 +66,17 @@ class Read:
     digest: str
     distances: Mapping[str, float]
     image: Image | None = None
+
+
+def previous_file(folder: Path | None, case_id: str, model: Model) -> Path | None:
+    """Return the file of the segmentation by the first stage of a cascade, which may be missing.
+
+    Args:
+        folder: where it is; None: no network needs one.
+        case_id: name of the case.
+        model: a network of the second stage.
+    """
+    return None if folder is None else folder / f"{case_id}{model.file_ending}"
 
 
 def read_channels(case: RawCase, model: Model) -> Image:
@@ -131,6 +142,8 @@ class CaseQueue:
         unlike = Unlike(cases)
         writing: deque[tuple[str, Future[list[dict[str, str]]]]] = deque()
         at_once = self._at_once(cases)
+        targets = {case.case_id: own.segmentation for case, own in zip(cases, files, strict=True)}
+        read_case = partial(self._read, targets)
 
         def finish(limit: int) -> None:
             while len(writing) > limit:
@@ -141,7 +154,7 @@ class CaseQueue:
         readers, writers = (ThreadPoolExecutor(self.settings.workers) for _ in range(2))
         try:
             with CaseProgress(len(cases), self.progress) as progress:
-                for number, (case, read) in enumerate(_read_ahead(readers, self._read, cases, at_once)):
+                for number, (case, read) in enumerate(_read_ahead(readers, read_case, cases, at_once)):
                     with self.problems.noting(case.case_id):
                         future = self._segment(case, read, files[number], writers, progress, unlike)
                         writing.append((case.case_id, future))
@@ -165,17 +178,25 @@ class CaseQueue:
                 largest = max(largest, voxel_count(case.images))
         return self.limit.cases_at_once(self.settings.workers, largest)
 
-    def _read(self, case: RawCase) -> Read:
+    def _read(self, targets: Mapping[str, Path], case: RawCase) -> Read:
+        """Read and prepare an image; refuse what would fail after the work. `targets`: case_id -> segmentation."""
         begun = self.ahead.pop(case.case_id, None)
         image = read_channels(case, self.models[0]) if begun is None else begun.result()
         del begun  # it would keep the image
         refuse_flat_image(image, self.models)
+        check_segmentation_file(targets[case.case_id], image.geometry)
         check_image_exports(self.settings.export, image.geometry)
         if wants_dicom(self.settings.export):
             from umamba.inference.dicom_results import check_dicom_exports  # pydicom takes a while to load
 
             check_dicom_exports(self.settings.export, case.images)
-        prepared = prepare_image(image, self.models, case.case_id, self._previous(case.case_id))
+        path = previous_file(self.settings.previous_stage, case.case_id, self.models[0])
+        if path is not None and not path.exists():
+            raise UserError(
+                f"{path}: the segmentation by the previous stage is missing. Predict the image with it first."
+            )
+        previous = None if path is None else read_label(path)
+        prepared = prepare_image(image, self.models, case.case_id, previous)
         turn = prepared.placement.turn
         seen = image if turn == AS_STORED else turned(image, turn)
         crop, model = prepared.placement.crop, self.models[0]
@@ -184,19 +205,7 @@ class CaseQueue:
             prepared = replace(prepared, further=further_views(prepared.views, self.settings.tile_step_size))
             far = distances(seen, crop, model)
         kept = image if case.case_id in self.watch and self.limit.bytes is None else None
-        return Read(prepared, unlike_training(seen, crop, model), image_digest(image), far, kept)
-
-    def _previous(self, case_id: str) -> Image | None:
-        """Return the segmentation by the previous stage of a cascade; None: no network needs one."""
-        folder = self.settings.previous_stage
-        if folder is None:
-            return None
-        path = folder / f"{case_id}{self.models[0].file_ending}"
-        if not path.exists():
-            raise UserError(
-                f"{path}: the segmentation by the previous stage is missing. Predict the image with it first."
-            )
-        return read_label(path)
+        return Read(prepared, unlike_training(seen, crop, model), image_digest(image, previous), far, kept)
 
     def _segment(
         self,
@@ -247,7 +256,11 @@ class CaseQueue:
         write_signs: Callable[[Path], None] | None,
         stack: ExitStack,
     ) -> list[dict[str, str]]:
-        """Resample, decide and write; return the rows of the volumes. `image` is its hash."""
+        """Resample, decide and write; return the rows of the volumes. `image` is its hash.
+
+        The segmentation is the last file, so that a case that is killed before is begun again; forms of `export` that
+        cannot be written are no reason to lose it.
+        """
         labels = self.models[0].labels
         with stack:
             rest()
@@ -258,19 +271,22 @@ class CaseQueue:
             if files.instances is not None and self.settings.instances is not None:
                 numbered = grouped_instances(segmentation, labels, self.settings.instances)
                 write_segmentation(files.instances, numbered, geometry)
-            write_exports(files.exports, segmentation, numbered, geometry, labels, case.images)
+            unwritten = write_exports(files.exports, segmentation, numbered, geometry, labels, case.images)
             if wants_dicom(self.settings.export):
                 from umamba.inference.dicom_objects import Maker
                 from umamba.inference.dicom_results import write_dicom_exports
 
                 maker = Maker.of(self.models)
-                write_dicom_exports(files.exports, segmentation, labels, self.codes, case.images, maker)
+                written = files.exports, segmentation, labels, self.codes, case.images, maker
+                unwritten += write_dicom_exports(*written)
             if watched is not None:
                 self.watch[case.case_id](watched, segmentation if numbered is None else numbered)
             if write_signs is not None and files.agreement is not None:
                 write_signs(files.agreement)
             self.manifest.note(case.case_id, case.images, image, segmentation)
             write_segmentation(files.segmentation, segmentation, geometry)
+        if unwritten:
+            raise IncompleteCase(f"{files.segmentation} is written, but not all of its exports: {' '.join(unwritten)}")
         return volume_rows(case.case_id, segmentation, geometry, labels)
 
     def _write_signs(

@@ -1,6 +1,7 @@
 """Groups image files to cases: NAME_0000.ext, NAME_0001.ext, ... or a single file NAME.ext.
 
-A folder that holds a DICOM series counts as a file of the folder's name.
+A folder that holds a DICOM series counts as a file of the folder's name. A single DICOM file is a case whatever its
+name, because archives export names such as IM_0000.dcm, IM0001 or slice.ima.
 """
 
 import logging
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from umamba.datasets import CHANNEL_NAME, RawCase
 from umamba.io import UserError, holds_dicom, supported_endings
+from umamba.io.dicom_mark import is_dicom
 
 log = logging.getLogger(__name__)
 _LOSSY = (".jpg", ".jpeg")
@@ -37,12 +39,13 @@ def list_cases(source: Path, num_channels: int) -> list[RawCase]:
     return cases
 
 
-def find_cases(source: Path, num_channels: int) -> tuple[list[RawCase], dict[str, str]]:
+def find_cases(source: Path, num_channels: int, *, warn: bool = True) -> tuple[list[RawCase], dict[str, str]]:
     """List the cases that can be read, and the problem of each one that cannot; see `list_cases`.
 
     Args:
         source: an image file, a folder of a DICOM series, or a folder of images and such folders.
         num_channels: channels of an image.
+        warn: name JPEG files in a warning; false where the same folder was or will be listed with it.
 
     Returns:
         The cases, and case -> problem for those with missing or doubled channels and folders that cannot be read.
@@ -52,7 +55,7 @@ def find_cases(source: Path, num_channels: int) -> tuple[list[RawCase], dict[str
     """
     source = Path(source)
     if source.is_file():
-        return _case_of(source, num_channels)
+        return _case_of(source, num_channels, warn)
     if not source.is_dir():
         raise UserError(f"input: there is no file or folder {source}. Give an image or the folder that holds them.")
     try:
@@ -61,11 +64,14 @@ def find_cases(source: Path, num_channels: int) -> tuple[list[RawCase], dict[str
         raise UserError(f"input: {source} cannot be read ({error.strerror}). Check its permissions.") from None
     if series:
         return [RawCase(source.absolute().name, (source,), None)], {}
-    return _group(source, paths, num_channels)
+    return _group(source, paths, num_channels, warn)
 
 
-def _case_of(path: Path, num_channels: int) -> tuple[list[RawCase], dict[str, str]]:
-    stem = path.stem if path.suffix.lower() == ".dcm" else _stem(path)
+def _case_of(path: Path, num_channels: int, warn: bool) -> tuple[list[RawCase], dict[str, str]]:
+    if is_dicom(path) or path.suffix.lower() == ".dcm":
+        # The last number of a name such as 1.2.840.7 is no ending.
+        return [RawCase(path.name if path.suffix[1:].isdigit() else path.stem, (path,), None)], {}
+    stem = _stem(path)
     if stem is None:
         raise UserError(
             f"input: {path} is no image. Give a file that ends in {', '.join(supported_endings())}, or DICOM."
@@ -76,10 +82,10 @@ def _case_of(path: Path, num_channels: int) -> tuple[list[RawCase], dict[str, st
     ending = path.name[len(stem) :]
     names = [f"{match['case']}_{channel:04d}{ending}" for channel in range(num_channels)]
     siblings = [path.with_name(name) for name in names if path.with_name(name).exists()]
-    return _group(path.parent, siblings, num_channels)
+    return _group(path.parent, siblings, num_channels, warn)
 
 
-def _group(folder: Path, paths: list[Path], num_channels: int) -> tuple[list[RawCase], dict[str, str]]:
+def _group(folder: Path, paths: list[Path], num_channels: int, warn: bool) -> tuple[list[RawCase], dict[str, str]]:
     found: dict[str, dict[int, Path]] = {}
     problems: dict[str, str] = {}
     for path in paths:
@@ -98,7 +104,7 @@ def _group(folder: Path, paths: list[Path], num_channels: int) -> tuple[list[Raw
             problems[case] = f"{path}: {files[channel].name} has the same case and channel. Keep one of them."
         files.setdefault(channel, path)
     skipped = sorted(path.name for path in paths if path.suffix.lower() in _LOSSY)
-    if skipped:
+    if skipped and warn:
         log.warning(
             "%d JPEG files in %s, such as %s, are left out, because their compression changes voxels. Give PNG files.",
             *(len(skipped), folder, skipped[0]),

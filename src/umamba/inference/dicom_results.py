@@ -4,19 +4,24 @@ A result refers to the slices that were segmented, lies in their frame of refere
 study; it is a new series of one object.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.valuerep import DA, TM
 
 from umamba.inference.dicom_objects import CHARACTERS, PATIENT_AND_STUDY, Maker, Source, segments_of, value_segments
 from umamba.inference.outputs import DICOM_FORMS
-from umamba.io import UserError, atomic_path, storage_errors
+from umamba.io import StorageError, UserError, atomic_path, storage_errors
 from umamba.io.dicom_planes import Plane, headers_of, is_dicom_image, read_planes
 from umamba.labels import LabelSet
 from umamba.labels.codes import LabelCode
 
+log = logging.getLogger(__name__)
+_SEXES = ("", "M", "F", "O")
+_MOMENTS = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 DESCRIPTIONS = {
     "dicom_seg": "Segmentation (automatic, not reviewed)",
     "dicom_labelmap": "Label map (automatic, not reviewed)",
@@ -51,8 +56,8 @@ def write_dicom_exports(
     codes: Sequence[LabelCode],
     images: Sequence[Path],
     maker: Maker,
-) -> None:
-    """Write the forms in DICOM among the wanted ones.
+) -> list[str]:
+    """Write the forms in DICOM among the wanted ones; one that cannot be written does not stop the others.
 
     Args:
         exports: forms and their files; those that are not in DICOM are left out.
@@ -62,14 +67,24 @@ def write_dicom_exports(
         images: files of the image.
         maker: what made the segmentation.
 
+    Returns:
+        What is wrong with the forms that could not be written, because the series lacks what they need.
+
     Raises:
-        UserError: the series lacks what the form needs.
+        UserError: the series cannot be read any more.
         StorageError: a file cannot be written.
     """
     planes = read_planes(images[0])
+    problems = []
     for form, path in exports:
         if form in DICOM_FORMS:
-            write_form(form, path, segmentation, labels, codes, planes, images, maker)
+            try:
+                write_form(form, path, segmentation, labels, codes, planes, images, maker)
+            except StorageError:
+                raise
+            except UserError as error:
+                problems.append(f"export=[{form}]: {error}")
+    return problems
 
 
 def write_form(
@@ -119,24 +134,48 @@ def write_form(
 
 
 def complete(planes: Sequence[Plane]) -> None:
-    """Give the headers what every object of their study repeats, empty where it is missing, and one orientation.
+    """Give the headers what every object of their study repeats, and one orientation.
+
+    What is missing is empty, and so is what the standard does not allow, because no valid object can repeat it. A
+    warning names such attributes.
 
     Args:
         planes: the slices.
     """
     headers = headers_of(planes)
+    odd: dict[str, None] = {}
     for header in headers:
         if header.get("SpecificCharacterSet") != CHARACTERS:
             header.decode()  # by its own character set, before that of the result takes its place
         for keyword in PATIENT_AND_STUDY:
             value = header.get(keyword)
-            setattr(header, keyword, "" if value is None else str(value))
+            text = "" if value is None else str(value)
+            if not _allowed(keyword, text):
+                odd[keyword], text = None, ""
+            setattr(header, keyword, text)
         header.SpecificCharacterSet = CHARACTERS
         if len(headers) > 1:  # of slices whose rounding differs; the reader has compared them
             header.ImageOrientationPatient = headers[0].ImageOrientationPatient
     for plane in planes:
         if len(headers) > 1 and not plane.header.get("SliceThickness"):
             plane.header.SliceThickness = plane.frame.thickness
+    if odd:
+        log.warning(
+            "%s: DICOM does not allow the value of %s. The results in DICOM leave it empty.",
+            *(headers[0].filename, " and ".join(odd)),
+        )
+
+
+def _allowed(keyword: str, value: str) -> bool:
+    """Return whether the standard allows a value of an attribute of patient or study (PS3.3 C.7.1.1, PS3.5 6.2)."""
+    if keyword == "PatientSex":
+        return value in _SEXES
+    if value and keyword in _MOMENTS:
+        try:
+            _MOMENTS[keyword](value)
+        except (TypeError, ValueError):
+            return False
+    return True
 
 
 def _series_number(header: Dataset, form: str) -> int:

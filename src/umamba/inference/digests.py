@@ -24,12 +24,15 @@ def plain_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def image_digest(image: Image) -> str:
+def image_digest(image: Image, previous: Image | None = None) -> str:
     """Return the hash of an image as it was read: voxels with their type, spacing, origin and direction.
 
     Args:
         image: (C, Z, Y, X); how its files are compressed or named does not count.
+        previous: the segmentation by the first stage of a cascade (1, Z, Y, X), which counts, too.
     """
+    if previous is not None:
+        return plain_digest([image_digest(image), label_digest(previous.array)])
     geometry = image.geometry
     places = (geometry.spacing, geometry.origin_xyz, geometry.direction_xyz)
     header = [[float(value) for value in values] for values in places]

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from umamba.inference.label_files import label_entries
 from umamba.inference.model import Model
 from umamba.inference.outlines import polygons
-from umamba.io import Geometry, UserError, atomic_path, read_image, storage_errors, write_image
+from umamba.io import Geometry, StorageError, UserError, atomic_path, read_image, storage_errors, write_image
 from umamba.labels import LabelSet, colours
 
 _FLAT = ("geojson", "outlines", "map16")  # forms of two-dimensional images
@@ -55,6 +55,29 @@ def check_image_exports(forms: Sequence[str], geometry: Geometry) -> None:
         )
 
 
+def check_segmentation_file(path: Path, geometry: Geometry) -> None:
+    """Refuse a file of a format that cannot hold the segmentation of an image, before the image is segmented.
+
+    Args:
+        path: where the segmentation will be written.
+        geometry: of the image.
+
+    Raises:
+        UserError: PNG and BMP hold no volume, GIPL no direction.
+    """
+    name = path.name.lower()
+    if name.endswith((".png", ".bmp")) and not geometry.is_2d:
+        raise UserError(
+            f"{path}: this format holds 2D images only, and the image is a volume (Z, Y, X) of {geometry.shape}. Give "
+            "output=NAME.nii.gz."
+        )
+    identity = np.eye(2 if geometry.is_2d else 3).ravel()
+    if name.endswith(".gipl") and not np.allclose(geometry.direction_xyz, identity, atol=1e-4):
+        raise UserError(
+            f"{path}: this format cannot hold the direction of the image. Give output=NAME.nii.gz, .nrrd or .mha."
+        )
+
+
 def write_exports(
     exports: Sequence[tuple[str, Path]],
     segmentation: np.ndarray,
@@ -62,8 +85,8 @@ def write_exports(
     geometry: Geometry,
     labels: LabelSet,
     images: Sequence[Path],
-) -> None:
-    """Write the forms of a case.
+) -> list[str]:
+    """Write the forms of a case that are not in DICOM; one that cannot be written does not stop the others.
 
     Args:
         exports: form and file.
@@ -73,29 +96,51 @@ def write_exports(
         labels: the label set.
         images: files of the image, which `outlines` draws on.
 
+    Returns:
+        What is wrong with the forms that could not be written, such as a 16-bit map that cannot hold the numbers.
+
     Raises:
-        UserError: a 16-bit map cannot hold the numbers.
         StorageError: a file cannot be written.
     """
+    problems = []
     for form, path in exports:
-        if form == "seg_nrrd":
-            write_image(path, slicer_segmentation(segmentation, geometry, labels))
-        elif form == "geojson":
-            content = json.dumps(outline_features(segmentation[0], None if instances is None else instances[0], labels))
-            with storage_errors(path), atomic_path(path) as temporary:
-                temporary.write_text(content + "\n", encoding="utf-8")
-        elif form == "outlines":
-            image = read_image(images, time_is_channels=True).array[:, 0]
-            drawn = draw_outlines(image, segmentation[0], None if instances is None else instances[0], labels)
-            write_image(path, sitk.GetImageFromArray(drawn, isVector=True))
-        elif form == "map16":
-            numbers = segmentation[0] if instances is None else instances[0]
-            if numbers.max(initial=0) > _MOST:
-                raise UserError(
-                    f"export=[map16]: the map would hold {numbers.max()} cells, a 16-bit file at most {_MOST}. Leave "
-                    "map16 away; NAME_label.tiff holds them."
-                )
-            write_image(path, sitk.GetImageFromArray(numbers.astype(np.uint16)))
+        try:
+            _write_form(form, path, segmentation, instances, geometry, labels, images)
+        except StorageError:
+            raise
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _write_form(
+    form: str,
+    path: Path,
+    segmentation: np.ndarray,
+    instances: np.ndarray | None,
+    geometry: Geometry,
+    labels: LabelSet,
+    images: Sequence[Path],
+) -> None:
+    """Write a form; those in DICOM are left out."""
+    if form == "seg_nrrd":
+        write_image(path, slicer_segmentation(segmentation, geometry, labels))
+    elif form == "geojson":
+        content = json.dumps(outline_features(segmentation[0], None if instances is None else instances[0], labels))
+        with storage_errors(path), atomic_path(path) as temporary:
+            temporary.write_text(content + "\n", encoding="utf-8")
+    elif form == "outlines":
+        image = read_image(images, time_is_channels=True).array[:, 0]
+        drawn = draw_outlines(image, segmentation[0], None if instances is None else instances[0], labels)
+        write_image(path, sitk.GetImageFromArray(drawn, isVector=True))
+    elif form == "map16":
+        numbers = segmentation[0] if instances is None else instances[0]
+        if numbers.max(initial=0) > _MOST:
+            raise UserError(
+                f"export=[map16]: the map would hold {numbers.max()} cells, a 16-bit file at most {_MOST}. Leave "
+                "map16 away; NAME_label.tiff holds them."
+            )
+        write_image(path, sitk.GetImageFromArray(numbers.astype(np.uint16)))
 
 
 def slicer_segmentation(segmentation: np.ndarray, geometry: Geometry, labels: LabelSet) -> sitk.Image:

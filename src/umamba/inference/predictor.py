@@ -309,7 +309,7 @@ class Predictor:
                 before = left_beside(outputs, record, names) if again else outputs.earlier(record, files)
                 manifest = Manifest(outputs, before)
                 manifest.forget(names if again else [])
-                refuse_other_images(cases, files, outputs, manifest, self.models[0])
+                refuse_other_images(cases, files, outputs, manifest, self.models[0], settings.previous_stage)
                 if self.classifies_only and self.heads is not None:
                     rows = read_classes(outputs.classes, self.heads.tasks)
                     refuse_other_classes(cases, rows, outputs, manifest, self.models[0])

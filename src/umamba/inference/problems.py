@@ -18,14 +18,18 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UnsegmentedCases(UserError):
-    """Some images could not be segmented; the others are."""
+    """Some images could not be segmented, or not with all their exports; the others are."""
+
+
+class IncompleteCase(UserError):
+    """The segmentation of a case is written, but not all that was asked for beside it."""
 
 
 class Problems:
     """Reasons by case, in the order in which they were found.
 
     Attributes:
-        reasons: case -> why it could not be segmented.
+        reasons: case -> why it could not be segmented, or not completely.
     """
 
     def __init__(self, tracebacks: Path) -> None:
@@ -35,6 +39,7 @@ class Problems:
             tracebacks: text file for the tracebacks of faults in the program; made only if there is one.
         """
         self.reasons: dict[str, str] = {}
+        self._incomplete: set[str] = set()
         self._tracebacks, self._written = tracebacks, ""
 
     @contextmanager
@@ -53,6 +58,8 @@ class Problems:
             raise
         except UserError as error:
             self.reasons[case_id] = str(error)
+            if isinstance(error, IncompleteCase):
+                self._incomplete.add(case_id)
         except Exception as error:
             self.reasons[case_id] = self._reason(case_id, error)
 
@@ -64,9 +71,10 @@ class Problems:
             folder: where the segmentations of the others are.
         """
         count = len(self.reasons)
+        what = "are segmented without all exports" if len(self._incomplete) == count else "could not be segmented"
         others = "" if count >= total else f", the others are in {folder}"
         reasons = "\n".join(f"{case}: {reason}" for case, reason in self.reasons.items())
-        return UnsegmentedCases(f"{count} of {total} images could not be segmented{others}:\n{reasons}")
+        return UnsegmentedCases(f"{count} of {total} images {what}{others}:\n{reasons}")
 
     def _reason(self, case_id: str, error: Exception) -> str:
         if _is_memory(error):

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from umamba.datasets import RawCase
-from umamba.inference.case_queue import read_channels
+from umamba.inference.case_queue import previous_file, read_channels
 from umamba.inference.digests import image_digest
 from umamba.inference.manifest import CaseEntry, Manifest, written_paths
 from umamba.inference.model import Model
 from umamba.inference.outputs import CaseFiles, Outputs
-from umamba.io import UserError
+from umamba.io import UserError, read_label
 from umamba.settings import PredictionSettings
 
 _NAMED = 5
@@ -23,7 +23,12 @@ _PLAIN = PredictionSettings()
 
 
 def refuse_other_images(
-    cases: Sequence[RawCase], files: Sequence[CaseFiles], outputs: Outputs, manifest: Manifest, model: Model
+    cases: Sequence[RawCase],
+    files: Sequence[CaseFiles],
+    outputs: Outputs,
+    manifest: Manifest,
+    model: Model,
+    previous_stage: Path | None = None,
 ) -> None:
     """Refuse an output that holds the segmentation of another image than the one that is given now.
 
@@ -36,6 +41,7 @@ def refuse_other_images(
         outputs: where they are.
         manifest: what made the segmentations that are there.
         model: a network; its plan says how channels are turned.
+        previous_stage: folder of the first stage's segmentations, which belong to the images of a cascade.
 
     Raises:
         UserError: a segmentation is of another image.
@@ -45,7 +51,9 @@ def refuse_other_images(
         # The only segmentation has the name of the output, and its entry that of the image.
         named = manifest.cases.get(case.case_id)
         entry = next(iter(manifest.cases.values()), None) if outputs.only is not None and named is None else named
-        if entry is not None and own.segmentation.exists() and not _same(case, own.segmentation, entry, model):
+        if entry is None or not own.segmentation.exists():
+            continue
+        if not _same(case, own.segmentation, entry, model, previous_file(previous_stage, case.case_id, model)):
             others.append(str(own.segmentation))
     _refuse(others, "segmentations", outputs)
 
@@ -81,7 +89,7 @@ def _refuse(others: Sequence[str], what: str, outputs: Outputs) -> None:
 
 
 def left_beside(outputs: Outputs, record: Mapping[str, Any], cases: Sequence[str]) -> dict[str, Any] | None:
-    """Return the record of the segmentations of other images, which stay where cases are segmented again (overwrite).
+    """Return the record of the results of other images, which stay where cases are segmented again (overwrite).
 
     Args:
         outputs: where the segmentations are.
@@ -89,20 +97,21 @@ def left_beside(outputs: Outputs, record: Mapping[str, Any], cases: Sequence[str
         cases: names of the cases that are segmented again.
 
     Raises:
-        UserError: segmentations of other images were made with something else, and would pass as made with this.
+        UserError: results of other images were made with something else, and would pass as made with this.
     """
     found = outputs.beside(record)
     if found is None or outputs.only is not None:
         return None
     earlier, alike = found
-    if alike:
-        return earlier
-    others_named = Manifest(outputs, earlier).other_cases(cases)
-    paths = [outputs.case(name, _PLAIN).segmentation for name in others_named]
+    manifest = Manifest(outputs, earlier)
+    paths = [outputs.case(name, _PLAIN).segmentation for name in manifest.other_cases(cases)]
     others = [str(path) for path in paths if path.exists()]
+    others += [name for name in manifest.classified if name not in cases]
+    if others and alike:
+        return earlier
     if others:
         raise UserError(
-            "output: holds segmentations of other images by another network or other settings, which overwrite=true "
+            "output: holds results of other images by another network or other settings, which overwrite=true "
             f"does not make again, as {outputs.record.name} says: {_few(others)}. Give another folder, or delete them."
         )
     return None
@@ -112,15 +121,16 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
-def _same(case: RawCase, made: Path, entry: CaseEntry, model: Model) -> bool:
+def _same(case: RawCase, made: Path, entry: CaseEntry, model: Model, previous: Path | None = None) -> bool:
     try:
-        changed = max(map(changed_at, case.images))
+        changed = max(map(changed_at, case.images if previous is None else (*case.images, previous)))
     except OSError:  # it is gone, and what was made of it is there
         return True
     if written_paths(case.images) == entry.images and changed <= made.stat().st_mtime:
         return True
     try:
-        return image_digest(read_channels(case, model)) == entry.image
+        image = read_channels(case, model)
+        return image_digest(image, None if previous is None else read_label(previous)) == entry.image
     except UserError:
         return False
 

@@ -71,11 +71,23 @@ def verify(settings: VerifySettings) -> Iterator[Verdict]:
     before = recorded if isinstance(recorded, Mapping) else {}
     manifest = Manifest(outputs, before)
     if not manifest.cases:
-        raise UserError(
-            f"{outputs.record}: has no entries of cases, because an earlier version wrote it. Segment the images again "
-            "with overwrite=true."
-        )
+        raise UserError(f"{outputs.record}: {_why_empty(before)}")
     return _verdicts(settings, outputs, before, manifest)
+
+
+def _why_empty(recorded: Mapping[str, Any]) -> str:
+    """Return why prediction.json names no case, and what to do."""
+    if "cases" not in recorded:
+        return (
+            "has no entries of cases, because an earlier version wrote it. Segment the images again with "
+            "overwrite=true."
+        )
+    if recorded["cases"]:
+        return "its entries of cases are damaged. Segment the images again with overwrite=true."
+    return (
+        "has no entries of cases, because nothing was segmented there: every image failed, or only classes were "
+        "predicted. Give a folder that holds segmentations."
+    )
 
 
 def _verdicts(
@@ -177,7 +189,7 @@ def _images(case_id: str, entry: CaseEntry, moved: Path | None, num_channels: in
     """Return the files of the image, where it was or where it is now."""
     if moved is None:
         return tuple(Path(path) for path in entry.images)
-    cases, _ = find_cases(moved, num_channels)
+    cases, _ = find_cases(moved, num_channels, warn=False)
     found: RawCase | None = next((case for case in cases if case.case_id == case_id), None)
     if found is None and len(cases) == 1 and not moved.is_dir():
         found = cases[0]

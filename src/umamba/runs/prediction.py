@@ -88,7 +88,8 @@ def predict(settings: PredictSettings) -> list[Path]:
 def _with_first_stage(predictor: Predictor, settings: PredictSettings) -> PredictSettings:
     """Segment the images by the first stage of a cascade, into a folder beside their segmentations by the second."""
     check_previous(predictor.models, "previous_checkpoint")
-    paths, (cases, _) = settings.previous_checkpoint, find_cases(settings.input, predictor.num_channels)
+    paths = settings.previous_checkpoint
+    cases, _ = find_cases(settings.input, predictor.num_channels, warn=False)  # Predictor.predict warns
     folder = Outputs.at(settings.output, predictor.file_ending).folder / PREVIOUS_STAGE
     return segment_first(
         predictor,
@@ -125,7 +126,7 @@ def _drawing_beside(predictor: Predictor, outputs: Outputs, settings: PredictSet
     if not settings.previews or settings.quality is not None or find_spec("matplotlib") is None:
         yield {}
         return
-    cases, _ = find_cases(settings.input, predictor.num_channels)
+    cases, _ = find_cases(settings.input, predictor.num_channels, warn=False)
     drawn: list[tuple[str, Future[bool]]] = []
 
     def draw(case_id: str, image: Image, found: np.ndarray) -> None:
@@ -170,7 +171,7 @@ def draw_previews(
     except ImportError as error:
         log.warning("No previews, because %s is not installed; previews=0 asks for none.", error.name)
         return []
-    cases, _ = find_cases(settings.input, predictor.num_channels)
+    cases, _ = find_cases(settings.input, predictor.num_channels, warn=False)
     wanted = []
     rank = {case_id: number for number, case_id in enumerate(order)}
     for case in sorted(cases, key=lambda case: rank.get(case.case_id, len(rank))):

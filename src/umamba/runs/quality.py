@@ -80,7 +80,7 @@ def estimates_of(
         UserError: the signs of a case are damaged.
         StorageError: the table cannot be written.
     """
-    names = [case.case_id for case in find_cases(settings.input, predictor.num_channels)[0]]
+    names = [case.case_id for case in find_cases(settings.input, predictor.num_channels, warn=False)[0]]
     if outputs.record.exists():
         names += Manifest(outputs, read_json(outputs.record, OWN_BYTES)).other_cases(names)
     found: dict[str, list[Estimate]] = {}

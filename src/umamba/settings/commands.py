@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -20,6 +20,11 @@ _CONVERT_KEYS = {
     "labels": ("totalsegmentator", "bids", "folders"),
     "crop": ("endovis",),
 }
+# Keys of evaluate that say how segmentations are scored, compared and drawn.
+_OF_SEGMENTATIONS = (
+    *("protocol", "strict_official", "dataset_json", "tolerance_mm", "iou_threshold", "count_edge_cells", "objects"),
+    *("images", "margin"),
+)
 MARGIN = 0.01
 _MARGIN = (
     "Difference of DSC, NSD or F1 between two methods that does not matter: they are called equivalent if their "
@@ -112,6 +117,13 @@ class EvaluateSettings(Settings):
             )
         if self.truth.suffix == ".csv" and self.classes is not None:
             yield f"classes={self.classes}: truth is a table of classes already. Give one of the two."
+        if self.truth.suffix == ".csv":
+            defaults = {entry.name: entry.default for entry in fields(self)}
+            for name in _OF_SEGMENTATIONS:
+                if getattr(self, name) != defaults[name]:
+                    yield (
+                        f"{name}: truth={self.truth} is a table of classes; segmentations are not scored. Leave it out."
+                    )
         if isinstance(self.predictions, Path):
             return
         if not self.predictions:
