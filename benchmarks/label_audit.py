@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of copies, runs and results")
     parser.add_argument("--experiment", default="hippocampus_unet", help="a file of configs/experiment")
     parser.add_argument("--share", type=float, default=0.05, help="share of the cases that get a fault")
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], help="other DIRs whose networks vote, too")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=10)
     arguments = parser.parse_args(own)
@@ -55,7 +56,7 @@ def main() -> None:
     original = read_dataset(raw.absolute())
     copy = faulty_copy(original, work / "raw", arguments.share)
     planted = read_json(copy / "faults.json")
-    runs = trained(copy, work, arguments.experiment, arguments.folds, further)
+    runs = (trained(copy, work, arguments.experiment, arguments.folds, further), *map(runs_of, arguments.beside))
     print(f"{machine()}; {original.name}, {len(original.training)} cases, {arguments.experiment} {' '.join(further)}\n")
     found = audit(AuditSettings(runs=runs, raw_dataset=copy, output=work / "audit_planted"))
     scores = {each.case: each.score for each in found.ranked}
@@ -69,7 +70,7 @@ def main() -> None:
     print(f"\nIn the published labels, {untouched.review} cases are listed for review: {untouched.page}\n")
     print("| fault | AUROC, mean | smallest | cases each time | named most often |")
     print("| --- | --- | --- | --- | --- |")
-    segmented = out_of_fold([runs], original)
+    segmented = out_of_fold(runs, original)
     facts = {each.case: each.facts for each in untouched.ranked}
     for fault in FAULTS:
         areas, named, count = replanted(original, segmented, facts, fault, arguments)
@@ -129,6 +130,11 @@ def trained(root: Path, work: Path, experiment: str, folds: int, further: list[s
         command += [f"fold={fold}", "name=audit", "dataset.protocol=generic", "logger=csv", "predict.validation=true"]
         command += [f"paths.runs={work / 'runs'}", f"paths.preprocessed={work / 'preprocessed'}", *further]
         subprocess.run(command, check=True)
+    return runs_of(work)
+
+
+def runs_of(work: Path) -> Path:
+    """Return runs/<experiment>/<configuration> of a work folder."""
     (configuration,) = (path for path in (work / "runs" / "audit").iterdir() if path.is_dir())
     return configuration
 
