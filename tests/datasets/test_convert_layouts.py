@@ -75,17 +75,23 @@ def test_decathlon(tmp_path: Path) -> None:
         convert_archive("msd", task, tmp_path / "raw2", 1, layout=Layout())
 
 
-def test_the_presets_names(tmp_path: Path) -> None:
-    task = tmp_path / "Task04_Hippocampus"
+def hippocampus_task(folder: Path, *names: str) -> Path:
+    """Write a task of the Decathlon with one case and two labels of these names."""
+    task = folder / "Task04_Hippocampus"
     nifti(task / "imagesTr" / "hippocampus_001.nii.gz", volume())
     nifti(task / "labelsTr" / "hippocampus_001.nii.gz", labels(1, 2))
     facts = {
         "modality": {"0": "MRI"},
-        "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
+        "labels": {"0": "background", "1": names[0], "2": names[1]},
         "training": [{"image": "./imagesTr/hippocampus_001.nii.gz", "label": "./labelsTr/hippocampus_001.nii.gz"}],
         "test": [],
     }
     (task / "dataset.json").write_text(json.dumps(facts))
+    return task
+
+
+def test_the_presets_names(tmp_path: Path) -> None:
+    task = hippocampus_task(tmp_path, "Anterior", "Posterior")
     root = convert_archive("msd", task, tmp_path / "raw", 1, layout=Layout())
     preset = Path("configs/dataset/hippocampus.yaml").read_text()
     assert root.name in preset
@@ -379,15 +385,7 @@ def test_a_table_of_names_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_task_with_two_labels_of_one_name_is_refused(tmp_path: Path) -> None:
-    task = tmp_path / "Task04_Hippocampus"
-    nifti(task / "imagesTr" / "h_001.nii.gz", volume())
-    nifti(task / "labelsTr" / "h_001.nii.gz", labels(1, 2))
-    facts = {
-        "modality": {"0": "MRI"},
-        "labels": {"0": "background", "1": "Part", "2": "Part"},
-        "training": [{"image": "./imagesTr/h_001.nii.gz", "label": "./labelsTr/h_001.nii.gz"}],
-    }
-    (task / "dataset.json").write_text(json.dumps(facts))
+    task = hippocampus_task(tmp_path, "Part", "Part")
     with pytest.raises(UserError, match=f"source={task}: labels: Part is the name of label 1 and of label 2"):
         convert_archive("msd", task, tmp_path / "raw", 1, layout=Layout())
     assert not (tmp_path / "raw").exists()

@@ -17,7 +17,8 @@ from umamba.cli.compose import settings_of
 from umamba.cli.main import main
 from umamba.evaluation import Rules, instances, score, score_case
 from umamba.evaluation.comparison import compare_methods
-from umamba.evaluation.evaluate import evaluate, evaluate_folders, find_pairs, label_names
+from umamba.evaluation.evaluate import evaluate, evaluate_folders, label_names
+from umamba.evaluation.pairs import find_pairs
 from umamba.evaluation.statistics import bootstrap_interval, holm, summarize
 from umamba.io import UserError
 from umamba.io.tabular import read_table

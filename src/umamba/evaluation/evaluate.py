@@ -2,9 +2,7 @@
 
 import logging
 import math
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from umamba.evaluation.comparison import compare_methods, comparison_sentences, 
 from umamba.evaluation.equivalence import MARGIN
 from umamba.evaluation.froc_table import write_froc
 from umamba.evaluation.official_tables import official_tables
+from umamba.evaluation.pairs import files_of, find_pairs, renamed
 from umamba.evaluation.protocols import ABDOMEN_ORGANS
 from umamba.evaluation.rules import Rules
 from umamba.evaluation.score import TITLES, metrics_of, score_pairs, worst_median_best
@@ -30,7 +29,6 @@ from umamba.io import (
     read_image,
     read_json,
     read_label,
-    supported_endings,
 )
 from umamba.io.tabular import write_table
 from umamba.io.voice import shown
@@ -44,7 +42,6 @@ log = logging.getLogger(__name__)
 
 _NAMES = ["label", "metric"]
 _CLASSES = "classes.csv"
-_CELL_SUFFIX = "_label"
 _FIRST_CHANNEL = "_0000"
 
 
@@ -196,7 +193,7 @@ def evaluate_folders(
         UserError: a folder does not exist or is empty, or no case can be scored.
     """
     if images is not None:
-        _files(images, "images")  # an empty folder is refused before any work
+        files_of(images, "images")  # an empty folder is refused before any work
     scores: dict[str, pandas.DataFrame] = {}
     problems: list[str] = []
     all_pairs: dict[str, Mapping[str, tuple[Path, Path]]] = {}
@@ -226,66 +223,6 @@ def evaluate_folders(
         for method, table in scores.items():
             undrawn += draw_overlays(table, all_pairs[method], images, rules, targets[method] / "overlays")
     return Evaluation(scores, comparison, tuple(problems), tuple(dict.fromkeys(undrawn)))
-
-
-def find_pairs(predictions: Path, truth: Path, rules: Rules) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
-    """Return the files (prediction, reference) of each case, and a message for each missing prediction.
-
-    Every reference needs a prediction. With strict_official only the predictions decide which cases are scored, as in
-    the official scripts. Predictions without a reference are ignored. Names also match if only their Unicode form
-    differs (NFC, NFD).
-
-    Args:
-        predictions: folder of segmentations.
-        truth: folder of references.
-        rules: protocol and strict_official are read.
-
-    Raises:
-        UserError: a folder does not exist, contains no label map, or contains a case twice.
-    """
-    predicted, true = _files(predictions, "predictions"), _files(truth, "truth")
-    if rules.of_cells:
-        true = {case.removesuffix(_CELL_SUFFIX): path for case, path in true.items()}
-    predicted = _renamed(predicted, true)
-    pairs = {case: (predicted[case], path) for case, path in true.items() if case in predicted}
-    missing = [] if rules.strict_official else sorted(true.keys() - predicted.keys())
-    return pairs, [
-        f"{predictions}: there is no segmentation of {case} ({true[case].name} in {truth})." for case in missing
-    ]
-
-
-def _renamed(found: Mapping[str, Path], wanted: Iterable[str]) -> dict[str, Path]:
-    """Return files under the wanted names, where a name differs only by its Unicode form, as on macOS (NFD, NFC)."""
-    forms = Counter(map(_composed, wanted))
-    exact = set(wanted)
-    by_form = {_composed(name): name for name in wanted}
-    names = {
-        name: by_form[_composed(name)]
-        for name in found
-        if name not in exact and forms[_composed(name)] == 1 and by_form[_composed(name)] not in found
-    }
-    return {names.get(name, name): path for name, path in found.items()}
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def _files(folder: Path, key: str) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise UserError(f"{key}={folder}: there is no such folder. Check the path.")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        ending = next((ending for ending in supported_endings() if path.name.lower().endswith(ending)), None)
-        if ending and path.is_file() and not path.name.startswith("."):
-            case = path.name[: -len(ending)]
-            if case in found and key != "images":
-                raise UserError(f"{key}={folder}: {found[case].name} and {path.name} are one case. Remove one of them.")
-            found[case] = path
-    if not found:
-        what = "image" if key == "images" else "label map"
-        raise UserError(f"{key}={folder}: contains no {what} ({', '.join(supported_endings())}). Check the path.")
-    return found
 
 
 def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelSet:
@@ -326,9 +263,9 @@ def _annotated(settings: EvaluateSettings, labels: LabelSet) -> Annotated:
     if settings.protocol in CELL_PROTOCOLS or not path.is_file():
         return {}
     declared = label_names(settings.truth, settings.dataset_json, "generic")
-    renamed = dict(zip(declared.names, labels.names, strict=False))
-    found = annotated_beside(path, declared, _files(settings.truth, "truth"))
-    return {case: tuple(renamed[name] for name in names if name in renamed) for case, names in found.items()}
+    own = dict(zip(declared.names, labels.names, strict=False))
+    found = annotated_beside(path, declared, files_of(settings.truth, "truth"))
+    return {case: tuple(own[name] for name in names if name in own) for case, names in found.items()}
 
 
 def draw_overlays(
@@ -354,7 +291,7 @@ def draw_overlays(
     from umamba.evaluation.overlay import case_figure, write_overlay
 
     problems = []
-    found = _renamed(_files(images, "images"), [*pairs, *(f"{case}{_FIRST_CHANNEL}" for case in pairs)])
+    found = renamed(files_of(images, "images"), [*pairs, *(f"{case}{_FIRST_CHANNEL}" for case in pairs)])
     for rank, case in worst_median_best(scores).items():
         path = found.get(case, found.get(f"{case}{_FIRST_CHANNEL}"))
         try:

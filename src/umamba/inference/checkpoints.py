@@ -46,7 +46,7 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
 def _in_folder(folder: Path) -> list[Path]:
     for pattern in (f"checkpoints/{LAST}", LAST, FILE_NAME):
         if (folder / pattern).is_file():
-            return [told_if_unfinished(folder / pattern)]
+            return [warned_if_unfinished(folder / pattern)]
     official = sorted(folder.glob(f"fold_*/{FILE_NAME}"))
     if official:
         return official
@@ -72,10 +72,10 @@ def _in_folder(folder: Path) -> list[Path]:
             f"checkpoint={folder}: holds runs of different configurations or seeds:\n{runs}\nGive one of these "
             "folders, or several as checkpoint=[a,b]."
         )
-    return [told_if_unfinished(file) for file in next(iter(kinds.values()))]
+    return [warned_if_unfinished(file) for file in next(iter(kinds.values()))]
 
 
-def told_if_unfinished(checkpoint: Path) -> Path:
+def warned_if_unfinished(checkpoint: Path) -> Path:
     """Warn if the run of a checkpoint still trains or was interrupted.
 
     Args:

@@ -267,7 +267,7 @@ class Outputs:
             )
         return None
 
-    def beside(self, record: Mapping[str, Any]) -> tuple[dict[str, Any], bool] | None:
+    def compared(self, record: Mapping[str, Any]) -> tuple[dict[str, Any], bool] | None:
         """Return the record of earlier segmentations of a folder, and whether they were made with the same.
 
         Args:

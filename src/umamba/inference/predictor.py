@@ -33,7 +33,7 @@ from umamba.inference.outputs import CaseFiles, Outputs
 from umamba.inference.postprocessing import PostProcessing
 from umamba.inference.prepared_image import check_previous, paint, prepare_image, same_bits, warn_of_orientation
 from umamba.inference.problems import Problems
-from umamba.inference.same_images import left_beside, refuse_other_classes, refuse_other_images
+from umamba.inference.same_images import kept_record, refuse_other_classes, refuse_other_images
 from umamba.inference.volumes import write_volumes
 from umamba.io import Image, UserError, exclusive, storage_errors
 from umamba.io.voice import shown
@@ -290,7 +290,8 @@ class Predictor:
         """Segment cases; `unusable` are further cases that cannot be read, each with its reason."""
         self._check(settings)
         codes = label_codes(self.labels, settings.codes)
-        files = [outputs.case(case.case_id, settings) for case in cases]
+        names = [case.case_id for case in cases]
+        files = [outputs.case(name, settings) for name in names]
         _spare_images(cases, files)
         folder = outputs.folder
         problems = Problems(outputs.tracebacks)
@@ -304,15 +305,7 @@ class Predictor:
                 stack.enter_context(exclusive(outputs.lock, f"the predictions in {folder}"))
                 outputs.remove_stale(files)
                 record = self._record(settings)
-                names = [case.case_id for case in cases]
-                again = settings.overwrite
-                before = left_beside(outputs, record, names) if again else outputs.earlier(record, files)
-                manifest = Manifest(outputs, before)
-                manifest.forget(names if again else [])
-                refuse_other_images(cases, files, outputs, manifest, self.models[0], settings.previous_stage)
-                if self.classifies_only and self.heads is not None:
-                    rows = read_classes(outputs.classes, self.heads.tasks)
-                    refuse_other_classes(cases, rows, outputs, manifest, self.models[0])
+                before, manifest = self._what_is_there(cases, files, outputs, settings, record)
                 missing = [number for number, own in enumerate(files) if settings.overwrite or not own.complete()]
                 missing = [] if self.classifies_only else missing
             ahead: dict[str, Future[Image]] = {}
@@ -321,12 +314,7 @@ class Predictor:
                 ahead = self._settle_engines(begun, cases[missing[0]], settings)
             with storage_errors(folder):
                 if settings.overwrite:
-                    for name in names:
-                        outputs.remove(name)
-                    if before is None:
-                        outputs.remove_common()
-                    elif self.heads is not None:
-                        forget_classes(outputs.classes, self.heads.tasks, names)
+                    self._remove(names, outputs, keep_common=before is not None)
                 if missing or before is None or self.classifies_only:
                     manifest.use(setup_of(self.models, settings, self.post_processing))
                     record |= engines_record(before, self.models)
@@ -367,6 +355,38 @@ class Predictor:
         if problems.reasons:
             raise problems.error(len(cases) + len(unusable), folder)
         return [own.segmentation for own in files]
+
+    def _what_is_there(
+        self,
+        cases: Sequence[RawCase],
+        files: Sequence[CaseFiles],
+        outputs: Outputs,
+        settings: PredictionSettings,
+        record: Mapping[str, Any],
+    ) -> tuple[dict[str, Any] | None, Manifest]:
+        """Return the record and the entries of the results that stay; refuse those of other images or networks."""
+        names = [case.case_id for case in cases]
+        if settings.overwrite:
+            before = kept_record(outputs, record, names)
+            manifest = Manifest(outputs, before)
+            manifest.forget(names)
+            return before, manifest
+        before = outputs.earlier(record, files)
+        manifest = Manifest(outputs, before)
+        refuse_other_images(cases, files, outputs, manifest, self.models[0], settings.previous_stage)
+        if self.classifies_only and self.heads is not None:
+            rows = read_classes(outputs.classes, self.heads.tasks)
+            refuse_other_classes(cases, rows, outputs, manifest, self.models[0])
+        return before, manifest
+
+    def _remove(self, names: Sequence[str], outputs: Outputs, *, keep_common: bool) -> None:
+        """Delete the files of cases that are segmented again; tables that other cases need lose their rows only."""
+        for name in names:
+            outputs.remove(name)
+        if not keep_common:
+            outputs.remove_common()
+        elif self.heads is not None:
+            forget_classes(outputs.classes, self.heads.tasks, names)
 
     def _settle_engines(
         self, begun: str | None, first: RawCase, settings: PredictionSettings

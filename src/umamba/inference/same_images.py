@@ -88,7 +88,7 @@ def _refuse(others: Sequence[str], what: str, outputs: Outputs) -> None:
         )
 
 
-def left_beside(outputs: Outputs, record: Mapping[str, Any], cases: Sequence[str]) -> dict[str, Any] | None:
+def kept_record(outputs: Outputs, record: Mapping[str, Any], cases: Sequence[str]) -> dict[str, Any] | None:
     """Return the record of the results of other images, which stay where cases are segmented again (overwrite).
 
     Args:
@@ -99,7 +99,7 @@ def left_beside(outputs: Outputs, record: Mapping[str, Any], cases: Sequence[str
     Raises:
         UserError: results of other images were made with something else, and would pass as made with this.
     """
-    found = outputs.beside(record)
+    found = outputs.compared(record)
     if found is None or outputs.only is not None:
         return None
     earlier, alike = found

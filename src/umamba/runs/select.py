@@ -21,7 +21,7 @@ from umamba.datasets import RawDataset, read_dataset
 from umamba.evaluation import dice
 from umamba.evaluation.statistics import mean_label
 from umamba.inference import PostProcessing, Predictor
-from umamba.inference.checkpoints import told_if_unfinished
+from umamba.inference.checkpoints import warned_if_unfinished
 from umamba.inference.first_stage import segment_first
 from umamba.io import UserError, oriented_like, read_label, write_json
 from umamba.io.escape import rich_text
@@ -87,7 +87,7 @@ def fold_checkpoints(candidate: Path, checkpoint: str, seed: int) -> dict[int, P
         UserError: there is none.
     """
     found = {
-        int(path.parents[2].name.removeprefix("fold_")): told_if_unfinished(path)
+        int(path.parents[2].name.removeprefix("fold_")): warned_if_unfinished(path)
         for path in sorted(Path(candidate).glob(f"fold_[0-9]*/seed_{seed}/checkpoints/{checkpoint}.ckpt"))
     }
     if not found:
