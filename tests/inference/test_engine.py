@@ -16,6 +16,7 @@ from umamba.datasets import RawCase
 from umamba.inference import Model, Predictor, engine, predictor
 from umamba.inference.digests import weights_digest
 from umamba.inference.engine_cache import Kept, cache_folder, kind_of
+from umamba.inference.engine_record import begun_engine
 from umamba.inference.model import FreedNetwork
 from umamba.inference.tiling import LogitRows
 from umamba.io import Geometry, Image, UserError
@@ -318,6 +319,18 @@ def test_nothing_is_deleted_for_an_engine_that_cannot_compute(
     with pytest.raises(UserError, match="no such layer"):
         Predictor((made,)).predict(images, tmp_path / "out", PredictionSettings(overwrite=True), progress=False)
     assert all(path.exists() for path in written)
+
+
+def test_another_engine_for_some_images_is_refused_without_a_remedy_that_is_given_already(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    made = make_model(net(), (8, 6, 4), 2)
+    made.engine = "torch"
+    record = {"engine": "openvino"}
+    with pytest.raises(UserError, match="or overwrite=true to make them again"):
+        begun_engine(record, tmp_path / "prediction.json", [made], overwrite=False)
+    with pytest.raises(UserError, match=r"of other images\. Give engine=openvino or auto, or another fold"):
+        begun_engine(record, tmp_path / "prediction.json", [made], overwrite=True)
 
 
 def save(path: Path, made: Model, weights: nn.Module) -> Path:

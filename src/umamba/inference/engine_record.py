@@ -8,13 +8,16 @@ from umamba.inference.model import Model
 from umamba.io import UserError
 
 
-def begun_engine(before: Mapping[str, Any] | None, file: Path, models: Sequence[Model]) -> str | None:
+def begun_engine(
+    before: Mapping[str, Any] | None, file: Path, models: Sequence[Model], *, overwrite: bool
+) -> str | None:
     """Return the engine of earlier segmentations, which continues them.
 
     Args:
         before: the record that was written with them; None: there are none.
         file: of that record, for the message.
         models: the networks.
+        overwrite: the images that are given are segmented again, so that `before` is of other images.
 
     Returns:
         torch, openvino, or None: there are none, or both engines made some of them.
@@ -29,9 +32,13 @@ def begun_engine(before: Mapping[str, Any] | None, file: Path, models: Sequence[
         return None
     other = next((model.engine for model in models if model.engine not in ("auto", begun)), None)
     if other:
+        made, again = (
+            ("the segmentations of other images", "or another folder")
+            if overwrite
+            else ("the segmentations that are there already", "another folder, or overwrite=true to make them again")
+        )
         raise UserError(
-            f"engine={other}: {file} says that engine={begun} made the segmentations that are there already. Give "
-            f"engine={begun} or auto, another folder, or overwrite=true to make them again."
+            f"engine={other}: {file} says that engine={begun} made {made}. Give engine={begun} or auto, {again}."
         )
     return str(begun)
 

@@ -310,7 +310,7 @@ class Predictor:
                 missing = [] if self.classifies_only else missing
             ahead: dict[str, Future[Image]] = {}
             if missing:
-                begun = begun_engine(before, outputs.record, self.models)
+                begun = begun_engine(before, outputs.record, self.models, overwrite=settings.overwrite)
                 ahead = self._settle_engines(begun, cases[missing[0]], settings)
             with storage_errors(folder):
                 if settings.overwrite:
