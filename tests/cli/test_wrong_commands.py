@@ -176,6 +176,11 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
         ("monitor=val/loss", "seen/"),
     ),
     (
+        f"train {PHANTOM} data.val_iterations=0 data.validate_cases_every=1 "
+        "trainer.callbacks=[{name:EarlyStopping,monitor:val/case_dice}]",
+        ("data.validate_cases_every=1: whole cases", "monitor=val/case_dice: there are no validation batches"),
+    ),
+    (
         f"train {PHANTOM} trainer.callbacks=[{{name:EarlyStopping,monitor:val/case_dice}}]",
         ("monitor=val/case_dice", "data.validate_cases_every=1"),
     ),
@@ -214,6 +219,20 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     (f"train {PHANTOM} finish_by=9999-12-31T23:59-05:00", ("finish_by=9999", "07:30")),
     (f"train {PHANTOM} finish_by=0001-01-01T00:00", ("finish_by=0001", "07:30")),
     (f"train {PHANTOM} paths.raws=x", ("paths.raws", "Did you mean 'paths.raw'")),
+    # Keys that would do nothing.
+    (f"train {PHANTOM} recipe.schedule.warm_up=0.1", ("warm_up=0.1: recipe.schedule.name=poly has no", "0.02")),
+    (f"train {PHANTOM} recipe.schedule.name=cosine recipe.schedule.exponent=2", ("exponent=2", "exponent=0.9")),
+    (f"train {PHANTOM} recipe=unetr recipe.schedule.name=constant", ("exponent=1", "constant has no exponent")),
+    (f"train {PHANTOM} recipe.schedule.minimum=0.5", ("minimum=0.5", "poly has no minimum")),
+    (
+        f"train {PHANTOM} recipe.loss.cross_entropy_weight=0 recipe.loss.focal_gamma=2",
+        ("focal_gamma", "entropy_weight=0"),
+    ),
+    (f"train {PHANTOM} recipe.loss.dice_weight=0 recipe.loss.tversky=[0.3,0.7]", ("tversky", "dice_weight is 0")),
+    (f"train {PHANTOM} recipe.loss.class_weights=[0,0,0]", ("class_weights=[0.0, 0.0, 0.0]", "cross_entropy_weight=0")),
+    (f"train {PHANTOM} recipe.loss.distillation_weight=3", ("distillation_weight", "teacher=CHECKPOINT")),
+    (f"train {PHANTOM} plan.strides=[]", ("plan.strides=[]", "null to derive it")),
+    (f"train {PHANTOM} plan.decoder_blocks=[]", ("plan.decoder_blocks=[]", "null to derive it")),
     # The other commands.
     (f"pretrain {PHANTOM} masking.share=1.5", ("masking.share=1.5", "below 1")),
     (f"pretrain {PHANTOM} images=[nowhere]", ("images", "no such file")),

@@ -46,6 +46,12 @@ def plan_of(record: Mapping[str, Any], rules: str, **options: Any) -> Plan:
     )
 
 
+def with_cases(record: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a reference record with other cases."""
+    kept = {key: value for key, value in record["fingerprint"].items() if key not in ("spacings", "shapes_after_crop")}
+    return {**record, "fingerprint": {**kept, "cases": [case]}}
+
+
 def differences(plan: Plan, expected: Mapping[str, Any]) -> Iterator[str]:
     """Yield the differences between a plan and nnU-Net's."""
     found = to_nnunet_plans(plan)
@@ -162,6 +168,9 @@ def test_a_pinned_spacing_changes_the_median_size(record: dict[str, Any]) -> Non
         ({"kernel_sizes": [[2, 2, 2]] * 6}, "plan.kernel_sizes: 2 is even"),
         ({"strides": [[2, 2, 2], [2, 2, 2]]}, "plan.strides: the first stage"),
         ({"depth": 3}, "plan.depth cannot be pinned"),
+        # What a plan's file and a checkpoint refuse when they are read.
+        ({"kernel_sizes": [[65, 3, 3], *[[3, 3, 3]] * 5]}, r"plan\.3d_fullres\.kernel_sizes=.*from 1 to 63"),
+        ({"batch_size": 10**7}, r"plan\.3d_fullres\.batch_size=10000000"),
         # micrometres for mm: 114 * 2.82977 / 1000 is no voxel
         ({"spacing": [1000, 730, 730]}, r"plan\.spacing=.*1000.* is so coarse that the median image has 0"),
         ({"strides": [[1, 1, 1], *[[2, 2, 2]] * 7]}, r"no patch fits 8 GB\. Give fewer plan\.strides"),
@@ -170,6 +179,24 @@ def test_a_pinned_spacing_changes_the_median_size(record: dict[str, Any]) -> Non
 def test_pinned_values_that_do_not_fit_are_named(record: dict[str, Any], pinned: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan_of(record, "nnunet", overrides={"3d_fullres": pinned})
+
+
+@pytest.mark.parametrize("rules", ["nnunet", "umamba"])
+def test_wide_stacks_of_two_slices_have_a_plan(record: dict[str, Any], rules: str) -> None:
+    """Coarser spacings of 3d_lowres would round their slices to none."""
+    case = {"count": 20, "spacing": [1.0, 1.0, 1.0], "shape": [2, 3000, 3000]}
+    plan = plan_of(with_cases(record, case), rules)
+    for name in plan.configurations:
+        assert min(plan.configuration(name).median_shape) >= 1
+        assert min(plan.configuration(name).patch_size) >= 1
+    assert plan.configuration("3d_fullres").patch_size[0] == 2
+
+
+def test_why_a_configuration_is_absent_is_said(record: dict[str, Any]) -> None:
+    case = {"count": 20, "spacing": [1.0, 1.0, 1.0], "shape": [1, 300, 300]}
+    flat = plan_of(with_cases(record, case), "nnunet")
+    with pytest.raises(UserError, match=r"=3d_fullres: .* Choose one of 2d\. \(only 2d: .* a single slice\)"):
+        flat.configuration("3d_fullres")
 
 
 def test_memory_in_which_no_patch_fits_is_named(record: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from umamba.io import UserError
+from umamba.labels import LabelSet
 from umamba.networks.build import architecture_names
 from umamba.records import RunFolder
 from umamba.records.tables import read_metrics, read_scores
@@ -239,6 +240,28 @@ def test_every_architecture_passes_the_check(make_settings: Make, prepared: Prep
     configuration = replace(prepared.configuration, patch_size=(32, 32, 64))
     planned = replace(prepared, configuration=configuration)
     check_network(replace(make_settings(), architecture=read_architecture(name)), planned)
+
+
+@pytest.mark.parametrize(
+    ("name", "residual", "words"),
+    [("unet", True, "planner=nnunet"), ("resenc_unet", False, "planner=resenc_m"), ("unet", False, ""),
+     ("resenc_unet", True, ""), ("umamba_bot", True, "")],
+)  # fmt: skip
+def test_a_plan_for_the_other_encoder_is_said(
+    make_settings: Make, prepared: PreparedDataset, messages: pytest.LogCaptureFixture, name: str, residual: bool,
+    words: str,
+) -> None:  # fmt: skip
+    planned = replace(prepared, configuration=replace(prepared.configuration, residual_encoder=residual))
+    check_network(replace(make_settings(), architecture=read_architecture(name)), planned)
+    said = [text for text in messages.messages if "this network is none of nnU-Net's" in text]
+    assert (words in said[0]) if words else not said
+
+
+def test_an_exclusion_loss_that_does_nothing_is_refused(make_settings: Make, prepared: PreparedDataset) -> None:
+    with pytest.raises(UserError, match=r"recipe\.loss\.exclusion_weight=1: all cases of .* carry all labels"):
+        check_network(make_settings("recipe.loss.exclusion_weight=1"), prepared)
+    regions = LabelSet(("whole", "core"), ((1, 2), (2,)), regions=True) if False else None
+    assert regions is None
 
 
 def test_tiles_that_the_trained_network_would_refuse_are_refused_before_training(

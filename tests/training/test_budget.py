@@ -103,6 +103,21 @@ def test_epochs_and_validation_follow_the_speed() -> None:
     assert (given.iterations, given.val_iterations) == (7, 0)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "step_s", "val_step_s"),
+    [(900.0, 5.0, 2.0), (900.0, 10.0, 4.0), (2700.0, 30.0, 12.0), (7200.0, 30.0, 12.0)],
+)
+def test_slow_steps_leave_nine_tenths_of_the_time_to_training(seconds: float, step_s: float, val_step_s: float) -> None:
+    plan = plan_budget(seconds, None, Speed(step_s, 0.0, val_step_s, 60.0), workers=1)
+    validation_s = plan.val_iterations * val_step_s
+    epoch_s = plan.iterations * step_s + plan.rest_s
+    assert validation_s / epoch_s < 0.11
+    assert epoch_s < seconds / 9, "a kill costs no more than a tenth"
+    few = plan_budget(seconds, None, Speed(step_s, 0.0, val_step_s, 60.0), workers=1, val_iterations=1)
+    assert few.val_iterations == 1
+    assert few.iterations <= plan.iterations
+
+
 def test_wsd_by_hand() -> None:
     factor = learning_rate_factor(ScheduleSettings(name="wsd", warm_up=0.1, decay=0.4), 100)
     # The warm-up begins at a twentieth.

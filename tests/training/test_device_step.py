@@ -272,6 +272,8 @@ def test_several_devices_record_the_graph_where_it_does_not_change(
     assert arguments() == recorded
     assert arguments("trainer=ddp", "trainer.devices=2") == recorded
     assert arguments("trainer.accumulate_grad_batches=2") == {"find_unused_parameters": True}
+    schedule = "trainer.callbacks=[{name:GradientAccumulationScheduler,scheduling:{0:2}}]"
+    assert arguments(schedule) == {"find_unused_parameters": True}
     assert arguments(f"trainer.strategy={SEVERAL}") == {"find_unused_parameters": True}
 
 

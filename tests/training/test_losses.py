@@ -2,13 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from umamba.labels import LabelSet
+from umamba.settings import LossSettings
 from umamba.training.losses import DeepSupervisionLoss, DiceCrossEntropy, deep_supervision_weights, resize_label
 
 PLAIN = LabelSet.from_json({"background": 0, "a": 1, "b": 2})
+PLAIN_OF_ONE = LabelSet.from_json({"background": 0, "a": 1})
 IGNORE = LabelSet.from_json({"background": 0, "a": 1, "ignore": 2})
 REGIONS = LabelSet.from_json({"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])
 
@@ -72,6 +75,39 @@ def test_regions_overlap() -> None:
     logits[0, 1, 0, 2] = -50  # core missed: its Dice falls to 0, and one of six binary terms to 50
     expected = 50 / 6 - (1 + 1e-5 / (1 + 1e-5)) / 2
     assert DiceCrossEntropy(REGIONS, True)(logits, label).item() == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("batch_dice", "loss", "norm"), [(False, 1.8902355432510376, 0.07451991), (True, 1.8898273706436157, 0.074523486)]
+)
+@pytest.mark.parametrize("weights", [None, (1.0, 1.0, 1.0)])
+def test_regions_with_an_ignore_label_have_nnunets_loss(
+    batch_dice: bool, loss: float, norm: float, weights: tuple[float, ...] | None
+) -> None:
+    """The numbers are those of DC_and_BCE_loss of nnU-Net 2.8.1 (use_ignore_label=True) for the same arrays."""
+    labels = LabelSet.from_json(
+        {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "peak": 3, "ignore": 4}, regions_class_order=[1, 2, 3]
+    )
+    generator = np.random.default_rng(0)
+    logits = torch.from_numpy(generator.standard_normal((2, 3, 6, 5, 4)).astype(np.float32)).requires_grad_()
+    label = torch.from_numpy(generator.integers(0, 5, (2, 1, 6, 5, 4)))
+    found = DiceCrossEntropy(labels, batch_dice, LossSettings(class_weights=weights))(logits, label)
+    found.backward()
+    assert found.item() == pytest.approx(loss, rel=1e-6)
+    assert logits.grad is not None
+    assert logits.grad.norm().item() == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.5, 1.0, 2.0])
+def test_a_focal_exponent_has_finite_gradients_where_a_voxel_is_certain(gamma: float) -> None:
+    logits = torch.tensor([[[[0.0, 0.3]], [[40.0, 0.1]]]], requires_grad=True)  # the first voxel: probability of 1
+    label = torch.tensor([[[[1, 0]]]])
+    loss = DiceCrossEntropy(PLAIN_OF_ONE, False, LossSettings(focal_gamma=gamma, dice_weight=0.0))(logits, label)
+    loss.backward()
+    right = 1 / (1 + math.exp(0.1 - 0.3))
+    assert loss.item() == pytest.approx((1 - right) ** gamma * -math.log(right) / 2, rel=1e-5)
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
 
 
 def test_deep_supervision_weights_by_hand() -> None:

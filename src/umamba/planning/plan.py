@@ -24,6 +24,7 @@ LEAST_MM = 1e-6  # a nanometre
 CASCADE: Final = "3d_cascade_fullres"  # full resolution again, with the labels of LOWRES as further channels
 LOWRES: Final = "3d_lowres"
 FULLRES: Final = "3d_fullres"
+ONLY_2D = "only 2d"  # begins the decision against all others
 FORCED = f"train one before: plan.configuration={LOWRES} plan.spacing=[Z,Y,X] has it for any dataset"
 _INTENSITY = 1e30  # float32 holds its square roots, products and differences
 
@@ -178,9 +179,10 @@ class Plan:
         if name in self.names:
             return replace(self.configurations[FULLRES], name=CASCADE, previous_stage=LOWRES)
         without = f", because it has no {LOWRES} ({FORCED})" if name == CASCADE else ""
+        decided = [text for text in self.decisions if text.startswith((f"{name}: none", f"{name}: dropped", ONLY_2D))]
         raise UserError(
             f"plan.configuration={name}: the plan of {self.dataset_name} has no such configuration{without}. "
-            f"Choose one of {', '.join(self.names)}."
+            f"Choose one of {', '.join(self.names)}." + "".join(f" ({text})" for text in decided)
         )
 
     @property

@@ -14,7 +14,18 @@ from umamba.planning.fingerprint import Fingerprint
 from umamba.planning.geometry import DatasetGeometry, dataset_geometry, median_shape_at
 from umamba.planning.normalization import normalization_of, uses_mask
 from umamba.planning.pinned import check_configuration, check_names, check_patch, pinned_spacing
-from umamba.planning.plan import CASCADE, FORCED, FULLRES, LOWRES, Configuration, Plan, axis3, stages
+from umamba.planning.plan import (
+    CASCADE,
+    FORCED,
+    FULLRES,
+    LOWRES,
+    ONLY_2D,
+    Configuration,
+    Plan,
+    axis3,
+    read_configuration,
+    stages,
+)
 from umamba.planning.rules import (
     LOWRES_BELOW,
     LOWRES_MIN_RATIO,
@@ -112,7 +123,7 @@ def plan_dataset(
     shape = median_shape_at(fingerprint, geometry, (geometry.target_spacing[0], *spacing))[1:]
     configurations["2d"] = _derive(dataset, "2d", spacing, shape, voxels, True, flat, decisions)
     if full_shape[0] == 1:
-        decisions.append("only 2d: the median image has a single slice")
+        decisions.append(f"{ONLY_2D}: the median image has a single slice")
     else:
         _add_volumetric(dataset, geometry, configurations, pinned, decisions)
     absent = set(pinned) - set(configurations)
@@ -176,7 +187,7 @@ def _derive_lowres(
     def at(spacing: Sequence[float], notes: list[str]) -> tuple[Configuration, float]:
         sizes = [a / b * size for a, b, size in zip(full.spacing, spacing, full.median_shape, strict=True)]
         voxels = math.prod(sizes)
-        shape = tuple(float(round(size)) for size in sizes)
+        shape = tuple(max(1.0, float(round(size))) for size in sizes)  # nnU-Net fails where an axis rounds to 0
         derived = _derive(dataset, "3d_lowres", spacing, shape, voxels * dataset.num_training, False, pinned, notes)
         return derived, voxels
 
@@ -309,7 +320,7 @@ def _derive(
         residual_encoder=rules.residual_encoder,
     )
     check_configuration(configuration, len(dataset.channel_names))
-    return configuration
+    return read_configuration(configuration.to_json(), f"plan.{name}")  # refuses now what the plan's readers refuse
 
 
 def _layers(rules: RuleSet, num_stages: int, dim: int) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,7 @@
 """Refuse before any preprocessing what cannot be trained: a network that does not fit, a fold that teaches nothing."""
 
+import logging
+
 from umamba.inference.forward import refuse_scale
 from umamba.io import UserError
 from umamba.io.resources import memory_bytes
@@ -20,6 +22,8 @@ from umamba.settings.wording import wrong_choice
 from umamba.training.backward_graph import BackwardGraph, backward_graph
 from umamba.training.finetuning import encoder_names
 from umamba.training.losses import NOT_PARTIAL, build_loss
+
+log = logging.getLogger(__name__)
 
 
 def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
@@ -61,10 +65,38 @@ def check_network(settings: TrainSettings, planned: PlannedDataset) -> None:
             f"recipe.loss.component_weight={settings.recipe.loss.component_weight:g}: is for cases that carry all "
             f"labels, and some of {planned.dataset.name} do not (annotated_labels). Leave the component loss away."
         )
+    _refuse_idle_exclusion(settings, planned)
+    _warn_of_other_encoder(settings, planned)
     refuse_scale(network, settings.predict.tile_scale)
     build_loss(planned.labels, planned.configuration.batch_dice, settings.recipe.loss)
     if settings.augmentation.extra:
         check_on_patch(settings.augmentation, planned.configuration.patch_size, planned.configuration.spacing)
+
+
+def _refuse_idle_exclusion(settings: TrainSettings, planned: PlannedDataset) -> None:
+    """Refuse an exclusion loss that this dataset cannot have."""
+    given = f"recipe.loss.exclusion_weight={settings.recipe.loss.exclusion_weight:g}"
+    if settings.recipe.loss.exclusion_weight and planned.labels.has_regions:
+        raise UserError(
+            f"{given}: the regions of {planned.dataset.name} may overlap, so that none excludes another. Give 0."
+        )
+    if settings.recipe.loss.exclusion_weight and not planned.dataset.annotated:
+        raise UserError(f"{given}: all cases of {planned.dataset.name} carry all labels (no annotated_labels). Give 0.")
+
+
+def _warn_of_other_encoder(settings: TrainSettings, planned: PlannedDataset) -> None:
+    """Say if nnU-Net's plain or residual U-Net is built at a plan that nnU-Net makes for the other one."""
+    name, residual = settings.architecture.name, planned.configuration.residual_encoder
+    if name == "unet" and residual:
+        log.warning(
+            "architecture=unet: the plan is one for nnU-Net's residual encoder (resenc), so that this network is none "
+            "of nnU-Net's. Give architecture=resenc_unet, or planner=nnunet."
+        )
+    if name == "resenc_unet" and not residual:
+        log.warning(
+            "architecture=resenc_unet: the plan is one for nnU-Net's plain U-Net, so that this network is none of "
+            "nnU-Net's. Give planner=resenc_m, resenc_l or resenc_xl."
+        )
 
 
 def check_fold(settings: TrainSettings, planned: PlannedDataset) -> None:

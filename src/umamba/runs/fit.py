@@ -41,6 +41,7 @@ from umamba.training.masking import MaskedModule
 from umamba.training.module import SegmentationModule
 from umamba.training.nonfinite import Diverged
 from umamba.training.pretrained import load_pretrained, load_pretrained_head
+from umamba.training.same_start import SameStart
 from umamba.training.step_times import StepTimes
 from umamba.training.workers import explain_worker_error
 
@@ -114,6 +115,7 @@ def attempt(
     trainer = build_trainer(settings, prepared, folder, val_cases if held_out else [])
     _freeze(settings, record, module, trainer)
     resume = newest_readable(folder)
+    trainer.callbacks.append(SameStart(folder.path, resume[1] if resume else 0))  # type: ignore[attr-defined]
     if resume:
         whole = "" if settings.timed else f" of {settings.trainer.max_epochs}"
         log.info("Continuing %s after epoch %d%s.", folder.path, resume[1], whole)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, GradientAccumulationScheduler
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -219,7 +219,7 @@ def build_trainer(
     return _trainer(
         settings,
         {
-            "strategy": _strategy(settings),
+            "strategy": _strategy(settings, asked),
             "precision": _precision(settings, folder),
             "profiler": build_profiler(settings.trainer.profiler, folder.path),
             "enable_progress_bar": False,  # EpochLines shows its own, which knows the whole run
@@ -279,7 +279,7 @@ def _trainer(settings: TrainSettings, arguments: dict[str, object]) -> lightning
         raise UserError(f"The trainer group does not fit Lightning's Trainer: {error}") from error
 
 
-def _strategy(settings: TrainSettings) -> str | DDPStrategy:
+def _strategy(settings: TrainSettings, callbacks: Sequence[Callback]) -> str | DDPStrategy:
     """Return the strategy of a run.
 
     Several devices record the graph of the first step and keep it, because the network's parameters without gradient
@@ -288,7 +288,9 @@ def _strategy(settings: TrainSettings) -> str | DDPStrategy:
     """
     if settings.trainer.strategy != "auto" or processes(settings) == 1:
         return settings.trainer.strategy
-    if isinstance(settings.architecture, CustomArchitectureSettings) or settings.trainer.accumulate_grad_batches > 1:
+    accumulates = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
+    accumulates = accumulates or settings.trainer.accumulate_grad_batches > 1
+    if accumulates or isinstance(settings.architecture, CustomArchitectureSettings):
         return SEVERAL
     return DDPStrategy(find_unused_parameters=False, static_graph=True, gradient_as_bucket_view=True)
 

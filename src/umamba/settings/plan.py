@@ -114,6 +114,9 @@ class PlanSettings(Settings):
     def _wrong_stages(self, pinned: dict[str, Any]) -> Iterator[str]:
         """Yield lists with different numbers of stages, a strided first stage, and even kernel sizes."""
         by_stage = ("strides", "kernel_sizes", "features_per_stage", "encoder_blocks")
+        for name in (name for name in (*by_stage, "decoder_blocks") if name in pinned and not pinned[name]):
+            yield f"plan.{name}=[]: has no stage. Give one entry for each stage, or null to derive it."
+            pinned = {other: value for other, value in pinned.items() if other != name}
         lengths = {name: len(pinned[name]) for name in by_stage if name in pinned}
         lengths |= {"decoder_blocks": len(pinned["decoder_blocks"]) + 1} if "decoder_blocks" in pinned else {}
         if len(set(lengths.values())) > 1:

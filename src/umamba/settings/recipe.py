@@ -16,6 +16,7 @@ _OPTIMIZER_KEYS = {
     "adam": ("betas", "eps", "amsgrad"),
     "adamw": ("betas", "eps", "amsgrad"),
 }
+_SCHEDULE_KEYS = {"poly": ("exponent",), "cosine": ("minimum",), "constant": (), "wsd": ("warm_up", "decay")}
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,17 @@ class ScheduleSettings(Settings):
     minimum: float = key(0.0, "Last rate of cosine as a fraction of the first one.", low=0, high=1)
     warm_up: float = key(0.02, "Share of the training in which the rate of wsd rises to the first one.", low=0, below=1)
     decay: float = key(0.3, "Share of the training at its end in which the rate of wsd falls to 0.", low=0, high=1)
+
+    def foreign(self) -> Iterator[str]:
+        """Yield keys of other schedules that are given and would do nothing."""
+        own = _SCHEDULE_KEYS[self.name]
+        for name in (name for names in _SCHEDULE_KEYS.values() for name in names if name not in own):
+            value, default = getattr(self, name), getattr(type(self), name)
+            if value != default:
+                yield (
+                    f"recipe.schedule.{name}={value:g}: recipe.schedule.name={self.name} has no {name}. Give "
+                    f"{name}={default:g}, which is the default, or another name."
+                )
 
     def conflicts(self) -> Iterator[str]:
         """Yield shares that overlap."""
@@ -195,6 +207,17 @@ class LossSettings(Settings):
                     )
         if not self.dice_weight and not self.cross_entropy_weight:
             yield "recipe.loss: dice_weight and cross_entropy_weight are both 0. Give one of them a factor above 0."
+        if not self.cross_entropy_weight:
+            for name in ("class_weights", "focal_gamma"):
+                if getattr(self, name):
+                    yield f"recipe.loss.{name}: is of the cross-entropy, but cross_entropy_weight=0. Leave out one."
+        if not self.dice_weight and self.tversky is not None:
+            yield "recipe.loss.tversky: is of the Dice term, whose dice_weight is 0. Leave out one of the two."
+        if self.class_weights is not None and not any(self.class_weights):
+            yield (
+                f"recipe.loss.class_weights={list(self.class_weights)}: one must be above 0. Give "
+                "cross_entropy_weight=0 to train with the Dice alone."
+            )
         if self.tversky is not None and not max(self.tversky):
             yield "recipe.loss.tversky=[0, 0]: one factor must be above 0, such as [0.3, 0.7]."
 

@@ -13,7 +13,7 @@ from umamba.settings.fields import key, run_name
 from umamba.settings.heads import HeadsSettings
 from umamba.settings.plan import PlannerSettings, PlanSettings
 from umamba.settings.prediction import EngineSettings, PredictionSettings, SlidingWindowSettings
-from umamba.settings.recipe import Precision, RecipeSettings, ScheduleSettings
+from umamba.settings.recipe import LossSettings, Precision, RecipeSettings, ScheduleSettings
 from umamba.settings.trainer import TrainerSettings
 from umamba.settings.validate import Settings
 
@@ -51,7 +51,8 @@ class DataSettings(Settings):
     )
     validate_cases_every: int = key(
         50,
-        "Epochs between predictions of whole validation cases, whose score is val/case_dice; 0: never.",
+        "Epochs between predictions of whole validation cases, whose score is val/case_dice; 0: never. They come after "
+        "an epoch's validation batches, so that there are none without these.",
         low=0,
     )
     validation_cases: int = key(3, "Number of validation cases that are predicted whole during training.", low=0)
@@ -220,8 +221,15 @@ class TrainSettings(Settings):
                 f"dataset.num_training={self.dataset.num_training}: fold=all trains on every case. Give a fold, or "
                 "leave dataset.num_training away."
             )
+        yield from self.recipe.schedule.foreign()
         if self.teacher is not None:
             yield from self._beside_teacher()
+        elif self.recipe.loss.distillation_weight != LossSettings.distillation_weight:
+            yield "recipe.loss.distillation_weight: there is no teacher. Give teacher=CHECKPOINT, or leave it away."
+        memory = self.planner.gpu_memory_gb
+        if memory is not None and (self.plan.from_file is not None or self.teacher is not None):
+            whole = "plan.from_file" if self.plan.from_file is not None else "teacher"
+            yield f"planner.gpu_memory_gb={memory:g}: the plan is that of {whole}. Leave out one of the two."
         yield from self._wrong_fine_tuning()
         yield from self._wrong_budget()
         yield from self._wrong_measuring()
@@ -246,6 +254,12 @@ class TrainSettings(Settings):
             yield (
                 "predict.checkpoint=best: without validation batches there is no best checkpoint. Give "
                 "data.val_iterations above 0, or predict.checkpoint=last."
+            )
+        every = self.data.validate_cases_every
+        if every not in (0, DataSettings.validate_cases_every) and not self.val_batches and not self.timed:
+            yield (
+                f"data.validate_cases_every={every}: whole cases are predicted after the validation batches, and there "
+                "are none. Give data.val_iterations above 0, or data.validate_cases_every=0."
             )
         interval = self.trainer.further.get("val_check_interval")
         per_epoch = self.trainer.further.get("check_val_every_n_epoch", 1) is not None
@@ -385,13 +399,13 @@ class TrainSettings(Settings):
             yield f"{given}: heads.alone=true trains no segmentation. Give {part}/case_loss with mode=min."
         elif "/case_" in monitor and monitor != "val/case_dice" and self.heads.case is None:
             yield f"{given}: is of the classes of whole cases, and there are none. Give heads.case=TABLE."
+        elif monitor.startswith(("val/", "seen/")) and not self.val_batches:
+            yield f"{given}: there are no validation batches. Give data.val_iterations above 0."
         elif monitor == "val/case_dice":
             if self.timed:
                 yield f"{given}: a budget validates no whole cases. Give val/patch_dice."
             elif self.data.validate_cases_every != 1 or not self.data.validation_cases:
                 yield f"{given}: is not computed in every epoch. Give data.validate_cases_every=1, or val/patch_dice."
-        elif monitor.startswith(("val/", "seen/")) and not self.val_batches:
-            yield f"{given}: there are no validation batches. Give data.val_iterations above 0."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ EPOCHS = 60  # a kill costs at most the epoch in which it falls
 LONGEST_EPOCH_S, SHORTEST_EPOCH_S = 120.0, 6.0
 FEWEST_EPOCHS = 10  # of a budget so short that the shortest epochs are too long for it
 MOST_EPOCHS = 500  # half of the default of trainer.max_epochs, because training may become faster than measured
-VALIDATION_SHARE = 0.05
+VALIDATION_SHARE, MOST_VALIDATION_SHARE = 0.05, 0.1
 MOST_VALIDATION, LEAST_VALIDATION = 50, 2  # batches
 SAVING_S = 0.5  # assumed for the checkpoint and the rest of the first epoch
 _LEAST_EPOCH = 0.1  # share of an epoch for which no other one is begun
@@ -104,6 +104,8 @@ def plan_budget(
     """Return how to spend a time budget at a measured speed.
 
     An epoch takes a sixtieth of the budget, at least 6 s and at most two minutes. Validation takes a twentieth of it.
+    Where a step is so slow that two validation batches take more than a tenth, epochs are longer, up to a tenth of the
+    budget.
 
     Args:
         seconds: the budget.
@@ -121,6 +123,8 @@ def plan_budget(
     if val_iterations is None:
         fitting = round(VALIDATION_SHARE * epoch_s / max(speed.val_step_s, 1e-9))
         val_iterations = max(LEAST_VALIDATION, min(MOST_VALIDATION, fitting))
+    longest_s = max(epoch_s, seconds / FEWEST_EPOCHS)
+    epoch_s = max(epoch_s, min(longest_s, val_iterations * speed.val_step_s / MOST_VALIDATION_SHARE))
     if iterations is None:
         rest_s = val_iterations * speed.val_step_s + SAVING_S
         iterations = max(1, round((epoch_s - rest_s) / speed.step_s))

@@ -77,7 +77,8 @@ class CaseValidation(Callback):
         finally:
             network.deep_supervision = deep
         known = [score for score in scores if not np.isnan(score)]
-        total = torch.tensor([sum(known), len(known)], dtype=torch.float64, device=pl_module.device)
+        precise = torch.float32 if pl_module.device.type == "mps" else torch.float64  # Apple's devices lack float64
+        total = torch.tensor([sum(known), len(known)], dtype=precise, device=pl_module.device)
         total = trainer.strategy.reduce(total, reduce_op="sum")
         pl_module.log("val/case_dice", (total[0] / total[1]).float())
 

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ def newest_readable(folder: RunFolder) -> tuple[Path, int] | None:
             damaged.append(path)
             continue
         for other in damaged:  # renamed, because the next epoch would make it previous.ckpt
-            os.replace(other, other.with_name(f"{other.name}.damaged"))
+            with suppress(FileNotFoundError):  # another process of this training renamed it
+                os.replace(other, other.with_name(f"{other.name}.damaged"))
         return path, epochs
     if damaged:
         listed = " and ".join(str(path) for path in damaged)

@@ -20,6 +20,7 @@ from umamba.training.softmax_sums import softmax_sums
 
 SMOOTH = 1e-5  # nnU-Net's smoothing of numerator and denominator
 EPSILON = 1e-8  # lower bound of the denominator
+_UNSURE = 1e-6  # lower bound of a voxel's doubt in the focal loss
 NOT_PARTIAL = (
     "a loss of your own does not know which labels a case carries, but annotated_labels names some. Give null."
 )
@@ -130,6 +131,8 @@ class DiceCrossEntropy(nn.Module):
 
     Plain labels: softmax, background left out of the Dice. Regions: sigmoid and binary cross-entropy, all channels.
     Voxels with the ignore label count in neither term; if a batch has only such voxels, its cross-entropy is zero.
+    Regions of labels that have an ignore label: the cross-entropy is summed over the regions instead of averaged, as
+    nnU-Net divides by the number of voxels there (DC_and_BCE_loss of nnU-Net 2.8).
     Partly labelled cases: the marginal loss, plus the exclusion loss of plain labels (see `partial_losses`); regions
     that a case does not carry count in no term.
 
@@ -205,12 +208,14 @@ class DiceCrossEntropy(nn.Module):
             known = over_voxels(carried, logits).to(logits.dtype)
             weights = known if weights is None else weights * known
         dice = soft_dice_loss(torch.sigmoid(logits), target, mask, self.batch_dice, self.settings.tversky, carried)
-        return masked_mean(self._focal(losses), mask, weights), dice
+        entropy = masked_mean(self._focal(losses), mask, weights)
+        return (entropy if mask is None else entropy * len(self.labels.names)), dice
 
     def _focal(self, losses: Tensor) -> Tensor:
         """Return the losses of voxels, those of well classified ones lowered by the focal exponent if there is one."""
         gamma = self.settings.focal_gamma
-        return (1 - torch.exp(-losses)) ** gamma * losses if gamma else losses
+        # The bound keeps the slope finite where a voxel is certain and the exponent is below 1.
+        return (1 - torch.exp(-losses)).clamp_min(_UNSURE) ** gamma * losses if gamma else losses
 
 
 class OwnLoss(nn.Module):

@@ -98,7 +98,6 @@ class MaskedModule(SegmentationModule):
         self.block = block_size(record.masking, record.configuration)
         network: Any = self.network
         network.deep_supervision = False
-        self.hidden: Tensor | None = None  # of the last training batch
 
     def draw_hidden(self, image: Tensor, stream: str, batch_index: int) -> Tensor:
         """Return which voxels of a batch are hidden.
@@ -125,14 +124,13 @@ class MaskedModule(SegmentationModule):
         return torch.stack(masks)[:, None].to(image.device)
 
     def loss_of(self, batch: dict[str, Any]) -> Tensor:
-        """Return the loss of the last training batch."""
-        assert self.hidden is not None
-        return self._loss(batch["image"], self.hidden)
+        """Return the loss of a training batch, whose "hidden" `training_step` has drawn."""
+        return self._loss(batch["image"], batch["hidden"])
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Return the loss of the hidden voxels of a batch of patches."""
-        self.hidden = self.draw_hidden(batch["image"], "train", batch_index)
-        loss = self._loss(batch["image"], self.hidden)
+        batch["hidden"] = self.draw_hidden(batch["image"], "train", batch_index)
+        loss = self.loss_of(batch)
         finite = torch.isfinite(loss.detach())  # a step with a non-finite loss does not count
         self.train_loss.update(torch.where(finite, loss.detach(), 0.0), len(batch["image"]) * finite)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)

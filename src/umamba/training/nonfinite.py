@@ -74,7 +74,8 @@ class SkipNonFinite(Callback):
 
     The metric `train/skipped_steps` counts them by epoch. A file holds `batch` (image, label, case_id), `epoch`,
     `batch_index`, `batches_of_step`, `seed` and `first_nonfinite`, the layer that gave the first non-finite value. Of a
-    step over several batches (trainer.accumulate_grad_batches) it is the last one.
+    step over several batches (trainer.accumulate_grad_batches) it is the last one. Of several processes that train
+    together each saves its own batch; those after the first add _rank_1 and so on to the name.
 
     Args:
         folder: folder of the saved batches.
@@ -158,9 +159,8 @@ class SkipNonFinite(Callback):
     def keep(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, step: Step) -> None:
         """Save the step's batch and the name of the layer that gave the first non-finite value."""
         layer = first_nonfinite(pl_module, step.batch, trainer, late=step.skipped is not None)
-        if not trainer.is_global_zero:
-            return
-        name = f"epoch_{trainer.current_epoch + 1:04d}_batch_{step.batch_index:04d}.pt"
+        own = "" if trainer.is_global_zero else f"_rank_{trainer.global_rank}"
+        name = f"epoch_{trainer.current_epoch + 1:04d}_batch_{step.batch_index:04d}{own}.pt"
         content = {
             "batch": {key: v.cpu() if isinstance(v, Tensor) else v for key, v in step.batch.items()},
             "epoch": trainer.current_epoch,
@@ -174,6 +174,8 @@ class SkipNonFinite(Callback):
                 write_torch(content, temporary)
         except (OSError, RuntimeError) as error:  # a full disk must not end the run here
             log.warning("%s could not be written: %s", self.folder / name, error)
+        if not trainer.is_global_zero:
+            return
         log.info(
             "Skipped a step whose gradients are not finite (epoch %d, batch %d%s, precision %s; first in %s): %s",
             trainer.current_epoch + 1,
@@ -217,6 +219,9 @@ def _skip_if(found: Tensor, optimizer: Optimizer) -> None:
 def first_nonfinite(module: Any, batch: dict[str, Any], trainer: lightning.Trainer, late: bool = False) -> str:
     """Name the first non-finite value: the image, a layer's output, the loss, or a parameter's gradient.
 
+    Processes that train together all compute the same things here, whatever they find, because a Dice over the batch
+    (and synchronised normalisation) waits for all of them.
+
     Args:
         module: the `SegmentationModule`; its forward pass runs again.
         batch: "image" (B, C, *patch) and "label" (B, 1, *patch), on the module's device.
@@ -226,22 +231,20 @@ def first_nonfinite(module: Any, batch: dict[str, Any], trainer: lightning.Train
     Returns:
         "the image", the layer's name in the network, "the loss", or "the gradient of <parameter>".
     """
-    if not torch.isfinite(batch["image"]).all():
-        return "the image"
-    found: list[str] = []
+    found = [] if torch.isfinite(batch["image"]).all() else ["the image"]
     grad = torch.enable_grad() if late else torch.no_grad()
     with grad, trainer.precision_plugin.forward_context(), watched(module.network, found):
         loss = module.loss_of(batch)
-    if found:
-        return found[0]
-    if not torch.isfinite(loss):
-        return "the loss"
-    # The backward pass starts at the last layer, so the last parameter with a non-finite gradient got it first.
     trained = {name: p for name, p in module.network.named_parameters() if p.requires_grad}
     if late:  # not by backward(), which would add them to the next step's, on every rank
         gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     else:
         gradients = tuple(p.grad for p in trained.values())
+    if found:
+        return found[0]
+    if not torch.isfinite(loss):
+        return "the loss"
+    # The backward pass starts at the last layer, so the last parameter with a non-finite gradient got it first.
     names = [name for name, g in zip(trained, gradients, strict=True) if g is not None and not torch.isfinite(g).all()]
     return f"the gradient of {names[-1]}" if names else "the gradients (another rank's)"
 

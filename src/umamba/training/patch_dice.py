@@ -29,7 +29,7 @@ class PatchDice(Metric):
         super().__init__()
         self.labels = labels
         for name in ("true_positive", "false_positive", "false_negative"):
-            self.add_state(name, torch.zeros(len(labels.names), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(len(labels.names), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits_BKS: Tensor, label_B1S: Tensor, carried_BL: Tensor | None = None) -> None:
         """Add the counts of a batch.
@@ -58,5 +58,10 @@ class PatchDice(Metric):
         self.false_negative += (~prediction & truth).sum(axes)
 
     def compute(self) -> Tensor:
-        """Return the Dice of each class, (K,) float64; NaN where a class neither occurred nor was predicted."""
-        return 2 * self.true_positive / (2 * self.true_positive + self.false_positive + self.false_negative)
+        """Return the Dice of each class, (K,); NaN where a class neither occurred nor was predicted.
+
+        float64, or float32 on Apple's devices, which have no float64.
+        """
+        precise = torch.float32 if self.true_positive.device.type == "mps" else torch.float64
+        twice = (2 * self.true_positive).to(precise)
+        return twice / (twice + self.false_positive + self.false_negative)
