@@ -1,6 +1,7 @@
 """Each planted fault of a case is found and named, and nothing else is reported."""
 
 import gzip
+import json
 import re
 import struct
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from umamba.datasets import Inspection, inspect_case, read_dataset
+from umamba.datasets import Inspection, inspect_case, read_dataset, unseen_labels
 
 Change = Callable[[sitk.Image], sitk.Image]
 
@@ -118,6 +119,37 @@ def test_number_of_channels(raw: Path) -> None:
         path.unlink()
     (finding,) = inspect(raw).findings
     assert "1 channel(s) in the files but 2" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("declared", "values", "said"),
+    [
+        ({}, {"a": (0, 1), "b": (0, 1, 2)}, ""),
+        ({}, {"a": (0, 1), "b": (0, 1)}, "labels: tumour (2) occurs in no training case. Check the export"),
+        ({}, {"a": (0,), "b": (0,)}, "labels: liver (1), tumour (2) occur in no training case. "),
+        ({}, {"a": (0, 1), "b": None}, ""),  # an unreadable label map may hold it
+        ({"annotated_labels": ["liver"]}, {"a": (0, 1), "b": (0, 1)}, "labels: tumour (2) occurs"),
+        ({"annotated_labels": {"b": ["tumour"]}}, {"a": (0, 2), "b": (0, 1, 2)}, "labels: liver (1) occurs"),
+        ({"annotated_labels": {"b": ["tumour"]}}, {"a": (0, 1), "b": (0, 2)}, ""),
+        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, {"a": (0, 1), "b": (0,)}, ""),
+        (
+            {"labels": {"background": 0, "whole": [1, 2], "core": 2, "rim": [1, 3]}, "regions_class_order": [1, 2, 3]},
+            {"a": (0, 1), "b": (0, 1)},
+            "labels: whole and core (2), rim (3) occur in no training case. ",
+        ),
+    ],
+)
+def test_a_label_that_occurs_nowhere_is_named(
+    raw: Path, declared: dict[str, object], values: dict[str, tuple[int, ...] | None], said: str
+) -> None:
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps(content | declared))
+    found = unseen_labels(read_dataset(raw), values)
+    assert len(found) == bool(said)
+    for finding in found:
+        assert (finding.case_id, finding.file, finding.severity) == ("", "dataset.json", "warning")
+        assert finding.message.startswith(said)
+        assert "from dataset.json" in finding.message
 
 
 def test_hippocampus_is_sound(shared_dir: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from umamba.io import UserError, read_json
-from umamba.io.documents import MOST_BYTES, check_values
+from umamba.io.documents import MOST_BYTES, OWN_BYTES, check_values
 
 REFUSED = {
     "empty": (b"", "the file is empty"),
@@ -103,3 +103,16 @@ def itself() -> Any:
 def test_values_that_no_file_of_json_holds(make: Callable[[], Any], said: str) -> None:
     with pytest.raises(UserError, match=f"file: .*{said}|file: {said}"):
         check_values(make(), "file")
+
+
+def test_a_small_file_reserves_little_memory_whatever_it_may_hold(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}')
+    tracemalloc.start()
+    try:
+        assert read_json(path, OWN_BYTES) == {"a": 1}
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    path.write_text(json.dumps("b" * 200_000))  # more than one read of a file without a size
+    assert len(read_json(path)) == 200_000

@@ -1,5 +1,8 @@
 """Levels of depth against slow distances, and cells that come back from them."""
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -43,6 +46,26 @@ def test_levels_are_the_relative_distance_to_the_outline() -> None:
 
 def test_a_cell_that_fills_the_image_is_deep_everywhere() -> None:
     assert (depth_levels(np.ones((4, 5), dtype=int)) == 4).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64])
+@pytest.mark.parametrize("convert", [depth_levels, interior_and_boundary])
+def test_large_numbers_cost_no_memory(convert: Callable[[np.ndarray], np.ndarray], dtype: type) -> None:
+    cells = touching(2)
+    large: np.ndarray = cells.astype(dtype)
+    large[cells == 4] = 50_000_000
+    large[cells == 9] = 3_000_000
+    expected = convert(cells)
+    convert(cells.astype(dtype))  # loads all modules
+    tracemalloc.start()
+    found = convert(large)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(found, expected)
+    assert peak < 10_000_000  # an entry for each number would need 50 MB and more
+    full = large.copy()
+    full[full == 0] = 70_000_000  # without any background
+    assert np.array_equal(convert(full), convert(np.where(cells == 0, 2, cells)))
 
 
 @pytest.mark.parametrize("dim", [2, 3])

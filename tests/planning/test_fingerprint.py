@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from umamba.datasets import read_dataset
 from umamba.io import UserError
-from umamba.planning import Fingerprint, compute_fingerprint
+from umamba.planning import Fingerprint, compute_fingerprint, inspect_dataset
 from umamba.planning.fingerprint import draw_intensities, intensity_of
 
 
@@ -96,6 +96,21 @@ def test_all_problems_come_in_one_message(raw: Path) -> None:
     sitk.WriteImage(label, str(raw / "labelsTr" / "b.nii.gz"))
     with pytest.raises(UserError, match=r"(?s)a_0000.*truncated.*b\.nii\.gz.*9"):
         compute_fingerprint(read_dataset(raw), workers=1)
+
+
+def test_a_label_of_no_case_is_a_warning_and_changes_no_number(raw: Path) -> None:
+    before, findings, _ = inspect_dataset(read_dataset(raw), workers=1)
+    assert findings == ()
+    declared = json.loads((raw / "dataset.json").read_text())
+    declared["labels"]["two"] = 2
+    (raw / "dataset.json").write_text(json.dumps(declared))
+    after, findings, _ = inspect_dataset(read_dataset(raw), workers=1)
+    assert after == before
+    assert [finding.message.split(". ")[0] for finding in findings] == ["labels: two (2) occurs in no training case"]
+    label = sitk.ReadImage(str(raw / "labelsTr" / "b.nii.gz"))
+    label[0, 0, 0] = 2
+    sitk.WriteImage(label, str(raw / "labelsTr" / "b.nii.gz"))
+    assert inspect_dataset(read_dataset(raw), workers=1)[1] == ()
 
 
 def test_a_dataset_without_foreground_is_refused(raw: Path) -> None:

@@ -1,5 +1,6 @@
 """The store: its content, when a new one is made, and how an interrupted preparation continues."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +88,51 @@ def test_all_cases_that_fail_are_named_and_the_others_kept(raw: Path, tmp_path: 
     assert sorted(path.name for path in folder.iterdir()) == ["b.image.b2nd", "b.label.b2nd"]
     with pytest.raises(UserError, match="no complete set"):
         open_store(folder)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 99 GiB"),
+        RuntimeError("Exception thrown in SimpleITK:\nx.hxx:179:\nFailed to allocate memory for image."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_case_without_memory_is_named_and_the_others_kept(
+    raw: Path, tmp_path: Path, make_plan: Maker, monkeypatch: pytest.MonkeyPatch, error: Exception, workers: int
+) -> None:
+    def preprocess(*arguments: Any) -> Any:
+        if arguments[-1] == "b":
+            raise error
+        return preprocess_case(*arguments)
+
+    monkeypatch.setattr("umamba.preprocessing.store.preprocess_case", preprocess)
+    monkeypatch.setattr("umamba.datasets.parallel._context", lambda function: multiprocessing.get_context("fork"))
+    with pytest.raises(UserError) as raised:
+        prepare(raw, make_plan((2.0, 1.0, 1.0)), tmp_path / "out", workers)
+    said = str(error).splitlines()[-1].rstrip(".")
+    remedy = (
+        "Give the"
+        if workers == 1
+        else "Set data.prepare_workers below 3, because each worker holds a case, or give the"
+    )
+    assert str(raised.value).splitlines()[1:] == [
+        f"b: the memory does not suffice ({said}). {remedy} program more memory."
+    ]
+    (folder,) = [path for path in (tmp_path / "out" / raw.name).iterdir() if path.is_dir()]
+    assert sorted(path.name[0] for path in folder.iterdir()) == ["a", "a", "c", "c"]
+
+
+def test_another_error_of_a_case_is_not_taken_for_a_lack_of_memory(
+    raw: Path, tmp_path: Path, make_plan: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def preprocess(*arguments: Any) -> Any:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("umamba.preprocessing.store.preprocess_case", preprocess)
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"):
+        prepare(raw, make_plan((2.0, 1.0, 1.0)), tmp_path / "out")
 
 
 def test_a_killed_preparation_is_continued(raw: Path, tmp_path: Path, make_plan: Maker) -> None:

@@ -16,9 +16,10 @@ import pytest
 import SimpleITK as sitk
 
 from umamba.cli.prepare import summary
-from umamba.datasets import read_dataset
+from umamba.datasets import digest, read_dataset
 from umamba.io import StorageError, UserError, read_json, write_json
 from umamba.planning import Fingerprint, plan_table, to_nnunet_plans
+from umamba.runs import preparation
 from umamba.runs.preparation import fingerprint_dataset, make_plan, plan_of, prepare, preprocess
 from umamba.settings import (
     DatasetSettings,
@@ -225,13 +226,79 @@ def test_the_same_image_twice_is_found_whatever_its_header_and_groups_keep_it_in
     assert found == {("d", "imagesTr/d_0000.nii.gz"), ("z", "imagesTs/z_0000.nii.gz")}
     assert plan_of(own).findings == planned.findings  # they are kept beside the fingerprint
     (root / "groups.csv").write_text("case,group\na,patient 1\nd,patient 1\n")
-    shutil.rmtree(tmp_path / "out")
-    findings = plan_of(own).findings
-    assert findings is not None
-    assert not [finding for finding in findings if "same image" in finding.message]
+    assert same(own) == {"z"}
     last = summary(prepare(own), 12.3)
     words = r"Prepared Dataset001_Twins: 5 training and 1 test cases, 1 labels \(organ\), \d findings, 12 s, in "
     assert re.match(words + re.escape(str(tmp_path / "out")), last)
+
+
+def same(settings: TrainSettings) -> set[str]:
+    """Return the cases whose image has another name, too, as the findings of the plan say."""
+    findings = plan_of(settings).findings
+    assert findings is not None
+    return {finding.case_id for finding in findings if "the same" in finding.message}
+
+
+def test_groups_and_test_images_that_come_later_are_noticed_without_decoding_again(
+    settings: TrainSettings,
+    tmp_path: Path,
+    messages: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    read_only: Callable[[Path], None],
+) -> None:
+    root = write_raw(tmp_path / "Dataset001_Later")
+    shutil.copy(root / "imagesTr" / "a_0000.nii.gz", root / "imagesTr" / "d_0000.nii.gz")
+    own = replace(
+        settings, dataset=DatasetSettings(root=root), paths=replace(settings.paths, preprocessed=tmp_path / "out")
+    )
+    assert same(own) == {"d"}
+    monkeypatch.setattr(preparation, "inspect_dataset", None)  # whoever calls it fails
+    (root / "groups.csv").write_text("case,group\na,patient 1\nd,patient 1\n")
+    messages.clear()
+    assert same(own) == set()
+    assert "the same image" not in messages.text
+    (root / "imagesTs").mkdir()
+    shutil.copy(root / "imagesTr" / "b_0000.nii.gz", root / "imagesTs" / "z_0000.nii.gz")
+    content = bytearray((root / "imagesTr" / "b_0000.nii.gz").read_bytes())
+    content[-1] ^= 1
+    (root / "imagesTs" / "y_0000.nii.gz").write_bytes(content)  # as large, but another file
+    assert same(own) == {"z"}
+    assert "the same file as an image of training case b" in messages.text
+    read: list[str] = []
+    genuine = digest.file_digest
+
+    def recorded(path: Path) -> str:
+        read.append(path.name)
+        return genuine(path)
+
+    monkeypatch.setattr(digest, "file_digest", recorded)
+    assert same(own) == {"z"}
+    assert read == []  # the hashes of test files are kept
+    read_only(tmp_path)
+    (root / "imagesTs" / "z_0000.nii.gz").write_bytes(content)
+    shutil.copy(root / "imagesTr" / "c_0000.nii.gz", root / "imagesTs" / "y_0000.nii.gz")
+    assert same(own) == {"y"}
+
+
+def test_the_findings_of_an_earlier_version_are_made_again(
+    settings: TrainSettings, tmp_path: Path, messages: pytest.LogCaptureFixture, read_only: Callable[[Path], None]
+) -> None:
+    root = write_raw(tmp_path / "Dataset001_Earlier")
+    shutil.copy(root / "imagesTr" / "a_0000.nii.gz", root / "imagesTr" / "d_0000.nii.gz")
+    (root / "groups.csv").write_text("case,group\na,patient 1\nd,patient 1\n")
+    own = replace(
+        settings, dataset=DatasetSettings(root=root), paths=replace(settings.paths, preprocessed=tmp_path / "out")
+    )
+    planned = plan_of(own)
+    (file,) = (tmp_path / "out" / root.name).glob("findings_*.json")
+    stale = {"case_id": "d", "file": "imagesTr/d_0000.nii.gz", "severity": "warning", "message": "the same image as a"}
+    write_json(file, [stale])
+    assert plan_of(own) == planned
+    assert "an earlier version wrote it" in messages.text
+    assert isinstance(read_json(file), dict)
+    write_json(file, [stale])
+    read_only(tmp_path)
+    assert plan_of(own) == replace(planned, findings=None)
 
 
 def test_nothing_is_printed(settings: TrainSettings, capsys: pytest.CaptureFixture[str]) -> None:

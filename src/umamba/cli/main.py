@@ -13,8 +13,9 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from umamba import __version__
-from umamba.io.errors import UserError, disk_error
+from umamba.io.errors import UserError, disk_error, lack_of_memory
 
+EXIT_NO_MEMORY = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell says of a program that Ctrl-C (signal 2) ended
 EXIT_CLOSED_PIPE = 141  # what a shell says of a program that the signal of a closed pipe (13) ended
@@ -31,6 +32,7 @@ class Command:
         record: name of its settings record in `umamba.settings`; None: its `main` reads the arguments itself.
         examples: command lines without the program's name.
         first: key whose value may be the first word, without `key=`; None: there is none.
+        memory: keys whose lower values need less memory.
     """
 
     module: str
@@ -38,8 +40,11 @@ class Command:
     record: str | None
     examples: tuple[str, ...]
     first: str | None = None
+    memory: tuple[str, ...] = ()
 
 
+_TRAINING_MEMORY = ("plan.batch_size", "plan.patch_size", "data.num_workers", "data.prepare_workers")
+_PREDICTION_MEMORY = ("max_memory_gb", "workers")
 COMMANDS = {
     "train": Command(
         "train",
@@ -50,6 +55,7 @@ COMMANDS = {
             "train dataset.root=PATH architecture=umamba_enc        # any folder in nnU-Net's raw layout",
             "train -m experiment=hippocampus_umamba_bot fold=0,1,2,3,4",
         ),
+        memory=_TRAINING_MEMORY,
     ),
     "pretrain": Command(
         "pretrain",
@@ -59,18 +65,21 @@ COMMANDS = {
             "pretrain dataset.root=PATH architecture=unet augmentation=spatial name=before",
             "train dataset.root=PATH architecture=unet pretrained=run:before recipe=finetune",
         ),
+        memory=_TRAINING_MEMORY,
     ),
     "prepare": Command(
         "prepare",
         "Prepare a dataset without training: fingerprint, plan, preprocessed cases.",
         "PrepareSettings",
         ("prepare dataset.root=PATH plan=3d_fullres explain=true",),
+        memory=("data.prepare_workers",),
     ),
     "predict": Command(
         "predict",
         "Segment images with one checkpoint, or with the mean of several.",
         "PredictSettings",
         ("predict checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt input=IMAGES output=DIR",),
+        memory=_PREDICTION_MEMORY,
     ),
     "verify": Command(
         "verify",
@@ -78,6 +87,7 @@ COMMANDS = {
         "VerifySettings",
         ("verify DIR", "verify DIR checkpoint=last.ckpt input=IMAGES              # if they were moved"),
         first="predictions",
+        memory=("max_memory_gb",),
     ),
     "evaluate": Command(
         "evaluate",
@@ -87,6 +97,7 @@ COMMANDS = {
             "evaluate predictions=DIR truth=DIR output=DIR protocol=generic",
             "evaluate predictions='{umamba:DIR,unet:DIR}' truth=DIR output=DIR",
         ),
+        memory=("workers",),
     ),
     "report": Command(
         "report",
@@ -105,18 +116,21 @@ COMMANDS = {
             "convert merge source=PATH/raw datasets=[Dataset001_A,Dataset002_B] name=Dataset700_Joined",
         ),
         first="archive",
+        memory=("workers",),
     ),
     "find-best": Command(
         "find_best",
         "Choose the best of several trained configurations by cross-validation, and its post-processing.",
         "FindBestSettings",
         ("find-best candidates=[runs/A/3d_fullres,runs/B/3d_fullres] raw_dataset=PATH/Dataset701_NAME output=DIR",),
+        memory=_PREDICTION_MEMORY,
     ),
     "audit": Command(
         "audit",
         "Rank the cases, parts and slices of a training set that are probably labelled wrongly, by cross-validation.",
         "AuditSettings",
         ("audit runs=runs/NAME/3d_fullres raw_dataset=PATH/Dataset701_NAME output=DIR",),
+        memory=("workers",),
     ),
     "calibrate": Command(
         "calibrate",
@@ -127,6 +141,7 @@ COMMANDS = {
             "calibrate checkpoint=[a.ckpt,b.ckpt] images=IMAGES labels=LABELS output=DIR",
             "predict checkpoint=a.ckpt input=IMAGES output=DIR quality=DIR/quality.json",
         ),
+        memory=_PREDICTION_MEMORY,
     ),
     "describe": Command(
         "describe",
@@ -137,6 +152,7 @@ COMMANDS = {
             "describe architecture=unet plan.from_file=nnUNetPlans.json num_classes=14",
             "describe checkpoint=runs/NAME/3d_fullres/fold_0/seed_0/checkpoints/last.ckpt",
         ),
+        memory=("plan.batch_size", "plan.patch_size"),
     ),
     "check-backbone": Command(
         "check_backbone",
@@ -248,7 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command and its arguments; None: those of this process.
 
     Returns:
-        The exit code: 0, 2 after a user's mistake (which is printed), 130 after Ctrl-C, or the command's own.
+        The exit code: 0, 2 after a user's mistake (which is printed), 1 if the memory did not suffice, 130 after
+        Ctrl-C, or the command's own.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in _HELP:
@@ -266,12 +283,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped by Ctrl-C.", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except OSError as error:
-        full = disk_error(error)
-        if full is None:
+    except Exception as error:
+        full = disk_error(error) if isinstance(error, OSError) else None
+        if full is not None:
+            print(f"Error: {full}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        lack = lack_of_memory(error)
+        if lack is None:
             raise
-        print(f"Error: {full}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        logging.getLogger(__name__).debug("The memory did not suffice here:", exc_info=True)
+        print(f"Error: {_memory_message(name.replace('_', '-'), lack)}", file=sys.stderr)
+        return EXIT_NO_MEMORY
+
+
+def _memory_message(name: str, lack: str) -> str:
+    """Return the message for a command that lacked memory: what could not be allocated, and what to lower."""
+    keys = COMMANDS[name].memory if name in COMMANDS else ()
+    lower = f", or lower {' or '.join(keys)}" if keys else ""
+    return f"{name}: the memory does not suffice ({lack}). Give the program more memory{lower}."
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from umamba.datasets.declared import READERS, REORIENTING_READER
     from umamba.datasets.digest import dataset_digest
     from umamba.datasets.findings import Finding, findings_table
-    from umamba.datasets.integrity import Inspection, inspect_case
+    from umamba.datasets.integrity import Inspection, inspect_case, unseen_labels
     from umamba.datasets.nnunet_raw import CHANNEL_NAME, FIRST_CHANNEL, RawCase, RawDataset, list_findings, read_dataset
     from umamba.datasets.parallel import over_cases
     from umamba.datasets.phantom import write_phantom
@@ -33,6 +33,7 @@ __getattr__, __dir__ = lazy_names(
         "integrity": (
             "Inspection",
             "inspect_case",
+            "unseen_labels",
         ),
         "nnunet_raw": (
             "CHANNEL_NAME",
@@ -68,6 +69,7 @@ __all__ = [
     "over_cases",
     "read_dataset",
     "same_images",
+    "unseen_labels",
     "voxel_digest",
     "write_phantom",
     "write_phantom_2d",

@@ -1,7 +1,7 @@
 """A hash of a dataset's training files, by which later steps notice that a file has changed."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,20 +45,35 @@ def dataset_digest(
 
     beside = {path for path in map(spacing_file, paths) if path is not None}
     paths += sorted(beside, key=lambda path: Path(name(path)))
-    known = _read_cache(cache)
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        found = list(pool.map(lambda path: _entry(path, known.get(str(path))), paths))
+    found = file_entries(paths, cache, update)
     problems = [entry for entry in found if isinstance(entry, str)]
     if problems:
         raise UserError("\n".join([f"{dataset.root}: files of the dataset cannot be read.", *problems]))
     entries = [entry for entry in found if not isinstance(entry, str)]
-    current = {str(path): entry for path, entry in zip(paths, entries, strict=True)}
-    if cache is not None and update and current != known:
-        write_json(cache, current)
     total = hashlib.blake2b(digest_size=16)
     for path, (_, _, digest) in zip(paths, entries, strict=True):
         total.update(f"{name(path)}\0{digest}\n".encode())
     return total.hexdigest()
+
+
+def file_entries(paths: Sequence[Path], cache: Path | None, update: bool = True) -> list[list[Any] | str]:
+    """Return [size, mtime_ns, hash] of each file, or a sentence that says why it cannot be read.
+
+    Args:
+        paths: the files.
+        cache: JSON file with the entries of an earlier call; see `dataset_digest`.
+        update: False: only read the cache.
+
+    Raises:
+        StorageError: the cache cannot be written.
+    """
+    known = _read_cache(cache)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        found = list(pool.map(lambda path: _entry(path, known.get(str(path))), paths))
+    current = {str(path): entry for path, entry in zip(paths, found, strict=True) if not isinstance(entry, str)}
+    if cache is not None and update and current != known:
+        write_json(cache, current)
+    return found
 
 
 def _entry(path: Path, known: Any) -> list[Any] | str:

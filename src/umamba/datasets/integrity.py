@@ -5,7 +5,8 @@ image and label, number of channels), and further mistakes that would silently h
 not positive, skewed axes, fractional or empty labels, files that cannot be decoded.
 """
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,14 @@ class Inspection:
         image: the decoded image (C, Z, Y, X); None if a file cannot be decoded or the channels do not fit together.
         label: the decoded label map (1, Z, Y, X); None if there is none or it cannot be decoded.
         orientation: in which the first image is stored, such as "RAS"; None for 2D images and undecodable ones.
+        values: the values of the label map; None if there is none, it cannot be decoded or its values are no integers.
     """
 
     findings: tuple[Finding, ...]
     image: Image | None
     label: Image | None
     orientation: str | None = None
+    values: tuple[int, ...] | None = None
 
 
 def inspect_case(dataset: RawDataset, case: RawCase) -> Inspection:
@@ -77,7 +80,7 @@ def inspect_case(dataset: RawDataset, case: RawCase) -> Inspection:
             _report_header(path, report)
             _check_intensities(path, part.array, report)
     image = _join(case, parts, len(dataset.channel_names), report) if len(parts) == len(case.images) else None
-    label = None
+    label = values = None
     if case.label is not None:
         label = _turned(case.label, _decode(case.label, True, report), dataset.reader, report)
     if case.label is not None and label is not None:
@@ -85,8 +88,37 @@ def inspect_case(dataset: RawDataset, case: RawCase) -> Inspection:
         if parts:
             _check_same_grid(case.label, label.geometry, parts[0][0], parts[0][1].geometry, report)
         carried = dataset.annotated.get(case.case_id, dataset.labels.names)
-        _check_label_values(case.label, label.array, dataset.labels, carried, report)
-    return Inspection(tuple(findings), image, label, orientation)
+        values = _check_label_values(case.label, label.array, dataset.labels, carried, report)
+    return Inspection(tuple(findings), image, label, orientation, values)
+
+
+def unseen_labels(dataset: RawDataset, values: Mapping[str, Collection[int] | None]) -> list[Finding]:
+    """Return a warning if a declared label occurs in no label map of the cases that carry it.
+
+    There is none if a label map could not be read, because the label may occur there. The ignore label may be absent.
+
+    Args:
+        dataset: the dataset, for its labels and the labels that each case carries.
+        values: training case -> the values of its label map; None if it could not be read.
+    """
+    labels, maps = dataset.labels, list(values.values())
+    if None in maps:
+        return []
+    absent: dict[int, list[str]] = defaultdict(list)
+    for name, declared in zip(labels.names, labels.values, strict=True):
+        carriers = [found for case_id, found in values.items() if name in dataset.annotated.get(case_id, labels.names)]
+        for value in set(declared).difference(*(found for found in carriers if found is not None)):
+            absent[value].append(name)
+    if not absent:
+        return []
+    entries = [f"{' and '.join(names)} ({value})" for value, names in sorted(absent.items())]
+    shown = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
+    verb, it = ("occurs", "it") if len(entries) == 1 else ("occur", "them")
+    message = (
+        f"labels: {shown} {verb} in no training case. Check the export and the numbering of the label maps, or remove "
+        f"{it} from dataset.json."
+    )
+    return [Finding("", "dataset.json", "warning", message)]
 
 
 def _decode(path: Path, is_label: bool, report: Report) -> Image | None:
@@ -148,14 +180,15 @@ def _check_same_grid(path: Path, geometry: Geometry, first_path: Path, first: Ge
 
 def _check_label_values(
     path: Path, array: np.ndarray, labels: LabelSet, carried: Sequence[str], report: Report
-) -> None:
+) -> tuple[int, ...] | None:
+    """Report wrong values of a label map; return its values, or None if they are no integers."""
     found = np.unique(array)
     if np.issubdtype(array.dtype, np.floating):
         fractional = [value for value in found if value != np.round(value)]
         if fractional:
             examples = ", ".join(f"{value:g}" for value in fractional[:3])
             report(path, "error", f"holds values that are not integers ({examples}). Export it again as a label map.")
-            return
+            return None
     values = {int(value) for value in found}
     unexpected = sorted(values - set(labels.all_values))
     if unexpected:
@@ -168,3 +201,4 @@ def _check_label_values(
         report(path, "error", message)
     elif values <= {0, labels.ignore}:
         report(path, "warning", "the label map is empty (background only).")
+    return tuple(sorted(values))

@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 from umamba.datasets.nnunet_raw import RawCase
 from umamba.io import UserError
+from umamba.io.errors import lack_of_memory
 from umamba.io.voice import tracked
 
 Result = TypeVar("Result")
+
+PREPARE_WORKERS = "data.prepare_workers"
 
 # The workers' libraries read these variables when they are loaded. There is one process per core, so further threads of
 # the libraries would only compete for the cores. The workers allocate and free a volume all the time. By default glibc
@@ -38,7 +42,7 @@ def over_cases(
     cases: Sequence[RawCase],
     workers: int,
     title: str,
-    key: str = "data.prepare_workers",
+    key: str = PREPARE_WORKERS,
 ) -> list[Result]:
     """Return function(case) for each case, in the order of the cases.
 
@@ -50,19 +54,49 @@ def over_cases(
         key: the key of `workers`, for the message.
 
     Raises:
-        UserError: a worker process was killed.
+        UserError: a worker process was killed, or the memory did not suffice for a case.
     """
-    if workers <= 1 or len(cases) <= 1:
-        return [function(case) for case in tracked(cases, title, len(cases))]
-    with _pool(min(workers, len(cases)), function, key) as pool:
-        futures = [pool.submit(function, case) for case in cases]
+    workers = min(workers, len(cases))
+    if workers <= 1:
+        return [
+            _naming_memory(partial(function, case), case, workers, key) for case in tracked(cases, title, len(cases))
+        ]
+    with _pool(workers, function, key) as pool:
+        futures = {pool.submit(function, case): case for case in cases}
         try:
             for future in tracked(as_completed(futures), title, len(futures)):
-                future.result()
+                _naming_memory(future.result, futures[future], workers, key)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return [future.result() for future in futures]
+
+
+def memory_problem(case: RawCase, error: Exception, workers: int, key: str = PREPARE_WORKERS) -> str | None:
+    """Return the message for a case for which the memory did not suffice; None if the error has another cause.
+
+    Args:
+        case: the case.
+        error: what ended its processing.
+        workers: processes that each hold a case.
+        key: the key of `workers`.
+    """
+    lack = lack_of_memory(error)
+    if lack is None:
+        return None
+    fewer = f"Set {key} below {workers}, because each worker holds a case, or give" if workers > 1 else "Give"
+    return f"{case.case_id}: the memory does not suffice ({lack}). {fewer} the program more memory."
+
+
+def _naming_memory(result: Callable[[], Result], case: RawCase, workers: int, key: str) -> Result:
+    """Return the result of a case; raise UserError with its name if the memory does not suffice."""
+    try:
+        return result()
+    except Exception as error:
+        problem = memory_problem(case, error, workers, key)
+        if problem is None:
+            raise
+        raise UserError(problem) from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from umamba.io import StorageError, UserError, atomic_path, storage_errors
+from umamba.io.errors import lack_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +78,12 @@ class Problems:
         return UnsegmentedCases(f"{count} of {total} images {what}{others}:\n{reasons}")
 
     def _reason(self, case_id: str, error: Exception) -> str:
-        if _is_memory(error):
+        lack = lack_of_memory(error)
+        if lack is not None:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             return (
-                f"the memory does not suffice ({_first_line(error)}). Give max_memory_gb a value below the memory of "
+                f"the memory does not suffice ({lack}). Give max_memory_gb a value below the memory of "
                 "this machine, workers=1, or another device."
             )
         if isinstance(error, OSError):
@@ -101,12 +103,6 @@ class Problems:
             f"{type(error).__name__}: {_first_line(error)}. This is a fault of the program or an image that it does "
             f"not foresee; {self._tracebacks} says where. Please report it with the image's header."
         )
-
-
-def _is_memory(error: Exception) -> bool:
-    """Return whether memory was missing; torch reports the main memory's end by its text only."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ expects: NaN, integers of thousands of digits, text that cannot be encoded, a ke
 
 import json
 import math
+import os
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from umamba.io.errors import UserError
 
 MOST_BYTES = 16 << 20  # of a file that people or other programs wrote
 OWN_BYTES = 512 << 20  # of lists that this project writes itself: an entry for each file of a dataset
+_UNSIZED = 1 << 16  # bytes that are read of a file whose size the system does not say
 _BYTES_PER_VALUE = 16  # a file of the largest size may hold a value for so many bytes
 MOST_DEPTH = 64
 _MOST_BITS = 64
@@ -80,7 +82,8 @@ def bounded_text(path: Path, most_bytes: int) -> str:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: is no regular file but a folder, pipe or device. Give a file.")
         with path.open("rb") as stream:
-            content = stream.read(most_bytes + 1)
+            size = os.fstat(stream.fileno()).st_size  # because read(n) reserves n bytes before it reads any
+            content = stream.read(min(most_bytes, max(size, _UNSIZED)) + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file. Check the path.") from None
     except OSError as error:

@@ -21,6 +21,7 @@ _REMEDIES = {
 }
 # Whatever was being written: the disk is full or read-only, and trying other files there would fail, too.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory")  # texts of PyTorch's and ITK's RuntimeErrors
 
 
 class UserError(Exception):
@@ -74,3 +75,18 @@ def disk_error(error: OSError) -> StorageError | None:
         return None
     named = error.filename if isinstance(error.filename, str | os.PathLike) else None
     return storage_error(Path(named) if named else Path.cwd(), error)
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """Return what a library says of memory that it could not allocate; None if the error has another cause.
+
+    Args:
+        error: any error. PyTorch's are known by their name and text, because this module does not load PyTorch.
+    """
+    lines = [line.strip().rstrip(".:") for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if any(text in line for text in _NO_MEMORY)), None)
+    if isinstance(error, RuntimeError):
+        known = said is not None or type(error).__name__ == "OutOfMemoryError"
+    else:
+        known = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    return (said or next(iter(lines), "no further text")) if known else None

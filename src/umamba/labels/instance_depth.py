@@ -34,6 +34,7 @@ def depth_levels(instances: np.ndarray, levels: int = LEVELS) -> np.ndarray:
     from scipy import ndimage
 
     classes = np.zeros(instances.shape, dtype=np.uint8)
+    instances = small_numbers(instances)
     for number, box in enumerate(ndimage.find_objects(instances), start=1):
         if box is None:
             continue
@@ -42,6 +43,24 @@ def depth_levels(instances: np.ndarray, levels: int = LEVELS) -> np.ndarray:
         depth = ndimage.distance_transform_edt(mask) if not mask.all() else mask.astype(np.float64)
         classes[around][mask] = np.ceil(depth[mask] * (levels / depth.max()) - 1e-9).astype(np.uint8)
     return classes
+
+
+def small_numbers(instances: np.ndarray) -> np.ndarray:
+    """Return instances without numbers above the number of voxels, because tables of all numbers would not fit.
+
+    Args:
+        instances: integers of any shape, 0 is background.
+
+    Returns:
+        The same array if its numbers are small; otherwise a copy that is numbered 1, 2, 3, ... in the same order.
+
+    >>> small_numbers(np.array([0, 4_000_000_000, 7, 7])).tolist()
+    [0, 2, 1, 1]
+    """
+    if int(instances.max(initial=0)) <= instances.size:
+        return instances
+    numbers, place = np.unique(instances, return_inverse=True)
+    return place.reshape(instances.shape) + 1 - np.searchsorted(numbers, 0, side="right")
 
 
 def level_count(labels: LabelSet) -> int:

@@ -5,7 +5,7 @@ SciPy and scikit-image are loaded on first use, because they take a while to loa
 
 import numpy as np
 
-from umamba.labels.instance_depth import instances_of_depth, level_count
+from umamba.labels.instance_depth import instances_of_depth, level_count, small_numbers
 from umamba.labels.label_set import LabelSet
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
@@ -41,6 +41,7 @@ def interior_and_boundary(instances: np.ndarray) -> np.ndarray:
 
     classes = np.where(instances > 0, INTERIOR, BACKGROUND).astype(np.uint8)
     classes[find_boundaries(instances, mode="inner")] = BOUNDARY
+    instances = small_numbers(instances)
     inside = np.zeros(int(instances.max(initial=0)) + 1, dtype=bool)
     inside[instances[classes == INTERIOR]] = True
     inside[0] = True

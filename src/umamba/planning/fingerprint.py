@@ -6,7 +6,7 @@ once and checked at the same time.
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from umamba.datasets import (
     list_findings,
     over_cases,
     same_images,
+    unseen_labels,
     voxel_digest,
 )
 from umamba.io import UserError
@@ -130,8 +131,9 @@ class Draws:
     """Intensities drawn from a channel.
 
     Attributes:
-        values: the distinct intensities in ascending order.
-        counts: how often each was drawn.
+        values: the distinct intensities in ascending order, float32.
+        counts: how often each was drawn, in the smallest unsigned type that holds them, because float intensities
+            rarely repeat and there is nearly one count for each draw.
     """
 
     values: np.ndarray
@@ -147,18 +149,20 @@ class CaseStatistics:
         spacing: (Z, Y, X) in mm; None if the case has errors.
         shape_after_crop: (Z, Y, X) in voxels; None if the case has errors.
         relative_size: voxels after the crop / before it.
-        draws: one entry per channel; empty if the case has errors or no foreground.
+        draws: one entry per channel; empty if the case has errors or no foreground. `pooled_fingerprint` removes them.
         orientation: in which the image is stored, such as "RAS"; None for 2D images and if the case has errors.
         content: hash of the image's voxels; empty if it cannot be decoded.
+        label_values: the values of the label map; None if it cannot be decoded or they are no integers.
     """
 
     findings: tuple[Finding, ...]
     spacing: tuple[float, float, float] | None = None
     shape_after_crop: tuple[int, int, int] | None = None
     relative_size: float = 1.0
-    draws: tuple[Draws, ...] = ()
+    draws: list[Draws] = field(default_factory=list)
     orientation: str | None = None
     content: str = ""
+    label_values: tuple[int, ...] | None = None
 
 
 def compute_fingerprint(dataset: RawDataset, workers: int) -> Fingerprint:
@@ -174,15 +178,19 @@ def compute_fingerprint(dataset: RawDataset, workers: int) -> Fingerprint:
     return inspect_dataset(dataset, workers)[0]
 
 
-def inspect_dataset(dataset: RawDataset, workers: int) -> tuple[Fingerprint, tuple[Finding, ...]]:
+def inspect_dataset(dataset: RawDataset, workers: int) -> tuple[Fingerprint, tuple[Finding, ...], dict[str, str]]:
     """Decode and check every training case of a dataset and compute the statistics.
+
+    The same image under several names (`same_images`) is not among the findings, because groups and test images, which
+    can change without the training cases, decide about it. It is only in the table of an error.
 
     Args:
         dataset: the dataset.
         workers: worker processes; 0 or 1 works in this process.
 
     Returns:
-        The fingerprint, and the warnings about the decoded images, which are also logged.
+        The fingerprint; the warnings about the decoded images, which are also logged; and the hash of each training
+        case's voxels.
 
     Raises:
         UserError: with a table of all problems of the dataset, including those of its listing.
@@ -193,10 +201,11 @@ def inspect_dataset(dataset: RawDataset, workers: int) -> tuple[Fingerprint, tup
     inspect = partial(case_statistics, replace(dataset, training=(), test=(), groups={}), num_draws=num_draws)
     statistics = over_cases(inspect, dataset.training, workers, f"Fingerprint of {dataset.name}")
     decoded = [finding for case in statistics for finding in case.findings]
-    cases = zip(dataset.training, statistics, strict=True)
-    decoded += same_images(dataset, {case.case_id: found.content for case, found in cases if found.content})
+    cases = list(zip(dataset.training, statistics, strict=True))
+    decoded += unseen_labels(dataset, {case.case_id: found.label_values for case, found in cases})
+    contents = {case.case_id: found.content for case, found in cases if found.content}
     if any(finding.severity == "error" for finding in [*findings, *decoded]):
-        table = findings_table([*findings, *decoded])
+        table = findings_table([*findings, *decoded, *same_images(dataset, contents)])
         raise UserError(f"{dataset.root}: the dataset has errors and cannot be used.\n{table}")
     if decoded:
         log.warning("%s:\n%s", dataset.root, findings_table(decoded))
@@ -210,7 +219,7 @@ def inspect_dataset(dataset: RawDataset, workers: int) -> tuple[Fingerprint, tup
             ", ".join(f"{name} ({count})" for name, count in counts.most_common()),
             REORIENTING_READER,
         )
-    return pooled_fingerprint(dataset.root.name, statistics), tuple(decoded)
+    return pooled_fingerprint(dataset.root.name, statistics), tuple(decoded), contents
 
 
 def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseStatistics:
@@ -227,7 +236,7 @@ def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseS
     image, label = inspection.image, inspection.label
     content = "" if image is None else voxel_digest(image.array)
     if image is None or label is None or any(finding.severity == "error" for finding in inspection.findings):
-        return CaseStatistics(inspection.findings, content=content)
+        return CaseStatistics(inspection.findings, content=content, label_values=inspection.values)
     _, box = nonzero_box(image.array)
     cropped = image.array[(slice(None), *box)]
     foreground = label.array[(0, *box)] > 0
@@ -236,9 +245,10 @@ def case_statistics(dataset: RawDataset, case: RawCase, num_draws: int) -> CaseS
         image.geometry.spacing,
         axis3(foreground.shape),
         foreground.size / label.array.size,
-        tuple(draw_intensities(cropped[:, foreground], num_draws)),
+        list(draw_intensities(cropped[:, foreground], num_draws)),
         inspection.orientation,
         content,
+        inspection.values,
     )
 
 
@@ -264,8 +274,10 @@ def draw_intensities(voxels: np.ndarray, num_draws: int) -> Iterator[Draws]:
             place = channel.astype(np.int64) - int(lowest)
             values = (np.arange(place.max() + 1) + int(lowest)).astype(np.float32)
         else:
-            values, place = np.unique(channel.astype(np.float32), return_inverse=True)
-        counts = np.bincount(place.ravel(), weights=times).astype(np.int64)
+            values, place = np.unique(channel[times > 0].astype(np.float32), return_inverse=True)
+            times = times[times > 0]
+        counts = np.bincount(place.ravel(), weights=times)
+        counts = counts.astype(np.min_scalar_type(int(counts.max())))
         yield Draws(values[counts > 0], counts[counts > 0])
 
 
@@ -274,7 +286,7 @@ def pooled_fingerprint(name: str, statistics: Sequence[CaseStatistics]) -> Finge
 
     Args:
         name: name of the dataset, for the error message.
-        statistics: of all cases.
+        statistics: of all cases. Their draws are removed, channel after channel, to free their memory.
 
     Raises:
         UserError: no case has any foreground.
@@ -285,7 +297,7 @@ def pooled_fingerprint(name: str, statistics: Sequence[CaseStatistics]) -> Finge
     return Fingerprint(
         spacings=tuple(case.spacing for case in statistics if case.spacing is not None),
         shapes_after_crop=tuple(case.shape_after_crop for case in statistics if case.shape_after_crop is not None),
-        intensity=tuple(intensity_of(channel) for channel in zip(*drawn, strict=True)),
+        intensity=tuple(intensity_of([channels.pop(0) for channels in drawn]) for _ in range(len(drawn[0]))),
         median_relative_size_after_cropping=float(np.median([case.relative_size for case in statistics])),
         orientations=tuple(
             name
@@ -296,32 +308,53 @@ def pooled_fingerprint(name: str, statistics: Sequence[CaseStatistics]) -> Finge
     )
 
 
-def intensity_of(parts: Iterable[Draws]) -> Intensity:
+def intensity_of(parts: list[Draws]) -> Intensity:
     """Return the statistics of a channel over the draws of all cases.
 
+    Mean and standard deviation need all values and counts as float64 at once, because the dot product of parts would
+    round in another way. Everything else is freed before.
+
     Args:
-        parts: the draws of each case.
+        parts: the draws of each case; the list is emptied to free their memory.
     """
-    pool = list(parts)
-    values = np.concatenate([part.values for part in pool])
-    counts = np.concatenate([part.counts for part in pool])
-    order = np.argsort(values, kind="stable")
-    values, counts = values[order].astype(np.float64), counts[order]
+    values, counts = _merged(parts)
+    lowest, highest = float(values[0]), float(values[-1])
+    low, median, high = _percentiles(values, counts, (0.5, 50, 99.5))
     total = int(counts.sum())
-    mean = float(values @ counts) / total
-    last = np.cumsum(counts) - 1  # rank of the last draw of each value among all draws
-
-    def percentile(percent: float) -> float:
-        rank = percent / 100 * (total - 1)
-        low, high = (float(values[np.searchsorted(last, np.floor(rank) + step)]) for step in (0, rank > np.floor(rank)))
-        return float(low + (high - low) * (rank - np.floor(rank)))
-
+    values = values.astype(np.float64)
+    weights = counts.astype(np.float64)
+    mean = float(values @ weights) / total
+    values -= mean
+    np.square(values, out=values)
     return Intensity(
         mean=mean,
-        median=percentile(50),
-        std=float(np.sqrt(((values - mean) ** 2) @ counts / total)),
-        min=float(values[0]),
-        max=float(values[-1]),
-        percentile_00_5=percentile(0.5),
-        percentile_99_5=percentile(99.5),
+        median=median,
+        std=float(np.sqrt(values @ weights / total)),
+        min=lowest,
+        max=highest,
+        percentile_00_5=low,
+        percentile_99_5=high,
     )
+
+
+def _merged(parts: list[Draws]) -> tuple[np.ndarray, np.ndarray]:
+    """Empty the parts; return their values in ascending order, equal ones in the order of the parts, and the counts."""
+    values = np.concatenate([part.values for part in parts])
+    counts = np.concatenate([part.counts for part in parts])
+    parts.clear()
+    order = np.argsort(values, kind="stable")
+    values = values[order]
+    return values, counts[order]
+
+
+def _percentiles(values: np.ndarray, counts: np.ndarray, percents: Sequence[float]) -> list[float]:
+    """Return percentiles of ascending values, each of which stands for as many draws as its count."""
+    upto = counts.astype(np.int64)
+    np.cumsum(upto, out=upto)  # draws up to each value, in place because cumsum(dtype=...) would hold a second copy
+    found = []
+    for percent in percents:
+        rank = percent / 100 * (int(upto[-1]) - 1)
+        whole = int(rank)
+        low, high = (float(values[np.searchsorted(upto, whole + 1 + step)]) for step in (0, rank > whole))
+        found.append(low + (high - low) * (rank - whole))
+    return found

@@ -25,6 +25,7 @@ import blosc2
 import numpy as np
 
 from umamba.datasets import RawCase, RawDataset, over_cases
+from umamba.datasets.parallel import memory_problem
 from umamba.io import (
     StorageError,
     UserError,
@@ -206,6 +207,7 @@ def prepare_store(
             configuration=configuration,
             labels=dataset.labels,
             labelled=labelled,
+            workers=min(workers, len(missing)),
         )
         title = f"Preprocessing {dataset.name} for {configuration_name}"
         problems = [problem for problem in over_cases(prepare, missing, workers, title) if problem]
@@ -331,22 +333,41 @@ def store_key(digest: str, plan: Plan, configuration: Configuration, labels: Lab
 
 
 def _prepare_case(
-    case: RawCase, folder: Path, plan: Plan, configuration: Configuration, labels: LabelSet, labelled: bool
+    case: RawCase,
+    folder: Path,
+    plan: Plan,
+    configuration: Configuration,
+    labels: LabelSet,
+    labelled: bool,
+    workers: int,
 ) -> str | None:
-    """Preprocess and write one case; return its error message, or None."""
+    """Preprocess and write one case, beside those of the other workers; return its error message, or None."""
     try:
-        read = read_image(case.images, turn_channels=plan.reader is not None)
-        if not labelled:
-            given = replace(read, array=np.zeros((1, *read.array.shape[1:]), np.int16))
-        elif case.label is None:
-            raise UserError("has no label file. Add it to labelsTr.")
-        else:
-            given = read_label(case.label)
-        image, label, properties = preprocess_case(read, given, plan, configuration, labels, case.case_id)
+        _write_case(case, folder, plan, configuration, labels, labelled)
     except StorageError:
         raise
     except UserError as error:
         return f"{case.images[0].name}: {error}"
+    except Exception as error:
+        problem = memory_problem(case, error, workers)
+        if problem is None:
+            raise
+        return problem
+    return None
+
+
+def _write_case(
+    case: RawCase, folder: Path, plan: Plan, configuration: Configuration, labels: LabelSet, labelled: bool
+) -> None:
+    """Preprocess and write one case."""
+    read = read_image(case.images, turn_channels=plan.reader is not None)
+    if not labelled:
+        given = replace(read, array=np.zeros((1, *read.array.shape[1:]), np.int16))
+    elif case.label is None:
+        raise UserError("has no label file. Add it to labelsTr.")
+    else:
+        given = read_label(case.label)
+    image, label, properties = preprocess_case(read, given, plan, configuration, labels, case.case_id)
     assert label is not None
     voxels = {str(key): found.tobytes() for key, found in foreground_voxels(label, labels).items()}
     flat = configuration.dim == 2
@@ -354,7 +375,6 @@ def _prepare_case(
     meta = {"foreground": voxels, "properties": json.dumps(properties.to_json())}
     # Written last, because it marks a finished case.
     write_array(case_file(folder, case.case_id, "image"), image, flat, meta)
-    return None
 
 
 def open_array(path: Path) -> Any:
