@@ -221,7 +221,8 @@ class TrainSettings(Settings):
                 f"dataset.num_training={self.dataset.num_training}: fold=all trains on every case. Give a fold, or "
                 "leave dataset.num_training away."
             )
-        yield from self.recipe.schedule.foreign()
+        if not self.timed:  # a budget replaces the schedule
+            yield from self.recipe.schedule.foreign()
         if self.teacher is not None:
             yield from self._beside_teacher()
         elif self.recipe.loss.distillation_weight != LossSettings.distillation_weight:
