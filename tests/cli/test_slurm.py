@@ -70,6 +70,7 @@ def test_preflight_says_what_is_missing(
     said = capsys.readouterr().out
     assert said.count("there is no folder") == 1
     assert f"{slurm}/nowhere/Dataset701_AbdomenCT" in said
+    assert "paths.raw=FOLDER or dataset.root=FOLDER" in said
     assert main(["slurm", "submit", *given]) == EXIT_USER_ERROR
     assert "there is no folder" in capsys.readouterr().err
     assert main(["slurm", "preflight", *given, "smoke=true"]) == 0  # a phantom is made

@@ -90,7 +90,7 @@ def test_a_study_must_be_named_and_its_dataset_must_be_there(study: list[str], t
     with pytest.raises(UserError, match="give one study"):
         run_study([])
     absent = [*study, "dataset.kind=nnunet", f"dataset.root={tmp_path / 'none'}"]
-    with pytest.raises(UserError, match=r"dataset\.root: there is no folder"):
+    with pytest.raises(UserError, match=r"dataset\.root: there is no folder .* is with dataset\.root=FOLDER"):
         run_study(absent)
     assert main(["study", "run", *absent]) == 2
 

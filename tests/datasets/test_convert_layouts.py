@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -317,6 +318,8 @@ def test_a_missing_dataset_json_is_answered_with_its_lines_and_can_be_written(tm
     with pytest.raises(UserError, match="exists already"):
         convert_archive("folders", root, tmp_path / "raw", 1, layout=layout)
     (root / "dataset.json").unlink()
+    with pytest.raises(UserError, match="1 name is given, but the images have 2 channels"):
+        convert_archive("folders", root, tmp_path / "raw", 1, layout=replace(layout, channels=("T1",)))
     nifti(root / "labelsTr" / "b.nii.gz", labels(1, 2, 5))
     with pytest.raises(UserError, match="the values are 1, 2, 3, 5, but must be"):
         convert_archive("folders", root, tmp_path / "raw", 1, layout=layout)

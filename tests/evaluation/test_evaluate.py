@@ -214,6 +214,26 @@ def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
         Rules(GENERIC, "abdominal")
 
 
+def test_the_protocol_abdomen_reads_the_labels_that_are_declared(tmp_path: Path) -> None:
+    """Other labels would be scored as organs, and organs that are nowhere count as found."""
+    references = tmp_path / "labelsTs"
+    references.mkdir()
+    organs = label_names(references, None, "abdomen")
+    Rules(organs, "abdomen")
+    names = {"background": 0, "Liver": 1} | {f"organ {value}": value for value in range(2, 14)}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": names}))
+    assert label_names(references, None, "abdomen") == organs, "values decide, and the organs keep the paper's names"
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "Anterior": 1, "Posterior": 2}}))
+    with pytest.raises(UserError, match=r"protocol=abdomen: needs the labels .* has Anterior, Posterior"):
+        Rules(label_names(references, None, "abdomen"), "abdomen")
+
+
+def test_the_folder_of_a_dataset_is_no_folder_of_references(tmp_path: Path) -> None:
+    (tmp_path / "Dataset500_A" / "labelsTs").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"Give truth=.*Dataset500_A/labelsTs, the folder of the references"):
+        label_names(tmp_path / "Dataset500_A", None, "generic")
+
+
 def test_the_settings_choose_folders_and_rules(
     two_methods: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,9 +11,10 @@ import SimpleITK as sitk
 from torch import nn
 
 from umamba.inference import Model, Predictor
-from umamba.inference.likeness import distances, unlike_training
+from umamba.inference.likeness import Unlike, distances, unlike_training
+from umamba.inference.prepared_image import prepare_image
 from umamba.inference.resize import whole
-from umamba.io import Geometry, Image
+from umamba.io import Geometry, Image, UserError
 from umamba.planning import Intensity
 from umamba.settings import PredictionSettings
 
@@ -66,7 +67,7 @@ def test_intensities_in_other_units(model: Model) -> None:
 
 def test_a_blank_image_is_named_and_far(model: Model) -> None:
     blank = np.zeros((20, 60, 60))
-    assert said(model, blank) == "intensities are all 0: a blank image?"
+    assert said(model, blank) == "intensities are all 0: perhaps a blank image"
     geometry = Geometry((3.0, 0.9, 0.9), (0.0, 0.0, 0.0), DIRECTION, blank.shape, False)  # type: ignore[arg-type]
     assert distances(Image(blank[None], geometry), whole(blank.shape), model)["intensities"] > 10
 
@@ -75,6 +76,22 @@ def test_z_scores_forget_the_scale_within_reason(model: Model) -> None:
     model.configuration = replace(model.configuration, normalization=("ZScoreNormalization",))
     assert said(model, 3 * ct() + 5000) == ""
     assert "other units" in said(model, 1000 * ct())
+
+
+def test_a_warning_ends_with_one_mark(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    unlike = Unlike([])
+    unlike.add("scaled", [said(model, 1000 * ct())])
+    unlike.add("blank", [said(model, np.zeros((20, 60, 60)))])
+    scaled, blank = (record.getMessage() for record in caplog.records)
+    assert scaled.endswith(": perhaps other units. Check its segmentation.")
+    assert blank.endswith(": perhaps a blank image. Check its segmentation.")
+
+
+def test_one_channel_is_named_in_the_singular(model: Model) -> None:
+    model.num_channels = 2
+    geometry = Geometry((3.0, 0.9, 0.9), (0.0, 0.0, 0.0), DIRECTION, (20, 60, 60), False)
+    with pytest.raises(UserError, match="the image has 1 channel, the network was trained with 2"):
+        prepare_image(Image(ct()[None], geometry), [model])
 
 
 def test_training_images_of_several_units_are_not_named(model: Model) -> None:

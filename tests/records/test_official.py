@@ -19,7 +19,7 @@ import torch
 
 from umamba.inference import Predictor
 from umamba.io import UserError
-from umamba.records import find_checkpoint, read_checkpoint
+from umamba.records import RunFolder, find_checkpoint, read_checkpoint
 
 OFFICIAL = ("nnUNetTrainerUMambaBot__nnUNetPlans__2d", "nnUNetTrainerUMambaEnc__nnUNetPlans__3d_fullres")
 NNUNET = ("plain_2d", "residual_3d")
@@ -244,3 +244,13 @@ def test_folders_are_searched(residual: Path) -> None:
         find_checkpoint(residual)
     with pytest.raises(UserError, match="no checkpoint in this folder"):
         find_checkpoint(residual.parent)
+
+
+def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "runs" / "A" / "3d_fullres" / "fold_0" / "seed_0")
+    run.checkpoints.mkdir(parents=True)
+    run.best.touch()
+    with pytest.raises(UserError, match=r"no checkpoint in this folder\..*the folder of a run"):
+        find_checkpoint(run.path)
+    run.last.touch()
+    assert find_checkpoint(run.path) == find_checkpoint(run.checkpoints) == run.last

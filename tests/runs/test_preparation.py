@@ -228,7 +228,7 @@ def test_the_same_image_twice_is_found_whatever_its_header_and_groups_keep_it_in
     (root / "groups.csv").write_text("case,group\na,patient 1\nd,patient 1\n")
     assert same(own) == {"z"}
     last = summary(prepare(own), 12.3)
-    words = r"Prepared Dataset001_Twins: 5 training and 1 test cases, 1 labels \(organ\), \d findings, 12 s, in "
+    words = r"Prepared Dataset001_Twins: 5 training and 1 test cases, 1 label \(organ\), \d findings?, 12 s, in "
     assert re.match(words + re.escape(str(tmp_path / "out")), last)
 
 

@@ -155,7 +155,7 @@ def test_the_best_is_found_and_predicts(project_dir: Path, raw: Path, tmp_path: 
     for fold in (0, 1):
         found = {path.name for path in (output / best["best"] / f"fold_{fold}").glob("*.nii.gz")}
         assert found == {f"{case}.nii.gz" for case in folds[fold]["val"]}
-    said = result.stdout.split("python predict.py ")[1]
+    said = result.stdout.split("umamba predict ")[1]
     assert f"post_processing={output / 'post_processing.json'}" in said.replace("\n", "")
 
 
@@ -178,7 +178,7 @@ def test_the_command_for_a_cascade_names_its_first_stage(
     first = run_folder(tmp_path / "runs", "one", 0, trained="3d_lowres")
     second = run_folder(tmp_path / "runs", "one", 1, trained="3d_cascade_fullres")
     main(FindBestSettings(candidates=(second,), raw_dataset=raw, output=tmp_path / "best", device="cpu"))
-    said = shlex.split(messages.text.split("python predict.py ")[1])
+    said = shlex.split(messages.text.split("umamba predict ")[1])
     files = [f"{folder}/fold_{fold}/seed_0/checkpoints/last.ckpt" for folder in (second, first) for fold in (0, 1)]
     assert said[:2] == [f"checkpoint=[{','.join(files[:2])}]", f"previous_checkpoint=[{','.join(files[2:])}]"]
     best = json.loads((tmp_path / "best" / "best.json").read_text())

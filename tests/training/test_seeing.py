@@ -42,7 +42,7 @@ def test_the_parts_of_a_step_are_reported_once(
     (line,) = [line for line in messages.messages if line.startswith("Step ")]
     # Nothing else takes time by this clock. A delay around the transfer counts as waiting for data.
     assert line.startswith("Step 10.000 s: data wait 20%, transfer 0%, forward 30%, backward 40%, optimiser 10%.")
-    assert "Data is the bottleneck" in line
+    assert "The network waits for data" in line
 
 
 def report(waits: float, workers: int, monkeypatch: pytest.MonkeyPatch) -> str:

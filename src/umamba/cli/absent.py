@@ -8,16 +8,16 @@ def absent_dataset(settings: TrainSettings) -> str | None:
     """Return a sentence if the dataset is not there; None: it is, or is a phantom, which is made when it is needed.
 
     Args:
-        settings: `smoke` and `dataset` are read.
+        settings: `smoke`, `dataset` and `paths` are read.
     """
-    return None if settings.smoke else settings.dataset.absent()
+    return None if settings.smoke else settings.dataset.absent(settings.paths.raw)
 
 
 def refuse_absent_dataset(settings: TrainSettings) -> None:
     """Refuse a command whose dataset is not there.
 
     Args:
-        settings: `smoke` and `dataset` are read.
+        settings: `smoke`, `dataset` and `paths` are read.
 
     Raises:
         UserError: it is not.

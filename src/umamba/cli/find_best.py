@@ -34,4 +34,4 @@ def main(settings: FindBestSettings) -> None:
     given = [f"checkpoint=[{listed(found.best.checkpoints)}]"]
     given += [f"previous_checkpoint=[{listed(found.best.previous)}]"] if found.best.previous else []
     given += [f"post_processing={settings.output / 'post_processing.json'}"]
-    log.info("To predict with it:\npython predict.py %s input=IMAGES output=DIR", shlex.join(given))
+    log.info("To predict with it:\numamba predict %s input=IMAGES output=DIR", shlex.join(given))

@@ -51,8 +51,11 @@ def summary(prepared: "PreparedDataset", seconds: float) -> str:
     """
     dataset = prepared.dataset
     names = ", ".join(dataset.labels.names)
-    found = "findings not kept" if prepared.findings is None else f"{len(prepared.findings)} findings"
+    labels = "label" if len(dataset.labels.names) == 1 else "labels"
+    found = "findings not kept"
+    if prepared.findings is not None:
+        found = f"{len(prepared.findings)} finding{'' if len(prepared.findings) == 1 else 's'}"
     return (
         f"Prepared {dataset.name}: {len(prepared.store.case_ids)} training and {len(dataset.test)} test cases, "
-        f"{len(dataset.labels.names)} labels ({names}), {found}, {seconds:.0f} s, in {prepared.store.path.absolute()}"
+        f"{len(dataset.labels.names)} {labels} ({names}), {found}, {seconds:.0f} s, in {prepared.store.path.absolute()}"
     )

@@ -305,7 +305,8 @@ def _channels(converter: Converter, case: SourceCase) -> list[sitk.Image]:
             channels.append(image)
     if len(channels) != converter.channel_files:
         expected = f"{converter.channel_files} ({', '.join(converter.channel_names)})"
-        raise UserError(f"{case.images[0]}: the case has {len(channels)} channels, but must have {expected}.")
+        found = f"{len(channels)} channel{'' if len(channels) == 1 else 's'}"
+        raise UserError(f"{case.images[0]}: the case has {found}, but must have {expected}.")
     return channels
 
 

@@ -42,7 +42,9 @@ def proposed_json(
         count = read_image([next(path for path in files if path.name.lower().endswith(ending))]).array.shape[0]
     own = channels or (("R", "G", "B") if count == 3 and len(numbers) == 1 else _numbered("channel", range(count)))
     if len(own) != count:
-        raise UserError(f"channels: {len(own)} names are given, but the images have {count} channels.")
+        channels_held = "1 channel" if count == 1 else f"{count} channels"
+        given = "1 name is" if len(own) == 1 else f"{len(own)} names are"
+        raise UserError(f"channels: {given} given, but the images have {channels_held}.")
     maps = sorted(path for path in (root / "labelsTr").glob(f"*{ending}") if not path.name.startswith("."))
     if not maps:
         raise UserError(f"{root}/labelsTr: holds no label map NAME{ending}.")

@@ -228,26 +228,32 @@ def evaluate_folders(
 def label_names(truth: Path, dataset_json: Path | None, protocol: str) -> LabelSet:
     """Return the labels of the references: those of dataset.json, or those that the protocol defines.
 
+    With the protocol abdomen they are its organs, unless there is a dataset.json that declares other values.
+
     Args:
         truth: folder of references; without `dataset_json` the dataset.json beside this folder is read.
-        dataset_json: the dataset.json that declares the labels; the protocol abdomen does not need it, and cell only
-            for levels of depth.
+        dataset_json: the dataset.json that declares the labels; the protocol abdomen needs none, and cell only for
+            levels of depth.
         protocol: see `Rules`.
 
     Raises:
         UserError: the file does not exist or declares no labels.
     """
+    path = dataset_json or truth.parent / "dataset.json"
     if protocol == "abdomen":
         names = tuple(name for name, _ in ABDOMEN_ORGANS)
-        return LabelSet(names, tuple((value,) for value in range(1, len(names) + 1)))
-    path = dataset_json or truth.parent / "dataset.json"
+        organs = LabelSet(names, tuple((value,) for value in range(1, len(names) + 1)))
+        given = label_names(truth, path, "generic") if path.is_file() else organs
+        return organs if given.values == organs.values else given  # which `Rules` refuses
     if protocol in CELL_PROTOCOLS:
         declared = label_names(truth, path, "generic") if path.is_file() else None
         if declared is not None and level_count(declared):
             return declared
         return LabelSet(("interior", "boundary"), ((1,), (2,)))
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file, so the labels have no names. Give dataset_json=PATH.")
+        below = next((truth / name for name in ("labelsTs", "labelsTr") if (truth / name).is_dir()), None)
+        remedy = "dataset_json=PATH" if below is None else f"truth={below}, the folder of the references"
+        raise UserError(f"{path}: there is no such file, so the labels have no names. Give {remedy}.")
     content = read_json(path)
     if not isinstance(content, dict) or "labels" not in content:
         raise UserError(f"{path}: it has no entry 'labels'. Give a dataset.json in nnU-Net's raw layout.")

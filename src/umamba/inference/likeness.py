@@ -164,7 +164,7 @@ def _unlike_intensities(channel: np.ndarray, scheme: str, trained: Intensity) ->
     if not sample.size:
         return None
     if not sample.any():
-        return "are all 0: a blank image?"
+        return "are all 0: perhaps a blank image"
     low, high = (float(value) for value in np.percentile(sample, (0.5, 99.5)))
     first, last = float(channel.min()), float(channel.max())
     usual_low, usual_high = trained.percentile_00_5, trained.percentile_99_5
@@ -177,12 +177,12 @@ def _unlike_intensities(channel: np.ndarray, scheme: str, trained: Intensity) ->
         # median tells that most are smaller.
         level_ratio = level / trained.median if level > 0 and trained.median > 0 else width_ratio
         other = all(ratio > _WIDTH or ratio < 1 / _WIDTH for ratio in (width_ratio, level_ratio))
-        return f"{found}: other units?" if other else None
+        return f"{found}: perhaps other units" if other else None
     if scheme == _CT and usual_low < 0 <= first:
         return f"{found}: no value is below 0, so these are probably not Hounsfield units"
     covered = max(0.0, min(last, usual_high) - max(first, usual_low)) / width
     inside = float(np.mean((sample >= trained.min) & (sample <= trained.max)))
-    return f"{found}: other units?" if covered < _COVERED or inside < _INSIDE else None
+    return f"{found}: perhaps other units" if covered < _COVERED or inside < _INSIDE else None
 
 
 def _far(found: Sequence[float], usual: Sequence[float]) -> bool:

@@ -73,8 +73,9 @@ def prepare_image(
     check_previous(models, "" if previous is None else "previous")
     expected = models[0].num_channels
     if len(image.array) != expected:
+        channels = "channel" if len(image.array) == 1 else "channels"
         raise UserError(
-            f"the image has {len(image.array)} channels, the network was trained with {expected}. "
+            f"the image has {len(image.array)} {channels}, the network was trained with {expected}. "
             "Give the same channels in the same order."
         )
     if any(model.plan.reader != models[0].plan.reader for model in models):

@@ -19,6 +19,7 @@ from umamba.io import UserError, read_json
 from umamba.io.documents import check_values
 from umamba.networks import official_architecture, official_state_dict
 from umamba.planning import foreign_settings, parse_nnunet_plans
+from umamba.records.run_folder import LAST, RunFolder
 from umamba.records.zoo import zoo_weights
 from umamba.settings.wording import shown
 
@@ -62,11 +63,11 @@ def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint file of a path.
 
     Args:
-        path: the file itself, the name zoo:NAME of a trained network, or a results or fold folder of nnU-Net or
-            U-Mamba that holds a single one.
+        path: the file itself, the name zoo:NAME of a trained network, the folder of a run, which stands for its
+            last.ckpt, or a results or fold folder of nnU-Net or U-Mamba that holds a single one.
 
     Raises:
-        UserError: the folder holds no checkpoint_final.pth, or those of several folds.
+        UserError: the folder holds no checkpoint, or those of several folds.
     """
     path = Path(path)
     if not path.is_dir():
@@ -77,13 +78,14 @@ def find_checkpoint(path: Path) -> Path:
                 f"{files[0]}."
             )
         return files[0]
-    if (path / FILE_NAME).is_file():
-        return path / FILE_NAME
+    for file in (RunFolder(path).last, path / LAST, path / FILE_NAME):
+        if file.is_file():
+            return file
     found = sorted(path.glob(f"fold_*/{FILE_NAME}"))
     if not found:
         raise UserError(
-            f"{path}: no checkpoint in this folder. Give a checkpoint file, or a results folder of nnU-Net or U-Mamba "
-            f"(plans.json, dataset.json, fold_0/{FILE_NAME})."
+            f"{path}: no checkpoint in this folder. Give a checkpoint file, the folder of a run (checkpoints/{LAST}), or a "
+            f"results folder of nnU-Net or U-Mamba (plans.json, dataset.json, fold_0/{FILE_NAME})."
         )
     if len(found) > 1:
         raise UserError(

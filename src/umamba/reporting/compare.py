@@ -1,7 +1,8 @@
 """Compare measured with published numbers and methods with each other: means, deviations, and which claims survive.
 
-The mean and standard deviation of a label are over cases. Those of the average are over each case's mean over labels,
-as in the paper. The cases of all seeds and folds count. The means of single seeds show how much trainings differ.
+The mean and standard deviation of a label are over all cases and trainings together. Those of the average are over
+each case's mean over labels, as in the paper. The cases of all seeds and folds count. The means of single seeds show
+how much trainings differ.
 """
 
 import dataclasses
@@ -39,8 +40,8 @@ class Number:
         method: the network.
         label: name of the label, or "average".
         metric: name of the score.
-        mean: our mean over cases; NaN if nothing is measured.
-        sd: our standard deviation over cases; NaN if there are fewer than two.
+        mean: our mean over cases and trainings; NaN if nothing is measured.
+        sd: our standard deviation over cases and trainings; NaN if there are fewer than two.
         cases: number of cases.
         seed_means: mean of each seed, in the order of the seeds.
         published: the paper's number; None if it has none.

@@ -108,9 +108,9 @@ def _explanation(results: Results, dataset: str, own: Sequence[Number]) -> str:
         else ""
     )
     return (
-        f'<p class="note">Scores of the {html(_images(results))}. {html(rules)} Mean ± standard deviation over cases.'
-        f"{paper} n: number of cases that have this score, where other scores have more. No case: the label is in no "
-        f"reference and no prediction. {html(legend(own))}{unet}</p>"
+        f'<p class="note">Scores of the {html(_images(results))}. {html(rules)} Mean ± standard deviation over cases '
+        f"and trainings.{paper} n: number of cases that have this score, where other scores have more. No case: the "
+        f"label is in no reference and no prediction. {html(legend(own))}{unet}</p>"
     )
 
 

@@ -86,7 +86,10 @@ def _numbers(own: Estimate) -> str:
 
 def _picture(case: str, path: Path, rows: Sequence[Estimate]) -> str:
     content = base64.b64encode(path.read_bytes()).decode()
-    reason = "; ".join(dict.fromkeys(own.reason for own in rows if own.review)) or "nothing to look at"
+    reason = (
+        "; ".join(dict.fromkeys(own.reason for own in rows if own.review))
+        or "no sign that it is worse than usual in the calibration"
+    )
     return (
         f'<figure><img alt="{html(case)} with its segmentation" src="data:image/png;base64,{content}">'
         f"<figcaption>{html(f'{case}: {reason}')}</figcaption></figure>"

@@ -122,7 +122,11 @@ def _say(estimates: Sequence[Estimate], order: Sequence[str], overall: str) -> N
     by_case = {case: [own for own in estimates if own.case == case and own.review] for case in order}
     looked = [case for case in order if by_case[case]]
     if not looked:
-        log.info("None of %d segmentations has a sign that somebody should look at it.", len(order))
+        expected = [own.scores["dsc"][0] for own in estimates if own.label == overall and "dsc" in own.scores]
+        seen = f" (expected DSC {min(expected):.3f} to {max(expected):.3f})" if expected else ""
+        log.info(
+            "None of %d segmentations%s has a sign that it is worse than usual in the calibration.", len(order), seen
+        )
         return
     lines = []
     for case in looked[:_LISTED]:

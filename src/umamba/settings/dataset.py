@@ -83,13 +83,18 @@ class DatasetSettings(Settings):
     )
     phantom: PhantomSettings = key(PhantomSettings, "The phantom of dataset=phantom and of smoke=true.")
 
-    def absent(self) -> str | None:
-        """Return the message that the dataset is absent and where it is published; None if it exists."""
+    def absent(self, raw: Path | None = None) -> str | None:
+        """Return the message that the dataset is absent and where it is published; None if it exists.
+
+        Args:
+            raw: paths.raw; the message advises another one only if the dataset's folder is in it.
+        """
         if self.kind == "phantom" or self.root.is_dir():
             return None
+        moved = "paths.raw=FOLDER or " if raw is not None and raw in self.root.parents else ""
         origin = f" The data: {self.source}." if self.source else ""
         return (
             f"dataset.root: there is no folder {self.root.absolute()}. Put the dataset there in nnU-Net's raw layout "
-            "(dataset.json, imagesTr, labelsTr), or say where it is with paths.raw=FOLDER or dataset.root=FOLDER. "
+            f"(dataset.json, imagesTr, labelsTr), or say where it is with {moved}dataset.root=FOLDER. "
             f"`umamba convert --help` lists the layouts that can be converted.{origin}"
         )

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from umamba.io import atomic_path
 from umamba.records.tables import read_metrics
@@ -95,6 +96,7 @@ def draw_curves(rows: Rows, path: Path) -> None:
     plot(rates, rows, "lr", "learning rate", "tab:orange")
     rates.set_ylabel("learning rate")
     rates.set_xlabel("epoch")
+    rates.xaxis.set_major_locator(MaxNLocator(integer=True))  # the axes share it
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
 

@@ -121,9 +121,9 @@ class StepTimes(Callback):
             return line
         workers, cpus = self.datamodule.num_workers, available_cpus()
         if workers < cpus - 1:
-            return f"{line} Data is the bottleneck: set data.num_workers={cpus - 1} (now {workers})."
+            return f"{line} The network waits for data: set data.num_workers={cpus - 1} (now {workers})."
         named = "" if self.datamodule.automatic else "set augmentation.device=gpu, or "
         return (
-            f"{line} Data is the bottleneck, and all {cpus} CPUs of this allocation make patches: {named}ask for more "
-            "CPUs."
+            f"{line} The network waits for data, and all {cpus} CPUs of this allocation make patches: {named}ask for "
+            "more CPUs."
         )
