@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from umamba.records import RunFolder
-from umamba.training import progress
+from umamba.training import panels, progress
 from umamba.training.progress import EpochLines
 from umamba.training.time_left import TimeLeft
 
@@ -99,3 +99,24 @@ def test_a_real_run_counts_its_epochs_in_one_way(small_fit: Fit, messages: pytes
     small_fit("trainer.max_epochs=2")
     counted = [line.split(":")[0] for line in messages.messages if line.startswith("epoch ")]
     assert counted == ["epoch 1/2", "epoch 1/2", "epoch 2/2"]
+
+
+def test_drawing_a_picture_is_no_part_of_a_validation_step(small_fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, counted = [0.0], []
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    draw, end = panels.overlay_figure, EpochLines.on_validation_batch_end
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        clock[0] += 100.0
+        return draw(*arguments, **options)
+
+    def count(self: EpochLines, *arguments: Any) -> None:
+        end(self, *arguments)
+        counted.extend([] if self.time_left is None else self.time_left.val_step_s)
+
+    monkeypatch.setattr(panels, "overlay_figure", slow)
+    monkeypatch.setattr(EpochLines, "on_validation_batch_end", count)
+    small_fit("trainer.max_epochs=1", "logger.panels_every=1")
+    assert clock[0] >= 100.0
+    assert counted
+    assert max(counted) < 100.0

@@ -193,6 +193,8 @@ def build_trainer(
         *([PolynomialAverage(device=_device(settings))] if timed else []),
         SkipNonFinite(folder.nonfinite, settings.seed),
         PeakMemory(),
+        # Before the pictures, because its clock of a validation step would count the drawing of one.
+        EpochLines(bar, _steps_after(settings, prepared, val_cases), every),
         *(
             [
                 ValidationPanels(
@@ -203,7 +205,6 @@ def build_trainer(
             if segments
             else []
         ),
-        EpochLines(bar, _steps_after(settings, prepared, val_cases), every),
         TimeBudget(settings.trainer.max_seconds),
         *asked,
         AskedPatience(asked),
