@@ -70,6 +70,9 @@ def test_decathlon(tmp_path: Path) -> None:
             assert np.array_equal(read(path), images[case.case_id][..., channel])
         assert case.label is not None
         assert np.array_equal(read(case.label), truths[case.case_id])
+    nifti(task / "imagesTs" / "B_009.nii.gz", volume())
+    with pytest.raises(UserError, match=r"the case has 1 channel, but must have 2 \(FLAIR, T1w\)"):
+        convert_archive("msd", task, tmp_path / "raw1", 1, layout=Layout())
     facts["training"] = [{"image": "../../../etc/passwd", "label": "./labelsTr/B_001.nii.gz"}]
     (task / "dataset.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match=r"'\.\.' is no name"):

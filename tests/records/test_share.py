@@ -51,7 +51,7 @@ def test_a_shared_checkpoint_predicts_the_same_and_names_nobody(
     run: RunFolder, prepared: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = tmp_path / "out" / "liver.ckpt"
-    assert main(["export", f"checkpoint={run.last}", f"output={shared}", "format=share"]) == 0
+    assert main(["export", f"checkpoint={run.path}", f"output={shared}", "format=share"]) == 0
     assert "no case, path, machine or user" in capsys.readouterr().out
     before, after = torch.load(run.last, weights_only=True), torch.load(shared, weights_only=True)
     assert {"optimizer_states", "loops", "callbacks"} <= before.keys()

@@ -84,8 +84,8 @@ def find_checkpoint(path: Path) -> Path:
     found = sorted(path.glob(f"fold_*/{FILE_NAME}"))
     if not found:
         raise UserError(
-            f"{path}: no checkpoint in this folder. Give a checkpoint file, the folder of a run (checkpoints/{LAST}), or a "
-            f"results folder of nnU-Net or U-Mamba (plans.json, dataset.json, fold_0/{FILE_NAME})."
+            f"{path}: no checkpoint in this folder. Give a checkpoint file, the folder of a run (checkpoints/{LAST}), "
+            f"or a results folder of nnU-Net or U-Mamba (plans.json, dataset.json, fold_0/{FILE_NAME})."
         )
     if len(found) > 1:
         raise UserError(
