@@ -11,6 +11,7 @@ import numpy as np
 import pandas
 import pytest
 import SimpleITK as sitk
+from PIL import Image as Picture
 from scipy.stats import ttest_rel
 
 from umamba.cli.compose import settings_of
@@ -212,6 +213,21 @@ def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
         Rules(GENERIC, "abdomen")
     with pytest.raises(UserError, match="generic, abdomen"):
         Rules(GENERIC, "abdominal")
+
+
+def test_pictures_have_no_millilitres(tmp_path: Path) -> None:
+    for kind in ("labelsTs", "found"):
+        (tmp_path / kind).mkdir()
+        label = np.zeros((8, 8), dtype=np.uint8)
+        label[2:6, 2:6] = 1
+        Picture.fromarray(label).save(tmp_path / kind / "a.png")
+    one = LabelSet(("a",), ((1,),))
+    evaluate_folders({"a": tmp_path / "found"}, tmp_path / "labelsTs", tmp_path / "out", Rules(one, details=True))
+    (row,) = pandas.read_csv(tmp_path / "out" / "scores.csv").to_dict("records")
+    assert row["dsc"] == 1
+    assert row["volume_error"] == 0
+    assert np.isnan([row["volume_ml"], row["true_volume_ml"]]).all()
+    assert not (tmp_path / "out" / "volumes.png").exists()
 
 
 def test_the_protocol_abdomen_reads_the_labels_that_are_declared(tmp_path: Path) -> None:

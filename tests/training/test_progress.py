@@ -102,7 +102,8 @@ def test_a_real_run_counts_its_epochs_in_one_way(small_fit: Fit, messages: pytes
 
 
 def test_drawing_a_picture_is_no_part_of_a_validation_step(small_fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, counted = [0.0], []
+    clock = [0.0]
+    counted: list[float] = []
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     draw, end = panels.overlay_figure, EpochLines.on_validation_batch_end
 

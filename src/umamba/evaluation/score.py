@@ -212,9 +212,15 @@ def score_files(prediction: Path, truth: Path, rules: Rules) -> Scores:
             "Use another protocol."
         )
     try:
-        return score_arrays(*maps, surface_spacing(true.geometry), rules)
+        scores = score_arrays(*maps, surface_spacing(true.geometry), rules)
     except ValueError as error:  # a rule of the protocol that does not fit this image
         raise UserError(f"{prediction}: {error}.") from error
+    return {name: _without_volume(found) for name, found in scores.items()} if true.geometry.is_2d else scores
+
+
+def _without_volume(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return the scores of a two-dimensional file, whose pixels have no thickness and thus no millilitres."""
+    return {name: math.nan if name in ("volume_ml", "true_volume_ml") else value for name, value in scores.items()}
 
 
 def _label_map(image: Image, path: Path, labels: LabelSet | None) -> np.ndarray:
