@@ -226,7 +226,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     (f"train {PHANTOM} recipe.schedule.minimum=0.5", ("minimum=0.5", "poly has no minimum")),
     (
         f"train {PHANTOM} recipe.loss.cross_entropy_weight=0 recipe.loss.focal_gamma=2",
-        ("focal_gamma", "entropy_weight=0"),
+        ("focal_gamma", "entropy_weight is 0"),
     ),
     (f"train {PHANTOM} recipe.loss.dice_weight=0 recipe.loss.tversky=[0.3,0.7]", ("tversky", "dice_weight is 0")),
     (f"train {PHANTOM} recipe.loss.class_weights=[0,0,0]", ("class_weights=[0.0, 0.0, 0.0]", "cross_entropy_weight=0")),

@@ -23,6 +23,11 @@ def test_counts_are_summed_over_batches_before_the_ratio() -> None:
     assert math.isnan(c)
 
 
+def test_the_counts_fit_devices_without_float64() -> None:
+    metric = PatchDice(LabelSet.from_json({"background": 0, "a": 1}))
+    assert metric.true_positive.dtype == metric.false_positive.dtype == metric.false_negative.dtype == torch.int64
+
+
 def test_ignored_voxels_do_not_count() -> None:
     metric = PatchDice(LabelSet.from_json({"background": 0, "a": 1, "ignore": 2}))
     metric.update(one_hot_logits([1, 1, 1], 2), torch.tensor([[[[1, 2, 2]]]]))

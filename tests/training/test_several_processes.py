@@ -4,6 +4,7 @@ import datetime
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,3 +89,11 @@ def test_a_damaged_checkpoint_that_another_process_renamed_is_no_error(
     monkeypatch.setattr("umamba.training.checkpoints.stored_patch_dice", lambda content: folder.last.unlink())
     monkeypatch.setattr("umamba.training.checkpoints.network_weights", lambda content: content)
     assert newest_readable(folder) == (folder.previous, 5)
+
+
+def test_a_run_compares_its_processes(small_fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr(SameStart, "setup", lambda self, *_, **__: found.append((self.folder, self.epochs)))
+    first = small_fit("trainer.max_epochs=1")
+    small_fit("trainer.max_epochs=2")
+    assert found == [(first.path, 0), (first.path, 1)]

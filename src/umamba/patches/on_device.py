@@ -35,7 +35,7 @@ class Numbers:
 
     def on(self, device: torch.device) -> Tensor:
         """Return all numbers (n,) on a device, float64 where the device has it."""
-        together = torch.from_numpy(np.concatenate([np.zeros(0), *self._parts])).to(_precise(device))
+        together = torch.from_numpy(np.concatenate([np.zeros(0), *self._parts])).to(precise_dtype(device))
         return (together.pin_memory() if device.type == "cuda" else together).to(device, non_blocking=True)
 
 
@@ -195,7 +195,7 @@ def _vote(candidates: Tensor, weights: Tensor) -> Tensor:
     """
     best, most = candidates[0], None
     for candidate in candidates:
-        votes = torch.where(candidates == candidate, weights, 0.0).sum(0, dtype=_precise(weights.device))
+        votes = torch.where(candidates == candidate, weights, 0.0).sum(0, dtype=precise_dtype(weights.device))
         if most is None:
             most = votes
         else:
@@ -203,6 +203,10 @@ def _vote(candidates: Tensor, weights: Tensor) -> Tensor:
     return best
 
 
-def _precise(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 for Apple's devices, which have no float64."""
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 for Apple's devices, which have no float64.
+
+    Args:
+        device: where the numbers are.
+    """
     return torch.float32 if device.type == "mps" else torch.float64

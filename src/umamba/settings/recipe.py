@@ -210,9 +210,9 @@ class LossSettings(Settings):
         if not self.cross_entropy_weight:
             for name in ("class_weights", "focal_gamma"):
                 if getattr(self, name):
-                    yield f"recipe.loss.{name}: is of the cross-entropy, but cross_entropy_weight=0. Leave out one."
+                    yield f"recipe.loss.{name}: changes the cross-entropy, but cross_entropy_weight is 0. Drop one."
         if not self.dice_weight and self.tversky is not None:
-            yield "recipe.loss.tversky: is of the Dice term, whose dice_weight is 0. Leave out one of the two."
+            yield "recipe.loss.tversky: changes the Dice term, but dice_weight is 0. Leave out one of the two."
         if self.class_weights is not None and not any(self.class_weights):
             yield (
                 f"recipe.loss.class_weights={list(self.class_weights)}: one must be above 0. Give "

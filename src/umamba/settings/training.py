@@ -51,8 +51,8 @@ class DataSettings(Settings):
     )
     validate_cases_every: int = key(
         50,
-        "Epochs between predictions of whole validation cases, whose score is val/case_dice; 0: never. They come after "
-        "an epoch's validation batches, so that there are none without these.",
+        "Epochs between predictions of whole validation cases, whose score is val/case_dice; 0: never. They follow "
+        "an epoch's validation batches; with val_iterations=0 no case is predicted.",
         low=0,
     )
     validation_cases: int = key(3, "Number of validation cases that are predicted whole during training.", low=0)
@@ -221,16 +221,9 @@ class TrainSettings(Settings):
                 f"dataset.num_training={self.dataset.num_training}: fold=all trains on every case. Give a fold, or "
                 "leave dataset.num_training away."
             )
-        if not self.timed:  # a budget replaces the schedule
-            yield from self.recipe.schedule.foreign()
         if self.teacher is not None:
             yield from self._beside_teacher()
-        elif self.recipe.loss.distillation_weight != LossSettings.distillation_weight:
-            yield "recipe.loss.distillation_weight: there is no teacher. Give teacher=CHECKPOINT, or leave it away."
-        memory = self.planner.gpu_memory_gb
-        if memory is not None and (self.plan.from_file is not None or self.teacher is not None):
-            whole = "plan.from_file" if self.plan.from_file is not None else "teacher"
-            yield f"planner.gpu_memory_gb={memory:g}: the plan is that of {whole}. Leave out one of the two."
+        yield from self._without_effect()
         yield from self._wrong_fine_tuning()
         yield from self._wrong_budget()
         yield from self._wrong_measuring()
@@ -256,12 +249,6 @@ class TrainSettings(Settings):
                 "predict.checkpoint=best: without validation batches there is no best checkpoint. Give "
                 "data.val_iterations above 0, or predict.checkpoint=last."
             )
-        every = self.data.validate_cases_every
-        if every not in (0, DataSettings.validate_cases_every) and not self.val_batches and not self.timed:
-            yield (
-                f"data.validate_cases_every={every}: whole cases are predicted after the validation batches, and there "
-                "are none. Give data.val_iterations above 0, or data.validate_cases_every=0."
-            )
         interval = self.trainer.further.get("val_check_interval")
         per_epoch = self.trainer.further.get("check_val_every_n_epoch", 1) is not None
         if type(interval) is int and per_epoch and not self.timed and interval > self.train_batches:
@@ -276,6 +263,23 @@ class TrainSettings(Settings):
                 "there is no best checkpoint. Give a smaller number, or predict.checkpoint=last."
             )
         yield from self._wrong_heads()
+
+    def _without_effect(self) -> Iterator[str]:
+        """Yield keys that are given and would do nothing, because another key takes away what they change."""
+        if not self.timed:  # a budget replaces the schedule
+            yield from self.recipe.schedule.foreign()
+        if self.teacher is None and self.recipe.loss.distillation_weight != LossSettings.distillation_weight:
+            yield "recipe.loss.distillation_weight: there is no teacher. Give teacher=CHECKPOINT, or leave it away."
+        memory = self.planner.gpu_memory_gb
+        if memory is not None and (self.plan.from_file is not None or self.teacher is not None):
+            whole = "plan.from_file" if self.plan.from_file is not None else "teacher"
+            yield f"planner.gpu_memory_gb={memory:g}: the plan is that of {whole}. Leave out one of the two."
+        every = self.data.validate_cases_every
+        if every not in (0, DataSettings.validate_cases_every) and not self.val_batches and not self.timed:
+            yield (
+                f"data.validate_cases_every={every}: whole cases are predicted after the validation batches, and there "
+                "are none. Give data.val_iterations above 0, or data.validate_cases_every=0."
+            )
 
     def _wrong_cascade(self) -> Iterator[str]:
         """Yield what the second stage of a cascade cannot have, and what only it has."""

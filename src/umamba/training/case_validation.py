@@ -18,6 +18,7 @@ from umamba.inference.memory import sums_device
 from umamba.labels import LabelSet
 from umamba.labels.annotated import Annotated, annotated_mask
 from umamba.labels.masks import one_hot
+from umamba.patches.on_device import precise_dtype
 from umamba.planning import Configuration
 from umamba.preprocessing import CaseStore
 from umamba.settings import SlidingWindowSettings
@@ -77,8 +78,8 @@ class CaseValidation(Callback):
         finally:
             network.deep_supervision = deep
         known = [score for score in scores if not np.isnan(score)]
-        precise = torch.float32 if pl_module.device.type == "mps" else torch.float64  # Apple's devices lack float64
-        total = torch.tensor([sum(known), len(known)], dtype=precise, device=pl_module.device)
+        device = pl_module.device
+        total = torch.tensor([sum(known), len(known)], dtype=precise_dtype(device), device=device)
         total = trainer.strategy.reduce(total, reduce_op="sum")
         pl_module.log("val/case_dice", (total[0] / total[1]).float())
 

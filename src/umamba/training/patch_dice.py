@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from umamba.labels import LabelSet
+from umamba.patches.on_device import precise_dtype
 from umamba.training.losses import region_targets
 from umamba.training.partial_losses import over_voxels
 
@@ -58,10 +59,6 @@ class PatchDice(Metric):
         self.false_negative += (~prediction & truth).sum(axes)
 
     def compute(self) -> Tensor:
-        """Return the Dice of each class, (K,); NaN where a class neither occurred nor was predicted.
-
-        float64, or float32 on Apple's devices, which have no float64.
-        """
-        precise = torch.float32 if self.true_positive.device.type == "mps" else torch.float64
-        twice = (2 * self.true_positive).to(precise)
+        """Return the Dice of each class, (K,) of `precise_dtype`; NaN for a class that occurs nowhere."""
+        twice = (2 * self.true_positive).to(precise_dtype(self.true_positive.device))
         return twice / (twice + self.false_positive + self.false_negative)
