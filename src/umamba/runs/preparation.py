@@ -1,7 +1,7 @@
 """Prepare a raw dataset: compute its fingerprint, derive its plan and preprocess its cases."""
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,8 @@ from umamba.datasets import (
     Finding,
     RawDataset,
     dataset_digest,
-    findings_table,
     list_findings,
     read_dataset,
-    same_images,
     write_phantom,
     write_phantom_2d,
 )
@@ -40,8 +38,8 @@ from umamba.planning import (
 from umamba.planning.plan import CASCADE, LOWRES
 from umamba.preprocessing import CaseStore, prepare_store
 from umamba.records.checkpoint import read_checkpoint
+from umamba.runs.findings import dataset_findings, findings_file, keep_findings, kept_findings
 from umamba.settings import DatasetSettings, PhantomSettings, TrainSettings
-from umamba.settings.validate import read_record
 
 log = logging.getLogger(__name__)
 
@@ -92,32 +90,6 @@ class PreparedDataset(PlannedDataset):
     store: CaseStore
 
 
-@dataclass(frozen=True)
-class KeptContent:
-    """The content of a training image.
-
-    Attributes:
-        case_id: the case.
-        digest: hash of the image's voxels.
-    """
-
-    case_id: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class KeptFindings:
-    """What is kept of the check of all training images, because it takes long.
-
-    Attributes:
-        findings: the warnings about the images.
-        contents: content of each training image, by which the same image is found under several names.
-    """
-
-    findings: tuple[Finding, ...]
-    contents: tuple[KeptContent, ...]
-
-
 def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[Fingerprint, str]:
     """Return the fingerprint and the content hash of a dataset, from a file if there is one for this content.
 
@@ -143,11 +115,10 @@ def fingerprint_dataset(dataset: RawDataset, root: Path, workers: int) -> tuple[
             digest = dataset_digest(dataset, cache)
             path = _fingerprint_file(folder, digest, dataset.reader)
             known = _kept_fingerprint(path)
-            if known is not None and _kept_findings(findings_file(folder, digest)) is not None:
+            if known is not None and kept_findings(findings_file(folder, digest)) is not None:
                 return known, digest
             fingerprint, findings, contents = inspect_dataset(dataset, workers)
-            kept = KeptFindings(findings, tuple(KeptContent(*pair) for pair in contents.items()))
-            write_json(findings_file(folder, digest), asdict(kept))
+            keep_findings(findings_file(folder, digest), findings, contents)
             write_json(path, fingerprint.to_json())
         return fingerprint, digest
     except StorageError:
@@ -172,56 +143,6 @@ def _kept_fingerprint(path: Path) -> Fingerprint | None:
 
 def _fingerprint_file(folder: Path, digest: str, reader: str | None) -> Path:
     return folder / f"fingerprint_{digest[:8]}{'' if reader is None else '_ras'}.json"
-
-
-def findings_file(folder: Path, digest: str) -> Path:
-    """Return the file of `KeptFindings` of a dataset.
-
-    Args:
-        folder: the dataset's folder of preprocessed cases.
-        digest: hash of the dataset's content.
-    """
-    return folder / f"findings_{digest[:8]}.json"
-
-
-def _kept_findings(path: Path) -> KeptFindings | None:
-    """Return the content of a `findings_file`; None if there is none, or it is damaged or of an earlier version."""
-    if not path.exists():
-        return None
-    try:
-        content = read_json(path, OWN_BYTES)
-        if not isinstance(content, list):
-            return read_record(KeptFindings, content)
-        reason = "an earlier version wrote it, without the hashes of the images"
-    except UserError as error:
-        reason = f"it is damaged: {str(error).removeprefix(f'{path}: ')}"
-    log.warning("%s is not used (%s).", path, reason)
-    return None
-
-
-def _dataset_findings(dataset: RawDataset, digest: str, root: Path) -> tuple[Finding, ...] | None:
-    """Return the warnings about a dataset's listing and images; log those about the same image under several names.
-
-    Those are looked for in each call, because groups and test images can change while the training cases stay.
-
-    Args:
-        dataset: the raw dataset, whose fingerprint exists.
-        digest: hash of its content.
-        root: folder of all preprocessed datasets.
-
-    Returns:
-        The warnings; None if those about the images are not kept.
-    """
-    folder = root / dataset.name
-    kept = _kept_findings(findings_file(folder, digest))
-    contents = {} if kept is None else {entry.case_id: entry.digest for entry in kept.contents}
-    try:
-        twins = same_images(dataset, contents, folder)
-    except StorageError:
-        twins = same_images(dataset, contents, folder, update=False)
-    if twins:
-        log.warning("%s:\n%s", dataset.root, findings_table(twins))
-    return None if kept is None else (*list_findings(dataset.root)[1], *kept.findings, *twins)
 
 
 def make_plan(settings: TrainSettings, dataset: RawDataset, fingerprint: Fingerprint) -> tuple[Plan, str]:
@@ -405,7 +326,7 @@ def plan_of(settings: TrainSettings, explain: bool = False, nnunet_plans: Path |
     if nnunet_plans is not None:
         write_json(nnunet_plans, to_nnunet_plans(plan, dataset.file_ending))
         log.info("The plan as nnU-Net's plans file: %s", nnunet_plans.absolute())
-    findings = _dataset_findings(dataset, digest, settings.paths.preprocessed)
+    findings = dataset_findings(dataset, digest, settings.paths.preprocessed)
     return PlannedDataset(dataset, digest, plan, plan.configuration(configuration), findings)
 
 
